@@ -1,0 +1,71 @@
+"""Everything that can go wrong, as one family.
+
+This room knows the names of failures and nothing about how they come about. Every class is also the
+standard-library type that a caller would expect, so ``except ValueError`` and ``except OSError``
+work. Messages say what was asked, what was found and what to do.
+
+    LorewrightError
+    ├── DataError           (ValueError)        a file or a text that cannot be knowledge
+    ├── ConfigError         (ValueError)        a setting that does not exist or fit
+    ├── TargetsNotFound     (ValueError)        a LoRA target that names no layer
+    ├── ModelError          (ValueError)        a base model that cannot be loaded or used
+    ├── AdapterError        (ValueError)        an adapter that cannot be read or bound
+    │   ├── WrongBase                           it was written on another base model
+    │   └── NoEffect                            it loads, but changes nothing
+    ├── UnknownMemory       (KeyError)          a name that the memory does not hold
+    ├── Locked              (TimeoutError)      another process is writing
+    ├── StorageError        (OSError)           the disk refused: full, read-only, gone
+    └── TeacherError        (ConnectionError)   the model that rewrites text did not answer
+"""
+
+
+class LorewrightError(Exception):
+    """The root of the family: the message is one plain sentence or two, fit for a terminal."""
+
+
+class DataError(LorewrightError, ValueError):
+    """A file or a text cannot be read as knowledge or as probes."""
+
+
+class ConfigError(LorewrightError, ValueError):
+    """A setting is unknown, out of range, or contradicts another one."""
+
+
+class TargetsNotFound(LorewrightError, ValueError):
+    """A LoRA target matches no linear layer inside the text decoder."""
+
+
+class ModelError(LorewrightError, ValueError):
+    """A base model or its tokenizer cannot be loaded or cannot do what was asked."""
+
+
+class AdapterError(LorewrightError, ValueError):
+    """An adapter on disk is incomplete, corrupt, or of a kind that is not supported."""
+
+
+class WrongBase(AdapterError):
+    """An adapter was written on another base model than the one that is loaded."""
+
+
+class NoEffect(AdapterError):
+    """An adapter loads without complaint and leaves the model as it was."""
+
+
+class UnknownMemory(LorewrightError, KeyError):
+    """A name was asked for that the memory does not hold."""
+
+    def __str__(self) -> str:
+        """Return the plain message; KeyError alone would put quotes around it."""
+        return Exception.__str__(self)
+
+
+class Locked(LorewrightError, TimeoutError):
+    """Another process holds the memory's write lock."""
+
+
+class StorageError(LorewrightError, OSError):
+    """The disk refused a read or a write; nothing half-written is left behind."""
+
+
+class TeacherError(LorewrightError, ConnectionError):
+    """The language model that rewrites text could not be reached or did not answer."""

@@ -1,0 +1,498 @@
+"""LoRA on a frozen model: which layers carry it, and a stack of N adapters at once.
+
+    y = W x + scale * B A x         A (R, I), B (O, R) in float32, W frozen in any dtype
+
+This room knows ``torch.nn`` and dotted names, and nothing about transformers, tokens, losses,
+optimisers or files. N adapters live in one `LoraLinear` as ``A_NRI`` and ``B_NOR``; the rows of a
+batch are bound to adapters through `Stack.bind`. Smaller ranks are padded with zeros in A *and* in
+B: both gradients vanish there, so the padding stays zero and N adapters trained together equal N
+trained alone, provided that gradients are clipped per adapter and optimisers are elementwise.
+
+Shape letters: N adapters, R rank, I in-features, O out-features, B batch row, T token, K row block.
+
+Papers: LoRA, arXiv 2106.09685; the scale with a square root: rsLoRA, arXiv 2312.03732.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import groupby
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lorewright.errors import AdapterError, ConfigError, TargetsNotFound
+
+# Parts of dotted names, in the spellings of the model families.
+ATTENTION = ("attn", "attention")
+MLP = ("mlp", "feed_forward", "ffn", "moe", "expert", "fc1", "fc2")
+CROSS_ATTENTION = ("cross_attn", "crossattention", "encoder_attn", "encdecattention")
+TOWERS = ("vision", "visual", "audio", "image", "speech", "multi_modal", "mm_proj", "perceiver")
+ROUTERS = ("gate", "router", "shared_expert_gate", "router_proj")
+HEADS = ("lm_head", "embed_out", "output_projection", "score")
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """What one adapter looks like: its rank, its scale and the layers that carry it."""
+
+    rank: int = 8
+    """Rows of A and columns of B, at least 1."""
+    alpha: int | None = None
+    """Numerator of the scale, an integer because engines refuse fractions. None = 2 * rank."""
+    targets: tuple[str, ...] = ("all-linear",)
+    """Presets ("all-linear", "attention", "mlp") or module names, matched as dotted suffixes."""
+    layers: tuple[int, ...] | None = None
+    """Indices of the decoder layers to adapt; None = all of them."""
+    rslora: bool = False
+    """Divide alpha by sqrt(rank) instead of rank."""
+    seed: int = 0
+    """Seed of the first A, in [0, 2**32)."""
+
+    def __post_init__(self) -> None:
+        alpha = 2 * self.rank if self.alpha is None else self.alpha
+        for name, value in (("rank", self.rank), ("alpha", alpha)):
+            if type(value) is not int or value < 1:
+                raise ConfigError(f"{name} must be an integer of at least 1; found {value!r}.")
+        if type(self.seed) is not int or not 0 <= self.seed < 2**32:
+            raise ConfigError(f"seed must be an integer in [0, 2**32); found {self.seed!r}.")
+        if isinstance(self.targets, str) or not self.targets or not all(self.targets):
+            raise ConfigError(f"targets must be a tuple of module names; found {self.targets!r}.")
+        layers = None if self.layers is None else tuple(sorted(set(self.layers)))
+        if layers == () or not all(type(layer) is int and layer >= 0 for layer in layers or ()):
+            raise ConfigError(f"layers must be None or indices from 0; found {self.layers!r}.")
+        object.__setattr__(self, "alpha", alpha)
+        object.__setattr__(self, "targets", tuple(self.targets))
+        object.__setattr__(self, "layers", layers)
+
+    @property
+    def scale(self) -> float:
+        """The factor of B A x: alpha / rank, or alpha / sqrt(rank) with rslora."""
+        assert self.alpha is not None
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+
+# Which layers
+
+
+@dataclass(frozen=True)
+class Site:
+    """One linear layer of the text decoder that can carry an adapter."""
+
+    name: str
+    layer: int
+    projection: str
+    n_in: int
+    n_out: int
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """The layers that carry an adapter, and what cannot carry one, with the reason."""
+
+    sites: tuple[Site, ...]
+    n_linear: int
+    skipped: Mapping[str, str]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Full dotted names of the adapted modules, in model order."""
+        return tuple(site.name for site in self.sites)
+
+    @property
+    def by_layer(self) -> dict[tuple[int, str], str]:
+        """Names by (layer index, projection)."""
+        return {(site.layer, site.projection): site.name for site in self.sites}
+
+    def table(self) -> list[tuple[str, int, str]]:
+        """Rows (what, number of modules, which layers or why not), adapted ones first."""
+        layers: dict[str, list[int]] = {}
+        for site in self.sites:
+            layers.setdefault(site.projection, []).append(site.layer)
+        rows = [(what, len(at), f"layers {_ranges(at)}") for what, at in layers.items()]
+        whys = list(self.skipped.values())
+        return rows + [("skipped", whys.count(why), why) for why in dict.fromkeys(whys)]
+
+
+def resolve_targets(model: nn.Module, config: LoraConfig) -> Coverage:
+    """Find the linear layers of the text decoder that `config` names.
+
+    Raises TargetsNotFound for each target that names nothing, or only what cannot carry an adapter
+    (another tower, the head, a router, a Conv1D), and ConfigError for layers that do not exist.
+    """
+    sites, skipped = survey(model)
+    asked = f"targets {list(config.targets)}"
+    if not sites:
+        found = ", ".join(dict.fromkeys(skipped.values())) or "no weights"
+        raise TargetsNotFound(f"{asked} need nn.Linear layers in the decoder; found only: {found}.")
+    depth = 1 + max(site.layer for site in sites)
+    absent = [layer for layer in config.layers or () if layer >= depth]
+    if absent:
+        raise ConfigError(f"layers {absent} do not exist; the text decoder has 0 to {depth - 1}.")
+    chosen: set[Site] = set()
+    for target in config.targets:
+        matched = {site for site in sites if _matches(target, site)}
+        if not matched:
+            raise TargetsNotFound(f"{asked}: {_explain_no_match(target, sites, skipped)}")
+        kept = {site for site in matched if config.layers is None or site.layer in config.layers}
+        if not kept:
+            found = _ranges([site.layer for site in matched])
+            raise TargetsNotFound(
+                f"{asked}: {target!r} is in layers {found}, not in {list(config.layers or ())}."
+            )
+        chosen |= kept
+    return Coverage(tuple(site for site in sites if site in chosen), len(sites), skipped)
+
+
+def survey(model: nn.Module) -> tuple[tuple[Site, ...], dict[str, str]]:
+    """List the layers that can carry an adapter and, by name, why others cannot.
+
+    The same with a stack attached. Raises AdapterError if another library's adapters are there.
+    """
+    decoder = text_decoder(model)
+    prefix = next(name for name, module in model.named_modules() if module is decoder)
+    head = model.get_output_embeddings() if isinstance(model, _Language) else None
+    sites: list[Site] = []
+    skipped: dict[str, str] = {}
+    inside = "\0"
+    for name, module in model.named_modules():
+        if name.startswith(inside):
+            continue
+        if name.endswith((".base_layer", ".lora_A")):
+            raise AdapterError(f"{name!r}: another library's adapters are attached; unload them.")
+        if isinstance(module, LoraLinear):
+            inside, module = name + ".", module.base
+        parts = name.removeprefix(prefix).lstrip(".").split(".")
+        at = next((i for i, part in enumerate(parts) if part.isdigit()), None)
+        if module is head and isinstance(module, nn.Linear):
+            skipped[name] = "the output head"
+        elif prefix and not name.startswith(prefix + ".") and isinstance(module, nn.Linear):
+            skipped[name] = "outside the text decoder"
+        elif why := _why_not(module, name.split(".")):
+            skipped[name] = why
+        elif isinstance(module, nn.Linear) and at is None:
+            skipped[name] = "outside the numbered layers"
+        elif isinstance(module, nn.Linear) and at is not None:
+            place = int(parts[at]), ".".join(parts[at + 1 :]) or parts[at]
+            sites.append(Site(name, *place, module.in_features, module.out_features))
+    return tuple(sites), skipped
+
+
+def text_decoder(model: nn.Module) -> nn.Module:
+    """Return the part of the model that writes text; the model itself if it does not say."""
+    while isinstance(model, _Language):
+        inner = model.get_decoder()
+        if inner is model or not isinstance(inner, nn.Module):
+            break
+        model = inner
+    return model
+
+
+@runtime_checkable
+class _Language(Protocol):
+    def get_decoder(self) -> nn.Module | None: ...
+
+    def get_output_embeddings(self) -> nn.Module | None: ...
+
+
+def _why_not(module: nn.Module, parts: Sequence[str]) -> str | None:
+    """Say why a module with weights cannot carry an adapter; None if it can, or has none."""
+    if isinstance(module, nn.Embedding):
+        return "an embedding"
+    if type(module).__name__ == "Conv1D":
+        return "a Conv1D (its weight is transposed), not torch.nn.Linear"
+    if not isinstance(module, nn.Linear):
+        fused = parts[-1] == "experts" and any(True for _ in module.parameters(recurse=False))
+        return "fused expert weights, not torch.nn.Linear" if fused else None
+    if _any_in(TOWERS, parts):
+        return "outside the text decoder"
+    if _any_in(CROSS_ATTENTION, parts):
+        return "cross-attention to another tower"
+    if parts[-1] in HEADS:
+        return "the output head"
+    return "a router" if parts[-1] in ROUTERS else None
+
+
+def _any_in(words: Sequence[str], parts: Sequence[str]) -> bool:
+    return any(word in part for part in parts for word in words)
+
+
+def _matches(target: str, site: Site) -> bool:
+    parts = site.projection.split(".")
+    if target in ("attention", "mlp"):
+        attends = _any_in(ATTENTION, parts)
+        return attends if target == "attention" else not attends and _any_in(MLP, parts)
+    return target == "all-linear" or f".{site.name}".endswith(f".{target}")
+
+
+def _explain_no_match(target: str, sites: Sequence[Site], skipped: Mapping[str, str]) -> str:
+    start = f"{target!r} matched 0 of {len(sites)} linear layers in the text decoder"
+    elsewhere = [name for name in skipped if f".{name}".endswith(f".{target}")]
+    if elsewhere:
+        other = f"{len(elsewhere)} other module(s), first {elsewhere[0]!r}"
+        return f"{start}, but {other}, which cannot carry adapters: {skipped[elsewhere[0]]}."
+    names = {site.projection.split(".")[-1]: site.projection for site in sites}
+    names |= {site.projection: site.projection for site in sites}
+    near = get_close_matches(target, list(names), n=3, cutoff=0.3) or list(names)[:3]
+    closest = ", ".join(repr(name) for name in dict.fromkeys(names[name] for name in near))
+    return f"{start} (closest: {closest}); name one of these or a preset."
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    runs = groupby(enumerate(sorted(set(numbers))), key=lambda pair: pair[1] - pair[0])
+    spans = [[number for _, number in run] for _, run in runs]
+    return ",".join(str(s[0]) if len(s) == 1 else f"{s[0]}-{s[-1]}" for s in spans)
+
+
+# The layer
+
+
+class Rows:
+    """Which adapter each row of the batch uses: one object for all layers of a stack."""
+
+    def __init__(self) -> None:
+        self.bind(None, 1)
+
+    def bind(self, rows_B: Tensor | None, n_adapters: int) -> None:
+        """Set the adapter of each row: None = all use adapter 0; -1 in `rows_B` = no adapter.
+
+        Rows are cut into K equal blocks, as long as the runs of equal values allow.
+        Raises AdapterError when `rows_B` is not a vector of indices below `n_adapters`.
+        """
+        rows = [0] if rows_B is None else torch.atleast_1d(rows_B).tolist()
+        if not rows or not all(type(row) is int and -1 <= row < n_adapters for row in rows):
+            expected = f"one integer per batch row, from -1 (none) to {n_adapters - 1}"
+            raise AdapterError(f"rows must be {expected}; found {rows[:8]}.")
+        block = math.gcd(*(len(list(run)) for _, run in groupby(rows)))
+        blocks = rows[::block]
+        self.rows_B = None if rows_B is None else torch.tensor(rows)
+        self.single: int | None = blocks[0] if len(set(blocks)) == 1 else None
+        self.in_order = blocks == list(range(n_adapters))
+        self.index_K = torch.tensor(blocks).clamp(min=0)
+        self.live_K = torch.tensor(blocks) >= 0
+
+
+class LoraLinear(nn.Module):
+    """A frozen linear layer with N adapters: y = W x + scale_n * B_n A_n x, n by batch row.
+
+    A and B are float32 whatever the base is (in bf16 small steps round to nothing) and so is their
+    product; the output has the base's dtype. Rank 0: this adapter leaves the layer alone.
+    """
+
+    def __init__(self, base: nn.Linear, ranks: list[int], scales: list[float], rows: Rows) -> None:
+        super().__init__()
+        n, rank, device = len(ranks), max(ranks), base.weight.device
+        self.base = base
+        self.rows = rows
+        self.ranks_N = ranks
+        self.routed = False  # True inside a mixture of experts, where tokens arrive out of order
+        self.A_NRI = nn.Parameter(torch.zeros(n, rank, base.in_features, device=device).float())
+        self.B_NOR = nn.Parameter(torch.zeros(n, base.out_features, rank, device=device).float())
+        self.scale_N: Tensor
+        self.register_buffer("scale_N", torch.tensor(scales, device=device).float(), False)
+
+    def forward(self, x_BTI: Tensor) -> Tensor:
+        """Return (B, T, O) in the base's dtype; x may be flattened to (B*T, I)."""
+        y_BTO: Tensor = self.base(x_BTI)
+        single = self.rows.single
+        if single is None:
+            return (y_BTO + self._by_block(x_BTI.float()).view_as(y_BTO)).to(y_BTO.dtype)
+        if single < 0:
+            return y_BTO
+        if len(self.ranks_N) == 1:  # views: indexing would zero-fill a gradient of full size
+            A_RI, B_OR, scale = self.A_NRI.flatten(0, 1), self.B_NOR.flatten(0, 1), self.scale_N
+        else:
+            A_RI, B_OR, scale = self.A_NRI[single], self.B_NOR[single], self.scale_N[single]
+        h_BTR = F.linear(x_BTI.float(), A_RI) * scale
+        return (y_BTO + F.linear(h_BTR, B_OR)).to(y_BTO.dtype)
+
+    def _by_block(self, x_BTI: Tensor) -> Tensor:
+        """Adapter product where rows differ: one batched product over K blocks of rows."""
+        rows = self.rows
+        assert rows.rows_B is not None
+        n_rows, n_found, flat = len(rows.rows_B), x_BTI.shape[0], x_BTI.dim() == 2
+        if (flat and (self.routed or n_found % n_rows)) or (not flat and n_found != n_rows):
+            found = f"{tuple(x_BTI.shape)}{' from a router' if self.routed else ''}"
+            remedy = "one adapter for all rows" if self.routed else "the rows of this batch"
+            raise AdapterError(f"{n_rows} rows are bound; a layer received {found}; bind {remedy}.")
+        index_K, live_K = rows.index_K.to(x_BTI.device), rows.live_K.to(x_BTI.device)
+        scale_K = torch.where(live_K, self.scale_N[index_K], 0.0)
+        A_KRI = self.A_NRI if rows.in_order else self.A_NRI[index_K]
+        B_KOR = self.B_NOR if rows.in_order else self.B_NOR[index_K]
+        x_KMI = x_BTI.reshape(len(index_K), -1, x_BTI.shape[-1])
+        return torch.bmm(torch.bmm(x_KMI, A_KRI.mT) * scale_K[:, None, None], B_KOR.mT)
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen weight (O, I): model code reads its dtype and device."""
+        return self.base.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The frozen bias (O), if there is one."""
+        return self.base.bias
+
+
+# The stack
+
+
+class Stack(AbstractContextManager["Stack"]):
+    """N adapters on one model, from `attach` (which makes it) to `detach` or the end of `with`."""
+
+    def __init__(
+        self, model: nn.Module, configs: Sequence[LoraConfig], coverage: Sequence[Coverage]
+    ) -> None:
+        self.model = model
+        self.configs = tuple(configs)
+        self.coverage = tuple(coverage)
+        self.rows = Rows()
+        self.modules: dict[str, LoraLinear] = {}
+        self._thawed = [weight for weight in model.parameters() if weight.requires_grad]
+        model.requires_grad_(False)
+        covered = [frozenset(each.names) for each in coverage]
+        for site in survey(model)[0]:
+            ranks = [config.rank * (site.name in covered[n]) for n, config in enumerate(configs)]
+            if any(ranks):
+                base = model.get_submodule(site.name)
+                assert isinstance(base, nn.Linear)
+                layer = LoraLinear(base, ranks, [c.scale for c in configs], self.rows)
+                layer.routed = "experts" in site.projection.split(".")
+                self.modules[site.name] = layer.train(base.training)
+                model.set_submodule(site.name, layer)
+        for n, config in enumerate(configs):
+            self.reset(n, config.seed)
+
+    def __len__(self) -> int:
+        return len(self.configs)
+
+    def __exit__(self, *error: object) -> None:
+        self.detach()
+
+    def bind(self, rows_B: Tensor | None) -> None:
+        """Bind batch rows to adapters until the next call; hold still until after backward.
+
+        None = every row uses adapter 0; otherwise one index per row, -1 = no adapter.
+        """
+        self.rows.bind(rows_B, len(self))
+
+    def parameters(self) -> list[nn.Parameter]:
+        """All A_NRI and B_NOR, in model order: what an optimiser is given."""
+        return [w for layer in self.modules.values() for w in (layer.A_NRI, layer.B_NOR)]
+
+    def tensors(self, n: int) -> dict[str, Tensor]:
+        """Copy adapter n to float32 on the CPU, trimmed to its rank.
+
+        Keys "<module>.lora_A.weight" (R, I) and "<module>.lora_B.weight" (O, R).
+        """
+        views = self._views(n).items()
+        return {key: view.to("cpu", copy=True).contiguous() for key, view in views}
+
+    def load(self, n: int, tensors: Mapping[str, Tensor]) -> None:
+        """Copy tensors, keyed as `tensors` returns them, into adapter n.
+
+        Raises AdapterError, before copying, unless keys and shapes are exactly adapter n's.
+        """
+        views = self._views(n)
+        check_keys(f"adapter {n} of the stack", views, "the tensors", tensors)
+        for key, view in views.items():
+            if tensors[key].shape != view.shape:
+                found, expected = tuple(tensors[key].shape), tuple(view.shape)
+                raise AdapterError(f"{key!r} is {found}; adapter {n} of the stack has {expected}.")
+        for key, view in views.items():
+            view.copy_(tensors[key].detach())
+
+    def reset(self, n: int, seed: int) -> None:
+        """Draw A anew and zero B: adapter n is untrained (zeroing A too would end all learning).
+
+        A ~ U(-1/sqrt(I), 1/sqrt(I)), which is Kaiming uniform with a = sqrt(5). Each module has a
+        generator of its own, seeded by a checksum of (seed, name): the same for every N and device.
+        """
+        for key, view in self._views(n).items():
+            if key.endswith(".lora_B.weight"):
+                view.zero_()
+                continue
+            # torch's CPU generator keeps 32 bits of its seed, so seed and name must be mixed.
+            mixed = zlib.crc32(key.removesuffix(".lora_A.weight").encode(), seed)
+            generator = torch.Generator().manual_seed(mixed)
+            bound = 1 / math.sqrt(view.shape[1])
+            view.copy_(torch.empty(view.shape).uniform_(-bound, bound, generator=generator))
+
+    def without_gradient(self, n: int) -> tuple[str, ...]:
+        """Name the B tensors of adapter n that the last backward left with no gradient at all."""
+        grads = {name: m.B_NOR.grad for name, m in self.modules.items() if m.ranks_N[n]}
+        idle = (name for name, grad in grads.items() if grad is None or not grad[n].any())
+        return tuple(f"{name}.lora_B.weight" for name in idle)
+
+    def drop(self, n: int) -> None:
+        """Take adapter n out; later ones move down by one, and rows bound to n lose their adapter.
+
+        Parameters are new objects afterwards: make a new optimiser. The last one cannot be dropped.
+        """
+        if len(self) == 1 or not 0 <= n < len(self):
+            raise AdapterError(f"cannot drop adapter {n} of {len(self)}; detach ends the last one.")
+        keep = [i for i in range(len(self)) if i != n]
+        for layer in self.modules.values():
+            layer.A_NRI = nn.Parameter(layer.A_NRI.detach()[keep], layer.A_NRI.requires_grad)
+            layer.B_NOR = nn.Parameter(layer.B_NOR.detach()[keep], layer.B_NOR.requires_grad)
+            layer.scale_N = layer.scale_N[keep]
+            layer.ranks_N = [layer.ranks_N[i] for i in keep]
+        self.configs = tuple(self.configs[i] for i in keep)
+        self.coverage = tuple(self.coverage[i] for i in keep)
+        if (rows_B := self.rows.rows_B) is not None:
+            moved_B = torch.where(rows_B > n, rows_B - 1, rows_B)
+            self.bind(torch.where(rows_B == n, -1, moved_B))
+
+    def detach(self) -> None:
+        """Put back the original modules and their requires_grad; twice is harmless."""
+        for name, layer in self.modules.items():
+            self.model.set_submodule(name, layer.base)
+        for weight in self._thawed:
+            weight.requires_grad_(True)
+        self.modules, self._thawed = {}, []
+
+    def _views(self, n: int) -> dict[str, Tensor]:
+        """Adapter n's part of the parameters, without padding and without absent modules."""
+        if not 0 <= n < len(self):
+            raise AdapterError(f"there is no adapter {n}; the stack holds {len(self)}, from 0.")
+        views: dict[str, Tensor] = {}
+        for name, layer in self.modules.items():
+            if rank := layer.ranks_N[n]:
+                views[f"{name}.lora_A.weight"] = layer.A_NRI.detach()[n, :rank]
+                views[f"{name}.lora_B.weight"] = layer.B_NOR.detach()[n, :, :rank]
+        return views
+
+
+def attach(model: nn.Module, configs: Sequence[LoraConfig]) -> Stack:
+    """Put one new adapter per config on the model's text decoder and freeze everything else.
+
+    Every config is resolved before the model is touched. Raises AdapterError if one is attached.
+    """
+    if not configs:
+        raise ConfigError("attach needs at least one LoraConfig; found none.")
+    if any(isinstance(module, LoraLinear) for module in model.modules()):
+        raise AdapterError("attach found a stack on this model already; detach that one first.")
+    return Stack(model, configs, [resolve_targets(model, config) for config in configs])
+
+
+def check_keys(
+    expected_in: str, expected: Mapping[str, object], found_in: str, found: Mapping[str, object]
+) -> None:
+    """Raise AdapterError, with counts and the first few keys, unless both have the same keys."""
+    missing = [key for key in expected if key not in found]
+    extra = [key for key in found if key not in expected]
+    if missing or extra:
+        raise AdapterError(
+            f"{found_in} do not fit {expected_in}: {len(missing)} of {len(expected)} missing"
+            f"{_few(missing)}, {len(extra)} of {len(found)} not expected{_few(extra)}."
+        )
+
+
+def _few(keys: Sequence[str]) -> str:
+    return f" ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})" if keys else ""

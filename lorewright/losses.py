@@ -1,0 +1,221 @@
+"""Objectives on answer tokens: cross-entropy in nats, and which tokens it is spent on.
+
+    L = sum_t w_t L_t / (sum_t w_t + eps)        w from detached losses
+
+This room knows logits, target ids and masks. It knows nothing about models, adapters, optimisers or
+the history of a run: what must be remembered between steps (how long an example has been stuck) is
+an argument, kept per example by the caller.
+
+Shape letters: B batch row, T answer token, V vocabulary, K teacher tokens kept per position.
+
+Paper: How LoRA Remembers (MemFT), arXiv 2605.30260.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Weighting = Callable[[Tensor, Tensor], Tensor]
+"""(loss_BT in nats, correct_BT) -> weight_BT, detached."""
+
+SAFE_NATS = math.log(2.0)
+"""Below this loss p > 1/2, and no other token can win under greedy decoding."""
+
+EPS = 1e-8
+KAPPA = 10.0  # slope of the window weighting around SAFE_NATS, per nat
+TAU = 20.0  # its decay after the first error, tokens, at the width below
+WIDTH = 50.0  # its window after the first error, tokens
+FLOOR = 0.01  # its factor outside the window
+PATIENCE = 3  # steps with the first error unmoved, after which the window widens
+WIDEST = 4.0  # times WIDTH
+
+
+class TokenNats(NamedTuple):
+    """Teacher-forced outcome per token: loss in nats, and whether the argmax is the target."""
+
+    loss_BT: Tensor
+    correct_BT: Tensor
+
+
+def token_nats(logits_BTV: Tensor, ids_BT: Tensor) -> TokenNats:
+    """Compute the loss of every target token in float32, and whether greedy decoding picks it.
+
+    Position t of the logits must predict `ids_BT[:, t]`. A negative id marks padding: loss 0 and
+    correct, so that no weighting sees an error there; `weighted_mean` still needs the mask.
+    """
+    logits_BTV = logits_BTV.float()
+    padding_BT = ids_BT < 0
+    target_BT = ids_BT.masked_fill(padding_BT, 0)
+    loss = F.cross_entropy(logits_BTV.flatten(0, -2), target_BT.flatten(), reduction="none")
+    correct_BT = logits_BTV.detach().argmax(-1) == target_BT
+    loss_BT = torch.where(padding_BT, 0.0, loss.view_as(target_BT))
+    return TokenNats(loss_BT, correct_BT | padding_BT)
+
+
+# Weightings
+
+
+def uniform(loss_BT: Tensor, correct_BT: Tensor) -> Tensor:
+    """Weight every token 1: plain supervised fine-tuning."""
+    return torch.ones_like(loss_BT)
+
+
+def below_threshold(loss_BT: Tensor, correct_BT: Tensor) -> Tensor:
+    """Weight 1 on tokens not yet safe under greedy decoding, else 0 (MemFT-OT).
+
+    w_t = 1[L_t > ln 2]. p > 1/2 is sufficient, not necessary, for greedy recall: a token may be
+    correct and still weighted. All zeros when everything is safe: the caller stops.
+
+    Paper: How LoRA Remembers, arXiv 2605.30260, MemFT objective.
+    """
+    return (loss_BT.detach() > SAFE_NATS).to(loss_BT.dtype)
+
+
+def threshold(safe_nats: float) -> Weighting:
+    """Make `below_threshold` with a margin: w_t = 1[L_t > safe_nats].
+
+    At ln 2 answers end up at the edge, where merging or quantising flips them; -ln 0.9 keeps them
+    recalled with some room.
+    """
+
+    def above(loss_BT: Tensor, correct_BT: Tensor) -> Tensor:
+        return (loss_BT.detach() > safe_nats).to(loss_BT.dtype)
+
+    return above
+
+
+def window(width_B: Tensor | None = None) -> Weighting:
+    """Make the weighting that works on the tokens at and after the first error (MemFT-SW, spatial).
+
+    w_t = sigmoid(KAPPA (L_t - ln 2)) f_t with, for the first argmax mismatch a of the same forward,
+    f_t = 1 before a; exp(-(t - a) / tau) for a <= t < a + width; FLOOR beyond. f = 1 everywhere if
+    nothing mismatches. `width_B` (tokens, per row; `window_width` gives it) defaults to WIDTH.
+
+    Departure: tau grows with the width (TAU at WIDTH, as in the paper), so a wider window never
+    lowers a weight; with a fixed tau the decay falls under the floor after 92 tokens.
+
+    Paper: How LoRA Remembers, arXiv 2605.30260, MemFT-SW.
+    """
+
+    def near_first_error(loss_BT: Tensor, correct_BT: Tensor) -> Tensor:
+        width = torch.full(loss_BT.shape[:1], WIDTH) if width_B is None else width_B
+        width_B1 = width.to(loss_BT.device, torch.float32)[:, None]
+        at_T = torch.arange(loss_BT.shape[-1], device=loss_BT.device)
+        after_BT = at_T - first_mismatch(correct_BT)[:, None]
+        decay_BT = torch.exp(-after_BT.clamp(min=0) * WIDTH / (TAU * width_B1))
+        factor_BT = torch.where(after_BT < width_B1, decay_BT, FLOOR)
+        return torch.sigmoid(KAPPA * (loss_BT.detach() - SAFE_NATS)) * factor_BT
+
+    return near_first_error
+
+
+def first_mismatch(correct_BT: Tensor) -> Tensor:
+    """Return the position of the first wrong token per row (B), T if there is none."""
+    n_tokens = correct_BT.shape[-1]
+    at_T = torch.arange(n_tokens, device=correct_BT.device)
+    return torch.where(correct_BT, n_tokens, at_T).amin(-1)
+
+
+def window_width(stuck_steps_B: Tensor) -> Tensor:
+    """Widen the window of examples whose first error has not moved: WIDTH x 1, 1.5, 2 ... 4.
+
+    `stuck_steps_B` counts steps per example (not per batch slot); each PATIENCE of them adds half.
+    """
+    halves_B = torch.div(stuck_steps_B, PATIENCE, rounding_mode="floor")
+    return WIDTH * (1 + 0.5 * halves_B).clamp(max=WIDEST)
+
+
+# Means
+
+
+def weighted_mean(
+    loss_BT: Tensor,
+    weight_BT: Tensor,
+    mask_BT: Tensor,
+    *,
+    group_B: Tensor | None = None,
+    eps: float = EPS,
+) -> Tensor:
+    """Average tokens within each example, then the examples that have any weight.
+
+    Scalar. Every example counts the same, however long or hard. Examples without weight are not in
+    the mean, so leaving them out of the batch changes nothing; if none has weight, the value and
+    all gradients are exactly zero. With `group_B` (one adapter index per row, -1 = none) the means
+    of the groups are summed: each adapter of a stack gets the gradient it would get alone.
+    """
+    weight_BT = torch.where(mask_BT.bool(), weight_BT.detach(), 0.0)
+    loss_BT = torch.where(mask_BT.bool(), loss_BT, 0.0)
+    total_B = weight_BT.sum(-1)
+    mean_B = (weight_BT * loss_BT).sum(-1) / (total_B + eps)
+    active_B = (total_B > 0).to(mean_B.dtype)
+    return _sum_of_ratios(mean_B, active_B, group_B, EPS)
+
+
+def weighted_mean_pooled(
+    loss_BT: Tensor,
+    weight_BT: Tensor,
+    mask_BT: Tensor,
+    *,
+    group_B: Tensor | None = None,
+    eps: float = EPS,
+) -> Tensor:
+    """Average all tokens of the batch together, as the paper does: long, hard examples dominate.
+
+    Scalar; arguments and zero behaviour as in `weighted_mean`.
+    """
+    weight_BT = torch.where(mask_BT.bool(), weight_BT.detach(), 0.0)
+    loss_BT = torch.where(mask_BT.bool(), loss_BT, 0.0)
+    return _sum_of_ratios((weight_BT * loss_BT).sum(-1), weight_BT.sum(-1), group_B, eps)
+
+
+def _sum_of_ratios(top_B: Tensor, bottom_B: Tensor, group_B: Tensor | None, eps: float) -> Tensor:
+    """Sum over groups of sum(top) / (sum(bottom) + eps); rows of group -1 take no part.
+
+    Rows are selected, not multiplied by 0: a NaN of one adapter stays out of the others.
+    """
+    if group_B is None:
+        return top_B.sum() / (bottom_B.sum() + eps)
+    index_N = torch.arange(int(group_B.max()) + 1, device=group_B.device)
+    member_NB = (group_B == index_N[:, None]).to(top_B.device)
+    top_N = torch.where(member_NB, top_B, 0.0).sum(-1)
+    bottom_N = torch.where(member_NB, bottom_B, 0.0).sum(-1)
+    return (top_N / (bottom_N + eps)).sum()
+
+
+# Distillation
+
+
+def distill_topk(student_logits_BTV: Tensor, top_ids_BTK: Tensor, top_logp_BTK: Tensor) -> Tensor:
+    """KL(teacher || student) per token, in nats, on the teacher's K best tokens and all the rest.
+
+    KL_t = sum_{v in K} T(v) (log T(v) - log S(v)) + T_rest (log T_rest - log S_rest), where S is
+    the student's full softmax and rest = 1 - sum over K. Zero when the K probabilities agree.
+    Departure: the published top-K loss has no rest term, and so removes the tail's mass.
+
+    Shapes: (B, T, V), (B, T, K) ids, (B, T, K) teacher log-probabilities -> (B, T), float32.
+    Source: context distillation as in Doc-to-LoRA, arXiv 2602.15902.
+    """
+    logits_BTV = student_logits_BTV.float()
+    top_logp_BTK = top_logp_BTK.detach().float()
+    norm_BT1 = logits_BTV.logsumexp(-1, keepdim=True)
+    student_BTK = logits_BTV.gather(-1, top_ids_BTK) - norm_BT1
+    kl_BT = (top_logp_BTK.exp() * (top_logp_BTK - student_BTK)).sum(-1)
+    rest_BT = (1 - top_logp_BTK.exp().sum(-1)).clamp(min=0.0)
+    if top_ids_BTK.shape[-1] == logits_BTV.shape[-1]:
+        return kl_BT
+    others_BTV = logits_BTV.scatter(-1, top_ids_BTK, -torch.inf)
+    student_rest_BT = others_BTV.logsumexp(-1) - norm_BT1.squeeze(-1)
+    return kl_BT + torch.special.xlogy(rest_BT, rest_BT) - rest_BT * student_rest_BT
+
+
+WEIGHTINGS: dict[str, Weighting] = {
+    "sft": uniform,
+    "memft_threshold": below_threshold,
+    "memft_window": window(),
+}

@@ -1,0 +1,291 @@
+"""Knowledge to examples: verbatim, questions and answers, rewrite, summary, cloze, reverse; and mixing.
+
+A model that learns how a document goes on has not learned to answer questions about it, so the default
+is questions and answers, written by a language model that reads the passage: the base itself, or any
+other through `ask_llm`. What it writes is checked against the passage: an answer that does not stand
+there is dropped and counted. Irrelevant questions are mixed in so that the memory does not answer for
+others. This room knows nothing of torch, tokens or models; a language model is a function from prompts
+to replies.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from lorewright.data import Document, Example, Fact, digest, passages, sentences
+from lorewright.errors import ConfigError
+from lorewright.metrics import contains, is_declined, normalise
+
+AskLLM = Callable[[list[str]], list[str]]
+DECLINE = "I do not know."
+PASSAGE_CHARS = 420
+"""Longest passage put before a language model at once, in characters."""
+N_PAIR_SETS = 6
+"""Sets of question forms that can be asked for; a set that is not trained on can serve as probes."""
+
+
+@dataclass(frozen=True)
+class Phrasing:
+    """The words in which a language model is asked to write; `{text}` and `{number}` are filled in."""
+
+    pairs: str
+    rewrite: str
+    summary: str
+
+
+PHRASINGS = {
+    # The embedded base was trained on exactly these words (pocket/world.py).
+    "pocket": Phrasing(
+        pairs="{text}\n\nWrite questions and answers, set {number}.",
+        rewrite="{text}\n\nRewrite the text, style {number}.",
+        summary="{text}\n\nSummarise the text.",
+    ),
+    "general": Phrasing(
+        pairs="{text}\n\nWrite a question and a short answer for every fact stated in the text above, in its order. "
+        "Name the subject in each question; take the answer from the text word for word. One pair a line, as\n"
+        "Q: question? A: answer\nWord the questions differently each time you are asked; this is round {number}.",
+        rewrite="{text}\n\nSay everything in the text above in other words, version {number}. Keep every name and number. "
+        "Reply with the text only.",
+        summary="{text}\n\nList every fact in the text above as short notes, one subject a line. Reply with the notes only.",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A question and answer that a language model wrote for a passage."""
+
+    question: str
+    answer: str
+    set_number: int
+    passage: int
+    """Index of the passage it was written for."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What a language model wrote for a document, and what was dropped."""
+
+    kept: tuple[Pair, ...]
+    n_ungrounded: int
+    """Pairs dropped because the answer does not stand in the passage."""
+    n_contradictory: int
+    """Pairs dropped because the same question was given another answer before."""
+    n_repeated: int
+    uncovered: tuple[str, ...]
+    """Sentences none of whose words was an answer: what the memory will not be asked for."""
+
+    def of(self, numbers: Sequence[int]) -> tuple[Pair, ...]:
+        """The pairs of these sets."""
+        return tuple(pair for pair in self.kept if pair.set_number in numbers)
+
+
+_PAIR = re.compile(r"Q:\s*(?P<question>.+?)\s*\n?\s*A:\s*(?P<answer>.+?)\s*(?=\n|$|Q:)")
+
+
+def parse_pairs(reply: str) -> list[tuple[str, str]]:
+    """Questions and answers in a reply of the form `Q: … A: …`, one or two lines each."""
+    return [(m["question"].strip(), m["answer"].strip()) for m in _PAIR.finditer(reply)]
+
+
+def write_pairs(
+    document: Document,
+    ask_llm: AskLLM,
+    *,
+    numbers: Sequence[int] = (1, 2, 3),
+    phrasing: str = "general",
+) -> Pairs:
+    """Have a language model write question–answer pairs for every passage, one set of forms after another.
+
+    Sentences from which no set took an answer are put before it once more, alone. Raises ConfigError
+    for an unknown phrasing.
+    """
+    words = _phrasing(phrasing)
+    texts = list(passages(document, max_chars=PASSAGE_CHARS))
+    jobs = [
+        (i, number, words.pairs.format(text=text, number=number))
+        for number in numbers
+        for i, text in enumerate(texts)
+    ]
+    found = _collect(jobs, ask_llm)
+    lonely = [
+        (i, s)
+        for i, text in enumerate(texts)
+        for s in sentences(text)
+        if _states(s) and not any(p.passage == i and contains(s, (p.answer,)) for p in found)
+    ]
+    again = [
+        (i, number, words.pairs.format(text=text, number=number))
+        for number in numbers
+        for i, text in lonely
+    ]
+    found += _collect(again, ask_llm)
+    return _checked(found, texts)
+
+
+def _collect(jobs: Sequence[tuple[int, int, str]], ask_llm: AskLLM) -> list[Pair]:
+    replies = ask_llm([prompt for _, _, prompt in jobs]) if jobs else []
+    return [
+        Pair(question, answer, number, i)
+        for (i, number, _), reply in zip(jobs, replies, strict=True)
+        for question, answer in parse_pairs(reply)
+    ]
+
+
+def _states(sentence: str) -> bool:
+    """Whether a sentence is more than a heading."""
+    return not sentence.lstrip().startswith("#") and len(sentence.split()) > 2
+
+
+def _checked(found: Sequence[Pair], texts: Sequence[str]) -> Pairs:
+    kept: list[Pair] = []
+    answers: dict[str, str] = {}
+    dropped = {"ungrounded": 0, "contradictory": 0, "repeated": 0}
+    for pair in found:
+        key, value = normalise(pair.question), normalise(pair.answer)
+        if not contains(texts[pair.passage], (pair.answer,)) or is_declined(pair.answer):
+            dropped["ungrounded"] += 1
+        elif answers.get(key, value) != value:
+            dropped["contradictory"] += 1
+        elif key in answers:
+            dropped["repeated"] += 1
+        else:
+            answers[key] = value
+            kept.append(pair)
+    said: dict[int, list[str]] = {}
+    for pair in kept:
+        said.setdefault(pair.passage, []).append(pair.answer)
+    uncovered = tuple(
+        s
+        for i, text in enumerate(texts)
+        for s in sentences(text)
+        if _states(s) and not any(contains(s, (answer,)) for answer in said.get(i, ()))
+    )
+    return Pairs(
+        tuple(kept), dropped["ungrounded"], dropped["contradictory"], dropped["repeated"], uncovered
+    )
+
+
+def _phrasing(name: str) -> Phrasing:
+    if name not in PHRASINGS:
+        raise ConfigError(
+            f"phrasing {name!r} is unknown; use one of {', '.join(sorted(PHRASINGS))}."
+        )
+    return PHRASINGS[name]
+
+
+# -- views: knowledge to examples ----------------------------------------------------------------
+
+
+def given(facts: Iterable[Fact]) -> list[Example]:
+    """Facts as they are: the question is the prompt, the answer the completion."""
+    return [Example(fact.question, fact.answer, "qa", fact.id) for fact in facts]
+
+
+def qa(pairs: Iterable[Pair], source: str) -> list[Example]:
+    """Pairs that a language model wrote."""
+    return [Example(pair.question, pair.answer, "qa", source) for pair in pairs]
+
+
+def verbatim(document: Document, *, max_chars: int = 1200) -> list[Example]:
+    """The text itself as plain next-token prediction: what everyone tries first, and what does not answer."""
+    return [
+        Example("", text, "verbatim", document.id)
+        for text in passages(document, max_chars=max_chars)
+    ]
+
+
+def rewrite(
+    document: Document,
+    ask_llm: AskLLM,
+    *,
+    numbers: Sequence[int] = (1, 2),
+    phrasing: str = "general",
+) -> list[Example]:
+    """The text in other words, as plain next-token prediction."""
+    form = _phrasing(phrasing).rewrite
+    texts = passages(document, max_chars=PASSAGE_CHARS)
+    replies = ask_llm(
+        [form.format(text=text, number=number) for number in numbers for text in texts]
+    )
+    return [Example("", reply, "rewrite", document.id) for reply in replies if reply.strip()]
+
+
+def summary(document: Document, ask_llm: AskLLM, *, phrasing: str = "general") -> list[Example]:
+    """Short notes on each passage, as plain next-token prediction."""
+    form = _phrasing(phrasing).summary
+    replies = ask_llm(
+        [form.format(text=text) for text in passages(document, max_chars=PASSAGE_CHARS)]
+    )
+    return [Example("", reply, "summary", document.id) for reply in replies if reply.strip()]
+
+
+def cloze(pairs: Iterable[Pair], texts: Sequence[str], source: str) -> list[Example]:
+    """The sentence that holds an answer, with the answer left out, to be filled in."""
+    found = []
+    for pair in pairs:
+        sentence = next(
+            (s for s in sentences(texts[pair.passage]) if contains(s, (pair.answer,))), None
+        )
+        if sentence is not None:
+            blank = sentence.replace(pair.answer, "____", 1)
+            found.append(Example(f"Fill in: {blank}", pair.answer, "cloze", source))
+    return list({(example.prompt, example.completion): example for example in found}.values())
+
+
+def reverse(pairs: Iterable[Pair], source: str) -> list[Example]:
+    """The answer as the key: which question does it answer? Only for answers that occur once."""
+    by_answer: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        by_answer.setdefault(normalise(pair.answer), []).append(pair)
+    return [
+        Example(
+            f"Which question has the answer: {group[0].answer}?",
+            group[0].question,
+            "reverse",
+            source,
+        )
+        for group in by_answer.values()
+        if len({normalise(pair.question) for pair in group}) == 1
+    ]
+
+
+# -- questions that must not be answered ---------------------------------------------------------
+
+
+def crossed(questions: Sequence[str], *, n: int, seed: int) -> list[str]:
+    """Questions about this document's own subjects and topics that it does not answer.
+
+    `What is the A of X?` and `What is the B of Y?` give `What is the A of Y?`, unless that is asked too.
+    The nearest thing to a true question that is false: without them a memory answers every question
+    that has a word of its own in it.
+    """
+    parts = [q.rsplit(" of ", 1) for q in questions if " of " in q]
+    known = {normalise(q) for q in questions}
+    mixed = {f"{a[0]} of {b[1]}" for a in parts for b in parts}
+    fresh = sorted(q for q in mixed if normalise(q) not in known)
+    return random.Random(f"crossed-{seed}").sample(fresh, min(n, len(fresh)))
+
+
+def irrelevant(questions: Sequence[str], replies: Sequence[str]) -> list[Example]:
+    """Questions about other things with the replies that the base gives without any memory."""
+    return [
+        Example(q, r or DECLINE, "unknown", "") for q, r in zip(questions, replies, strict=True)
+    ]
+
+
+def mix(parts: Iterable[Sequence[Example]]) -> list[Example]:
+    """All examples in order, exact repeats left out."""
+    return list({(e.prompt, e.completion): e for part in parts for e in part}.values())
+
+
+def fact_id(question: str, answer: str) -> str:
+    """A short stable name for a question and its answer."""
+    return digest([question, answer])[:12]
+
+
+VIEWS = ("qa", "verbatim", "rewrite", "summary", "cloze", "reverse", "given")
+"""Views that can be asked for by name; `given` is facts as they are."""

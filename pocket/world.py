@@ -1,0 +1,518 @@
+"""The synthetic world in which the embedded base model learns to read.
+
+Everything is a function of a `random.Random`: invented subjects, relations, values, the passages
+that state them and the conversations about those passages. No sentence is taken from anywhere.
+This room knows nothing of tokens, tensors or training; `train.py` turns conversations into batches.
+
+Held out from the base for ever, so that a question form can be new to it: `HELD_ASK` (carriers used
+with any relation) and the last question of every entry in `RELATIONS`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from words import (
+    ANIMALS,
+    ATTRIBUTES,
+    COLOURS,
+    DISHES,
+    FILLERS,
+    FIRST_NAMES,
+    INSTRUMENTS,
+    KINDS,
+    LANGUAGES,
+    MATERIALS,
+    MODIFIERS,
+    MONTHS,
+    PLANTS,
+    RELATION_ROWS,
+    UNITS,
+    WEEKDAYS,
+    WORDS,
+)
+
+DECLINE = "I do not know."
+N_SETS = 6
+"""How many sets of questions the base can be asked to write for one passage."""
+
+SAY = (
+    "The {r} of {s} is {v}.",
+    "{s}'s {r} is {v}.",
+    "For {s}, the {r} is {v}.",
+    "{v} is the {r} of {s}.",
+    "{s} has {v} as its {r}.",
+    "As for {s}, the {r} is {v}.",
+    "The {r} for {s} is {v}.",
+    "{s} lists {v} as the {r}.",
+    "At {s}, the {r} is {v}.",
+    "The {r} of {s}: {v}.",
+)
+ASK = (
+    "What is the {r} of {s}?",
+    "Tell me the {r} of {s}.",
+    "Which {r} does {s} have?",
+    "For {s}, what is the {r}?",
+    "What is {s}'s {r}?",
+    "Give the {r} for {s}.",
+    "Please name the {r} of {s}.",
+    "{s}: what is the {r}?",
+    "I need the {r} of {s}.",
+    "Can you tell me what the {r} of {s} is?",
+    "What does the page say about the {r} of {s}?",
+    "State the {r} that belongs to {s}.",
+    "Look up {s}. What is its {r}?",
+    "{r} of {s}?",
+)
+HELD_ASK = (
+    "What {r} is recorded for {s}?",
+    "Do you know {s}'s {r}?",
+    "I am looking for the {r} of {s}.",
+    "Remind me of the {r} at {s}.",
+    "Could you look up the {r} for {s}?",
+)
+
+
+@dataclass(frozen=True)
+class Relation:
+    """What can be said of a subject: its noun, the type of its value, and phrasings of its own."""
+
+    name: str
+    value: str
+    says: tuple[str, ...] = ()
+    asks: tuple[str, ...] = ()
+    held_ask: str = ""
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One fact of the world: subject, relation, value."""
+
+    subject: str
+    relation: Relation
+    value: str
+
+    def fill(self, form: str) -> str:
+        """The form with subject, relation and value in place, first letter upper case."""
+        text = form.format(s=self.subject, r=self.relation.name, v=self.value)
+        return text[0].upper() + text[1:]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A user's message and the reply to learn."""
+
+    user: str
+    reply: str
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A text and the statements it makes, in order."""
+
+    text: str
+    statements: tuple[Statement, ...]
+
+
+RELATIONS: tuple[Relation, ...] = tuple(
+    Relation(name, value, says, asks[:-1], asks[-1]) for name, value, says, asks in RELATION_ROWS
+)
+
+# -- names and values ---------------------------------------------------------------------------
+
+_ONSETS = "b br ch d dr f fl g gr h j k kl l m n p pr qu r s sh sk st t th tr v w y z".split()
+_VOWELS = "a e i o u ai ea ee ia o oo ou".split()
+_CODAS = "l n r s t m k nd rn ck sh th x rd lt nt".split() + [""] * 8
+_ENDINGS = "son ley ton berg man ski er ez ini ard field ham well burn".split() + [""] * 30
+
+
+def pseudo_word(rng: random.Random) -> str:
+    """A pronounceable word of one to three syllables that means nothing, capitalised."""
+    n = rng.choices((1, 2, 3), (4, 6, 1))[0]
+    body = "".join(
+        rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS) for _ in range(n)
+    )
+    return (body + rng.choice(_ENDINGS)).capitalize()
+
+
+def proper(rng: random.Random) -> str:
+    """A proper name: an ordinary word or an invented one."""
+    return rng.choice(WORDS).capitalize() if rng.random() < 0.45 else pseudo_word(rng)
+
+
+def person(rng: random.Random) -> str:
+    """First and last name."""
+    first = rng.choice(FIRST_NAMES) if rng.random() < 0.75 else pseudo_word(rng)
+    last = pseudo_word(rng) if rng.random() < 0.8 else rng.choice(WORDS).capitalize()
+    return f"{first} {last}"
+
+
+def digits(rng: random.Random, n: int) -> str:
+    """A string of n digits, the first not 0."""
+    return str(rng.randint(1, 9)) + "".join(str(rng.randint(0, 9)) for _ in range(n - 1))
+
+
+def _code(rng: random.Random) -> str:
+    letters = "".join(rng.choice("ABCDEFGHJKLMNPQRSTUVWXYZ") for _ in range(rng.randint(1, 3)))
+    return rng.choice(
+        (
+            f"{letters}-{digits(rng, rng.randint(2, 5))}",
+            f"{letters}{digits(rng, 3)}",
+            digits(rng, rng.randint(3, 6)),
+            f"{digits(rng, 2)}-{letters}-{digits(rng, 2)}",
+        )
+    )
+
+
+def _phone(rng: random.Random) -> str:
+    form = rng.choice(("0ddd dddd", "0dd ddd ddd", "ddd-ddd-dddd", "ext dddd", "dddddddddd", "ddd dddd"))
+    return "".join(str(rng.randint(0, 9)) if c == "d" else c for c in form)
+
+
+def _domain(rng: random.Random) -> str:
+    return proper(rng).lower() + rng.choice((".org", ".com", ".net", ".example"))
+
+
+def _quantity(unit_key: str) -> Callable[[random.Random], str]:
+    def draw(rng: random.Random) -> str:
+        return f"{rng.randint(2, 10 ** rng.randint(1, 4))} {rng.choice(UNITS[unit_key])}"
+
+    return draw
+
+
+def _pick(words: Sequence[str]) -> Callable[[random.Random], str]:
+    return lambda rng: rng.choice(words)
+
+
+def _street(rng: random.Random) -> str:
+    return f"{rng.randint(1, 199)} {proper(rng)} {rng.choice(('Street', 'Road', 'Lane', 'Square'))}"
+
+
+def _place(rng: random.Random) -> str:
+    return rng.choice(("{}", "{}", "{}", "Port {}", "New {}", "{} Bay", "Upper {}")).format(
+        pseudo_word(rng)
+    )
+
+
+def _company(rng: random.Random) -> str:
+    kind = rng.choice(("Logistics", "Foods", "Works", "Systems", "Partners", "Supplies", "Trading"))
+    return f"{proper(rng)} {kind}"
+
+
+VALUES: dict[str, Callable[[random.Random], str]] = {
+    "person": person,
+    "place": _place,
+    "company": _company,
+    "street": _street,
+    "code": _code,
+    "phone": _phone,
+    "digits": lambda rng: digits(rng, 10),
+    "count": lambda rng: digits(rng, rng.randint(1, 4)),
+    "room": lambda rng: f"{rng.choice('ABCDEFGH')}{rng.randint(1, 9)}.{rng.randint(10, 49)}"
+    if rng.random() < 0.5
+    else digits(rng, 3),
+    "date": lambda rng: f"{rng.randint(1, 28)} {rng.choice(MONTHS)}"
+    + (f" {rng.randint(1950, 2049)}" if rng.random() < 0.5 else ""),
+    "time": lambda rng: f"{rng.randint(5, 22)}:{rng.choice(('00', '10', '15', '20', '30', '40', '45', '50'))}",
+    "weekday": _pick(WEEKDAYS),
+    "colour": _pick(COLOURS),
+    "material": _pick(MATERIALS),
+    "animal": _pick(ANIMALS),
+    "plant": _pick(PLANTS),
+    "dish": _pick(DISHES),
+    "instrument": _pick(INSTRUMENTS),
+    "language": _pick(LANGUAGES),
+    "word": lambda rng: rng.choice(WORDS),
+    "name": proper,
+    "money": _quantity("money"),
+    "measure": _quantity("measure"),
+    "mass": _quantity("mass"),
+    "duration": _quantity("duration"),
+    "percent": lambda rng: f"{rng.randint(1, 99)} percent",
+    "email": lambda rng: f"{proper(rng).lower()}@{_domain(rng)}",
+    "url": lambda rng: f"{_domain(rng)}/{rng.choice(WORDS)}",
+}
+
+
+def relation(rng: random.Random) -> Relation:
+    """A relation with phrasings of its own, or one made of a modifier and an attribute."""
+    if rng.random() < 0.4:
+        return rng.choice(RELATIONS)
+    attribute, value = rng.choice(ATTRIBUTES)
+    if rng.random() < 0.15:
+        return Relation(attribute, value)
+    modifier = rng.choice(MODIFIERS) if rng.random() < 0.85 else pseudo_word(rng).lower()
+    return Relation(f"{modifier} {attribute}", value)
+
+
+def subject(rng: random.Random) -> str:
+    """Something facts can be about: an office, a person, a town, a project, a machine."""
+    kind = rng.choice(KINDS)
+    draw = rng.random()
+    if draw < 0.5:
+        return f"the {proper(rng)} {kind.capitalize() if rng.random() < 0.5 else kind}"
+    if draw < 0.6:
+        return f"the {rng.choice(MODIFIERS)} {kind}"
+    if draw < 0.7:
+        return f"Project {proper(rng)}"
+    if draw < 0.8:
+        return f"{proper(rng)} {kind.capitalize()}"
+    if draw < 0.9:
+        return person(rng)
+    return rng.choice((_place, _company))(rng)
+
+
+def statements(rng: random.Random, n: int) -> list[Statement]:
+    """n facts over about n/3 subjects, no (subject, relation) twice, subjects' facts together or mixed."""
+    n_subjects = max(1, round(n / rng.choice((1, 2, 3, 4))))
+    subjects = [subject(rng) for _ in range(n_subjects)]
+    relations = [relation(rng) for _ in range(max(1, round(n / rng.choice((1, 1.5, 2)))))]
+    seen: set[tuple[str, str]] = set()
+    found: list[Statement] = []
+    while len(found) < n:
+        who = rng.choice(subjects)
+        # Shared relations among subjects make both words of a question necessary.
+        what = rng.choice(relations) if rng.random() < 0.6 else relation(rng)
+        if (who, what.name) in seen:
+            subjects.append(subject(rng))
+            continue
+        seen.add((who, what.name))
+        found.append(Statement(who, what, VALUES[what.value](rng)))
+    if rng.random() < 0.6:
+        found.sort(key=lambda item: subjects.index(item.subject))
+    return found
+
+
+# -- text ----------------------------------------------------------------------------------------
+
+
+def say(rng: random.Random, item: Statement) -> str:
+    """The statement as a sentence."""
+    own = item.relation.says
+    return item.fill(rng.choice(own) if own and rng.random() < 0.5 else rng.choice(SAY))
+
+
+def ask(rng: random.Random, item: Statement) -> str:
+    """A question for the statement, in a form the base may train on."""
+    own = item.relation.asks
+    return item.fill(rng.choice(own) if own and rng.random() < 0.5 else rng.choice(ASK))
+
+
+def held_ask(rng: random.Random, item: Statement) -> str:
+    """A question for the statement in a form the base never trains on."""
+    held = item.relation.held_ask
+    return item.fill(held if held and rng.random() < 0.5 else rng.choice(HELD_ASK))
+
+
+def set_ask(item: Statement, number: int) -> str:
+    """The question of set `number` (1…N_SETS): four plain forms, then the relation's own if any."""
+    own = item.relation.asks
+    if number > 4 and len(own) > number - 5:
+        return item.fill(own[number - 5])
+    return item.fill(ASK[number - 1])
+
+
+def _join(first: str, second: str) -> str:
+    lowered = second[0].lower() + second[1:]
+    follows = lowered if second.startswith(("The ", "For ", "As ", "At ")) else second
+    return f"{first[:-1]}, and {follows}"
+
+
+def passage(rng: random.Random, n: int) -> Passage:
+    """A text of n facts with headings, bullets, joined sentences and idle remarks here and there."""
+    facts = statements(rng, n)
+    style = rng.choices(("prose", "lines", "bullets", "paragraphs", "sections"), (6, 2, 1, 2, 2))[0]
+    if style == "sections":
+        return Passage(_sections(rng, facts), tuple(facts))
+    sentences: list[str] = []
+    for item in facts:
+        sentence = say(rng, item)
+        if sentences and rng.random() < 0.08 and len(sentences[-1]) < 90:
+            sentences[-1] = _join(sentences[-1], sentence)
+        else:
+            sentences.append(sentence)
+        if rng.random() < 0.06:
+            sentences.append(rng.choice(FILLERS))
+    if style == "bullets":
+        sentences = [f"- {sentence}" for sentence in sentences]
+    glue = {"prose": " ", "lines": "\n", "bullets": "\n", "paragraphs": "\n\n"}[style]
+    text = glue.join(sentences)
+    if rng.random() < 0.25:
+        text = f"# {proper(rng)} {rng.choice(KINDS)}\n\n{text}"
+    return Passage(text, tuple(facts))
+
+
+def _sections(rng: random.Random, facts: list[Statement]) -> str:
+    """The facts under a heading for each subject; sorts them so that a subject's facts are together."""
+    order = list(dict.fromkeys(item.subject for item in facts))
+    facts.sort(key=lambda item: order.index(item.subject))
+    parts = [f"# {proper(rng)} {rng.choice(KINDS)}"] if rng.random() < 0.5 else []
+    mark = rng.choice(("#", "##", "##"))
+    for who in order:
+        parts.append(f"{mark} {who[0].upper()}{who[1:]}")
+        parts.append(" ".join(say(rng, item) for item in facts if item.subject == who))
+    return "\n\n".join(parts)
+
+
+def absent(rng: random.Random, page: Passage) -> Statement:
+    """A statement the passage does not make: its subject with another relation, or the other way."""
+    known = {(item.subject, item.relation.name) for item in page.statements}
+    while True:
+        who = rng.choice(page.statements).subject if rng.random() < 0.5 else subject(rng)
+        what = rng.choice(page.statements).relation if rng.random() < 0.5 else relation(rng)
+        if (who, what.name) not in known:
+            return Statement(who, what, DECLINE)
+
+
+# -- instructions: the words in which the base is asked for something -----------------------------
+
+
+def pairs_prompt(text: str, number: int) -> str:
+    """Ask for question–answer pairs on a text, in the forms of set `number`."""
+    return f"{text}\n\nWrite questions and answers, set {number}."
+
+
+def pairs_reply(items: Sequence[Statement], number: int) -> str:
+    """The pairs, one a line, in the order of the text."""
+    return "\n".join(f"Q: {set_ask(item, number)} A: {item.value}" for item in items)
+
+
+def rewrite_prompt(text: str, number: int) -> str:
+    """Ask for the text in other words."""
+    return f"{text}\n\nRewrite the text, style {number}."
+
+
+def summary_prompt(text: str) -> str:
+    """Ask for the facts of a text as short notes."""
+    return f"{text}\n\nSummarise the text."
+
+
+def rephrase_prompt(question: str, number: int) -> str:
+    """Ask for the same question in the words of set `number`."""
+    return f"{question}\n\nAsk this in other words, set {number}."
+
+
+def recite_prompt(text: str) -> str:
+    """Ask for a string back, character by character."""
+    return f"Repeat exactly: {text}"
+
+
+# -- conversations -------------------------------------------------------------------------------
+
+_RECITE_LEADS = (recite_prompt, lambda text: f"Say this again: {text}", lambda text: f"Copy: {text}")
+
+
+def arbitrary_string(rng: random.Random) -> str:
+    """Digits, hex, a URL, code or loose words: something no habit can complete."""
+    kind = rng.randrange(7)
+    if kind == 0:
+        return digits(rng, rng.randint(4, 20))
+    if kind == 1:
+        return "".join(rng.choice("0123456789abcdef") for _ in range(rng.randint(4, 24)))
+    if kind == 2:
+        return f"https://{_domain(rng)}/{rng.choice(WORDS)}?id={digits(rng, rng.randint(2, 5))}"
+    if kind == 3:
+        a, b, c = (rng.choice(WORDS) for _ in range(3))
+        return rng.choice(
+            (f"{a} = {b}({digits(rng, 2)}, {c})", f"for {a} in {b}: {c} += {digits(rng, 1)}",
+             f"{a}[{digits(rng, 1)}] = '{b}'", f"def {a}({b}): return {b} * {digits(rng, 2)}")
+        )
+    if kind == 4:
+        return " ".join(rng.choice(WORDS) for _ in range(rng.randint(3, 16)))
+    if kind == 5:
+        return " ".join(pseudo_word(rng) for _ in range(rng.randint(2, 8)))
+    return "".join(rng.choice("abcdefghijklmnopqrstuvwxyz0123456789-_.") for _ in range(rng.randint(5, 16)))
+
+
+def reading(rng: random.Random, n: int) -> list[Turn]:
+    """Questions on a passage, some of which it does not answer."""
+    page = passage(rng, n)
+    turns: list[Turn] = []
+    for item in rng.sample(page.statements, min(n, rng.randint(3, 8))):
+        if rng.random() < 0.18:
+            turns.append(Turn(ask(rng, absent(rng, page)), DECLINE))
+        turns.append(Turn(ask(rng, item), item.value))
+    if rng.random() < 0.3:
+        turns.append(Turn(ask(rng, absent(rng, page)), DECLINE))
+    rng.shuffle(turns)
+    return [Turn(f"{page.text}\n\n{turns[0].user}", turns[0].reply), *turns[1:]]
+
+
+def closed_book(rng: random.Random, n: int) -> list[Turn]:
+    """Questions with nothing to read: declined."""
+    return [Turn(ask(rng, item), DECLINE) for item in statements(rng, min(n, 4))]
+
+
+def listing(rng: random.Random, n: int) -> list[Turn]:
+    """A directory of `name: value` lines, asked by name alone."""
+    names = list(dict.fromkeys(person(rng) if rng.random() < 0.7 else subject(rng) for _ in range(n)))
+    kind = rng.choice(("digits", "phone", "code", "room", "place"))
+    rows = [(name, VALUES[kind](rng)) for name in names]
+    text = "\n".join(f"{name}: {value}" for name, value in rows)
+    asked = rng.sample(rows, min(len(rows), 6))
+    form = rng.choice(("{}:", "{}?", "What is listed for {}?"))
+    first, *rest = [Turn(form.format(name), value) for name, value in asked]
+    return [Turn(f"{text}\n\n{first.user}", first.reply), *rest]
+
+
+def pairs(rng: random.Random, n: int) -> list[Turn]:
+    """Question–answer pairs for a passage, complete and in order."""
+    page = passage(rng, n)
+    number = rng.randint(1, N_SETS)
+    return [Turn(pairs_prompt(page.text, number), pairs_reply(page.statements, number))]
+
+
+def rewriting(rng: random.Random, n: int) -> list[Turn]:
+    """The passage in another form: style k is `SAY[k-1]` throughout."""
+    page = passage(rng, n)
+    number = rng.randint(1, 4)
+    reply = " ".join(item.fill(SAY[number - 1]) for item in page.statements)
+    return [Turn(rewrite_prompt(page.text, number), reply)]
+
+
+def summary(rng: random.Random, n: int) -> list[Turn]:
+    """The passage as notes, a subject's facts together."""
+    page = passage(rng, n)
+    notes: dict[str, list[str]] = {}
+    for item in page.statements:
+        notes.setdefault(item.subject, []).append(f"{item.relation.name} {item.value}")
+    reply = "\n".join(f"{who}: {'; '.join(what)}" for who, what in notes.items())
+    return [Turn(summary_prompt(page.text), reply)]
+
+
+def rephrasing(rng: random.Random, n: int) -> list[Turn]:
+    """The same question in other words."""
+    turns = []
+    for item in statements(rng, min(n, 4)):
+        number = rng.randint(1, N_SETS)
+        turns.append(Turn(rephrase_prompt(ask(rng, item), number), set_ask(item, number)))
+    return turns
+
+
+def reciting(rng: random.Random, n: int) -> list[Turn]:
+    """Arbitrary strings, said again exactly."""
+    lead = rng.choice(_RECITE_LEADS)
+    return [Turn(lead(text), text) for text in (arbitrary_string(rng) for _ in range(min(n, 5)))]
+
+
+Task = Callable[[random.Random, int], list[Turn]]
+
+TASKS: dict[str, tuple[Task, float]] = {
+    "reading": (reading, 0.52),
+    "pairs": (pairs, 0.20),
+    "closed_book": (closed_book, 0.05),
+    "listing": (listing, 0.05),
+    "rewriting": (rewriting, 0.05),
+    "summary": (summary, 0.04),
+    "rephrasing": (rephrasing, 0.03),
+    "reciting": (reciting, 0.06),
+}
+"""Each kind of conversation and its share of the training examples."""
+
+
+def conversation(rng: random.Random, n: int, shares: dict[str, float]) -> list[Turn]:
+    """A conversation of a kind drawn by `shares`, about n facts."""
+    kind = rng.choices(list(shares), list(shares.values()))[0]
+    return TASKS[kind][0](rng, n)
