@@ -167,8 +167,6 @@ def save(adapter: Adapter, folder: Path | str) -> str:
             folder.rename(old)
         part.rename(folder)
     except OSError as error:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
         remedy = "free some space" if error.errno == errno.ENOSPC else "check the path"
         raise StorageError(
             f"the adapter was to be saved as {folder}; the disk said: {error}. Nothing was kept; "
@@ -176,8 +174,9 @@ def save(adapter: Adapter, folder: Path | str) -> str:
         ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-        if folder.exists():
-            shutil.rmtree(old, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
     return identity
 
 
@@ -197,7 +196,9 @@ def load(folder: Path | str) -> Adapter:
         raise AdapterError(f"{folder / CARD_FILE}: \"adapter\" must hold {sorted(ORIGIN)}.")
     config = _lora_config(settings, tensors, ours, folder)
     _check_tensors(tensors, config, str(folder))
-    named = None if settings.get("exclude_modules") else settings.get("target_modules")
+    named = settings.get("target_modules")
+    if settings.get("exclude_modules") or (settings.get("layers_to_transform") and not ours):
+        named = None  # PEFT's short names alone would bind more than the tensors
     base_id = str(settings.get("base_model_name_or_path") or "")
     digest = str(ours["base_digest"]) if ours else ""
     targets = tuple(map(str, named)) if isinstance(named, list) else ()
@@ -357,7 +358,8 @@ def _files(adapter: Adapter, identity: str) -> dict[str, bytes]:
         card = _dump_json({"adapter": origin, **adapter.card})
     except (TypeError, ValueError) as error:
         raise AdapterError(f"the card must be JSON; {error}. Convert its values first.") from error
-    tensors = {PREFIX + key: _plain(adapter.tensors[key]) for key in sorted(adapter.tensors)}
+    # Copies, because safetensors refuses tensors that share memory.
+    tensors = {PREFIX + key: _plain(t).clone() for key, t in sorted(adapter.tensors.items())}
     weights, readme = dump_tensors(tensors, {"format": "pt"}), _readme(adapter, identity).encode()
     files = {CONFIG_FILE: _dump_json(settings), TENSOR_FILE: weights, README_FILE: readme}
     return {**files, CARD_FILE: card}

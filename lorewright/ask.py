@@ -24,7 +24,7 @@ class Answer:
     memory: str
     """Name of the memory that was attached; empty for the base alone."""
     declined: bool
-    """Whether the reply says that it does not know."""
+    """Whether the reply is empty or says that it does not know."""
     confidence: float
     """Geometric mean of the probabilities of the reply's own tokens, in [0, 1]."""
     least: float
@@ -32,18 +32,25 @@ class Answer:
 
 
 def ask(
-    model: Model, question: str, *, adapter: Adapter | None = None, memory: str = "", max_new_tokens: int = MAX_ANSWER_TOKENS
+    model: Model,
+    question: str,
+    *,
+    adapter: Adapter | None = None,
+    memory: str = "",
+    max_new_tokens: int = MAX_ANSWER_TOKENS,
 ) -> Answer:
     """Answer a question greedily from one adapter, or from the base alone.
 
-    Raises ConfigError for an empty question.
+    Raises ConfigError for an empty question, DataError for one that leaves no room for a reply.
     """
     if not question.strip():
         raise ConfigError("ask was given an empty question; write one.")
+    prompt = model.render(question.strip())
     with model.using(*([adapter] if adapter is not None else [])):
-        prompt = model.render(question.strip())
         (ids,) = model.generate_ids([prompt.prompt_ids], max_new_tokens=max_new_tokens)
-        p = trace(model, [Rendered(prompt.prompt_ids, tuple(ids))])[0].p if ids else ()
+        said = trace(model, [Rendered(prompt.prompt_ids, tuple(ids))])[0].p if ids else ()
     text = model.decode(ids)
+    p = [min(value, 1.0) for value in said]  # rounding of the loss may leave one a hair above
     mean = math.exp(sum(math.log(max(x, 1e-30)) for x in p) / len(p)) if p else 0.0
-    return Answer(question, text, memory, not text or is_declined(text), mean, min(p, default=0.0))
+    declined = not text or is_declined(text)
+    return Answer(question, text, memory, declined, min(mean, 1.0), min(p, default=0.0))

@@ -1,22 +1,25 @@
 """Knowledge to a lesson: what is trained, and what is asked afterwards in forms that were not.
 
-The examples come from views, the probes from a set of question forms kept out of training (or from the
-user), and no question is in both. Questions that the knowledge does not answer are split the same way:
-some are trained to be declined, others ask whether it worked. This room knows nothing of models: a
-language model is a function from prompts to replies.
+The examples come from views, the probes from a set of question forms kept out of training (or from
+the user), and no question is in both. Questions that the knowledge does not answer are split the
+same way: some are trained to be declined, others ask whether it worked. This room knows nothing of
+models: a language model is a function from prompts to replies.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from lorewright.data import Document, Example, Fact, Knowledge, Probe, passages
 from lorewright.errors import ConfigError, DataError
-from lorewright.metrics import normalise
+from lorewright.metrics import contains, normalise
 from lorewright.views import (
     DECLINE,
+    N_PAIR_SETS,
     PASSAGE_CHARS,
     VIEWS,
     AskLLM,
@@ -36,6 +39,11 @@ from lorewright.views import (
 )
 
 UNRELATED_FILE = Path(__file__).parent / "pocket" / "unrelated.txt"
+SETS = range(1, N_PAIR_SETS + 1)
+N_HELD_UNKNOWN = 50
+"""At most so many probes that ask for what the knowledge does not say."""
+N_LEAST_OTHER = 8
+"""At least so many questions about other things are trained, however small the source."""
 N_SCAFFOLD_PARTS = 4
 """The scaffold is the first quarter of the passages."""
 
@@ -45,7 +53,7 @@ class LessonConfig:
     """How knowledge becomes examples and probes."""
 
     views: tuple[str, ...] = ("qa",)
-    """Which views are trained; names from `views.VIEWS`. Given facts are always used as they are."""
+    """Which views are trained; names from `views.VIEWS`. Facts are always used as they are."""
     train_sets: tuple[int, ...] = (1, 2, 3)
     """Sets of question forms that are trained."""
     probe_sets: tuple[int, ...] = (4,)
@@ -60,14 +68,24 @@ class LessonConfig:
         """Check names and ranges."""
         unknown = [view for view in self.views if view not in VIEWS]
         if unknown or not self.views:
-            raise ConfigError(f"views {list(self.views)} were asked for; known are {', '.join(VIEWS)}.")
-        if set(self.train_sets) & set(self.probe_sets):
             raise ConfigError(
-                f"sets {sorted(set(self.train_sets) & set(self.probe_sets))} are in both train_sets and "
-                "probe_sets; a probe must have a form that was not trained."
+                f"views {list(self.views)} were asked for; known are {', '.join(VIEWS)}."
             )
-        if self.negatives < 0:
-            raise ConfigError(f"negatives must be at least 0; found {self.negatives}.")
+        if not self.train_sets or not {*self.train_sets, *self.probe_sets} <= {*SETS}:
+            raise ConfigError(
+                f"train_sets are {list(self.train_sets)}, probe_sets {list(self.probe_sets)}; "
+                f"train at least one, and use sets from {SETS[0]} to {SETS[-1]}."
+            )
+        both = sorted(set(self.train_sets) & set(self.probe_sets))
+        if both:
+            raise ConfigError(
+                f"sets {both} are in both train_sets and probe_sets; a probe must have a form that "
+                "was not trained."
+            )
+        if not 0 <= self.negatives < math.inf:
+            raise ConfigError(f"negatives must be a share of at least 0; found {self.negatives}.")
+        if self.max_efficacy < 1:
+            raise ConfigError(f"max_efficacy must be at least 1; found {self.max_efficacy}.")
 
 
 @dataclass(frozen=True)
@@ -83,6 +101,22 @@ class Lesson:
     notes: tuple[str, ...]
     """What was dropped or left out, in sentences."""
 
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> Lesson:
+        """The lesson that was stored as plain data. Raises DataError for data of another shape."""
+        try:
+            return cls(
+                tuple(Example(**row) for row in plain["examples"]),
+                tuple(Probe(**row) for row in plain["probes"]),
+                str(plain["full"]),
+                str(plain["scaffold"]),
+                tuple(map(str, plain["notes"])),
+            )
+        except (KeyError, TypeError) as error:
+            raise DataError(
+                f"a stored lesson is not as expected ({error}); delete its run and write again."
+            ) from error
+
 
 def prepare(
     knowledge: Knowledge,
@@ -96,38 +130,41 @@ def prepare(
 ) -> Lesson:
     """Turn documents and facts into examples and probes that share no question.
 
-    `ask_llm` writes questions (the base or a teacher), `closed_book` is the base answering without a
-    document: its replies are what irrelevant questions are trained to. Raises DataError when nothing
-    came out to learn.
+    `ask_llm` writes questions (the base or a teacher), `closed_book` is the base answering without
+    a document: its replies are what irrelevant questions are trained to. `given_probes` stand in
+    for those made here. Raises DataError when nothing came out to learn.
     """
     parts: list[list[Example]] = []
     probes: list[Probe] = []
     notes: list[str] = []
-    asked: list[str] = [fact.question for fact in knowledge.facts]
     for document in knowledge.documents:
         progress(f"reading {document.id}")
         made = _document_lesson(document, ask_llm, config, phrasing)
         parts.append(made.examples)
         probes += made.probes
         notes += made.notes
-        asked += made.questions
     if knowledge.facts:
         parts.append(given(knowledge.facts))
         probes += _fact_probes(knowledge.facts, config.max_efficacy)
-    n_questions = sum(1 for part in parts for example in part if example.kind == "qa")
-    if n_questions and config.negatives:
+    trained = [example.prompt for part in parts for example in part if example.kind == "qa"]
+    if trained and config.negatives:
         progress("asking about other things")
-        negative, held = _negatives(asked, round(n_questions * config.negatives), config.seed, closed_book)
+        held = [probe.question for probe in (*probes, *given_probes)]
+        n = round(len(trained) * config.negatives)
+        negative, unanswered = _negatives(trained, held, n, config.seed, closed_book)
         parts.append(negative)
-        probes += held
+        probes += unanswered
     examples = mix(parts)
     if not examples:
-        raise DataError("nothing came out to learn: the source holds no fact the base could ask about; "
-                        "try --view verbatim, a --teacher, or give facts as JSON lines.")
+        raise DataError(
+            "nothing came out to learn: the source holds no fact the base could ask about; "
+            "try --view verbatim, a --teacher, or give facts as JSON lines."
+        )
     chosen, n_trained = _untrained(given_probes or probes, examples)
     if n_trained:
-        notes.append(f"{n_trained} probes were asked in words that are trained; they count as efficacy.")
-    return Lesson(tuple(examples), tuple(chosen), *_contexts(knowledge), tuple(notes))
+        are = "probe is" if n_trained == 1 else "probes are"
+        notes.append(f"{n_trained} {are} asked in words that are trained: counted as efficacy.")
+    return Lesson(tuple(examples), tuple(chosen), *contexts(knowledge), tuple(notes))
 
 
 @dataclass(frozen=True)
@@ -135,14 +172,15 @@ class _Made:
     examples: list[Example]
     probes: list[Probe]
     notes: list[str]
-    questions: list[str]
 
 
-def _document_lesson(document: Document, ask_llm: AskLLM, config: LessonConfig, phrasing: str) -> _Made:
-    examples: list[Example] = []
+def _document_lesson(
+    document: Document, ask_llm: AskLLM, config: LessonConfig, phrasing: str
+) -> _Made:
     made = Pairs((), 0, 0, 0, ())
     if {"qa", "cloze", "reverse"} & set(config.views):
-        made = write_pairs(document, ask_llm, numbers=(*config.train_sets, *config.probe_sets), phrasing=phrasing)
+        numbers = (*config.train_sets, *config.probe_sets)
+        made = write_pairs(document, ask_llm, numbers=numbers, phrasing=phrasing)
     trained, held = made.of(config.train_sets), made.of(config.probe_sets)
     texts = passages(document, max_chars=PASSAGE_CHARS)
     build: dict[str, Callable[[], list[Example]]] = {
@@ -152,11 +190,11 @@ def _document_lesson(document: Document, ask_llm: AskLLM, config: LessonConfig, 
         "summary": lambda: summary(document, ask_llm, phrasing=phrasing),
         "cloze": lambda: cloze(trained, texts, document.id),
         "reverse": lambda: reverse(trained, document.id),
-        "given": lambda: [],
+        "given": list,
     }
-    for view in config.views:
-        examples += build[view]()
-    return _Made(examples, _pair_probes(document, held), _pair_notes(document, made), [p.question for p in made.kept])
+    examples = [example for view in config.views for example in build[view]()]
+    probes = _pair_probes(document, held) + _unanswerable(document)
+    return _Made(examples, probes, _pair_notes(document, made))
 
 
 def _pair_probes(document: Document, held: Sequence[Pair]) -> list[Probe]:
@@ -166,22 +204,34 @@ def _pair_probes(document: Document, held: Sequence[Pair]) -> list[Probe]:
     ]
 
 
+def _unanswerable(document: Document) -> list[Probe]:
+    """Questions that came with the document as ones it does not answer (SQuAD v2)."""
+    questions = document.meta.get("unanswerable") or ()
+    return [
+        Probe(f"{document.id}-unanswerable-{i}", question, (), "unknown", document.id)
+        for i, question in enumerate(questions, 1)
+    ]
+
+
 def _pair_notes(document: Document, made: Pairs) -> list[str]:
     notes = []
     dropped = made.n_ungrounded + made.n_contradictory + made.n_repeated
     if dropped:
         notes.append(
-            f"{document.id}: of {len(made.kept) + dropped} question-answer pairs {dropped} were dropped "
-            f"({made.n_ungrounded} with an answer that is not in the passage, {made.n_contradictory} "
-            f"contradictory, {made.n_repeated} repeated)."
+            f"{document.id}: of {len(made.kept) + dropped} question-answer pairs {dropped} were "
+            f"dropped ({made.n_ungrounded} with an answer that is not in the passage, "
+            f"{made.n_contradictory} contradictory, {made.n_repeated} repeated)."
         )
     if made.uncovered:
-        notes.append(f"{document.id}: no question covers {len(made.uncovered)} sentences, the first is {made.uncovered[0]!r}.")
+        notes.append(
+            f"{document.id}: no question covers {len(made.uncovered)} of its sentences, the first "
+            f"is {made.uncovered[0]!r}."
+        )
     return notes
 
 
 def _fact_probes(facts: Sequence[Fact], max_efficacy: int) -> list[Probe]:
-    """As trained, evenly spread when there are many; then every paraphrase that came with a fact."""
+    """As trained, evenly spread when there are many; then every paraphrase that was given."""
     step = max(1, -(-len(facts) // max_efficacy))
     found = [Probe(f.id, f.question, f.answers, "efficacy", f.id) for f in facts[::step]]
     found += [
@@ -197,19 +247,37 @@ def unrelated_questions() -> list[str]:
     return UNRELATED_FILE.read_text(encoding="utf-8").splitlines()
 
 
-def _negatives(asked: Sequence[str], n: int, seed: int, closed_book: AskLLM) -> tuple[list[Example], list[Probe]]:
-    """Questions to decline: n for training, then held-out ones as `unknown` and `neighborhood` probes."""
-    known = {normalise(question) for question in asked}
-    mixed = crossed(asked, n=n, seed=seed)
+def _negatives(
+    trained: Sequence[str], held: Sequence[str], n: int, seed: int, closed_book: AskLLM
+) -> tuple[list[Example], list[Probe]]:
+    """Questions to decline: n for training; others, not trained, as `unknown` and `neighborhood`.
+
+    They are crossed from trained questions only, so that no form kept for probes is trained, and
+    none asks what a trained or a held question asks.
+    """
+    probed = [normalise(question) for question in held]
+    known = {*map(normalise, trained), *probed}
+    mixed = [q for q in crossed(trained, n=n, seed=seed) if not _asked(q, probed)]
     other = [q for q in unrelated_questions() if normalise(q) not in known]
     cut_mixed, cut_other = len(mixed) * 3 // 4, len(other) * 3 // 4
-    chosen = mixed[:cut_mixed] + other[: min(cut_other, max(8, n - cut_mixed))]
-    # What the knowledge does not answer is declined; what is about other things keeps the base's reply.
+    chosen = mixed[:cut_mixed] + other[: min(cut_other, max(N_LEAST_OTHER, n - cut_mixed))]
+    # What the knowledge does not answer is declined; other things keep the base's own reply.
     replies = closed_book(chosen[cut_mixed:])
     train = irrelevant(chosen, [DECLINE] * cut_mixed + list(replies))
-    held = [Probe(f"unknown-{i}", q, (), "unknown") for i, q in enumerate(mixed[cut_mixed:][:50], 1)]
-    held += [Probe(f"other-{i}", q, (), "neighborhood") for i, q in enumerate(other[cut_other:], 1)]
-    return train, held
+    unknown = mixed[cut_mixed:][:N_HELD_UNKNOWN]
+    probes = [Probe(f"unknown-{i}", q, (), "unknown") for i, q in enumerate(unknown, 1)]
+    probes += [
+        Probe(f"other-{i}", q, (), "neighborhood") for i, q in enumerate(other[cut_other:], 1)
+    ]
+    return train, probes
+
+
+def _asked(question: str, known: Sequence[str]) -> bool:
+    """Whether a known question names the subject and the topic of `<topic> of <subject>`."""
+    topic, _, subject = question.rpartition(" of ")
+    _, the, words = normalise(topic).rpartition(" the ")
+    about, named = normalise(subject), set(words.split() if the else words.split()[-1:])
+    return any(about in q and named <= set(q.split()) for q in known)
 
 
 def _untrained(probes: Sequence[Probe], examples: Sequence[Example]) -> tuple[list[Probe], int]:
@@ -223,13 +291,23 @@ def _untrained(probes: Sequence[Probe], examples: Sequence[Example]) -> tuple[li
     return kept, n_trained
 
 
-def _contexts(knowledge: Knowledge) -> tuple[str, str]:
-    """The whole source and its first quarter, as text to put before a question."""
+def contexts(knowledge: Knowledge) -> tuple[str, str]:
+    """The whole source and its first quarter, as text to put before a question.
+
+    A fact that stands in the document it was given for is not said again.
+    """
     texts = [document.text.strip() for document in knowledge.documents]
-    if knowledge.facts and not texts:
-        texts = ["\n".join(f"{fact.question} {fact.answer}" for fact in knowledge.facts)]
-    pieces = [piece for text in texts for piece in passages(Document("source", text), max_chars=PASSAGE_CHARS)]
+    read = {document.id: document.text for document in knowledge.documents}
+    lines = [
+        f"{fact.question} {fact.answer}"
+        for fact in knowledge.facts
+        if not contains(read.get(fact.source, ""), fact.answers)
+    ]
+    texts += ["\n".join(lines)] if lines else []
+    pieces = [
+        piece
+        for text in texts
+        for piece in passages(Document("source", text), max_chars=PASSAGE_CHARS)
+    ]
     quarter = pieces[: len(pieces) // N_SCAFFOLD_PARTS]
     return "\n\n".join(texts), "\n\n".join(quarter)
-
-

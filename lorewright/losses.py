@@ -202,13 +202,13 @@ def distill_topk(student_logits_BTV: Tensor, top_ids_BTK: Tensor, top_logp_BTK: 
     Source: context distillation as in Doc-to-LoRA, arXiv 2602.15902.
     """
     logits_BTV = student_logits_BTV.float()
-    top_logp_BTK = top_logp_BTK.detach().float()
+    top_BTK = top_logp_BTK.detach().float().exp()
     norm_BT1 = logits_BTV.logsumexp(-1, keepdim=True)
     student_BTK = logits_BTV.gather(-1, top_ids_BTK) - norm_BT1
-    kl_BT = (top_logp_BTK.exp() * (top_logp_BTK - student_BTK)).sum(-1)
-    rest_BT = (1 - top_logp_BTK.exp().sum(-1)).clamp(min=0.0)
+    kl_BT = (torch.special.xlogy(top_BTK, top_BTK) - top_BTK * student_BTK).sum(-1)
     if top_ids_BTK.shape[-1] == logits_BTV.shape[-1]:
         return kl_BT
+    rest_BT = (1 - top_BTK.sum(-1)).clamp(min=0.0)
     others_BTV = logits_BTV.scatter(-1, top_ids_BTK, -torch.inf)
     student_rest_BT = others_BTV.logsumexp(-1) - norm_BT1.squeeze(-1)
     return kl_BT + torch.special.xlogy(rest_BT, rest_BT) - rest_BT * student_rest_BT

@@ -12,6 +12,7 @@ Shape letters: B row, C completion token, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -20,13 +21,14 @@ import torch
 
 from lorewright.adapter import Adapter
 from lorewright.data import Example, Probe
-from lorewright.errors import ConfigError
+from lorewright.errors import ConfigError, DataError
 from lorewright.losses import token_nats
-from lorewright.metrics import METRICS, Proportion, is_declined, wilson
+from lorewright.metrics import METRICS, Estimate, Proportion, is_declined, mean_interval, wilson
 from lorewright.model import Model, Rendered
 
 ARMS = ("memory", "base", "scaffold", "wrong", "full")
-"""The memory and its controls: base alone, part of the source in the prompt, another memory, all of it."""
+"""The memory and its controls: the base alone, with part of the source in the prompt, with another
+memory, with all of the source in the prompt."""
 MAX_ANSWER_TOKENS = 64
 
 
@@ -55,8 +57,8 @@ class TokenTrace:
         return all(self.right)
 
     def certified(self, margin: float = 0.5) -> bool:
-        """Whether every p exceeds `margin` (at least 1/2), so that no other token can win anywhere."""
-        return self.exact and min(self.p) > margin
+        """Whether every p exceeds `margin` (at least 1/2), so that no other token can win."""
+        return self.exact and min(self.p, default=0.0) > margin
 
 
 @torch.no_grad()
@@ -69,14 +71,13 @@ def trace(model: Model, rows: Sequence[Rendered], *, batch_tokens: int = 8192) -
         for i, nats_C, right_C in zip(chosen, nats_BC.tolist(), right_BC.tolist(), strict=True):
             n = len(rows[i].completion_ids)
             found[i] = TokenTrace(
-                tuple(float(torch.tensor(-x).exp()) for x in nats_C[:n]),
-                tuple(bool(x) for x in right_C[:n]),
+                tuple(math.exp(-nats) for nats in nats_C[:n]), tuple(map(bool, right_C[:n]))
             )
     return [found[i] for i in range(len(rows))]
 
 
 def by_length(rows: Sequence[Rendered], batch_tokens: int) -> Iterable[list[int]]:
-    """Indices of the rows in groups of similar length, each of at most `batch_tokens` padded tokens."""
+    """Indices of the rows in groups of similar length, of at most `batch_tokens` padded tokens."""
     group: list[int] = []
     for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
         if group and len(rows[i]) * (len(group) + 1) > batch_tokens:
@@ -88,7 +89,7 @@ def by_length(rows: Sequence[Rendered], batch_tokens: int) -> Iterable[list[int]
 
 
 def certify(model: Model, examples: Sequence[Example], *, margin: float = 0.5) -> list[bool]:
-    """Whether each completion is certain to be reproduced by greedy decoding: every p > `margin`."""
+    """Whether greedy decoding is certain to reproduce each completion: every p > `margin`."""
     if not 0.5 <= margin < 1:
         raise ConfigError(f"margin must lie in [0.5, 1); found {margin}.")
     return [
@@ -114,12 +115,13 @@ class Audit:
 
 
 def audit(model: Model, examples: Sequence[Example]) -> Audit:
-    """Decode every prompt freely and compare with the completion and with the teacher-forced verdict."""
+    """Decode every prompt freely; compare with its completion and the teacher-forced verdict."""
     rows = [model.render(e.prompt, e.completion) for e in examples]
     longest = max((len(row.completion_ids) for row in rows), default=1)
     outputs = model.generate_ids([row.prompt_ids for row in rows], max_new_tokens=longest)
-    targets = [model.decode(row.completion_ids) for row in rows]
-    exact = [model.decode(out) == target for out, target in zip(outputs, targets, strict=True)]
+    # The last completion token is the stop, which the outputs lack.
+    pairs = zip(outputs, rows, strict=True)
+    exact = [tuple(output) == row.completion_ids[:-1] for output, row in pairs]
     forced = [t.exact for t in trace(model, rows)]
     differ = tuple(i for i, (a, b) in enumerate(zip(exact, forced, strict=True)) if a != b)
     return Audit(len(rows), sum(exact), differ)
@@ -153,17 +155,22 @@ class RecallReport:
     context: Mapping[str, Any] = field(default_factory=dict)
     """What was verified: memory, base, adapter id, seed and the like."""
 
-    def proportion(self, arm: str, kind: str) -> Proportion:
-        """n, mean and Wilson interval of an arm on a kind of probe; unscored probes are left out."""
+    def proportion(self, arm: str, kind: str) -> Estimate:
+        """n, mean and interval of an arm on a kind of probe; unscored probes are left out.
+
+        Wilson's interval where every score is 0 or 1, else the bootstrap's.
+        """
         scores = [r.score for r in self.arms.get(arm, ()) if r.kind == kind and r.score is not None]
-        return wilson(sum(score >= 0.5 for score in scores), len(scores))
+        if all(score in (0, 1) for score in scores):
+            return wilson(round(sum(scores)), len(scores))
+        return mean_interval(scores)
 
     @property
     def kinds(self) -> tuple[str, ...]:
         """Kinds of probe present, in the order first met."""
         return tuple(dict.fromkeys(r.kind for rows in self.arms.values() for r in rows))
 
-    def table(self) -> dict[str, dict[str, Proportion]]:
+    def table(self) -> dict[str, dict[str, Estimate]]:
         """Kind -> arm -> proportion, for the arms that were run."""
         return {kind: {arm: self.proportion(arm, kind) for arm in self.arms} for kind in self.kinds}
 
@@ -215,9 +222,10 @@ def verify(
 ) -> RecallReport:
     """Ask every probe of the memory and of each control, free-running and greedy.
 
-    `full` and `scaffold` are texts put before the question for the base alone; `wrong` is another memory.
-    A control that cannot be run is left out and named in `notes`, never scored 0. Kind `unknown` scores
-    declining; `neighborhood` scores giving the base's own answer. Raises ConfigError for an unknown metric.
+    `full` and `scaffold` are texts put before the question for the base alone; `wrong` is another
+    memory. An arm that cannot be run is left out and named in `notes`, never scored 0. Kind
+    `unknown` scores declining; `neighborhood` scores giving the base's own answer. Raises
+    ConfigError for an unknown metric or no probes.
     """
     if metric not in METRICS:
         raise ConfigError(f"metric {metric!r} is unknown; use one of {', '.join(sorted(METRICS))}.")
@@ -227,7 +235,9 @@ def verify(
         )
     outputs: dict[str, list[str]] = {}
     notes: list[str] = []
-    if adapter is not None:
+    if adapter is None:
+        notes.append("memory: none was given.")
+    else:
         progress("memory")
         with model.using(adapter):
             outputs["memory"] = answer(model, probes)
@@ -238,13 +248,14 @@ def verify(
             notes.append(f"{arm}: there is no source text for it.")
         elif not _fits(model, probes, text):
             notes.append(
-                f"{arm}: the text does not fit into the {model.context} tokens that the model reads."
+                f"{arm}: text, question and answer do not fit into the {model.context} tokens that "
+                "the model reads."
             )
         else:
             progress(arm)
             outputs[arm] = answer(model, probes, context=text)
     if wrong is None:
-        notes.append("wrong: there is no other memory in the folder.")
+        notes.append("wrong: no other memory was given.")
     else:
         progress("wrong")
         with model.using(wrong):
@@ -260,9 +271,12 @@ def verify(
 
 
 def _fits(model: Model, probes: Sequence[Probe], text: str) -> bool:
-    longest = max(probes, key=lambda probe: len(probe.question))
-    n_tokens = len(model.tokenizer(_with_context(text, longest.question))["input_ids"])
-    return n_tokens + MAX_ANSWER_TOKENS <= model.context
+    prompts = [_with_context(probe.context or text, probe.question) for probe in probes]
+    try:
+        longest = max(len(model.render(prompt)) for prompt in prompts)
+    except DataError:
+        return False
+    return longest + MAX_ANSWER_TOKENS <= model.context
 
 
 def _scored(probe: Probe, output: str, base_output: str, metric: str) -> Recall:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from lorewright.data import digest, jsonl_rows
-from lorewright.errors import ConfigError, DataError, StorageError, TeacherError
+from lorewright.errors import ConfigError, DataError, LorewrightError, StorageError, TeacherError
 from lorewright.views import AskLLM
 
 if TYPE_CHECKING:
@@ -155,11 +155,11 @@ class _Server:
 
 
 def _only_model(server: _Server, client: httpx.Client) -> str:
-    body = _request(server, lambda: client.get(f"{server.root}/models"), "models", threading.Event())
+    never = threading.Event()
+    body = _request(server, lambda: client.get(f"{server.root}/models"), "its models", never)
     rows = body.get("data")
-    found = rows if isinstance(rows, list) else []
-    names = [row.get("id") for row in found if isinstance(row, dict)]
-    names = [name for name in names if isinstance(name, str) and name]
+    ids = [row.get("id") for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    names: list[str] = [name for name in ids if isinstance(name, str) and name]
     if not names:
         raise TeacherError(
             f"asked {server.shown} which models it has; it names none; load one or give model=."
@@ -257,7 +257,7 @@ def _times(n: int) -> str:
 
 
 def _asked_wait_seconds(response: httpx.Response) -> float | None:
-    """What Retry-After says in seconds, within our limit; its date form is not used by these APIs."""
+    """What Retry-After says in seconds, within our limit; its date form is passed over."""
     text = response.headers.get("retry-after", "")
     return min(MAX_WAIT_SECONDS, float(text)) if text.isascii() and text.isdigit() else None
 
@@ -309,10 +309,17 @@ def _ask_all(
 ) -> None:
     """Ask every prompt once; the first failure ends it, and what came by then is kept."""
     stop = threading.Event()
+    failures: list[LorewrightError] = []
     with server.client() as client, ThreadPoolExecutor(workers) as pool:
 
         def one(key: str, prompt: str) -> None:
-            replies.keep(key, _reply(server, client, model, prompt, max_tokens, stop), model)
+            if stop.is_set():
+                return
+            try:
+                replies.keep(key, _reply(server, client, model, prompt, max_tokens, stop), model)
+            except LorewrightError as error:
+                failures.append(error)
+                stop.set()
 
         try:
             futures = [pool.submit(one, key, prompt) for key, prompt in prompts.items()]
@@ -321,10 +328,12 @@ def _ask_all(
         finally:
             stop.set()
             pool.shutdown(cancel_futures=True)
+    if failures:  # the first is the cause; later ones were given up because of it
+        raise failures[0]
 
 
 class _Replies:
-    """Replies by digest of (model, prompt), in memory and, if there is a file, on disk as they come."""
+    """Replies by digest of (model, prompt): in memory and, given a file, on disk as they come."""
 
     def __init__(self, path: Path | None) -> None:
         self.path = Path(path) if path is not None else None
@@ -348,7 +357,7 @@ class _Replies:
         try:
             text = content[:whole].decode("ascii")
         except UnicodeDecodeError as error:
-            raise DataError(f"{path} is no file of kept replies ({error}); name another.") from error
+            raise DataError(f"{path} is no file of kept replies ({error}).") from error
         for row in jsonl_rows(text, path):
             key, reply = row.values.get("key"), row.values.get("reply")
             if not isinstance(key, str) or not isinstance(reply, str):
@@ -357,8 +366,11 @@ class _Replies:
                     "another file."
                 )
             self.by[key] = reply
-        if tail:
-            os.truncate(path, whole)
+        try:
+            if tail:
+                os.truncate(path, whole)
+        except OSError as error:
+            raise _refused(path, error) from error
 
     def keep(self, key: str, reply: str, model: str) -> None:
         """Remember a reply; on disk it is a whole line once this returns."""
@@ -377,4 +389,6 @@ _LINE_START = b'{"key": "'
 
 
 def _refused(path: Path, error: OSError) -> StorageError:
-    return StorageError(f"asked to keep replies in {path}; the disk said: {error}; name another file.")
+    return StorageError(
+        f"asked to keep replies in {path}; the disk said: {error}; name another file."
+    )

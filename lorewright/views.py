@@ -1,11 +1,11 @@
-"""Knowledge to examples: verbatim, questions and answers, rewrite, summary, cloze, reverse; and mixing.
+"""Knowledge to examples: verbatim, questions and answers, rewrite, summary, cloze, reverse; mixing.
 
-A model that learns how a document goes on has not learned to answer questions about it, so the default
-is questions and answers, written by a language model that reads the passage: the base itself, or any
-other through `ask_llm`. What it writes is checked against the passage: an answer that does not stand
-there is dropped and counted. Irrelevant questions are mixed in so that the memory does not answer for
-others. This room knows nothing of torch, tokens or models; a language model is a function from prompts
-to replies.
+A model that learns how a document goes on has not learned to answer questions about it, so the
+default is questions and answers, written by a language model that reads the passage: the base
+itself, or any other through `ask_llm`. What it writes is checked against the passage: an answer
+that does not stand there is dropped and counted. Irrelevant questions are mixed in so that the
+memory does not answer for others. This room knows nothing of torch, tokens or models; a language
+model is a function from prompts to replies.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import random
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from lorewright.data import Document, Example, Fact, digest, passages, sentences
 from lorewright.errors import ConfigError
@@ -24,12 +25,16 @@ DECLINE = "I do not know."
 PASSAGE_CHARS = 420
 """Longest passage put before a language model at once, in characters."""
 N_PAIR_SETS = 6
-"""Sets of question forms that can be asked for; a set that is not trained on can serve as probes."""
+"""Sets of question forms that can be asked for; one that is not trained on can serve as probes."""
+
+
+MAX_CROSSED = 20_000
+"""Combinations of topic and subject that are looked at for questions without an answer."""
 
 
 @dataclass(frozen=True)
 class Phrasing:
-    """The words in which a language model is asked to write; `{text}` and `{number}` are filled in."""
+    """The words that ask a language model to write; `{text}` and `{number}` are filled in."""
 
     pairs: str
     rewrite: str
@@ -44,12 +49,17 @@ PHRASINGS = {
         summary="{text}\n\nSummarise the text.",
     ),
     "general": Phrasing(
-        pairs="{text}\n\nWrite a question and a short answer for every fact stated in the text above, in its order. "
-        "Name the subject in each question; take the answer from the text word for word. One pair a line, as\n"
-        "Q: question? A: answer\nWord the questions differently each time you are asked; this is round {number}.",
-        rewrite="{text}\n\nSay everything in the text above in other words, version {number}. Keep every name and number. "
-        "Reply with the text only.",
-        summary="{text}\n\nList every fact in the text above as short notes, one subject a line. Reply with the notes only.",
+        pairs="{text}\n\n"
+        "Write a question and a short answer for every fact stated in the text above, in its "
+        "order. Name the subject in each question; take the answer from the text word for word. "
+        "One pair a line, as\nQ: question? A: answer\n"
+        "Word the questions differently each time you are asked; this is round {number}.",
+        rewrite="{text}\n\n"
+        "Say everything in the text above in other words, version {number}. Keep every name and "
+        "number. Reply with the text only.",
+        summary="{text}\n\n"
+        "List every fact in the text above as short notes, one subject a line. Reply with the "
+        "notes only.",
     ),
 }
 
@@ -83,12 +93,28 @@ class Pairs:
         return tuple(pair for pair in self.kept if pair.set_number in numbers)
 
 
-_PAIR = re.compile(r"Q:\s*(?P<question>.+?)\s*\n?\s*A:\s*(?P<answer>.+?)\s*(?=\n|$|Q:)")
+_MARK = re.compile(r"\*{0,2}\b([QA]):")
 
 
 def parse_pairs(reply: str) -> list[tuple[str, str]]:
-    """Questions and answers in a reply of the form `Q: … A: …`, one or two lines each."""
-    return [(m["question"].strip(), m["answer"].strip()) for m in _PAIR.finditer(reply)]
+    """Questions and answers in a reply of the form `Q: … A: …`, one or two lines each.
+
+    Marks in bold or numbered are read too. A question without an answer, or either of several
+    lines, is passed over: the text around a pair is not part of it.
+    """
+    _, *parts = _MARK.split(reply)
+    marked = list(zip(parts[::2], parts[1::2], strict=True))
+    pairs = []
+    for (mark, question), (next_mark, rest) in pairwise(marked):
+        asked, answer = _bare(question), _bare(_bare(rest).split("\n")[0])
+        if (mark, next_mark) == ("Q", "A") and asked and answer and "\n" not in asked:
+            pairs.append((asked, answer))
+    return pairs
+
+
+def _bare(text: str) -> str:
+    """The text without the space and the marks of bold around it."""
+    return text.strip().strip("*").strip()
 
 
 def write_pairs(
@@ -98,10 +124,10 @@ def write_pairs(
     numbers: Sequence[int] = (1, 2, 3),
     phrasing: str = "general",
 ) -> Pairs:
-    """Have a language model write question–answer pairs for every passage, one set of forms after another.
+    """Have a language model write question–answer pairs for every passage, set after set.
 
-    Sentences from which no set took an answer are put before it once more, alone. Raises ConfigError
-    for an unknown phrasing.
+    Sentences from which no set took an answer are put before it once more, alone. Raises
+    ConfigError for an unknown phrasing.
     """
     words = _phrasing(phrasing)
     texts = list(passages(document, max_chars=PASSAGE_CHARS))
@@ -191,7 +217,7 @@ def qa(pairs: Iterable[Pair], source: str) -> list[Example]:
 
 
 def verbatim(document: Document, *, max_chars: int = 1200) -> list[Example]:
-    """The text itself as plain next-token prediction: what everyone tries first, and what does not answer."""
+    """The text itself as next-token prediction: what everyone tries first, and does not answer."""
     return [
         Example("", text, "verbatim", document.id)
         for text in passages(document, max_chars=max_chars)
@@ -227,19 +253,22 @@ def cloze(pairs: Iterable[Pair], texts: Sequence[str], source: str) -> list[Exam
     """The sentence that holds an answer, with the answer left out, to be filled in."""
     found = []
     for pair in pairs:
-        sentence = next(
-            (s for s in sentences(texts[pair.passage]) if contains(s, (pair.answer,))), None
-        )
-        if sentence is not None:
-            blank = sentence.replace(pair.answer, "____", 1)
+        # Not inside a word: 9 is not the answer that 19 holds.
+        whole = re.compile(rf"(?<!\w){re.escape(pair.answer)}(?!\w)", re.IGNORECASE)
+        stated = [s for s in sentences(texts[pair.passage]) if _states(s) and whole.search(s)]
+        if stated:
+            blank = whole.sub("____", stated[0], count=1)
             found.append(Example(f"Fill in: {blank}", pair.answer, "cloze", source))
     return list({(example.prompt, example.completion): example for example in found}.values())
 
 
 def reverse(pairs: Iterable[Pair], source: str) -> list[Example]:
-    """The answer as the key: which question does it answer? Only for answers that occur once."""
+    """The answer as the key: which question does it answer? In the words of the first set.
+
+    Only for answers to which no set has two questions.
+    """
     by_answer: dict[str, list[Pair]] = {}
-    for pair in pairs:
+    for pair in sorted(pairs, key=lambda pair: pair.set_number):
         by_answer.setdefault(normalise(pair.answer), []).append(pair)
     return [
         Example(
@@ -249,7 +278,7 @@ def reverse(pairs: Iterable[Pair], source: str) -> list[Example]:
             source,
         )
         for group in by_answer.values()
-        if len({normalise(pair.question) for pair in group}) == 1
+        if len({pair.set_number for pair in group}) == len(group)
     ]
 
 
@@ -259,21 +288,40 @@ def reverse(pairs: Iterable[Pair], source: str) -> list[Example]:
 def crossed(questions: Sequence[str], *, n: int, seed: int) -> list[str]:
     """Questions about this document's own subjects and topics that it does not answer.
 
-    `What is the A of X?` and `What is the B of Y?` give `What is the A of Y?`, unless that is asked too.
-    The nearest thing to a true question that is false: without them a memory answers every question
-    that has a word of its own in it.
+    `What is the A of X?` and `What is the B of Y?` give `What is the A of Y?`, unless that is asked
+    too, in whatever words: no question that names Y has the words for A. The nearest thing to
+    a true question that is false: without them a memory answers every question that has a word of
+    its own in it.
     """
     parts = [q.rsplit(" of ", 1) for q in questions if " of " in q]
-    known = {normalise(q) for q in questions}
-    mixed = {f"{a[0]} of {b[1]}" for a in parts for b in parts}
-    fresh = sorted(q for q in mixed if normalise(q) not in known)
-    return random.Random(f"crossed-{seed}").sample(fresh, min(n, len(fresh)))
+    topics, subjects = (
+        (list(dict.fromkeys(side)) for side in zip(*parts, strict=True)) if parts else ([], [])
+    )
+    n_mixed = len(topics) * len(subjects)
+    known = [normalise(q) for q in questions]
+    fresh: dict[str, str] = {}
+    for i in random.Random(f"crossed-{seed}").sample(range(n_mixed), min(n_mixed, MAX_CROSSED)):
+        if len(fresh) == n:
+            break
+        topic, subject = topics[i // len(subjects)], subjects[i % len(subjects)]
+        about, what = normalise(subject), set(_named(topic))
+        if not any(about in question and what <= set(question.split()) for question in known):
+            question = f"{topic} of {subject}"
+            fresh.setdefault(normalise(question), question)
+    return list(fresh.values())
+
+
+def _named(topic: str) -> list[str]:
+    """The words for what is asked: those after the last `the`, else the last one."""
+    _, the, words = normalise(f" {topic}").rpartition(" the ")
+    return words.split() if the else words.split()[-1:]
 
 
 def irrelevant(questions: Sequence[str], replies: Sequence[str]) -> list[Example]:
     """Questions about other things with the replies that the base gives without any memory."""
     return [
-        Example(q, r or DECLINE, "unknown", "") for q, r in zip(questions, replies, strict=True)
+        Example(q, r if r.strip() else DECLINE, "unknown", "")
+        for q, r in zip(questions, replies, strict=True)
     ]
 
 

@@ -1,9 +1,10 @@
 """Write examples into an adapter: the one training loop.
 
 Answer-only logits, batches of similar length, AdamW with a linear fall to zero, A and B in float32.
-The loop stops when every completion is recalled: greedy decoding reproduces it, by the certificate of
-p > margin at every token. It never stops on a loss. A checkpoint after an epoch holds everything that
-the next one needs, so an interrupted run continues and gives the same bytes on the same machine.
+The loop stops when every completion is recalled: greedy decoding reproduces it, by the certificate
+of p > margin at every token. It never stops on a loss. A checkpoint after an epoch holds everything
+that the next one needs, so an interrupted run continues and gives the same bytes on the same
+machine.
 
 This room knows models, examples and objectives. It knows nothing of probes, folders of memories or
 reports; the verdict is taken elsewhere, on questions that were not trained.
@@ -12,36 +13,40 @@ reports; the verdict is taken elsewhere, on questions that were not trained.
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
 from lorewright.adapter import Adapter, capture
 from lorewright.data import Example, digest
 from lorewright.errors import ConfigError, DataError, ModelError, StorageError
 from lorewright.lora import LoraConfig, Stack, attach
-from lorewright.losses import WEIGHTINGS, token_nats, weighted_mean
+from lorewright.losses import WEIGHTINGS, Weighting, threshold, token_nats, weighted_mean
 from lorewright.model import Model, Rendered
 
 ORDERS = ("shuffle", "curriculum")
 CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINT_SECONDS = 2.0
+"""Least time between two checkpoints, which cost more than an epoch of a few examples."""
 
 
 @dataclass(frozen=True)
 class WriteConfig:
     """How an adapter is trained."""
 
-    lora: LoraConfig = LoraConfig()
+    lora: LoraConfig = field(default_factory=LoraConfig)
     objective: str = "sft"
-    """Which tokens count: a key of `losses.WEIGHTINGS`."""
+    """Which tokens count: a key of `losses.WEIGHTINGS`; `memft_threshold` is taken at `margin`."""
     lr: float = 3e-3
     """Peak rate of AdamW; falls linearly to zero over the budget."""
     epochs: int = 60
@@ -57,14 +62,18 @@ class WriteConfig:
     patience: int = 0
     """Epochs without a newly recalled example after which the loop gives up; 0 = never."""
     max_seconds: float | None = None
-    """Budget in seconds of training; None = none. With it, equal seeds need not give equal bytes."""
+    """Seconds of training after which an epoch is the last; None = no limit.
+
+    With it, equal seeds need not give equal bytes.
+    """
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Check every field."""
         if self.objective not in WEIGHTINGS:
             raise ConfigError(
-                f"objective {self.objective!r} is unknown; use one of {', '.join(sorted(WEIGHTINGS))}."
+                f"objective {self.objective!r} is unknown; use one of "
+                f"{', '.join(sorted(WEIGHTINGS))}."
             )
         if self.order not in ORDERS:
             raise ConfigError(f"order {self.order!r} is unknown; use one of {', '.join(ORDERS)}.")
@@ -84,7 +93,7 @@ class Epoch:
     loss_nats: float
     """Mean loss per completion token over the pass, before weighting."""
     n_recalled: int
-    """Examples whose every token had p > margin: certified after the epoch, or as they were trained on."""
+    """Examples whose every token had p > margin: after the epoch, or as they were met in it."""
     n_examples: int
     certified: bool
     """Whether n_recalled was counted after the epoch, with the weights as they are now."""
@@ -100,7 +109,7 @@ class Written:
     adapter: Adapter
     epochs: tuple[Epoch, ...]
     reason: str
-    """Why the loop ended: `recalled`, `budget`, `patience`, `seconds` or `nothing left` (no active token)."""
+    """Why the loop ended: `recalled`, `budget`, `patience`, `seconds` or `nothing left` to do."""
 
     @property
     def complete(self) -> bool:
@@ -118,9 +127,11 @@ def write(
 ) -> Written:
     """Train one adapter on the examples until every completion is recalled or the budget is spent.
 
-    With a `run` folder, metrics go to metrics.jsonl and a checkpoint is kept; the same call on the same
-    folder resumes. Raises DataError for no examples or one that does not fit the context, ConfigError when
-    the folder holds another write's checkpoint, ModelError when the loss is no longer a number.
+    With a `run` folder, metrics go to metrics.jsonl and a checkpoint is kept; the same call on the
+    same folder resumes, and reports its past epochs again. Raises DataError for no examples or one
+    that does not fit the context, ConfigError when the folder holds another write's checkpoint,
+    ModelError when loss or weights are no longer numbers or a layer learns nothing, StorageError
+    when the disk refuses. The network is as before in every case.
     """
     if not examples:
         raise DataError("write was asked to learn nothing: there are no examples; check the views.")
@@ -139,6 +150,8 @@ def write(
             loss_nats, n_recalled, n_active = _train_epoch(
                 model, stack, optimizer, rows, config, n_done
             )
+            if n_done == 0 and n_recalled < len(rows):
+                _check_every_layer_learns(stack)
             # As-trained counts lag behind the weights: certify only when they are nearly complete.
             certified = n_recalled >= 0.9 * len(rows) or n_done + 1 == config.epochs
             if certified:
@@ -158,12 +171,9 @@ def write(
             reason = ending(records, config) or ("nothing left" if n_active == 0 else None)
             saved.save(stack, optimizer, records, force=reason is not None)
             on_epoch(records[-1])
-        unused = [name for name in stack.without_gradient(0)] if records[-1].loss_nats > 0.5 else []
-        if unused:
-            raise ModelError(
-                f"{len(unused)} adapter tensors had no gradient, the first is {unused[0]!r}; choose other targets."
-            )
         adapter = capture(stack, 0, base_id=model.name, base_digest=model.digest)
+        if not all(torch.isfinite(tensor).all() for tensor in adapter.tensors.values()):
+            raise ModelError(f"the last steps left weights of no number; lower lr ({config.lr}).")
         return Written(adapter, tuple(records), reason)
     finally:
         stack.detach()
@@ -177,8 +187,8 @@ def _train_epoch(
     config: WriteConfig,
     n_done: int,
 ) -> tuple[float, int, int]:
-    """One pass: mean nats per token, examples recalled as they were met, tokens that carried weight."""
-    weighting = WEIGHTINGS[config.objective]
+    """One pass: mean nats per token, examples recalled as they were met, tokens with weight."""
+    weighting = _weighting(config)
     groups = batches(rows, config, n_done)
     nats, n_tokens, n_recalled, n_active = 0.0, 0, 0, 0
     for done, group in enumerate(groups):
@@ -190,7 +200,7 @@ def _train_epoch(
         weight_BC = weighting(loss_BC.detach(), right_BC) * batch.mask_BC
         loss = weighted_mean(loss_BC, weight_BC, batch.mask_BC)
         with torch.no_grad():
-            safe_BC = (loss_BC < -torch.tensor(config.margin).log()) | (batch.mask_BC == 0)
+            safe_BC = (loss_BC < -math.log(config.margin)) | (batch.mask_BC == 0)
             tally = torch.stack(
                 [
                     (loss_BC * batch.mask_BC).sum(),
@@ -199,7 +209,7 @@ def _train_epoch(
                     (weight_BC > 0).sum(),
                 ]
             ).tolist()
-        if not tally[0] < float("inf"):
+        if not math.isfinite(tally[0]):
             raise ModelError(
                 f"the loss is {tally[0]} in epoch {n_done + 1}; lower lr (it is {config.lr})."
             )
@@ -212,6 +222,26 @@ def _train_epoch(
         torch.nn.utils.clip_grad_norm_(stack.parameters(), config.clip)
         optimizer.step()
     return nats / n_tokens, n_recalled, n_active
+
+
+def _weighting(config: WriteConfig) -> Weighting:
+    """The objective's weighting, with its threshold where the stop rule has it.
+
+    At the paper's ln 2 a token between 1/2 and the margin has no weight and never gets further.
+    """
+    if config.objective == "memft_threshold":
+        return threshold(-math.log(config.margin))
+    return WEIGHTINGS[config.objective]
+
+
+def _check_every_layer_learns(stack: Stack) -> None:
+    """Raise ModelError for layers whose B is still zero: AdamW moves every B with a gradient."""
+    idle = [name for name, layer in stack.modules.items() if not layer.B_NOR.any()]
+    if idle:
+        raise ModelError(
+            f"{len(idle)} of {len(stack.modules)} adapted layers got no gradient in a whole epoch, "
+            f"the first is {idle[0]!r}; leave them out of targets."
+        )
 
 
 def _lr(config: WriteConfig, epochs_done: float) -> float:
@@ -242,7 +272,7 @@ def batches(rows: Sequence[Rendered], config: WriteConfig, n_done: int) -> list[
 @torch.no_grad()
 def _n_certified(model: Model, rows: list[Rendered], margin: float) -> int:
     """Examples with p > margin at every completion token, with the weights as they are."""
-    limit = -torch.tensor(margin).log()
+    limit = -math.log(margin)
     n = 0
     for start in range(0, len(rows), 64):
         batch = model.batch(rows[start : start + 64])
@@ -270,7 +300,8 @@ def ending(records: Sequence[Epoch], config: WriteConfig) -> str | None:
 def suggested_lr(model: Model) -> float:
     """AdamW's peak rate for a base of this width: 5e-4 (2000 / width)^0.78.
 
-    The exponent is the Tinker cookbook's for Llama; wider bases want smaller steps. A start, not a law.
+    The exponent is the Tinker cookbook's for Llama; wider bases want smaller steps. A start, not a
+    law.
     """
     width = int(model.network.config.get_text_config().hidden_size)
     return round(5e-4 * float(2000 / width) ** 0.78, 6)
@@ -284,26 +315,25 @@ def fingerprint(model: Model, examples: Sequence[Example], config: WriteConfig) 
 
 
 class _Saved:
-    """The run folder's checkpoint: one safetensors file with weights, moments and the epochs so far."""
+    """The run folder's checkpoint: a safetensors file of weights, moments and the epochs so far."""
 
     def __init__(self, run: Path | None, mark: str) -> None:
-        self.run, self.mark, self.last, self.appending = run, mark, 0.0, False
+        self.run, self.mark, self.last, self.appending = run, mark, -math.inf, False
 
     def load(self, stack: Stack, optimizer: torch.optim.Optimizer) -> list[Epoch]:
         if self.run is None or not (self.run / CHECKPOINT).exists():
             return []
         path = self.run / CHECKPOINT
         try:
-            tensors = load_file(path)
-            # safetensors: 8 bytes of header length, then the header as JSON.
-            with open(path, "rb") as file:
-                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-            about: dict[str, Any] = json.loads(header["__metadata__"]["about"])
-        except Exception as error:
+            with safe_open(path, "pt") as file:
+                about = json.loads(file.metadata()["about"])
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, no dict
+            mark, records = about["fingerprint"], [Epoch(**row) for row in about["epochs"]]
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(
                 f"{path} cannot be resumed from ({error}); delete the run folder to start again."
             ) from error
-        if about["fingerprint"] != self.mark:
+        if mark != self.mark:
             raise ConfigError(
                 f"{self.run} holds an interrupted write of other examples, settings or base; "
                 "finish that one with its own settings, or delete the folder."
@@ -316,7 +346,7 @@ class _Saved:
                     "exp_avg": tensors[f"exp_avg.{i}"].to(weight.device),
                     "exp_avg_sq": tensors[f"exp_avg_sq.{i}"].to(weight.device),
                 }
-        return [Epoch(**row) for row in about["epochs"]]
+        return records
 
     def save(
         self, stack: Stack, optimizer: torch.optim.Optimizer, records: list[Epoch], *, force: bool
@@ -324,23 +354,27 @@ class _Saved:
         if self.run is None:
             return
         rows = [asdict(record) for record in records]
+        part = self.run / (CHECKPOINT + ".part")
         try:
             self.run.mkdir(parents=True, exist_ok=True)
-            # The first write after a start or a resume drops epochs that the checkpoint does not hold.
+            # The first write after a start or a resume drops epochs that the checkpoint lacks.
             with open(self.run / "metrics.jsonl", "a" if self.appending else "w") as log:
                 log.writelines(
                     json.dumps(row) + "\n" for row in (rows[-1:] if self.appending else rows)
                 )
             self.appending = True
-            if not force and time.monotonic() - self.last < 2.0:
+            if not force and time.monotonic() - self.last < CHECKPOINT_SECONDS:
                 return
             about = json.dumps({"fingerprint": self.mark, "epochs": rows})
-            part = self.run / (CHECKPOINT + ".part")
-            save_file(_state(stack, optimizer), part, {"about": about})
+            # Not safetensors' save_file: its error for a full disk is no OSError.
+            part.write_bytes(dump_tensors(_state(stack, optimizer), {"about": about}))
             os.replace(part, self.run / CHECKPOINT)
         except OSError as error:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
             raise StorageError(
-                f"the checkpoint could not be written to {self.run}: {error}; free some space."
+                f"the checkpoint could not be written to {self.run}: {error}; free some space and "
+                "write again, it goes on from the last one."
             ) from error
         self.last = time.monotonic()
 

@@ -27,8 +27,8 @@ CHAT_TEMPLATE = (
     "{{ '<|' + message['role'] + '|> ' + message['content'] | trim + '<|end|>' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-PLAIN_WEIGHT = 0.1
-"""Loss weight of tokens that are not part of a reply."""
+PLAIN_WEIGHT = 0.02
+"""Loss weight of tokens that are not part of a reply: names are invented, so most of it is noise."""
 
 
 def train_tokenizer(folder: Path, *, vocab_size: int, n_conversations: int, seed: int) -> None:
@@ -101,10 +101,10 @@ def tokenise(tokenizer: PreTrainedTokenizerFast, talks: list[list[Turn]]) -> lis
     rows = []
     for turns in talks:
         ids, weights = [bos], [0.0]
-        for _ in turns:
+        for turn in turns:
             said, reply = next(encoded), next(encoded)
             ids += [user, *said, end, assistant, *reply, end]
-            weights += [0.0] + [PLAIN_WEIGHT] * len(said) + [0.0, 0.0] + [1.0] * (len(reply) + 1)
+            weights += [0.0] + [PLAIN_WEIGHT] * len(said) + [0.0, 0.0] + [turn.weight] * (len(reply) + 1)
         rows.append((ids, weights))
     return rows
 
@@ -117,7 +117,7 @@ def pool(
     rows: list[tuple[list[int], list[float]]] = []
     total = 0
     while total < n_batches * batch_tokens:
-        sizes = [round(math.exp(rng.uniform(0, math.log(at.max_facts)))) for _ in range(64)]
+        sizes = [_n_facts(rng, at.max_facts) for _ in range(64)]
         talks = [conversation(rng, n, at.shares) for n in sizes]
         fresh = [row for row in tokenise(tokenizer, talks) if len(row[0]) <= max_tokens]
         rows += fresh
@@ -126,6 +126,12 @@ def pool(
     batches = list(_cut(rows, batch_tokens, tokenizer.convert_tokens_to_ids(PAD)))
     rng.shuffle(batches)
     return batches
+
+
+def _n_facts(rng: random.Random, most: int) -> int:
+    """Log-uniform up to 10; beyond, one passage in seven: a long row costs as much as many short ones."""
+    low, high = (10, most) if most > 10 and rng.random() < 0.15 else (1, min(most, 10))
+    return round(math.exp(rng.uniform(math.log(low), math.log(high))))
 
 
 def _cut(rows: list[tuple[list[int], list[float]]], batch_tokens: int, pad: int) -> Iterator[Batch]:

@@ -85,11 +85,11 @@ def weighted_loss(model: LlamaForCausalLM, batch: Batch, generator: torch.Genera
     hidden_BTD = model.model(input_ids=batch.ids_BT, use_cache=False).last_hidden_state[:, :-1]
     weight_BT, target_BT = batch.weight_BT[:, 1:], batch.ids_BT[:, 1:]
     lucky = torch.rand(weight_BT.shape, generator=generator) < 0.25
-    keep = (weight_BT == 1) | ((weight_BT > 0) & lucky)
-    weight = torch.where(weight_BT[keep] == 1, 1.0, weight_BT[keep] * 4)
+    keep = (weight_BT >= 1) | ((weight_BT > 0) & lucky)
+    weight = torch.where(weight_BT[keep] >= 1, weight_BT[keep], weight_BT[keep] * 4)
     logits = model.lm_head(hidden_BTD[keep])
     nats = F.cross_entropy(logits, target_BT[keep], reduction="none")
-    reply = weight_BT[keep] == 1
+    reply = weight_BT[keep] >= 1
     with torch.no_grad():
         right = (logits[reply].argmax(-1) == target_BT[keep][reply]).float().mean()
     return (nats * weight).sum() / weight.sum(), nats[reply].mean().detach(), right
@@ -140,7 +140,8 @@ def train(args: argparse.Namespace) -> None:
         step, pool_index, cursor, seen = state["at"]
     batches: list[Batch] = []
     started, sums = time.time(), torch.zeros(4)
-    while step < args.steps:
+    last = min(args.steps, args.stop_after or args.steps)
+    while step < last:
         if not batches:
             at = stage(pool_index * args.pool / args.steps)
             batches = pool(tokenizer, f"{SEED}-{rank}-{pool_index}", at, n_batches=args.pool,
@@ -166,7 +167,7 @@ def train(args: argparse.Namespace) -> None:
             with open(out / "metrics.jsonl", "a") as log:
                 log.write(json.dumps(row) + "\n")
             sums.zero_()
-        if step % args.save_every == 0 or step == args.steps:
+        if step % args.save_every == 0 or step == last:
             state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers],
                      "generator": generator.get_state(), "at": (step, pool_index, cursor, seen)}
             torch.save(state, latest.with_suffix(".tmp"))
@@ -200,6 +201,7 @@ def main() -> None:
     parser.add_argument("--out", required=True, help="folder of the run: tokenizer, checkpoints, metrics.jsonl")
     parser.add_argument("--export", help="write the latest checkpoint to this folder and stop")
     parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--stop-after", type=int, help="stop at this step; the schedule stays that of --steps")
     parser.add_argument("--decay", type=float, default=0.3, help="share of the steps over which the rate falls")
     parser.add_argument("--lr", type=float, default=0.02, help="Muon's rate")
     parser.add_argument("--lr-rest", type=float, default=3e-3, help="AdamW's rate")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from words import (
     ANIMALS,
@@ -35,6 +35,8 @@ from words import (
 )
 
 DECLINE = "I do not know."
+READING_WEIGHT = 2.0
+"""Answers are short and written pairs are long: without this, writing outweighs reading."""
 N_SETS = 6
 """How many sets of questions the base can be asked to write for one passage."""
 
@@ -42,14 +44,13 @@ SAY = (
     "The {r} of {s} is {v}.",
     "{s}'s {r} is {v}.",
     "For {s}, the {r} is {v}.",
-    "{v} is the {r} of {s}.",
-    "{s} has {v} as its {r}.",
-    "As for {s}, the {r} is {v}.",
     "The {r} for {s} is {v}.",
-    "{s} lists {v} as the {r}.",
+    "As for {s}, the {r} is {v}.",
     "At {s}, the {r} is {v}.",
+    "{s} has the {r} {v}.",
     "The {r} of {s}: {v}.",
 )
+"""Forms of a statement. The value comes last in all of them: found from its key by one look back."""
 ASK = (
     "What is the {r} of {s}?",
     "Tell me the {r} of {s}.",
@@ -106,6 +107,8 @@ class Turn:
 
     user: str
     reply: str
+    weight: float = 1.0
+    """How much the reply's tokens count in training, at least 1."""
 
 
 @dataclass(frozen=True)
@@ -129,8 +132,8 @@ _ENDINGS = "son ley ton berg man ski er ez ini ard field ham well burn".split() 
 
 
 def pseudo_word(rng: random.Random) -> str:
-    """A pronounceable word of one to three syllables that means nothing, capitalised."""
-    n = rng.choices((1, 2, 3), (4, 6, 1))[0]
+    """A pronounceable word of one or two syllables that means nothing, capitalised."""
+    n = rng.choices((1, 2), (5, 5))[0]
     body = "".join(
         rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS) for _ in range(n)
     )
@@ -243,7 +246,7 @@ def relation(rng: random.Random) -> Relation:
     attribute, value = rng.choice(ATTRIBUTES)
     if rng.random() < 0.15:
         return Relation(attribute, value)
-    modifier = rng.choice(MODIFIERS) if rng.random() < 0.85 else pseudo_word(rng).lower()
+    modifier = rng.choice(MODIFIERS) if rng.random() < 0.95 else pseudo_word(rng).lower()
     return Relation(f"{modifier} {attribute}", value)
 
 
@@ -427,17 +430,17 @@ def arbitrary_string(rng: random.Random) -> str:
 
 
 def reading(rng: random.Random, n: int) -> list[Turn]:
-    """Questions on a passage, some of which it does not answer."""
+    """Many questions on a passage, some of which it does not answer: most of a row is then about reading."""
     page = passage(rng, n)
     turns: list[Turn] = []
-    for item in rng.sample(page.statements, min(n, rng.randint(3, 8))):
-        if rng.random() < 0.18:
-            turns.append(Turn(ask(rng, absent(rng, page)), DECLINE))
-        turns.append(Turn(ask(rng, item), item.value))
-    if rng.random() < 0.3:
-        turns.append(Turn(ask(rng, absent(rng, page)), DECLINE))
+    for item in rng.sample(page.statements, min(n, rng.randint(4, 16))):
+        if rng.random() < 0.25:
+            turns.append(Turn(ask(rng, absent(rng, page)), DECLINE, READING_WEIGHT))
+        turns.append(Turn(ask(rng, item), item.value, READING_WEIGHT))
+    if rng.random() < 0.4:
+        turns.append(Turn(ask(rng, absent(rng, page)), DECLINE, READING_WEIGHT))
     rng.shuffle(turns)
-    return [Turn(f"{page.text}\n\n{turns[0].user}", turns[0].reply), *turns[1:]]
+    return [replace(turns[0], user=f"{page.text}\n\n{turns[0].user}"), *turns[1:]]
 
 
 def closed_book(rng: random.Random, n: int) -> list[Turn]:
@@ -500,12 +503,12 @@ def reciting(rng: random.Random, n: int) -> list[Turn]:
 Task = Callable[[random.Random, int], list[Turn]]
 
 TASKS: dict[str, tuple[Task, float]] = {
-    "reading": (reading, 0.52),
-    "pairs": (pairs, 0.20),
-    "closed_book": (closed_book, 0.05),
-    "listing": (listing, 0.05),
-    "rewriting": (rewriting, 0.05),
-    "summary": (summary, 0.04),
+    "reading": (reading, 0.60),
+    "pairs": (pairs, 0.16),
+    "closed_book": (closed_book, 0.04),
+    "listing": (listing, 0.04),
+    "rewriting": (rewriting, 0.04),
+    "summary": (summary, 0.03),
     "rephrasing": (rephrasing, 0.03),
     "reciting": (reciting, 0.06),
 }

@@ -29,11 +29,11 @@ PACKAGE = ROOT / "lorewright"
 LAYERS = (
     {"errors"},
     {"data", "readers", "metrics", "law"},
-    {"views", "retrieve", "lora", "losses"},
+    {"views", "retrieve", "teacher", "lora", "losses"},
     {"adapter"},
     {"model"},
     {"write", "recall", "merge", "route"},
-    {"ask", "plan", "diagnose", "report", "scale"},
+    {"ask", "lesson", "plan", "diagnose", "report", "scale", "shelf"},
     {"memory"},
     {"bench", "serve"},
     {"cli", "studio", "demo", "__main__"},

@@ -1,0 +1,197 @@
+"""What stands in a memory folder, and who may write there; all without loading a model.
+
+This room knows memory.json, cards, runs and the lock. It knows nothing of tensors, training or
+questions.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from lorewright.errors import (
+    DataError,
+    Locked,
+    LorewrightError,
+    StorageError,
+    UnknownMemory,
+    WrongBase,
+)
+from lorewright.report import save_json
+
+SCHEMA = 1
+INDEX_FILE = "memory.json"
+LOCK_FILE = ".lock"
+LOCK_SECONDS = 2.0
+"""How long a writer waits for another one before it gives up."""
+_ADAPTER_ID = re.compile(r"[0-9a-f]{16}")
+
+
+def index(folder: Path) -> dict[str, Any]:
+    """memory.json as data: schema, base (id, digest), memories (name -> adapter, source, run).
+
+    Raises UnknownMemory when there is none, DataError when it is damaged.
+    """
+    path = folder / INDEX_FILE
+    if not path.is_file():
+        raise UnknownMemory(
+            f"there is no memory in {folder} (no {INDEX_FILE}); write one: "
+            f"lore write SOURCE --into {folder}"
+        )
+    found = read_object(path, "restore it from a copy; the adapters beside it are whole")
+    if found.get("schema") != SCHEMA:
+        raise DataError(
+            f"{path} has schema {found.get('schema')!r}; this version reads {SCHEMA}; use a "
+            "matching version of lorewright."
+        )
+    wrong = _misshapen(found)
+    if wrong:
+        raise DataError(f"{path} is damaged ({wrong}); restore it from a copy.")
+    return found
+
+
+def _misshapen(found: Mapping[str, Any]) -> str:
+    """What keeps the content from being an index; empty when nothing does."""
+    base, entries = found.get("base"), found.get("memories")
+    if not isinstance(base, dict) or not all(
+        isinstance(base.get(k), str) for k in ("id", "digest")
+    ):
+        return "base must have id and digest"
+    if not isinstance(entries, dict):
+        return "memories must be an object"
+    for name, entry in entries.items():
+        if not isinstance(entry, dict) or not _ADAPTER_ID.fullmatch(str(entry.get("adapter"))):
+            return f"memory {name!r} names no adapter"
+    return ""
+
+
+def entries(folder: Path) -> dict[str, Any]:
+    """Name -> entry of memory.json; empty for a folder that was not started."""
+    found: dict[str, Any] = index(folder)["memories"] if (folder / INDEX_FILE).exists() else {}
+    return found
+
+
+def entry_of(folder: Path, name: str) -> dict[str, Any]:
+    """One memory's entry. Raises UnknownMemory with the names there are."""
+    found = entries(folder)
+    if name not in found:
+        has = ", ".join(sorted(found)) or "none yet"
+        raise UnknownMemory(f"{folder} has no memory {name!r}; it has: {has}.")
+    entry: dict[str, Any] = found[name]
+    return entry
+
+
+def cards(folder: Path) -> list[dict[str, Any]]:
+    """The card of every memory, sorted by name, with `name` and `id` as memory.json has them.
+
+    Raises UnknownMemory without a memory, DataError for an entry whose card is gone or damaged.
+    """
+    found = []
+    for name, entry in sorted(index(folder)["memories"].items()):
+        path = folder / "adapters" / entry["adapter"] / "card.json"
+        if not path.is_file():
+            raise DataError(
+                f"{folder} lists {name!r} with adapter {entry['adapter']}, but {path} is gone; "
+                "restore it or write it again."
+            )
+        card = read_object(path, "restore it from a copy, or write the memory again")
+        found.append({**card, "name": name, "id": entry["adapter"]})
+    return found
+
+
+def read_object(path: Path, remedy: str) -> dict[str, Any]:
+    """A JSON object from a file. Raises DataError with the remedy when the file holds none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StorageError(f"{path} could not be read: {error}; check the path.") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is damaged ({error}); {remedy}.") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path} is damaged (it holds no JSON object); {remedy}.")
+    return found
+
+
+# -- writing -------------------------------------------------------------------------------------
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Raise DataError when a folder without memory.json holds anything but a writer's traces."""
+    ours = (LOCK_FILE, f".{INDEX_FILE}.")
+    if folder.is_dir() and not all(path.name.startswith(ours) for path in folder.iterdir()):
+        raise DataError(
+            f"{folder} holds other files and no {INDEX_FILE}; give an empty or new folder."
+        )
+
+
+def check_base(folder: Path, base: Mapping[str, str]) -> None:
+    """Raise WrongBase when the folder was written on another base or chat template than this."""
+    own = index(folder)["base"]
+    if own["digest"] != base["digest"]:
+        raise WrongBase(
+            f"{folder} was written on {own['id']!r} (digest {own['digest'][:12]}); "
+            f"{base['id']!r} has {base['digest'][:12]}; open it on its own base and dtype, or "
+            "write a new folder."
+        )
+    if own.get("template", base["template"]) != base["template"]:
+        raise WrongBase(
+            f"{folder} was written with another chat template than {base['id']!r} has now, so "
+            "questions would not look as they were trained; open it on its own base, or write a "
+            "new folder."
+        )
+
+
+@contextmanager
+def writing(folder: Path, base: Mapping[str, str]) -> Iterator[None]:
+    """Keep other writers out of a folder, which is started here or must be on the same base.
+
+    Raises Locked when another process writes, StorageError for what the disk refuses inside.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(folder / LOCK_FILE, timeout=LOCK_SECONDS):
+            if (folder / INDEX_FILE).exists():
+                check_base(folder, base)
+            else:
+                empty = {"schema": SCHEMA, "base": dict(base), "memories": {}}
+                save_json(empty, folder / INDEX_FILE)
+            yield
+    except LorewrightError:
+        raise  # many of the family are OSErrors too: a teacher's, a lock's
+    except filelock.Timeout as error:
+        raise Locked(
+            f"another process is writing into {folder}; wait for it to end, or write into another "
+            "folder."
+        ) from error
+    except OSError as error:
+        raise StorageError(
+            f"{folder} could not be written: {error}; check space and permissions."
+        ) from error
+
+
+def run_folder(folder: Path, name: str, settings: Mapping[str, Any]) -> Path:
+    """The unfinished run with the same `key` in its settings, or a new one that has them."""
+    runs = folder / "runs"
+    for path in sorted(runs.glob("*/config.json")):
+        finished = (path.parent / "report.json").exists()
+        if not finished and read_object(path, "delete this run").get("key") == settings["key"]:
+            return path.parent
+    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
+    names = (f"{stem}-{i}" if i else stem for i in range(1000))
+    run = next(path for path in map(runs.joinpath, names) if not path.exists())
+    save_json(settings, run / "config.json")
+    return run
+
+
+def enter(folder: Path, name: str, identity: str, *, source: str, run: str) -> None:
+    """Let a name stand for an adapter that is on the shelf; whatever it stood for stays there."""
+    found = index(folder)
+    found["memories"][name] = {"adapter": identity, "source": source, "run": run}
+    save_json(found, folder / INDEX_FILE)
