@@ -43,7 +43,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    help="Write knowledge into LoRA adapters, and prove that it is there.",
 )
 
 Folder = Annotated[Path, typer.Argument(help="The memory's folder.")]
@@ -82,7 +81,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print plain data.")]
 def main() -> None:
     """Run the command line and turn every expected failure into one sentence."""
     try:
-        app()
+        app(prog_name="lore")
     except LorewrightError as error:
         sentence = escape(" ".join(str(error).split()))
         _stderr().print(f"[red]{type(error).__name__}:[/] {sentence}", highlight=False)
@@ -197,6 +196,7 @@ def _print_outcome(outcome: Outcome) -> None:
         f"{outcome.seconds:.0f} s, ended: {outcome.reason}; as trained, free-running, from disk: "
         f"{outcome.audit.recall}",
         highlight=False,
+        soft_wrap=True,
     )
     if outcome.report.arms:
         out.print(recall_table(outcome.report))

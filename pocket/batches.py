@@ -90,7 +90,7 @@ def stage(progress: float) -> Stage:
         return Stage(3, early)
     if progress < 0.12:
         return Stage(6, shares | {"reciting": 0.15})
-    return Stage(12 if progress < 0.2 else 50, shares)
+    return Stage(8 if progress < 0.75 else 50, shares)
 
 
 def tokenise(tokenizer: PreTrainedTokenizerFast, talks: list[list[Turn]]) -> list[tuple[list[int], list[float]]]:

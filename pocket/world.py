@@ -239,6 +239,9 @@ VALUES: dict[str, Callable[[random.Random], str]] = {
 }
 
 
+COMMON_VALUES = ("person", "code", "money", "count", "date", "word", "phone", "company", "place", "measure")
+
+
 def relation(rng: random.Random) -> Relation:
     """A relation with phrasings of its own, or one made of a modifier and an attribute."""
     if rng.random() < 0.4:
@@ -268,24 +271,46 @@ def subject(rng: random.Random) -> str:
 
 
 def statements(rng: random.Random, n: int) -> list[Statement]:
-    """n facts over about n/3 subjects, no (subject, relation) twice, subjects' facts together or mixed."""
-    n_subjects = max(1, round(n / rng.choice((1, 2, 3, 4))))
-    subjects = [subject(rng) for _ in range(n_subjects)]
-    relations = [relation(rng) for _ in range(max(1, round(n / rng.choice((1, 1.5, 2)))))]
-    seen: set[tuple[str, str]] = set()
-    found: list[Statement] = []
-    while len(found) < n:
-        who = rng.choice(subjects)
-        # Shared relations among subjects make both words of a question necessary.
-        what = rng.choice(relations) if rng.random() < 0.6 else relation(rng)
-        if (who, what.name) in seen:
-            subjects.append(subject(rng))
-            continue
-        seen.add((who, what.name))
-        found.append(Statement(who, what, VALUES[what.value](rng)))
+    """n facts, no (subject, relation) twice; three kinds of passage, so that no word can be ignored.
+
+    Mixed: about n/3 subjects and shared relations. Grid: few relations of many subjects, so that only the
+    subject tells facts apart. Profile: one subject whose values are of one type, so that only the
+    relation does. Without the last two, the type of the value gives most answers away.
+    """
+    kind = rng.random()
+    if kind < 0.3:
+        relations = [relation(rng) for _ in range(rng.choice((1, 1, 2, 3)))]
+        found = _distinct(rng, n, lambda: subject(rng), lambda: rng.choice(relations))
+        rng.shuffle(found)
+        return found
+    if kind < 0.5:
+        who, value = subject(rng), rng.choice(COMMON_VALUES)
+        return _distinct(rng, n, lambda: who, lambda: _relation_of(rng, value))
+    subjects = [subject(rng) for _ in range(max(1, round(n / rng.choice((1, 2, 3, 4)))))]
+    shared = [relation(rng) for _ in range(max(1, round(n / rng.choice((1, 1.5, 2)))))]
+    found = _distinct(
+        rng, n, lambda: rng.choice(subjects), lambda: rng.choice(shared) if rng.random() < 0.6 else relation(rng)
+    )
     if rng.random() < 0.6:
         found.sort(key=lambda item: subjects.index(item.subject))
     return found
+
+
+def _distinct(
+    rng: random.Random, n: int, who: Callable[[], str], what: Callable[[], Relation]
+) -> list[Statement]:
+    """n statements, no (subject, relation) twice."""
+    found: dict[tuple[str, str], Statement] = {}
+    while len(found) < n:
+        name, about = who(), what()
+        found.setdefault((name, about.name), Statement(name, about, VALUES[about.value](rng)))
+    return list(found.values())
+
+
+def _relation_of(rng: random.Random, value: str) -> Relation:
+    """A relation whose value has the given type."""
+    attribute = rng.choice([name for name, kind in ATTRIBUTES if kind == value])
+    return Relation(f"{rng.choice(MODIFIERS)} {attribute}", value)
 
 
 # -- text ----------------------------------------------------------------------------------------
