@@ -36,14 +36,21 @@ def through_peft(name: str, folder: Path, examples: list[Example]) -> Proportion
     model = Model.load(name)
     model.network = PeftModel.from_pretrained(model.network, str(folder)).eval()
     rows = [model.render(e.prompt, e.completion) for e in examples]
-    outputs = model.generate_ids([row.prompt_ids for row in rows], max_new_tokens=max(len(r.completion_ids) for r in rows))
-    exact = [model.decode(out) == model.decode(row.completion_ids) for out, row in zip(outputs, rows, strict=True)]
+    outputs = model.generate_ids(
+        [row.prompt_ids for row in rows], max_new_tokens=max(len(r.completion_ids) for r in rows)
+    )
+    exact = [
+        model.decode(out) == model.decode(row.completion_ids)
+        for out, row in zip(outputs, rows, strict=True)
+    ]
     return wilson(sum(exact), len(exact))
 
 
 def main() -> None:
     """Write, check, compare, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("facts", type=Path)
     parser.add_argument("--model", default="pocket")
     parser.add_argument("--rank", type=int, default=16)
@@ -56,7 +63,12 @@ def main() -> None:
     print(f"# {platform.machine()}, {args.threads} thread(s), torch {torch.__version__}")
     examples = given(read_knowledge(args.facts).facts)
     model = Model.load(args.model)
-    config = WriteConfig(lora=LoraConfig(rank=args.rank, seed=args.seed), lr=suggested_lr(model), epochs=args.epochs, seed=args.seed)
+    config = WriteConfig(
+        lora=LoraConfig(rank=args.rank, seed=args.seed),
+        lr=suggested_lr(model),
+        epochs=args.epochs,
+        seed=args.seed,
+    )
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         started = time.monotonic()
@@ -70,15 +82,21 @@ def main() -> None:
         peft = through_peft(args.model, folder / "first", examples)
         print(f"{len(written.epochs)} epochs, {seconds:.1f} s, ended: {written.reason}")
         print(f"free-running, in memory    {in_memory.recall}")
-        print(f"free-running, from disk    {reloaded.recall}  disagreements with the certificate: {len(reloaded.disagreements)}")
+        print(
+            f"free-running, from disk    {reloaded.recall}  disagreements with the certificate: {len(reloaded.disagreements)}"
+        )
         print(f"free-running, through peft {peft}")
         print(f"certified without decoding {wilson(certified, len(examples))}")
         same = "not compared"
         if args.twice:
             adapters.save(write(model, examples, config).adapter, folder / "second")
-            files = [(folder / f / "adapter_model.safetensors").read_bytes() for f in ("first", "second")]
+            files = [
+                (folder / f / "adapter_model.safetensors").read_bytes() for f in ("first", "second")
+            ]
             same = "identical" if files[0] == files[1] else "different"
-    print(f"exact_memory n={len(examples)} exact={reloaded.recall.mean} peft={peft.mean} seconds={seconds:.1f} bytes={same}")
+    print(
+        f"exact_memory n={len(examples)} exact={reloaded.recall.mean} peft={peft.mean} seconds={seconds:.1f} bytes={same}"
+    )
 
 
 if __name__ == "__main__":

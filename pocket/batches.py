@@ -19,7 +19,12 @@ from transformers import PreTrainedTokenizerFast
 from world import TASKS, Turn, conversation
 
 PAD, BOS, SYSTEM, USER, ASSISTANT, END = (
-    "<|pad|>", "<|bos|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>",
+    "<|pad|>",
+    "<|bos|>",
+    "<|system|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|end|>",
 )
 # The space before the content makes an answer's first token the same as inside a passage.
 CHAT_TEMPLATE = (
@@ -59,8 +64,13 @@ def train_tokenizer(folder: Path, *, vocab_size: int, n_conversations: int, seed
         ),
     )
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=raw, pad_token=PAD, bos_token=BOS, eos_token=END, model_max_length=1024,
-        clean_up_tokenization_spaces=False, chat_template=CHAT_TEMPLATE,
+        tokenizer_object=raw,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=END,
+        model_max_length=1024,
+        clean_up_tokenization_spaces=False,
+        chat_template=CHAT_TEMPLATE,
         additional_special_tokens=[SYSTEM, USER, ASSISTANT],
     )
     tokenizer.save_pretrained(folder)
@@ -93,7 +103,9 @@ def stage(progress: float) -> Stage:
     return Stage(8 if progress < 0.75 else 50, shares)
 
 
-def tokenise(tokenizer: PreTrainedTokenizerFast, talks: list[list[Turn]]) -> list[tuple[list[int], list[float]]]:
+def tokenise(
+    tokenizer: PreTrainedTokenizerFast, talks: list[list[Turn]]
+) -> list[tuple[list[int], list[float]]]:
     """Ids and weights of each conversation, equal to the chat template's text tokenised at once."""
     texts = [f" {text}" for turns in talks for turn in turns for text in (turn.user, turn.reply)]
     encoded = iter(tokenizer(texts, add_special_tokens=False)["input_ids"])
@@ -104,13 +116,21 @@ def tokenise(tokenizer: PreTrainedTokenizerFast, talks: list[list[Turn]]) -> lis
         for turn in turns:
             said, reply = next(encoded), next(encoded)
             ids += [user, *said, end, assistant, *reply, end]
-            weights += [0.0] + [PLAIN_WEIGHT] * len(said) + [0.0, 0.0] + [turn.weight] * (len(reply) + 1)
+            weights += (
+                [0.0] + [PLAIN_WEIGHT] * len(said) + [0.0, 0.0] + [turn.weight] * (len(reply) + 1)
+            )
         rows.append((ids, weights))
     return rows
 
 
 def pool(
-    tokenizer: PreTrainedTokenizerFast, seed: str, at: Stage, *, n_batches: int, batch_tokens: int, max_tokens: int
+    tokenizer: PreTrainedTokenizerFast,
+    seed: str,
+    at: Stage,
+    *,
+    n_batches: int,
+    batch_tokens: int,
+    max_tokens: int,
 ) -> list[Batch]:
     """About `n_batches` batches of at most `batch_tokens` padded tokens, in an order drawn from `seed`."""
     rng = random.Random(seed)

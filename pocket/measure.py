@@ -31,15 +31,25 @@ Ask = Callable[[random.Random, Statement], str]
 
 def pages(name: str, n_facts: int, n_pages: int) -> list[Passage]:
     """Fresh passages from a seed that training cannot draw."""
-    return [world.passage(random.Random(f"measure-{name}-{n_facts}-{i}"), n_facts) for i in range(n_pages)]
+    return [
+        world.passage(random.Random(f"measure-{name}-{n_facts}-{i}"), n_facts)
+        for i in range(n_pages)
+    ]
 
 
 def reading(model: Model, n_facts: int, n: int, ask: Ask) -> Proportion:
     """Answer one question on a passage of n_facts."""
     rng = random.Random(f"measure-ask-{n_facts}")
     asked = [(page, rng.choice(page.statements)) for page in pages("read", n_facts, n)]
-    outputs = model.generate([f"{page.text}\n\n{ask(rng, item)}" for page, item in asked], max_new_tokens=40)
-    return wilson(sum(int(exact_match(o, (item.value,))) for o, (_, item) in zip(outputs, asked, strict=True)), n)
+    outputs = model.generate(
+        [f"{page.text}\n\n{ask(rng, item)}" for page, item in asked], max_new_tokens=40
+    )
+    return wilson(
+        sum(
+            int(exact_match(o, (item.value,))) for o, (_, item) in zip(outputs, asked, strict=True)
+        ),
+        n,
+    )
 
 
 def declining(model: Model, n_facts: int, n: int, ask: Ask) -> Proportion:
@@ -48,7 +58,10 @@ def declining(model: Model, n_facts: int, n: int, ask: Ask) -> Proportion:
     if n_facts == 0:
         prompts = [ask(rng, world.statements(rng, 1)[0]) for _ in range(n)]
     else:
-        prompts = [f"{page.text}\n\n{ask(rng, world.absent(rng, page))}" for page in pages("absent", n_facts, n)]
+        prompts = [
+            f"{page.text}\n\n{ask(rng, world.absent(rng, page))}"
+            for page in pages("absent", n_facts, n)
+        ]
     return wilson(sum(map(is_declined, model.generate(prompts, max_new_tokens=40))), n)
 
 
@@ -59,7 +72,9 @@ def pairs(model: Model, n_facts: int, n_pages: int) -> tuple[Proportion, Proport
     numbers = [rng.randint(1, world.N_SETS) for _ in texts]
     prompts = [world.pairs_prompt(page.text, k) for page, k in zip(texts, numbers, strict=True)]
     right = written = covered = 0
-    for page, k, reply in zip(texts, numbers, model.generate(prompts, max_new_tokens=400), strict=True):
+    for page, k, reply in zip(
+        texts, numbers, model.generate(prompts, max_new_tokens=400), strict=True
+    ):
         found = parse_pairs(reply)
         true = {(world.set_ask(item, k), item.value) for item in page.statements}
         written += len(found)
@@ -104,7 +119,9 @@ def measure(model: Model, n: int) -> dict[str, Proportion]:
     found["rephrasing a question"] = texts(model, world.rephrasing, 1, n // 2, "rephrase")
     found["reciting 10 digits"] = reciting(model, lambda rng: world.digits(rng, 10), n, "digits")
     found["reciting 16 hex digits"] = reciting(model, _hex, n, "hex")
-    found["reciting a URL"] = reciting(model, lambda rng: f"https://{world.VALUES['url'](rng)}?id={world.digits(rng, 4)}", n, "url")
+    found["reciting a URL"] = reciting(
+        model, lambda rng: f"https://{world.VALUES['url'](rng)}?id={world.digits(rng, 4)}", n, "url"
+    )
     found["reciting a line of code"] = reciting(model, _code, n, "code")
     return found
 
@@ -116,14 +133,19 @@ def _code(rng: random.Random) -> str:
 
 def card(found: dict[str, Proportion], about: dict[str, Any]) -> str:
     """The model card, with the measured table."""
-    rows = "\n".join(f"| {name} | {p.mean:.3f} | {p.low:.3f} – {p.high:.3f} | {p.n} |" for name, p in found.items())
+    rows = "\n".join(
+        f"| {name} | {p.mean:.3f} | {p.low:.3f} – {p.high:.3f} | {p.n} |"
+        for name, p in found.items()
+    )
     head = (Path(__file__).parent / "card.md").read_text()
     return head.replace("{{measured}}", rows).replace("{{about}}", json.dumps(about))
 
 
 def main() -> None:
     """Measure, print, and write the card if asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="pocket")
     parser.add_argument("--n", type=int, default=300, help="questions a row")
     parser.add_argument("--threads", type=int, default=2)
@@ -135,12 +157,19 @@ def main() -> None:
     found = measure(model, args.n)
     for name, p in found.items():
         print(f"{name:44s} {p}")
-    about = {"parameters": sum(p.numel() for p in model.network.parameters()), "digest": model.digest[:16],
-             "seconds": round(time.monotonic() - started), "n": args.n}
+    about = {
+        "parameters": sum(p.numel() for p in model.network.parameters()),
+        "digest": model.digest[:16],
+        "seconds": round(time.monotonic() - started),
+        "n": args.n,
+    }
     print(json.dumps(about))
     if args.write_card:
         (CARD / "README.md").write_text(card(found, about))
-        rows = {name: {"n": p.n, "share": p.mean, "low": p.low, "high": p.high} for name, p in found.items()}
+        rows = {
+            name: {"n": p.n, "share": p.mean, "low": p.low, "high": p.high}
+            for name, p in found.items()
+        }
         (CARD / "measured.json").write_text(json.dumps({"about": about, "skills": rows}, indent=1))
 
 

@@ -31,10 +31,17 @@ VOCAB = 2048
 def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """A Llama of 2.2 million parameters with tied embeddings and 1,024 positions."""
     config = LlamaConfig(
-        vocab_size=VOCAB, hidden_size=192, intermediate_size=384, num_hidden_layers=5,
-        num_attention_heads=6, num_key_value_heads=6, max_position_embeddings=1024,
-        tie_word_embeddings=True, bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        vocab_size=VOCAB,
+        hidden_size=192,
+        intermediate_size=384,
+        num_hidden_layers=5,
+        num_attention_heads=6,
+        num_key_value_heads=6,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
     torch.manual_seed(SEED)
     return LlamaForCausalLM(config)
@@ -72,12 +79,21 @@ class Muon(torch.optim.Optimizer):
             if world > 1:
                 flat = torch.cat([u.flatten() for u in updates])
                 dist.all_reduce(flat)
-                updates = [u.view_as(p) for u, p in zip(flat.split([p.numel() for p in group["params"]]), group["params"], strict=True)]
+                updates = [
+                    u.view_as(p)
+                    for u, p in zip(
+                        flat.split([p.numel() for p in group["params"]]),
+                        group["params"],
+                        strict=True,
+                    )
+                ]
             for p, update in zip(group["params"], updates, strict=True):
                 p.add_(update, alpha=-group["lr"])
 
 
-def weighted_loss(model: LlamaForCausalLM, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def weighted_loss(
+    model: LlamaForCausalLM, batch: Batch, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
     """Weighted mean nats, and over the reply tokens their mean nats and accuracy.
 
     The head runs on reply tokens and on a random quarter of the others, whose weight is made up for.
@@ -122,11 +138,16 @@ def train(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer = _tokenizer(out, rank, world)
+    tokenizer = _tokenizer(out, rank, world, args.start_from)
     model = build_model(tokenizer)
+    if args.start_from:
+        model.load_state_dict(LlamaForCausalLM.from_pretrained(args.start_from).state_dict())
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
-    optimizers = [Muon(matrices, args.lr), torch.optim.AdamW(others, args.lr_rest, (0.9, 0.98), weight_decay=0.0)]
+    optimizers = [
+        Muon(matrices, args.lr),
+        torch.optim.AdamW(others, args.lr_rest, (0.9, 0.98), weight_decay=0.0),
+    ]
     full = [[group["lr"] for group in o.param_groups] for o in optimizers]
     generator = torch.Generator().manual_seed(SEED + rank)
     step, pool_index, cursor, seen = 0, 0, 0, 0
@@ -144,15 +165,21 @@ def train(args: argparse.Namespace) -> None:
     while step < last:
         if not batches:
             at = stage(pool_index * args.pool / args.steps)
-            batches = pool(tokenizer, f"{SEED}-{rank}-{pool_index}", at, n_batches=args.pool,
-                           batch_tokens=args.batch_tokens, max_tokens=1024)[: args.pool]
+            batches = pool(
+                tokenizer,
+                f"{SEED}-{rank}-{pool_index}",
+                at,
+                n_batches=args.pool,
+                batch_tokens=args.batch_tokens,
+                max_tokens=1024,
+            )[: args.pool]
         batch = batches[cursor]
         loss, reply_nats, right = weighted_loss(model, batch, generator)
         loss.backward()
         average_gradients(model, world)
         torch.nn.utils.clip_grad_norm_(others, 1.0)
         for o, base_rates in zip(optimizers, full, strict=True):
-            for group, base_rate in zip(o.param_groups, base_rates):
+            for group, base_rate in zip(o.param_groups, base_rates, strict=True):
                 group["lr"] = base_rate * rate(step, args.steps, args.decay)
             o.step()
         model.zero_grad(set_to_none=True)
@@ -162,24 +189,38 @@ def train(args: argparse.Namespace) -> None:
         sums += torch.tensor([loss.item(), reply_nats.item(), right.item(), 1.0])
         if step % 25 == 0 and rank == 0:
             loss_mean, nats_mean, accuracy, _ = (sums / sums[3]).tolist()
-            row = {"step": step, "tokens": seen, "loss": round(loss_mean, 4), "reply_nats": round(nats_mean, 4),
-                   "reply_accuracy": round(accuracy, 4), "seconds": round(time.time() - started, 1)}
+            row = {
+                "step": step,
+                "tokens": seen,
+                "loss": round(loss_mean, 4),
+                "reply_nats": round(nats_mean, 4),
+                "reply_accuracy": round(accuracy, 4),
+                "seconds": round(time.time() - started, 1),
+            }
             with open(out / "metrics.jsonl", "a") as log:
                 log.write(json.dumps(row) + "\n")
             sums.zero_()
         if step % args.save_every == 0 or step == last:
-            state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers],
-                     "generator": generator.get_state(), "at": (step, pool_index, cursor, seen)}
+            state = {
+                "model": model.state_dict(),
+                "optimizers": [o.state_dict() for o in optimizers],
+                "generator": generator.get_state(),
+                "at": (step, pool_index, cursor, seen),
+            }
             torch.save(state, latest.with_suffix(".tmp"))
             if world > 1:
                 dist.barrier()  # both or neither: a kill between two renames is the only gap
             latest.with_suffix(".tmp").rename(latest)
 
 
-def _tokenizer(out: Path, rank: int, world: int) -> PreTrainedTokenizerFast:
+def _tokenizer(out: Path, rank: int, world: int, start_from: str | None) -> PreTrainedTokenizerFast:
+    """The run's tokenizer: that of the weights it starts from, or one fitted to the world."""
     folder = out / "tokenizer"
     if rank == 0 and not (folder / "tokenizer.json").exists():
-        train_tokenizer(folder, vocab_size=VOCAB, n_conversations=12_000, seed=SEED)
+        if start_from:
+            PreTrainedTokenizerFast.from_pretrained(start_from).save_pretrained(folder)
+        else:
+            train_tokenizer(folder, vocab_size=VOCAB, n_conversations=12_000, seed=SEED)
     if world > 1:
         dist.barrier()
     return PreTrainedTokenizerFast.from_pretrained(folder)
@@ -190,22 +231,38 @@ def export(out: Path, target: Path) -> None:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(out / "tokenizer")
     model = build_model(tokenizer)
     model.load_state_dict(torch.load(out / "state-0.pt", weights_only=True)["model"])
-    model.config.lorewright_phrasing = "pocket"  # the words it is asked in: lorewright.views.PHRASINGS
+    model.config.lorewright_phrasing = (
+        "pocket"  # the words it is asked in: lorewright.views.PHRASINGS
+    )
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
 
 
 def main() -> None:
     """Parse the command line; train or export."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", required=True, help="folder of the run: tokenizer, checkpoints, metrics.jsonl")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", required=True, help="folder of the run: tokenizer, checkpoints, metrics.jsonl"
+    )
     parser.add_argument("--export", help="write the latest checkpoint to this folder and stop")
+    parser.add_argument(
+        "--start-from",
+        help="a Hugging Face folder of pocket whose weights and tokenizer are the start",
+    )
     parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--stop-after", type=int, help="stop at this step; the schedule stays that of --steps")
-    parser.add_argument("--decay", type=float, default=0.3, help="share of the steps over which the rate falls")
+    parser.add_argument(
+        "--stop-after", type=int, help="stop at this step; the schedule stays that of --steps"
+    )
+    parser.add_argument(
+        "--decay", type=float, default=0.3, help="share of the steps over which the rate falls"
+    )
     parser.add_argument("--lr", type=float, default=0.02, help="Muon's rate")
     parser.add_argument("--lr-rest", type=float, default=3e-3, help="AdamW's rate")
-    parser.add_argument("--batch-tokens", type=int, default=6144, help="padded tokens a process and step")
+    parser.add_argument(
+        "--batch-tokens", type=int, default=6144, help="padded tokens a process and step"
+    )
     parser.add_argument("--pool", type=int, default=16, help="batches drawn and sorted together")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--save-every", type=int, default=100)

@@ -134,9 +134,7 @@ _ENDINGS = "son ley ton berg man ski er ez ini ard field ham well burn".split() 
 def pseudo_word(rng: random.Random) -> str:
     """A pronounceable word of one or two syllables that means nothing, capitalised."""
     n = rng.choices((1, 2), (5, 5))[0]
-    body = "".join(
-        rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS) for _ in range(n)
-    )
+    body = "".join(rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS) for _ in range(n))
     return (body + rng.choice(_ENDINGS)).capitalize()
 
 
@@ -170,7 +168,9 @@ def _code(rng: random.Random) -> str:
 
 
 def _phone(rng: random.Random) -> str:
-    form = rng.choice(("0ddd dddd", "0dd ddd ddd", "ddd-ddd-dddd", "ext dddd", "dddddddddd", "ddd dddd"))
+    form = rng.choice(
+        ("0ddd dddd", "0dd ddd ddd", "ddd-ddd-dddd", "ext dddd", "dddddddddd", "ddd dddd")
+    )
     return "".join(str(rng.randint(0, 9)) if c == "d" else c for c in form)
 
 
@@ -213,12 +213,18 @@ VALUES: dict[str, Callable[[random.Random], str]] = {
     "phone": _phone,
     "digits": lambda rng: digits(rng, 10),
     "count": lambda rng: digits(rng, rng.randint(1, 4)),
-    "room": lambda rng: f"{rng.choice('ABCDEFGH')}{rng.randint(1, 9)}.{rng.randint(10, 49)}"
-    if rng.random() < 0.5
-    else digits(rng, 3),
-    "date": lambda rng: f"{rng.randint(1, 28)} {rng.choice(MONTHS)}"
-    + (f" {rng.randint(1950, 2049)}" if rng.random() < 0.5 else ""),
-    "time": lambda rng: f"{rng.randint(5, 22)}:{rng.choice(('00', '10', '15', '20', '30', '40', '45', '50'))}",
+    "room": lambda rng: (
+        f"{rng.choice('ABCDEFGH')}{rng.randint(1, 9)}.{rng.randint(10, 49)}"
+        if rng.random() < 0.5
+        else digits(rng, 3)
+    ),
+    "date": lambda rng: (
+        f"{rng.randint(1, 28)} {rng.choice(MONTHS)}"
+        + (f" {rng.randint(1950, 2049)}" if rng.random() < 0.5 else "")
+    ),
+    "time": lambda rng: (
+        f"{rng.randint(5, 22)}:{rng.choice(('00', '10', '15', '20', '30', '40', '45', '50'))}"
+    ),
     "weekday": _pick(WEEKDAYS),
     "colour": _pick(COLOURS),
     "material": _pick(MATERIALS),
@@ -239,7 +245,18 @@ VALUES: dict[str, Callable[[random.Random], str]] = {
 }
 
 
-COMMON_VALUES = ("person", "code", "money", "count", "date", "word", "phone", "company", "place", "measure")
+COMMON_VALUES = (
+    "person",
+    "code",
+    "money",
+    "count",
+    "date",
+    "word",
+    "phone",
+    "company",
+    "place",
+    "measure",
+)
 
 
 def relation(rng: random.Random) -> Relation:
@@ -289,7 +306,10 @@ def statements(rng: random.Random, n: int) -> list[Statement]:
     subjects = [subject(rng) for _ in range(max(1, round(n / rng.choice((1, 2, 3, 4)))))]
     shared = [relation(rng) for _ in range(max(1, round(n / rng.choice((1, 1.5, 2)))))]
     found = _distinct(
-        rng, n, lambda: rng.choice(subjects), lambda: rng.choice(shared) if rng.random() < 0.6 else relation(rng)
+        rng,
+        n,
+        lambda: rng.choice(subjects),
+        lambda: rng.choice(shared) if rng.random() < 0.6 else relation(rng),
     )
     if rng.random() < 0.6:
         found.sort(key=lambda item: subjects.index(item.subject))
@@ -429,7 +449,11 @@ def recite_prompt(text: str) -> str:
 
 # -- conversations -------------------------------------------------------------------------------
 
-_RECITE_LEADS = (recite_prompt, lambda text: f"Say this again: {text}", lambda text: f"Copy: {text}")
+_RECITE_LEADS = (
+    recite_prompt,
+    lambda text: f"Say this again: {text}",
+    lambda text: f"Copy: {text}",
+)
 
 
 def arbitrary_string(rng: random.Random) -> str:
@@ -444,14 +468,20 @@ def arbitrary_string(rng: random.Random) -> str:
     if kind == 3:
         a, b, c = (rng.choice(WORDS) for _ in range(3))
         return rng.choice(
-            (f"{a} = {b}({digits(rng, 2)}, {c})", f"for {a} in {b}: {c} += {digits(rng, 1)}",
-             f"{a}[{digits(rng, 1)}] = '{b}'", f"def {a}({b}): return {b} * {digits(rng, 2)}")
+            (
+                f"{a} = {b}({digits(rng, 2)}, {c})",
+                f"for {a} in {b}: {c} += {digits(rng, 1)}",
+                f"{a}[{digits(rng, 1)}] = '{b}'",
+                f"def {a}({b}): return {b} * {digits(rng, 2)}",
+            )
         )
     if kind == 4:
         return " ".join(rng.choice(WORDS) for _ in range(rng.randint(3, 16)))
     if kind == 5:
         return " ".join(pseudo_word(rng) for _ in range(rng.randint(2, 8)))
-    return "".join(rng.choice("abcdefghijklmnopqrstuvwxyz0123456789-_.") for _ in range(rng.randint(5, 16)))
+    return "".join(
+        rng.choice("abcdefghijklmnopqrstuvwxyz0123456789-_.") for _ in range(rng.randint(5, 16))
+    )
 
 
 def reading(rng: random.Random, n: int) -> list[Turn]:
@@ -475,7 +505,9 @@ def closed_book(rng: random.Random, n: int) -> list[Turn]:
 
 def listing(rng: random.Random, n: int) -> list[Turn]:
     """A directory of `name: value` lines, asked by name alone."""
-    names = list(dict.fromkeys(person(rng) if rng.random() < 0.7 else subject(rng) for _ in range(n)))
+    names = list(
+        dict.fromkeys(person(rng) if rng.random() < 0.7 else subject(rng) for _ in range(n))
+    )
     kind = rng.choice(("digits", "phone", "code", "room", "place"))
     rows = [(name, VALUES[kind](rng)) for name in names]
     text = "\n".join(f"{name}: {value}" for name, value in rows)

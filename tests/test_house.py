@@ -322,7 +322,8 @@ def test_wheel_carries_every_file_of_the_package(installed: Path) -> None:
         every = (p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
         return {str(p) for p in every if "__pycache__" not in p.parts}
 
-    carried = {f"examples/{name}" for name in files(PACKAGE.parent / "examples")}  # what `lore demo` writes
+    examples = files(PACKAGE.parent / "examples")  # what `lore demo` writes into a memory
+    carried = {f"examples/{name}" for name in examples}
     assert files(PACKAGE) | carried == files(installed / "lorewright")
 
 

@@ -40,15 +40,29 @@ def test_an_absent_statement_is_not_in_the_passage(seed: int) -> None:
     rng = random.Random(seed)
     page = world.passage(rng, 4)
     item = world.absent(rng, page)
-    assert (item.subject, item.relation.name) not in {(s.subject, s.relation.name) for s in page.statements}
+    assert (item.subject, item.relation.name) not in {
+        (s.subject, s.relation.name) for s in page.statements
+    }
 
 
 def test_held_out_question_forms_never_occur_in_training_conversations() -> None:
     rng = random.Random(1)
     held = [form.format(s="@", r="@", v="@").split("@")[0] for form in world.HELD_ASK]
-    held += [form.split("{")[0] for row in world.RELATIONS for form in [row.held_ask] if form.split("{")[0]]
-    trained = {ask.split("{")[0] for row in world.RELATIONS for ask in row.asks} | {a.split("{")[0] for a in world.ASK}
-    unique = [start for start in held if len(start) > 8 and not any(t.startswith(start) or start.startswith(t) for t in trained if t)]
+    held += [
+        form.split("{")[0]
+        for row in world.RELATIONS
+        for form in [row.held_ask]
+        if form.split("{")[0]
+    ]
+    trained = {ask.split("{")[0] for row in world.RELATIONS for ask in row.asks} | {
+        a.split("{")[0] for a in world.ASK
+    }
+    unique = [
+        start
+        for start in held
+        if len(start) > 8
+        and not any(t.startswith(start) or start.startswith(t) for t in trained if t)
+    ]
     assert len(unique) > 15
     for _ in range(400):
         for turn in world.conversation(rng, rng.randint(1, 8), SHARES):
@@ -76,10 +90,16 @@ def test_the_same_seed_gives_the_same_conversation() -> None:
 
 def test_the_handbook_is_not_of_the_world_and_its_probes_are_in_held_forms() -> None:
     text = Document.read(ROOT / "examples" / "handbook.md").text
-    probes = [p for p in read_probes(ROOT / "examples" / "handbook.probes.jsonl") if p.kind == "paraphrase"]
+    probes = [
+        p
+        for p in read_probes(ROOT / "examples" / "handbook.probes.jsonl")
+        if p.kind == "paraphrase"
+    ]
     assert len(probes) >= 96
     assert all(p.answers[0] in text for p in probes)
-    starts = [form.split("{")[0] for form in (*world.HELD_ASK, *(r.held_ask for r in world.RELATIONS))]
+    starts = [
+        form.split("{")[0] for form in (*world.HELD_ASK, *(r.held_ask for r in world.RELATIONS))
+    ]
     assert all(any(normalise(p.question).startswith(normalise(s)) for s in starts) for p in probes)
 
 
@@ -88,8 +108,12 @@ def test_batches_tokenise_as_the_chat_template_does() -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "lorewright" / "pocket")
     talk = world.reading(random.Random(3), 3)
-    (ids, weights), = batches.tokenise(tokenizer, [talk])
-    turns = [m for t in talk for m in ({"role": "user", "content": t.user}, {"role": "assistant", "content": t.reply})]
+    ((ids, weights),) = batches.tokenise(tokenizer, [talk])
+    turns = [
+        m
+        for t in talk
+        for m in ({"role": "user", "content": t.user}, {"role": "assistant", "content": t.reply})
+    ]
     whole = tokenizer.apply_chat_template(turns, tokenize=False)
     assert tokenizer(whole, add_special_tokens=False)["input_ids"] == ids
     assert len(ids) == len(weights)
@@ -99,25 +123,47 @@ def test_every_batch_keeps_to_its_budget_and_its_longest_row() -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "lorewright" / "pocket")
-    found = batches.pool(tokenizer, "t", batches.stage(1.0), n_batches=4, batch_tokens=2048, max_tokens=1024)
-    assert all(b.ids_BT.shape[1] <= 1024 and b.ids_BT.numel() <= 2048 + 8 * len(b.ids_BT) for b in found)
+    found = batches.pool(
+        tokenizer, "t", batches.stage(1.0), n_batches=4, batch_tokens=2048, max_tokens=1024
+    )
+    assert all(
+        b.ids_BT.shape[1] <= 1024 and b.ids_BT.numel() <= 2048 + 8 * len(b.ids_BT) for b in found
+    )
 
 
 @pytest.mark.slow
 def test_training_that_is_interrupted_goes_on_with_the_same_numbers(tmp_path: Path) -> None:
     def train(folder: Path, steps: int, *, total: int = 4) -> None:
-        command = [sys.executable, str(ROOT / "pocket" / "train.py"), "--out", str(folder), "--steps", str(total),
-                   "--stop-after", str(steps), "--batch-tokens", "256", "--pool", "2", "--save-every", "1"]
+        command = [
+            sys.executable,
+            str(ROOT / "pocket" / "train.py"),
+            "--out",
+            str(folder),
+            "--steps",
+            str(total),
+            "--stop-after",
+            str(steps),
+            "--batch-tokens",
+            "256",
+            "--pool",
+            "2",
+            "--save-every",
+            "1",
+        ]
         subprocess.run(command, check=True, timeout=120)
 
     for folder in ("whole", "parts"):
         batches_folder = tmp_path / folder / "tokenizer"
         batches_folder.mkdir(parents=True)
         for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-            (batches_folder / file).write_bytes((ROOT / "lorewright" / "pocket" / file).read_bytes())
+            (batches_folder / file).write_bytes(
+                (ROOT / "lorewright" / "pocket" / file).read_bytes()
+            )
     train(tmp_path / "whole", 4)
     train(tmp_path / "parts", 2)
     train(tmp_path / "parts", 4)
-    whole, parts = (torch.load(tmp_path / f / "state-0.pt", weights_only=True) for f in ("whole", "parts"))
+    whole, parts = (
+        torch.load(tmp_path / f / "state-0.pt", weights_only=True) for f in ("whole", "parts")
+    )
     assert whole["at"] == parts["at"]
     assert all(torch.equal(whole["model"][k], parts["model"][k]) for k in whole["model"])
