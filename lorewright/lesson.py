@@ -20,7 +20,6 @@ from lorewright.metrics import contains, normalise
 from lorewright.views import (
     DECLINE,
     N_PAIR_SETS,
-    PASSAGE_CHARS,
     VIEWS,
     AskLLM,
     Pair,
@@ -34,6 +33,7 @@ from lorewright.views import (
     reverse,
     rewrite,
     summary,
+    texts_of,
     verbatim,
     write_pairs,
 )
@@ -45,7 +45,9 @@ N_HELD_UNKNOWN = 50
 N_LEAST_OTHER = 8
 """At least so many questions about other things are trained, however small the source."""
 N_SCAFFOLD_PARTS = 4
-"""The scaffold is the first quarter of the passages."""
+"""The scaffold is the first quarter of the pieces."""
+SCAFFOLD_CHARS = 420
+"""Longest piece that the source is cut into for the scaffold, in characters."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,7 @@ def _document_lesson(
         numbers = (*config.train_sets, *config.probe_sets)
         made = write_pairs(document, ask_llm, numbers=numbers, phrasing=phrasing)
     trained, held = made.of(config.train_sets), made.of(config.probe_sets)
-    texts = passages(document, max_chars=PASSAGE_CHARS)
+    texts = texts_of(document, phrasing)
     build: dict[str, Callable[[], list[Example]]] = {
         "qa": lambda: qa(trained, document.id),
         "verbatim": lambda: verbatim(document),
@@ -307,7 +309,7 @@ def contexts(knowledge: Knowledge) -> tuple[str, str]:
     pieces = [
         piece
         for text in texts
-        for piece in passages(Document("source", text), max_chars=PASSAGE_CHARS)
+        for piece in passages(Document("source", text), max_chars=SCAFFOLD_CHARS)
     ]
     quarter = pieces[: len(pieces) // N_SCAFFOLD_PARTS]
     return "\n\n".join(texts), "\n\n".join(quarter)

@@ -22,8 +22,6 @@ from lorewright.metrics import contains, is_declined, normalise
 
 AskLLM = Callable[[list[str]], list[str]]
 DECLINE = "I do not know."
-PASSAGE_CHARS = 420
-"""Longest passage put before a language model at once, in characters."""
 N_PAIR_SETS = 6
 """Sets of question forms that can be asked for; one that is not trained on can serve as probes."""
 
@@ -39,6 +37,8 @@ class Phrasing:
     pairs: str
     rewrite: str
     summary: str
+    passage_chars: int
+    """Longest passage put before the model at once, in characters."""
 
 
 PHRASINGS = {
@@ -47,6 +47,7 @@ PHRASINGS = {
         pairs="{text}\n\nWrite questions and answers, set {number}.",
         rewrite="{text}\n\nRewrite the text, style {number}.",
         summary="{text}\n\nSummarise the text.",
+        passage_chars=120,  # a sentence or two: what it reads most reliably
     ),
     "general": Phrasing(
         pairs="{text}\n\n"
@@ -60,6 +61,7 @@ PHRASINGS = {
         summary="{text}\n\n"
         "List every fact in the text above as short notes, one subject a line. Reply with the "
         "notes only.",
+        passage_chars=420,
     ),
 }
 
@@ -130,7 +132,7 @@ def write_pairs(
     ConfigError for an unknown phrasing.
     """
     words = _phrasing(phrasing)
-    texts = list(passages(document, max_chars=PASSAGE_CHARS))
+    texts = list(texts_of(document, phrasing))
     jobs = [
         (i, number, words.pairs.format(text=text, number=number))
         for number in numbers
@@ -150,6 +152,11 @@ def write_pairs(
     ]
     found += _collect(again, ask_llm)
     return _checked(found, texts)
+
+
+def texts_of(document: Document, phrasing: str) -> tuple[str, ...]:
+    """The passages that are put before the language model, as short as its phrasing wants them."""
+    return passages(document, max_chars=_phrasing(phrasing).passage_chars)
 
 
 def _collect(jobs: Sequence[tuple[int, int, str]], ask_llm: AskLLM) -> list[Pair]:
@@ -233,7 +240,7 @@ def rewrite(
 ) -> list[Example]:
     """The text in other words, as plain next-token prediction."""
     form = _phrasing(phrasing).rewrite
-    texts = passages(document, max_chars=PASSAGE_CHARS)
+    texts = texts_of(document, phrasing)
     replies = ask_llm(
         [form.format(text=text, number=number) for number in numbers for text in texts]
     )
@@ -244,7 +251,7 @@ def summary(document: Document, ask_llm: AskLLM, *, phrasing: str = "general") -
     """Short notes on each passage, as plain next-token prediction."""
     form = _phrasing(phrasing).summary
     replies = ask_llm(
-        [form.format(text=text) for text in passages(document, max_chars=PASSAGE_CHARS)]
+        [form.format(text=text) for text in texts_of(document, phrasing)]
     )
     return [Example("", reply, "summary", document.id) for reply in replies if reply.strip()]
 
