@@ -3,8 +3,8 @@
 A well-known report wrote a document by next-token loss, saw the loss fall to 0.004 and the recall
 stay at 0.000. Here both ways to write stand beside each other and beside reading: part of the
 document in the prompt (stable), next-token loss, questions and answers, all of it in the prompt
-(full). Questions are on the part that `stable` does not see, in forms that neither the adapter nor
-the base was trained on.
+(full). Questions are on the part that `stable` does not see, in forms that the adapter was never
+trained on; the stricter rows ask in forms that the base never saw either.
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ EXAMPLES = next(
 N_QUESTIONS = 3
 NEXT_TOKEN_EPOCHS = 60
 QUESTION_EPOCHS = 40
-RANK = 8
+RANK = 16
+MARGIN = 0.9
+NEW = "new-"
+"""Ids of probes whose question form the base never saw either begin so: the stricter test."""
 
 
 @dataclass
@@ -70,13 +73,15 @@ def run(
     document = Document.read(path)
     model = Model.load(POCKET)
     _, scaffold = contexts(Knowledge((document,)))
-    held = [p for p in probes if p.kind == "paraphrase" and not contains(scaffold, p.answers)]
+    unseen = [p for p in probes if p.kind == "paraphrase" and not contains(scaffold, p.answers)]
+    held = [p for p in unseen if not p.id.startswith(NEW)]
+    new = [p for p in unseen if p.id.startswith(NEW)]
     unknown = [p for p in probes if p.kind == "unknown"]
     step = _stepper(progress, started)
     n_parameters = sum(p.numel() for p in model.network.parameters())
     step(
         f"{model.name}: {n_parameters / 1e6:.1f} million parameters, frozen; {path.name}: "
-        f"{len(document.text.split())} words; {len(held)} probes in forms never trained"
+        f"{len(document.text.split())} words; {len(held)} probes in forms the adapter never saw"
     )
     step("next-token loss: the text itself, again and again")
     plain, plain_curve = _write_plain(progress, model, document, held, quick)
@@ -93,7 +98,7 @@ def run(
     step("asking the next-token memory")
     plain_report = verify(model, held, adapter=plain.adapter)
     with_prompt = verify(model, [replace(p, context=scaffold) for p in held], adapter=plain.adapter)
-    record = _record({p.id for p in held}, outcome.report, plain_report, with_prompt)
+    record = _record(held, new, outcome.report, plain_report, with_prompt)
     record["rows"][1]["final_loss"] = plain_curve.loss[-1]
     record["rows"][2]["final_loss"] = asked_curve.loss[-1]
     record |= {
@@ -141,7 +146,11 @@ def _probes(path: Path) -> tuple[Probe, ...]:
 
 def _config(model: Model, epochs: int, *, batch: int) -> WriteConfig:
     return WriteConfig(
-        lora=LoraConfig(rank=RANK), lr=suggested_lr(model), epochs=epochs, batch_size=batch
+        lora=LoraConfig(rank=RANK),
+        lr=suggested_lr(model),
+        epochs=epochs,
+        batch_size=batch,
+        margin=MARGIN,
     )
 
 
@@ -176,16 +185,15 @@ def _curve(
 
 
 def _record(
-    held: set[str], asked: RecallReport, plain: RecallReport, with_prompt: RecallReport
+    held: Sequence[Probe],
+    new: Sequence[Probe],
+    asked: RecallReport,
+    plain: RecallReport,
+    with_prompt: RecallReport,
 ) -> dict[str, Any]:
     """The table's rows; of `asked`, probes on the part that `stable` sees are left out."""
-    asked = replace(
-        asked,
-        arms={
-            arm: tuple(r for r in found if r.kind == "unknown" or r.probe_id in held)
-            for arm, found in asked.arms.items()
-        },
-    )
+    strict = _only(asked, {p.id for p in new})
+    asked = _only(asked, {p.id for p in held})
 
     def row(
         name: str, meaning: str, report: RecallReport, arm: str, kind: str = "paraphrase"
@@ -213,6 +221,8 @@ def _record(
         row("full", "the whole document in the prompt, no memory", asked, "full"),
     ]
     extra = [
+        row("questions and answers, stricter", "forms new to the base too", strict, "memory"),
+        row("full, stricter", "forms new to the base too", strict, "full"),
         row("base alone", "no document, no memory", asked, "base"),
         row("wrong memory", "a phone list's memory, asked the same", asked, "wrong"),
         row(
@@ -233,8 +243,17 @@ def _record(
         "rows": rows,
         "extra": extra,
         "seconds": 0.0,
-        "outcomes": [vars(r) for r in asked.arms["memory"]],
+        "outcomes": [vars(r) for r in (*asked.arms["memory"], *strict.arms["memory"])],
     }
+
+
+def _only(report: RecallReport, ids: set[str]) -> RecallReport:
+    """The report on these paraphrases, and on everything that is no paraphrase."""
+    arms = {
+        arm: tuple(r for r in found if r.kind != "paraphrase" or r.probe_id in ids)
+        for arm, found in report.arms.items()
+    }
+    return replace(report, arms=arms)
 
 
 def _ask_some(

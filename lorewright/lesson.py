@@ -56,11 +56,11 @@ class LessonConfig:
 
     views: tuple[str, ...] = ("qa",)
     """Which views are trained; names from `views.VIEWS`. Facts are always used as they are."""
-    train_sets: tuple[int, ...] = (1, 2, 3)
+    train_sets: tuple[int, ...] = (1, 2, 3, 5, 6)
     """Sets of question forms that are trained."""
     probe_sets: tuple[int, ...] = (4,)
     """Sets of question forms kept for probes; disjoint from `train_sets`."""
-    negatives: float = 0.5
+    negatives: float = 0.3
     """Questions that must be declined, as a share of the questions trained; 0 = none."""
     max_efficacy: int = 1000
     """At most so many probes of the kind `efficacy` (as trained)."""

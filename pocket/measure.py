@@ -104,7 +104,7 @@ def _hex(rng: random.Random) -> str:
 def measure(model: Model, n: int) -> dict[str, Proportion]:
     """Every skill on the card, by name."""
     found: dict[str, Proportion] = {}
-    for n_facts in (1, 3, 6, 12, 24, 44):
+    for n_facts in (1, 3, 6, 12, 24):
         for form, ask in (("trained", world.ask), ("held", world.held_ask)):
             found[f"reading, {n_facts} facts, {form} forms"] = reading(model, n_facts, n, ask)
     for n_facts in (0, 3, 6, 12, 24):

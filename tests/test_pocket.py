@@ -88,7 +88,7 @@ def test_the_same_seed_gives_the_same_conversation() -> None:
     assert first == second
 
 
-def test_the_handbook_is_not_of_the_world_and_its_probes_are_in_held_forms() -> None:
+def test_the_handbook_is_not_of_the_world_and_its_stricter_probes_are_in_held_forms() -> None:
     text = Document.read(ROOT / "examples" / "handbook.md").text
     probes = [
         p
