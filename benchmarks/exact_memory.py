@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--model", default="pocket")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--twice", action="store_true", help="write again and compare the bytes")
@@ -67,6 +68,7 @@ def main() -> None:
         lora=LoraConfig(rank=args.rank, seed=args.seed),
         lr=suggested_lr(model),
         epochs=args.epochs,
+        batch_size=args.batch,
         seed=args.seed,
     )
     with tempfile.TemporaryDirectory() as temporary:
