@@ -134,7 +134,7 @@ def write(
     objective: Objective = "sft",
     lr: Rate = 0.0,
     epochs: Epochs = 60,
-    batch: BatchSize = 16,
+    batch: BatchSize = 8,
     seconds: Seconds = 0.0,
     seed: Seed = 0,
     threads: Threads = 0,

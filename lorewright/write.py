@@ -51,7 +51,7 @@ class WriteConfig:
     """Peak rate of AdamW; falls linearly to zero over the budget."""
     epochs: int = 60
     """Budget in passes over the examples; the stop rule usually ends sooner."""
-    batch_size: int = 16
+    batch_size: int = 8
     """Examples a step."""
     clip: float = 1.0
     """Largest gradient norm."""

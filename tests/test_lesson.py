@@ -36,6 +36,8 @@ FORMS = {
     2: "Tell me the {a} of {x}.",
     3: "Which {a} does {x} have?",
     4: "Please name the {a} of {x}.",
+    5: "Say the {a} of {x}.",
+    6: "{x} has which {a}?",
 }
 STATED = re.compile(r"The ([\w ]+) of ([\w ]+) is ([\w ]+)\.")
 TEXT = "# Projects\n\n" + "\n\n".join(
@@ -333,5 +335,5 @@ def test_the_phone_book_becomes_a_hundred_examples_and_negatives() -> None:
     known = read_knowledge(PHONEBOOK)
     made = lesson(*known.facts)
     kinds = [e.kind for e in made.examples]
-    assert kinds.count("qa") == 100 and kinds.count("unknown") == 50
+    assert kinds.count("qa") == 100 and kinds.count("unknown") == 30
     assert sum(p.kind == "efficacy" for p in made.probes) == 100
