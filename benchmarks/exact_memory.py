@@ -25,8 +25,9 @@ from lorewright.metrics import Proportion, wilson
 from lorewright.model import Model
 from lorewright.readers import read_knowledge
 from lorewright.recall import audit, certify
+from lorewright.recipe import WriteConfig
 from lorewright.views import given
-from lorewright.write import WriteConfig, suggested_lr, write
+from lorewright.write import suggested_lr, write
 
 
 def through_peft(name: str, folder: Path, examples: list[Example]) -> Proportion:

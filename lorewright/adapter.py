@@ -38,7 +38,8 @@ from lorewright.errors import (
     StorageError,
     WrongBase,
 )
-from lorewright.lora import LoraConfig, LoraLinear, Stack, check_keys, resolve_targets, survey
+from lorewright.lora import LoraConfig, LoraLinear, Stack, check_keys
+from lorewright.targets import resolve_targets, survey
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
@@ -193,7 +194,7 @@ def load(folder: Path | str) -> Adapter:
     card = _read_json(folder, CARD_FILE) if (folder / CARD_FILE).exists() else {}
     ours = card.pop("adapter", None)
     if ours is not None and not (isinstance(ours, dict) and ours.keys() >= ORIGIN):
-        raise AdapterError(f"{folder / CARD_FILE}: \"adapter\" must hold {sorted(ORIGIN)}.")
+        raise AdapterError(f'{folder / CARD_FILE}: "adapter" must hold {sorted(ORIGIN)}.')
     config = _lora_config(settings, tensors, ours, folder)
     _check_tensors(tensors, config, str(folder))
     named = settings.get("target_modules")
@@ -243,7 +244,7 @@ def validate(adapter: Adapter, model: nn.Module, base_digest: str | None = None)
             asked = f"{name!r} is {fits} (in, out) in the model, {has} in the adapter"
             raise AdapterError(f"{asked}; load the model it was written on ({adapter.base_id!r}).")
     try:
-        named = resolve_targets(model, adapter.config).names
+        named = resolve_targets(model, adapter.config.targets, adapter.config.layers).names
     except LorewrightError as error:
         raise AdapterError(f"the adapter's own targets do not fit the model: {error}") from error
     named_keys = dict.fromkeys(name + half for name in named for half in HALVES)

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from lorewright.lesson import LessonConfig
     from lorewright.memory import Memory, Outcome, Watch
     from lorewright.model import Model
+    from lorewright.recipe import WriteConfig
     from lorewright.views import AskLLM
-    from lorewright.write import WriteConfig
 
 REFUSED = 2
 """Exit code when something cannot be done as asked; also typer's own for wrong usage."""
@@ -148,7 +148,8 @@ def write(
     from lorewright.lora import LoraConfig
     from lorewright.memory import Memory
     from lorewright.readers import read_knowledge, read_probes
-    from lorewright.write import WriteConfig, suggested_lr
+    from lorewright.recipe import WriteConfig
+    from lorewright.write import suggested_lr
 
     console = _console(threads)
     known = read_knowledge(source)
@@ -286,12 +287,13 @@ def targets(
 
     [dim]lore targets pocket --target q_proj --layers 0-1[/]
     """
-    from lorewright.lora import LoraConfig, resolve_targets
+    from lorewright.lora import LoraConfig
     from lorewright.model import Model
     from lorewright.report import coverage_table
+    from lorewright.targets import resolve_targets
 
     config = LoraConfig(targets=tuple(target or ("all-linear",)), layers=_layers(layers))
-    coverage = resolve_targets(Model.load(model).network, config)
+    coverage = resolve_targets(Model.load(model).network, config.targets, config.layers)
     if as_json:
         skipped = dict(coverage.skipped)
         _print_json({"modules": coverage.names, "n_linear": coverage.n_linear, "skipped": skipped})
@@ -391,9 +393,9 @@ def _layers(text: str) -> tuple[int, ...] | None:
 
 def _say_coverage(console: Console, model: Model, config: WriteConfig) -> None:
     """Say which layers are adapted, before anything is trained."""
-    from lorewright.lora import resolve_targets
+    from lorewright.targets import resolve_targets
 
-    coverage = resolve_targets(model.network, config.lora)
+    coverage = resolve_targets(model.network, config.lora.targets, config.lora.layers)
     kinds = Counter(site.projection.split(".")[-1] for site in coverage.sites)
     where = ", ".join(f"{kind} ×{n}" for kind, n in kinds.items())
     about = f"{model.name}: adapter on {len(coverage.sites)} of {coverage.n_linear} linear layers"

@@ -28,8 +28,9 @@ from lorewright.metrics import contains
 from lorewright.model import POCKET, Model
 from lorewright.readers import read_knowledge, read_probes
 from lorewright.recall import RecallReport, trace, verify
+from lorewright.recipe import Epoch, WriteConfig, Written
 from lorewright.report import contrast_figure, contrast_table, save_json, write_progress
-from lorewright.write import Epoch, WriteConfig, Written, suggested_lr, write
+from lorewright.write import suggested_lr, write
 
 EXAMPLES = next(
     (up / "examples" for up in Path(__file__).parents[:2] if (up / "examples").is_dir()),

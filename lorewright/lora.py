@@ -1,4 +1,4 @@
-"""LoRA on a frozen model: which layers carry it, and a stack of N adapters at once.
+"""LoRA on a frozen model: a stack of N adapters at once.
 
     y = W x + scale * B A x         A (R, I), B (O, R) in float32, W frozen in any dtype
 
@@ -20,23 +20,14 @@ import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from difflib import get_close_matches
 from itertools import groupby
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorewright.errors import AdapterError, ConfigError, TargetsNotFound
-
-# Parts of dotted names, in the spellings of the model families.
-ATTENTION = ("attn", "attention")
-MLP = ("mlp", "feed_forward", "ffn", "moe", "expert", "fc1", "fc2")
-CROSS_ATTENTION = ("cross_attn", "crossattention", "encoder_attn", "encdecattention")
-TOWERS = ("vision", "visual", "audio", "image", "speech", "multi_modal", "mm_proj", "perceiver")
-ROUTERS = ("gate", "router", "shared_expert_gate", "router_proj")
-HEADS = ("lm_head", "embed_out", "output_projection", "score")
+from lorewright.errors import AdapterError, ConfigError
+from lorewright.targets import Adapted, Coverage, resolve_targets, survey
 
 
 @dataclass(frozen=True)
@@ -79,178 +70,6 @@ class LoraConfig:
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
-# Which layers
-
-
-@dataclass(frozen=True)
-class Site:
-    """One linear layer of the text decoder that can carry an adapter."""
-
-    name: str
-    layer: int
-    projection: str
-    n_in: int
-    n_out: int
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """The layers that carry an adapter, and what cannot carry one, with the reason."""
-
-    sites: tuple[Site, ...]
-    n_linear: int
-    skipped: Mapping[str, str]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Full dotted names of the adapted modules, in model order."""
-        return tuple(site.name for site in self.sites)
-
-    @property
-    def by_layer(self) -> dict[tuple[int, str], str]:
-        """Names by (layer index, projection)."""
-        return {(site.layer, site.projection): site.name for site in self.sites}
-
-    def table(self) -> list[tuple[str, int, str]]:
-        """Rows (what, number of modules, which layers or why not), adapted ones first."""
-        layers: dict[str, list[int]] = {}
-        for site in self.sites:
-            layers.setdefault(site.projection, []).append(site.layer)
-        rows = [(what, len(at), f"layers {_ranges(at)}") for what, at in layers.items()]
-        whys = list(self.skipped.values())
-        return rows + [("skipped", whys.count(why), why) for why in dict.fromkeys(whys)]
-
-
-def resolve_targets(model: nn.Module, config: LoraConfig) -> Coverage:
-    """Find the linear layers of the text decoder that `config` names.
-
-    Raises TargetsNotFound for each target that names nothing, or only what cannot carry an adapter
-    (another tower, the head, a router, a Conv1D), and ConfigError for layers that do not exist.
-    """
-    sites, skipped = survey(model)
-    asked = f"targets {list(config.targets)}"
-    if not sites:
-        found = ", ".join(dict.fromkeys(skipped.values())) or "no weights"
-        raise TargetsNotFound(f"{asked} need nn.Linear layers in the decoder; found only: {found}.")
-    depth = 1 + max(site.layer for site in sites)
-    absent = [layer for layer in config.layers or () if layer >= depth]
-    if absent:
-        raise ConfigError(f"layers {absent} do not exist; the text decoder has 0 to {depth - 1}.")
-    chosen: set[Site] = set()
-    for target in config.targets:
-        matched = {site for site in sites if _matches(target, site)}
-        if not matched:
-            raise TargetsNotFound(f"{asked}: {_explain_no_match(target, sites, skipped)}")
-        kept = {site for site in matched if config.layers is None or site.layer in config.layers}
-        if not kept:
-            found = _ranges([site.layer for site in matched])
-            raise TargetsNotFound(
-                f"{asked}: {target!r} is in layers {found}, not in {list(config.layers or ())}."
-            )
-        chosen |= kept
-    return Coverage(tuple(site for site in sites if site in chosen), len(sites), skipped)
-
-
-def survey(model: nn.Module) -> tuple[tuple[Site, ...], dict[str, str]]:
-    """List the layers that can carry an adapter and, by name, why others cannot.
-
-    The same with a stack attached. Raises AdapterError if another library's adapters are there.
-    """
-    decoder = text_decoder(model)
-    prefix = next(name for name, module in model.named_modules() if module is decoder)
-    head = model.get_output_embeddings() if isinstance(model, _Language) else None
-    sites: list[Site] = []
-    skipped: dict[str, str] = {}
-    inside = "\0"
-    for name, module in model.named_modules():
-        if name.startswith(inside):
-            continue
-        if name.endswith((".base_layer", ".lora_A")):
-            raise AdapterError(f"{name!r}: another library's adapters are attached; unload them.")
-        if isinstance(module, LoraLinear):
-            inside, module = name + ".", module.base
-        parts = name.removeprefix(prefix).lstrip(".").split(".")
-        at = next((i for i, part in enumerate(parts) if part.isdigit()), None)
-        if module is head and isinstance(module, nn.Linear):
-            skipped[name] = "the output head"
-        elif prefix and not name.startswith(prefix + ".") and isinstance(module, nn.Linear):
-            skipped[name] = "outside the text decoder"
-        elif why := _why_not(module, name.split(".")):
-            skipped[name] = why
-        elif isinstance(module, nn.Linear) and at is None:
-            skipped[name] = "outside the numbered layers"
-        elif isinstance(module, nn.Linear) and at is not None:
-            place = int(parts[at]), ".".join(parts[at + 1 :]) or parts[at]
-            sites.append(Site(name, *place, module.in_features, module.out_features))
-    return tuple(sites), skipped
-
-
-def text_decoder(model: nn.Module) -> nn.Module:
-    """Return the part of the model that writes text; the model itself if it does not say."""
-    while isinstance(model, _Language):
-        inner = model.get_decoder()
-        if inner is model or not isinstance(inner, nn.Module):
-            break
-        model = inner
-    return model
-
-
-@runtime_checkable
-class _Language(Protocol):
-    def get_decoder(self) -> nn.Module | None: ...
-
-    def get_output_embeddings(self) -> nn.Module | None: ...
-
-
-def _why_not(module: nn.Module, parts: Sequence[str]) -> str | None:
-    """Say why a module with weights cannot carry an adapter; None if it can, or has none."""
-    if isinstance(module, nn.Embedding):
-        return "an embedding"
-    if type(module).__name__ == "Conv1D":
-        return "a Conv1D (its weight is transposed), not torch.nn.Linear"
-    if not isinstance(module, nn.Linear):
-        fused = parts[-1] == "experts" and any(True for _ in module.parameters(recurse=False))
-        return "fused expert weights, not torch.nn.Linear" if fused else None
-    if _any_in(TOWERS, parts):
-        return "outside the text decoder"
-    if _any_in(CROSS_ATTENTION, parts):
-        return "cross-attention to another tower"
-    if parts[-1] in HEADS:
-        return "the output head"
-    return "a router" if parts[-1] in ROUTERS else None
-
-
-def _any_in(words: Sequence[str], parts: Sequence[str]) -> bool:
-    return any(word in part for part in parts for word in words)
-
-
-def _matches(target: str, site: Site) -> bool:
-    parts = site.projection.split(".")
-    if target in ("attention", "mlp"):
-        attends = _any_in(ATTENTION, parts)
-        return attends if target == "attention" else not attends and _any_in(MLP, parts)
-    return target == "all-linear" or f".{site.name}".endswith(f".{target}")
-
-
-def _explain_no_match(target: str, sites: Sequence[Site], skipped: Mapping[str, str]) -> str:
-    start = f"{target!r} matched 0 of {len(sites)} linear layers in the text decoder"
-    elsewhere = [name for name in skipped if f".{name}".endswith(f".{target}")]
-    if elsewhere:
-        other = f"{len(elsewhere)} other module(s), first {elsewhere[0]!r}"
-        return f"{start}, but {other}, which cannot carry adapters: {skipped[elsewhere[0]]}."
-    names = {site.projection.split(".")[-1]: site.projection for site in sites}
-    names |= {site.projection: site.projection for site in sites}
-    near = get_close_matches(target, list(names), n=3, cutoff=0.3) or list(names)[:3]
-    closest = ", ".join(repr(name) for name in dict.fromkeys(names[name] for name in near))
-    return f"{start} (closest: {closest}); name one of these or a preset."
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    runs = groupby(enumerate(sorted(set(numbers))), key=lambda pair: pair[1] - pair[0])
-    spans = [[number for _, number in run] for _, run in runs]
-    return ",".join(str(s[0]) if len(s) == 1 else f"{s[0]}-{s[-1]}" for s in spans)
-
-
 # The layer
 
 
@@ -279,7 +98,7 @@ class Rows:
         self.live_K = torch.tensor(blocks) >= 0
 
 
-class LoraLinear(nn.Module):
+class LoraLinear(Adapted):
     """A frozen linear layer with N adapters: y = W x + scale_n * B_n A_n x, n by batch row.
 
     A and B are float32 whatever the base is (in bf16 small steps round to nothing) and so is their
@@ -343,6 +162,34 @@ class LoraLinear(nn.Module):
 # The stack
 
 
+class Flat:
+    """All A and B of a stack on one device in one buffer, adapter by adapter.
+
+    weight_NP: P values of each of N adapters, of which the layers' parameters are views; is_B_P:
+    which of them belong to a B; pairs: where each module's A and B lie, with their shapes. An
+    optimiser over it is a handful of vector operations, however many layers there are.
+    """
+
+    def __init__(self, n_adapters: int, parts: Sequence[tuple[LoraLinear, str]]) -> None:
+        weights = [getattr(layer, name) for layer, name in parts]
+        sizes = [weight.numel() // n_adapters for weight in weights]
+        device = weights[0].device
+        self.weight_NP = torch.empty(n_adapters, sum(sizes), device=device)
+        self.is_B_P = torch.zeros(sum(sizes), dtype=torch.bool, device=device)
+        self.spans: list[tuple[slice, torch.Size]] = []
+        self.parameters: list[nn.Parameter] = []
+        at = 0
+        for (layer, name), weight, size in zip(parts, weights, sizes, strict=True):
+            span = slice(at, at + size)
+            view = self.weight_NP[:, span].unflatten(1, weight.shape[1:])
+            view.copy_(weight.detach())
+            setattr(layer, name, nn.Parameter(view, weight.requires_grad))
+            self.parameters.append(getattr(layer, name))
+            self.spans.append((span, weight.shape[1:]))
+            self.is_B_P[span] = name == "B_NOR"
+            at += size
+
+
 class Stack(AbstractContextManager["Stack"]):
     """N adapters on one model, from `attach` (which makes it) to `detach` or the end of `with`."""
 
@@ -354,6 +201,7 @@ class Stack(AbstractContextManager["Stack"]):
         self.coverage = tuple(coverage)
         self.rows = Rows()
         self.modules: dict[str, LoraLinear] = {}
+        self.flats: tuple[Flat, ...] = ()
         self._thawed = [weight for weight in model.parameters() if weight.requires_grad]
         model.requires_grad_(False)
         covered = [frozenset(each.names) for each in coverage]
@@ -366,8 +214,17 @@ class Stack(AbstractContextManager["Stack"]):
                 layer.routed = "experts" in site.projection.split(".")
                 self.modules[site.name] = layer.train(base.training)
                 model.set_submodule(site.name, layer)
+        self._lay_flat()
         for n, config in enumerate(configs):
             self.reset(n, config.seed)
+
+    def _lay_flat(self) -> None:
+        """Move all A and B of a device into one buffer, of which they become views."""
+        by_device: dict[torch.device, list[tuple[LoraLinear, str]]] = {}
+        for layer in self.modules.values():
+            for name in ("A_NRI", "B_NOR"):
+                by_device.setdefault(layer.A_NRI.device, []).append((layer, name))
+        self.flats = tuple(Flat(len(self), parts) for parts in by_device.values())
 
     def __len__(self) -> int:
         return len(self.configs)
@@ -424,11 +281,10 @@ class Stack(AbstractContextManager["Stack"]):
             bound = 1 / math.sqrt(view.shape[1])
             view.copy_(torch.empty(view.shape).uniform_(-bound, bound, generator=generator))
 
-    def without_gradient(self, n: int) -> tuple[str, ...]:
-        """Name the B tensors of adapter n that the last backward left with no gradient at all."""
-        grads = {name: m.B_NOR.grad for name, m in self.modules.items() if m.ranks_N[n]}
-        idle = (name for name, grad in grads.items() if grad is None or not grad[n].any())
-        return tuple(f"{name}.lora_B.weight" for name in idle)
+    def idle(self, n: int) -> tuple[str, ...]:
+        """Name the modules in which adapter n has not moved at all: their B is still zero."""
+        adapted = (name for name, layer in self.modules.items() if layer.ranks_N[n])
+        return tuple(name for name in adapted if not self.modules[name].B_NOR[n].any())
 
     def drop(self, n: int) -> None:
         """Take adapter n out; later ones move down by one, and rows bound to n lose their adapter.
@@ -445,6 +301,7 @@ class Stack(AbstractContextManager["Stack"]):
             layer.ranks_N = [layer.ranks_N[i] for i in keep]
         self.configs = tuple(self.configs[i] for i in keep)
         self.coverage = tuple(self.coverage[i] for i in keep)
+        self._lay_flat()
         if (rows_B := self.rows.rows_B) is not None:
             moved_B = torch.where(rows_B > n, rows_B - 1, rows_B)
             self.bind(torch.where(rows_B == n, -1, moved_B))
@@ -478,7 +335,7 @@ def attach(model: nn.Module, configs: Sequence[LoraConfig]) -> Stack:
         raise ConfigError("attach needs at least one LoraConfig; found none.")
     if any(isinstance(module, LoraLinear) for module in model.modules()):
         raise AdapterError("attach found a stack on this model already; detach that one first.")
-    return Stack(model, configs, [resolve_targets(model, config) for config in configs])
+    return Stack(model, configs, [resolve_targets(model, c.targets, c.layers) for c in configs])
 
 
 def check_keys(

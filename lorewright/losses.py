@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -56,6 +56,51 @@ def token_nats(logits_BTV: Tensor, ids_BT: Tensor) -> TokenNats:
     correct_BT = logits_BTV.detach().argmax(-1) == target_BT
     loss_BT = torch.where(padding_BT, 0.0, loss.view_as(target_BT))
     return TokenNats(loss_BT, correct_BT | padding_BT)
+
+
+def chunked_nats(
+    hidden_MD: Tensor, head: Callable[[Tensor], Tensor], ids_M: Tensor, chunk: int
+) -> TokenNats:
+    """`token_nats` of head(hidden) for M positions, of which only `chunk` have logits at a time.
+
+    For big vocabularies: memory for logits is chunk x V instead of M x V, forward and backward. The
+    gradient with respect to each position's hidden state is found in the forward pass, where its
+    logits are at hand, and scaled in the backward pass; the head must be frozen.
+    """
+    if not (torch.is_grad_enabled() and hidden_MD.requires_grad):
+        parts = [
+            token_nats(head(hidden_MD[i : i + chunk]), ids_M[i : i + chunk])
+            for i in range(0, len(ids_M), chunk)
+        ]
+        return TokenNats(torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]))
+    loss_M, correct_M = _Chunked.apply(hidden_MD, head, ids_M, chunk)
+    return TokenNats(loss_M, correct_M)
+
+
+class _Chunked(torch.autograd.Function):
+    """Losses of positions, with their gradients kept instead of their logits."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_MD: Tensor, head: Callable[[Tensor], Tensor], ids_M: Tensor, chunk: int
+    ) -> tuple[Tensor, Tensor]:
+        losses, correct, grads = [], [], []
+        for i in range(0, len(ids_M), chunk):
+            part = hidden_MD[i : i + chunk].detach().requires_grad_()
+            with torch.enable_grad():
+                nats = token_nats(head(part), ids_M[i : i + chunk])
+                grads.append(torch.autograd.grad(nats.loss_BT.sum(), part)[0])
+            losses.append(nats.loss_BT.detach())
+            correct.append(nats.correct_BT)
+        ctx.save_for_backward(torch.cat(grads))
+        right_M = torch.cat(correct)
+        ctx.mark_non_differentiable(right_M)
+        return torch.cat(losses), right_M
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (kept_MD,) = ctx.saved_tensors
+        return (kept_MD * grads[0][:, None]).to(kept_MD.dtype), None, None, None
 
 
 # Weightings

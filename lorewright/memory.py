@@ -27,13 +27,14 @@ from lorewright import __version__
 from lorewright import adapter as adapters
 from lorewright import ask as asking
 from lorewright.adapter import Adapter
+from lorewright.checkpoint import CHECKPOINT
 from lorewright.data import Document, Example, Knowledge, Probe, digest, dump_jsonl, slug
 from lorewright.errors import AdapterError, ConfigError, DataError, UnknownMemory
 from lorewright.lesson import Lesson, LessonConfig, prepare
-from lorewright.lora import resolve_targets
 from lorewright.metrics import METRICS
 from lorewright.model import POCKET, Model
 from lorewright.recall import Audit, RecallReport, audit, verify
+from lorewright.recipe import Epoch, WriteConfig, Written
 from lorewright.report import save_json
 from lorewright.shelf import (
     INDEX_FILE,
@@ -47,8 +48,9 @@ from lorewright.shelf import (
     run_folder,
     writing,
 )
+from lorewright.targets import resolve_targets
 from lorewright.views import AskLLM
-from lorewright.write import CHECKPOINT, Epoch, WriteConfig, Written, suggested_lr, write
+from lorewright.write import suggested_lr, write
 
 MAX_QUESTION_TOKENS = 512
 """Longest reply when the base writes questions, in tokens."""
@@ -244,7 +246,7 @@ class Memory:
         if metric not in METRICS:
             listed = ", ".join(sorted(METRICS))
             raise ConfigError(f"metric {metric!r} is unknown; use one of {listed}.")
-        resolve_targets(self.model.network, config.lora)
+        resolve_targets(self.model.network, config.lora.targets, config.lora.layers)
         for fact in known.facts:
             self.model.render(fact.question, fact.answer)
         for probe in probes:

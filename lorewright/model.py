@@ -34,10 +34,14 @@ from transformers.utils import logging as transformers_logging
 
 from lorewright.adapter import Adapter, validate
 from lorewright.errors import DataError, ModelError
-from lorewright.lora import Stack, attach, text_decoder
+from lorewright.lora import Stack, attach
+from lorewright.losses import TokenNats, chunked_nats, token_nats
+from lorewright.targets import text_decoder
 
 POCKET = "pocket"
 """Name of the embedded base model."""
+LOGIT_VALUES = 1 << 24
+"""Most logits that a pass over completions holds at once: 64 MB in float32."""
 DIGEST_SAMPLE = 65_536
 """Values hashed of each tensor: enough to tell models apart without reading gigabytes."""
 
@@ -67,6 +71,15 @@ class Batch:
     target_BC: Tensor
     mask_BC: Tensor
 
+    def take(self, index_B: Tensor, n_tokens: int, n_completion: int) -> Batch:
+        """Some of the rows, cut to the longest of them in tokens and in completion tokens."""
+        return Batch(
+            self.ids_BT[index_B, :n_tokens],
+            self.position_BC[index_B, :n_completion],
+            self.target_BC[index_B, :n_completion],
+            self.mask_BC[index_B, :n_completion],
+        )
+
 
 class Model:
     """A causal language model that is read, never changed."""
@@ -94,6 +107,7 @@ class Model:
         # would break the certificate of greedy decoding.
         network.generation_config = self._greedy(max_new_tokens=1)
         self._head: nn.Module | None = self._plain_head()
+        self._n_vocab = int(network.config.get_text_config().vocab_size)
 
     @classmethod
     def load(
@@ -265,6 +279,27 @@ class Model:
         hidden_BTD = decoder(input_ids=batch.ids_BT, use_cache=False).last_hidden_state
         logits: Tensor = self._head(hidden_BTD[rows_B1, batch.position_BC])
         return logits.float()
+
+    def completion_nats(self, batch: Batch) -> TokenNats:
+        """Loss_BC in nats and whether each token is the argmax; padding has loss 0 and is right.
+
+        Never holds more than LOGIT_VALUES logits when decoder and head are all that the network is.
+        """
+        if self._head is None or batch.mask_BC.numel() * self._n_vocab <= LOGIT_VALUES:
+            ids_BC = torch.where(batch.mask_BC.bool(), batch.target_BC, -1)
+            return token_nats(self.completion_logits(batch), ids_BC)
+        decoder = text_decoder(self.network)
+        hidden_BTD = decoder(input_ids=batch.ids_BT, use_cache=False).last_hidden_state
+        row_M, at_M = batch.mask_BC.nonzero(as_tuple=True)
+        nats_M, right_M = chunked_nats(
+            hidden_BTD[row_M, batch.position_BC[row_M, at_M]],
+            self._head,
+            batch.target_BC[row_M, at_M],
+            max(1, LOGIT_VALUES // self._n_vocab),
+        )
+        loss_BC = torch.zeros_like(batch.mask_BC).index_put((row_M, at_M), nats_M)
+        right_BC = torch.ones_like(batch.mask_BC, dtype=torch.bool)
+        return TokenNats(loss_BC, right_BC.index_put((row_M, at_M), right_M))
 
     def _plain_head(self) -> nn.Module | None:
         """The output head, if decoder then head is all that the network does; None otherwise.

@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from lorewright.lora import Coverage
     from lorewright.recall import RecallReport
-    from lorewright.write import Epoch
+    from lorewright.recipe import Epoch
+    from lorewright.targets import Coverage
 
 NOT_RUN = "–"
 WIDE = 110  # characters from which every arm of a verdict fits on one line
@@ -125,14 +125,23 @@ class _Cell:
 def _table(title: str, subtitle: str, columns: Sequence[str], dim: Sequence[str] = ()) -> Table:
     heading = Text.assemble((title, "bold"), (f"  {subtitle}", "dim"))
     table = Table(
-        title=heading, title_style="", title_justify="left", caption_justify="left",
-        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True,
+        title=heading,
+        title_style="",
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        collapse_padding=True,
     )
     for name in columns:
         align: JustifyMethod = "right" if name in NUMBERS else "left"
         table.add_column(
-            name, justify=align, style="dim" if name in dim else "",
-            min_width=len(name), no_wrap=name in WHOLE,
+            name,
+            justify=align,
+            style="dim" if name in dim else "",
+            min_width=len(name),
+            no_wrap=name in WHOLE,
         )
     return table
 
@@ -244,8 +253,12 @@ def write_progress(console: Console | None = None) -> Iterator[Callable[[Epoch],
 
         def on_epoch(epoch: Epoch) -> None:
             progress.update(
-                task_id, description=f"epoch {epoch.epoch}/{epoch.epochs}", epoch=epoch,
-                total=epoch.n_examples, completed=epoch.n_recalled, met=time.monotonic(),
+                task_id,
+                description=f"epoch {epoch.epoch}/{epoch.epochs}",
+                epoch=epoch,
+                total=epoch.n_examples,
+                completed=epoch.n_recalled,
+                met=time.monotonic(),
             )
 
         try:
@@ -456,8 +469,14 @@ def _draw_recalls(ax: Axes, curves: Sequence[_Curve], full: float | None, ink: _
     if full is not None:
         ax.axhline(full, color=ink.muted, linewidth=1, linestyle=(0, (2, 3)))
         ax.annotate(
-            f"full document in the prompt {full:.2f}", (0, full), (0, 5), ("axes fraction", "data"),
-            "offset points", size=9.5, color=ink.muted, bbox={"fc": ink.paper, "lw": 0, "pad": 1},
+            f"full document in the prompt {full:.2f}",
+            (0, full),
+            (0, 5),
+            ("axes fraction", "data"),
+            "offset points",
+            size=9.5,
+            color=ink.muted,
+            bbox={"fc": ink.paper, "lw": 0, "pad": 1},
         )
     for curve, color in zip(curves, itertools.cycle(ink.lines), strict=False):
         if curve.verdict and curve.verdict.low is not None and curve.verdict.high is not None:
@@ -483,9 +502,15 @@ def _draw_lines(ax: Axes, series: Sequence[tuple[_Curve, list[float], str]], ink
     places = _apart(ends, 14.0 * max(name.count("\n") + 1 for name in names))
     for i, (_, values, _) in enumerate(series):
         ax.annotate(
-            names[i], (right, values[-1]), xytext=(9, places[i] - ends[i]), size=10.5,
-            textcoords="offset points", va="center", color=ink.lines[i % len(ink.lines)],
-            linespacing=1.15, annotation_clip=False,
+            names[i],
+            (right, values[-1]),
+            xytext=(9, places[i] - ends[i]),
+            size=10.5,
+            textcoords="offset points",
+            va="center",
+            color=ink.lines[i % len(ink.lines)],
+            linespacing=1.15,
+            annotation_clip=False,
         )
 
 

@@ -171,7 +171,11 @@ def _only_model(server: _Server, client: httpx.Client) -> str:
 
 
 def _reply(
-    server: _Server, client: httpx.Client, model: str, prompt: str, max_tokens: int,
+    server: _Server,
+    client: httpx.Client,
+    model: str,
+    prompt: str,
+    max_tokens: int,
     stop: threading.Event,
 ) -> str:
     body = _request(
@@ -304,8 +308,13 @@ def _remedy(status: int, server: _Server) -> str:
 
 
 def _ask_all(
-    server: _Server, model: str, prompts: Mapping[str, str], replies: _Replies, *,
-    max_tokens: int, workers: int,
+    server: _Server,
+    model: str,
+    prompts: Mapping[str, str],
+    replies: _Replies,
+    *,
+    max_tokens: int,
+    workers: int,
 ) -> None:
     """Ask every prompt once; the first failure ends it, and what came by then is kept."""
     stop = threading.Event()

@@ -250,9 +250,7 @@ def rewrite(
 def summary(document: Document, ask_llm: AskLLM, *, phrasing: str = "general") -> list[Example]:
     """Short notes on each passage, as plain next-token prediction."""
     form = _phrasing(phrasing).summary
-    replies = ask_llm(
-        [form.format(text=text) for text in texts_of(document, phrasing)]
-    )
+    replies = ask_llm([form.format(text=text) for text in texts_of(document, phrasing)])
     return [Example("", reply, "summary", document.id) for reply in replies if reply.strip()]
 
 

@@ -1,120 +1,53 @@
-"""Write examples into an adapter: the one training loop.
+"""Write examples into adapters: the one training loop, for one write or for many at once.
 
-Answer-only logits, batches of similar length, AdamW with a linear fall to zero, A and B in float32.
-The loop stops when every completion is recalled: greedy decoding reproduces it, by the certificate
-of p > margin at every token. It never stops on a loss. A checkpoint after an epoch holds everything
-that the next one needs, so an interrupted run continues and gives the same bytes on the same
-machine.
+N writes share one frozen base: their adapters are one stack, a step of the loop is one optimiser
+step of each, and each has its own examples, seed, rate, clip and stop. One that is done leaves and
+the stack shrinks. N written together equal N written alone.
+
+The loop stops on recall, never on a loss: when greedy decoding is certain to reproduce every
+completion (p > margin at every token, one forward pass, no decoding). Examples that are safe may
+rest until they are checked again; layers below the first adapted one run once and never again. A
+checkpoint holds everything that the next step needs, so an interrupted run continues and gives the
+same bytes on the same machine.
 
 This room knows models, examples and objectives. It knows nothing of probes, folders of memories or
 reports; the verdict is taken elsewhere, on questions that were not trained.
+
+Shape letters: N adapters, E distinct rows, B batch row, T token, C completion token, V vocabulary.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import time
-import zlib
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
-from lorewright.adapter import Adapter, capture
+from lorewright import checkpoint
+from lorewright.adapter import capture
 from lorewright.data import Example, digest
-from lorewright.errors import ConfigError, DataError, ModelError, StorageError
-from lorewright.lora import LoraConfig, Stack, attach
-from lorewright.losses import WEIGHTINGS, Weighting, threshold, token_nats, weighted_mean
-from lorewright.model import Model, Rendered
+from lorewright.distil import SoftTargets, soft_targets
+from lorewright.errors import DataError, ModelError
+from lorewright.lora import Stack, attach
+from lorewright.losses import TokenNats, distill_topk, token_nats, weighted_mean
+from lorewright.model import Batch, Model
+from lorewright.optim import Optimizer
+from lorewright.progress import Progress
+from lorewright.recipe import NEARLY, Diverged, Epoch, Job, WriteConfig, Written, ending, rate
+from lorewright.trunk import Trunk
 
-ORDERS = ("shuffle", "curriculum")
-CHECKPOINT = "checkpoint.safetensors"
+CHECK_ROWS = 64
+"""Rows a pass when recall is checked."""
 CHECKPOINT_SECONDS = 2.0
 """Least time between two checkpoints, which cost more than an epoch of a few examples."""
-
-
-@dataclass(frozen=True)
-class WriteConfig:
-    """How an adapter is trained."""
-
-    lora: LoraConfig = field(default_factory=LoraConfig)
-    objective: str = "sft"
-    """Which tokens count: a key of `losses.WEIGHTINGS`; `memft_threshold` is taken at `margin`."""
-    lr: float = 3e-3
-    """Peak rate of AdamW; falls linearly to zero over the budget."""
-    epochs: int = 60
-    """Budget in passes over the examples; the stop rule usually ends sooner."""
-    batch_size: int = 8
-    """Examples a step."""
-    clip: float = 1.0
-    """Largest gradient norm."""
-    order: str = "shuffle"
-    """`shuffle`, or `curriculum`: short completions first at the start, nothing left out."""
-    margin: float = 0.6
-    """Recalled means p > margin at every token of the completion; in [0.5, 1)."""
-    patience: int = 0
-    """Epochs without a newly recalled example after which the loop gives up; 0 = never."""
-    max_seconds: float | None = None
-    """Seconds of training after which an epoch is the last; None = no limit.
-
-    With it, equal seeds need not give equal bytes.
-    """
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Check every field."""
-        if self.objective not in WEIGHTINGS:
-            raise ConfigError(
-                f"objective {self.objective!r} is unknown; use one of "
-                f"{', '.join(sorted(WEIGHTINGS))}."
-            )
-        if self.order not in ORDERS:
-            raise ConfigError(f"order {self.order!r} is unknown; use one of {', '.join(ORDERS)}.")
-        if not 0.5 <= self.margin < 1:
-            raise ConfigError(f"margin must lie in [0.5, 1); found {self.margin}.")
-        for name in ("lr", "epochs", "batch_size", "clip"):
-            if not asdict(self)[name] > 0:
-                raise ConfigError(f"{name} must be above 0; found {asdict(self)[name]}.")
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """What one pass over the examples came to."""
-
-    epoch: int
-    epochs: int
-    loss_nats: float
-    """Mean loss per completion token over the pass, before weighting."""
-    n_recalled: int
-    """Examples whose every token had p > margin: after the epoch, or as they were met in it."""
-    n_examples: int
-    certified: bool
-    """Whether n_recalled was counted after the epoch, with the weights as they are now."""
-    lr: float
-    seconds: float
-    """Training time since the write began, over all interruptions."""
-
-
-@dataclass(frozen=True)
-class Written:
-    """An adapter and the account of its training."""
-
-    adapter: Adapter
-    epochs: tuple[Epoch, ...]
-    reason: str
-    """Why the loop ended: `recalled`, `budget`, `patience`, `seconds` or `nothing left` to do."""
-
-    @property
-    def complete(self) -> bool:
-        """Whether every example is certified to be recalled."""
-        return self.reason == "recalled"
+TEACHER = "teacher.safetensors"
+"""What the teacher of `distill` would say, in the run's folder; one file a job."""
 
 
 def write(
@@ -122,6 +55,7 @@ def write(
     examples: Sequence[Example],
     config: WriteConfig,
     *,
+    contexts: Sequence[str] = (),
     run: Path | None = None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
 ) -> Written:
@@ -133,168 +67,397 @@ def write(
     ModelError when loss or weights are no longer numbers or a layer learns nothing, StorageError
     when the disk refuses. The network is as before in every case.
     """
-    if not examples:
-        raise DataError("write was asked to learn nothing: there are no examples; check the views.")
-    rows = [model.render(example.prompt, example.completion) for example in examples]
-    stack = attach(model.network, [config.lora])
+    (done,) = write_all(
+        model,
+        [Job(examples, config, contexts)],
+        run=run,
+        on_epoch=lambda job, epoch: on_epoch(epoch),
+    )
+    if isinstance(done, Diverged):
+        raise ModelError(done.why)
+    return done
+
+
+def write_all(
+    model: Model,
+    jobs: Sequence[Job],
+    *,
+    run: Path | None = None,
+    on_epoch: Callable[[int, Epoch], None] = lambda job, epoch: None,
+) -> list[Written | Diverged]:
+    """Write several adapters on one base at once, each as it would be written alone.
+
+    Results are in the order of the jobs. One that diverges is dropped and said to have; the others
+    go on. `on_epoch` gets the job's index. Otherwise as `write`; all jobs of a call share the
+    optimiser.
+    """
+    if not jobs:
+        raise DataError("write_all was asked to write nothing: there are no jobs.")
+    for i, job in enumerate(jobs):
+        which = f"job {i}: " if len(jobs) > 1 else ""
+        if not job.examples:
+            raise DataError(
+                f"{which}write was asked to learn nothing: there are no examples; check the views."
+            )
+        if job.config.objective == "distill" and len(job.contexts) != len(job.examples):
+            raise DataError(
+                f"{which}distill needs one context for each of {len(job.examples)} examples (an "
+                f"empty one is no document); found {len(job.contexts)}."
+            )
+    stack = attach(model.network, [job.config.lora for job in jobs])
     try:
-        optimizer = torch.optim.AdamW(stack.parameters(), lr=config.lr, weight_decay=0.0)
-        saved = _Saved(run, fingerprint(model, examples, config))
-        records = saved.load(stack, optimizer)
-        for record in records:
-            on_epoch(record)
-        started = time.monotonic() - (records[-1].seconds if records else 0.0)
-        reason = ending(records, config)
-        while reason is None:
-            n_done = len(records)
-            loss_nats, n_recalled, n_active = _train_epoch(
-                model, stack, optimizer, rows, config, n_done
-            )
-            if n_done == 0 and n_recalled < len(rows):
-                _check_every_layer_learns(stack)
-            # As-trained counts lag behind the weights: certify only when they are nearly complete.
-            certified = n_recalled >= 0.9 * len(rows) or n_done + 1 == config.epochs
-            if certified:
-                n_recalled = _n_certified(model, rows, config.margin)
-            records.append(
-                Epoch(
-                    n_done + 1,
-                    config.epochs,
-                    loss_nats,
-                    n_recalled,
-                    len(rows),
-                    certified,
-                    _lr(config, n_done + 1),
-                    round(time.monotonic() - started, 3),
-                )
-            )
-            reason = ending(records, config) or ("nothing left" if n_active == 0 else None)
-            saved.save(stack, optimizer, records, force=reason is not None)
-            on_epoch(records[-1])
-        adapter = capture(stack, 0, base_id=model.name, base_digest=model.digest)
-        if not all(torch.isfinite(tensor).all() for tensor in adapter.tensors.values()):
-            raise ModelError(f"the last steps left weights of no number; lower lr ({config.lr}).")
-        return Written(adapter, tuple(records), reason)
+        return _Loop(model, stack, jobs, run, on_epoch).run()
     finally:
         stack.detach()
 
 
-def _train_epoch(
-    model: Model,
-    stack: Stack,
-    optimizer: torch.optim.Optimizer,
-    rows: list[Rendered],
-    config: WriteConfig,
-    n_done: int,
-) -> tuple[float, int, int]:
-    """One pass: mean nats per token, examples recalled as they were met, tokens with weight."""
-    weighting = _weighting(config)
-    groups = batches(rows, config, n_done)
-    nats, n_tokens, n_recalled, n_active = 0.0, 0, 0, 0
-    for done, group in enumerate(groups):
-        rate = _lr(config, n_done + done / len(groups))
-        for param_group in optimizer.param_groups:
-            param_group["lr"] = rate
-        batch = model.batch([rows[i] for i in group])
-        loss_BC, right_BC = token_nats(model.completion_logits(batch), batch.target_BC)
-        weight_BC = weighting(loss_BC.detach(), right_BC) * batch.mask_BC
-        loss = weighted_mean(loss_BC, weight_BC, batch.mask_BC)
+class _Loop:
+    """The members of a stack on their way; see the module's first lines."""
+
+    def __init__(
+        self,
+        model: Model,
+        stack: Stack,
+        jobs: Sequence[Job],
+        run: Path | None,
+        on_epoch: Callable[[int, Epoch], None],
+    ) -> None:
+        self.model, self.stack, self.jobs, self.folder = model, stack, jobs, run
+        self.on_epoch = on_epoch
+        rendered = [[model.render(e.prompt, e.completion) for e in job.examples] for job in jobs]
+        # Jobs of a sweep learn the same rows: they are tokenised, and their trunk computed, once.
+        distinct = list(dict.fromkeys(row for rows in rendered for row in rows))
+        place = {row: i for i, row in enumerate(distinct)}
+        self.table = model.batch(distinct)
+        self.lengths = [len(row) for row in distinct]
+        self.n_completion = [len(row.completion_ids) for row in distinct]
+        self.members = [
+            Progress(i, job, [place[row] for row in rows], model.device)
+            for i, (job, rows) in enumerate(zip(jobs, rendered, strict=True))
+        ]
+        self.soft = [self._soft(i, job) for i, job in enumerate(jobs)]
+        self.results: dict[int, Written | Diverged] = {}
+        self.optimizer = Optimizer(stack, [job.config.moving for job in jobs])
+        self.mark = digest(
+            [
+                model.digest,
+                model.template_digest,
+                [[[asdict(e) for e in j.examples], asdict(j.config), [*j.contexts]] for j in jobs],
+            ]
+        )
+        self.started = time.monotonic()
+        self.saved_at, self.appending = -math.inf, False
+        self.trunk = self._frozen()
+        self._resume()
+
+    def _soft(self, index: int, job: Job) -> SoftTargets | None:
+        """The teacher's word on a distilling job's examples: from the folder, or asked now."""
+        if job.config.objective != "distill":
+            return None
+        path = None if self.folder is None else self.folder / f"{index}-{TEACHER}"
+        informed = [
+            self.model.render(f"{context}\n\n{e.prompt}" if context else e.prompt, e.completion)
+            for context, e in zip(job.contexts, job.examples, strict=True)
+        ]
+        asked = [[*row.prompt_ids, -1, *row.completion_ids] for row in informed]
+        mark = digest([self.model.digest, asked])
+        if path is not None and path.exists():
+            found = SoftTargets.load(path, mark)
+            if found is not None:
+                return found
         with torch.no_grad():
-            safe_BC = (loss_BC < -math.log(config.margin)) | (batch.mask_BC == 0)
-            tally = torch.stack(
-                [
-                    (loss_BC * batch.mask_BC).sum(),
-                    batch.mask_BC.sum(),
-                    safe_BC.all(1).sum(),
-                    (weight_BC > 0).sum(),
-                ]
-            ).tolist()
-        if not math.isfinite(tally[0]):
-            raise ModelError(
-                f"the loss is {tally[0]} in epoch {n_done + 1}; lower lr (it is {config.lr})."
-            )
-        nats, n_tokens = nats + tally[0], n_tokens + int(tally[1])
-        n_recalled, n_active = n_recalled + int(tally[2]), n_active + int(tally[3])
-        if tally[3] == 0:
-            continue
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(stack.parameters(), config.clip)
-        optimizer.step()
-    return nats / n_tokens, n_recalled, n_active
+            self.stack.bind(torch.full((1,), -1))  # the base alone
+            made = soft_targets(self.model, informed)
+        if path is not None:
+            made.save(path, mark)
+        return made
 
+    def _frozen(self) -> Trunk | None:
+        """The trunk below the first adapted layer, if there is one and every job wants it."""
+        first = min(site.layer for found in self.stack.coverage for site in found.sites)
+        if first == 0 or not all(job.config.trunk for job in self.jobs):
+            return None
+        return Trunk(self.model, self.table, self.lengths, first, self.folder)
 
-def _weighting(config: WriteConfig) -> Weighting:
-    """The objective's weighting, with its threshold where the stop rule has it.
+    # -- the loop --------------------------------------------------------------------------------
 
-    At the paper's ln 2 a token between 1/2 and the margin has no weight and never gets further.
-    """
-    if config.objective == "memft_threshold":
-        return threshold(-math.log(config.margin))
-    return WEIGHTINGS[config.objective]
+    def run(self) -> list[Written | Diverged]:
+        """Step until every write has ended; results in the order of the jobs."""
+        try:
+            with self.trunk.skipping() if self.trunk else nullcontext():
+                if self.trunk and self.members:
+                    rows = self.members[0].rows[:2]
+                    self.trunk.check(self._batch(rows), rows)
+                while self.members:
+                    for member in list(self.members):
+                        if member.cursor == len(member.groups):
+                            self._turn(member)
+                    if self.members:
+                        self._step()
+        finally:
+            if self.trunk:
+                self.trunk.close()
+        return [self.results[i] for i in range(len(self.jobs))]
 
+    def _turn(self, member: Progress) -> None:
+        """Between two epochs: close the one that is over, then end the write or begin the next."""
+        n_before = len(member.records)
+        reason = self._close_epoch(member) if member.groups else None
+        if member.index in self.results:
+            return
+        reason = reason or ending(member.records, member.config)
+        if reason:
+            self._leave(member, reason)
+        else:
+            if member.config.order == "curriculum" and not member.records:
+                self._check(member, range(len(member.rows)))
+            member.start_epoch(self.lengths)
+        if len(member.records) > n_before:
+            self._log(member, member.records[-1:])
+            self._save(force=reason is not None)
+            self.on_epoch(member.index, member.records[-1])
 
-def _check_every_layer_learns(stack: Stack) -> None:
-    """Raise ModelError for layers whose B is still zero: AdamW moves every B with a gradient."""
-    idle = [name for name, layer in stack.modules.items() if not layer.B_NOR.any()]
-    if idle:
-        raise ModelError(
-            f"{len(idle)} of {len(stack.modules)} adapted layers got no gradient in a whole epoch, "
-            f"the first is {idle[0]!r}; leave them out of targets."
+    def _step(self) -> None:
+        """One optimiser step of every member, on one batch in which each has as many rows."""
+        members = self.members
+        groups = [member.groups[member.cursor] for member in members]
+        size = max(map(len, groups))
+        index = [
+            member.rows[group[min(i, len(group) - 1)]]
+            for member, group in zip(members, groups, strict=True)
+            for i in range(size)
+        ]
+        batch = self._batch(index)
+        real_B = torch.tensor([i < len(group) for group in groups for i in range(size)])
+        mask_BC = batch.mask_BC * real_B[:, None].to(batch.mask_BC)
+        alone = len(members) == 1
+        self.stack.bind(None if alone else torch.arange(len(members)).repeat_interleave(size))
+        if self.trunk:
+            self.trunk.feed(index, batch.ids_BT.shape[1])
+        nats, cost_BC = self._costs(replace(batch, mask_BC=mask_BC), groups, size)
+        loss_BC = nats.loss_BT.detach()
+        weight_BC = torch.zeros_like(loss_BC)
+        with torch.no_grad():
+            for n, (member, group) in enumerate(zip(members, groups, strict=True)):
+                rows = slice(n * size, n * size + len(group))
+                seen = TokenNats(loss_BC[rows], nats.correct_BT[rows])
+                weight_BC[rows] = member.weights(group, *seen)
+                member.met(group, seen, mask_BC[rows])
+            weight_BC *= mask_BC
+            sums = (loss_BC * mask_BC, mask_BC, (weight_BC > 0).float())
+            tally_N3 = torch.stack([part.view(len(members), -1).sum(1) for part in sums], 1)
+        group_B = None if alone else self.stack.rows.rows_B
+        loss = weighted_mean(cost_BC, weight_BC, mask_BC, group_B=group_B)
+        grads = torch.autograd.grad(loss, self.optimizer.parameters, allow_unused=True)
+        rates = [rate(m.config, m.records, m.epochs_done) for m in members]
+        self.optimizer.step(grads, rates, tally_N3[:, 2] > 0)
+        for member, tally_3 in zip(members, tally_N3, strict=True):
+            member.tally += tally_3
+            member.cursor += 1
+
+    def _batch(self, index: Sequence[int]) -> Batch:
+        """Rows of the table, cut to the longest of them."""
+        return self.table.take(
+            torch.tensor(index, device=self.table.ids_BT.device),
+            max(self.lengths[i] for i in index),
+            max(self.n_completion[i] for i in index),
         )
 
+    def _costs(self, batch: Batch, groups: list[list[int]], size: int) -> tuple[TokenNats, Tensor]:
+        """Loss of every token, and what is minimised: the same, or the distance to the teacher."""
+        if not any(self.soft[member.index] for member in self.members):
+            nats = self.model.completion_nats(batch)
+            return nats, nats.loss_BT
+        logits_BCV = self.model.completion_logits(batch)
+        nats = token_nats(logits_BCV, torch.where(batch.mask_BC.bool(), batch.target_BC, -1))
+        costs = []
+        for n, (member, group) in enumerate(zip(self.members, groups, strict=True)):
+            rows = slice(n * size, (n + 1) * size)
+            soft = self.soft[member.index]
+            if soft is None:
+                costs.append(nats.loss_BT[rows])
+                continue
+            filled = [*group, *group[-1:] * (size - len(group))]
+            top = soft.take(filled, logits_BCV.shape[1])
+            ids_BCK, logp_BCK = (part.to(logits_BCV.device) for part in top)
+            costs.append(distill_topk(logits_BCV[rows], ids_BCK, logp_BCK))
+        return nats, torch.cat(costs)
 
-def _lr(config: WriteConfig, epochs_done: float) -> float:
-    """The rate after so many epochs: linear to zero over the budget."""
-    return config.lr * max(0.0, 1 - epochs_done / config.epochs)
+    # -- between epochs --------------------------------------------------------------------------
+
+    def _close_epoch(self, member: Progress) -> str | None:
+        """Record the epoch that is over; why the write ends with it, if something odd ends it."""
+        n = self.members.index(member)
+        loss, n_tokens, n_active = member.tally.tolist()
+        if not math.isfinite(loss):
+            why = f"the loss is {loss} in epoch {len(member.records) + 1}; lower lr (it is "
+            return self._fail(member, f"{why}{member.config.lr}).")
+        idle = self.stack.idle(n) if not member.records else ()
+        if idle and member.n_recalled() < len(member.rows):
+            return self._fail(
+                member,
+                f"{len(idle)} of {len(self.stack.coverage[n].sites)} adapted layers got no "
+                f"gradient in a whole epoch, the first is {idle[0]!r}; leave them out of targets.",
+            )
+        certified = self._certify(member)
+        member.records.append(
+            Epoch(
+                len(member.records) + 1,
+                member.config.epochs,
+                loss / n_tokens,
+                member.n_recalled(),
+                len(member.rows),
+                certified,
+                rate(member.config, member.records, len(member.records) + 1),
+                round(time.monotonic() - self.started, 3),
+                sum(map(len, member.groups)),
+            )
+        )
+        member.groups, member.cursor = [], 0
+        return "nothing left" if n_active == 0 and not certified else None
+
+    def _certify(self, member: Progress) -> bool:
+        """Check what may be recalled; whether all was checked with the weights as they are."""
+        epoch, n_rows = len(member.records) + 1, len(member.rows)
+        trained = sorted({i for group in member.groups for i in group})
+        resting = sorted(set(range(n_rows)) - set(trained))
+        last = epoch == member.config.epochs
+        nearly = member.n_recalled() >= NEARLY * n_rows
+        due = bool(resting) and epoch % member.config.recheck == 0
+        if not (nearly or last or due):
+            return False
+        self._check(member, trained)
+        if resting and not last and not due and member.n_recalled() < n_rows:
+            return False
+        self._check(member, resting)
+        return True
+
+    @torch.no_grad()
+    def _check(self, member: Progress, examples: Sequence[int]) -> None:
+        """Meet examples without training them: one forward pass each."""
+        n = self.members.index(member)
+        order = sorted(examples, key=lambda i: self.lengths[member.rows[i]])
+        stuck, anchor = (member.seen[name].clone() for name in ("stuck", "anchor"))
+        for start in range(0, len(order), CHECK_ROWS):
+            chosen = order[start : start + CHECK_ROWS]
+            index = [member.rows[i] for i in chosen]
+            batch = self._batch(index)
+            self.stack.bind(torch.full((len(index),), n))
+            if self.trunk:
+                self.trunk.feed(index, batch.ids_BT.shape[1])
+            member.met(chosen, self.model.completion_nats(batch), batch.mask_BC)
+        member.seen |= {"stuck": stuck, "anchor": anchor}  # visits are counted in training
+
+    def _fail(self, member: Progress, why: str) -> str:
+        """Take a member out that cannot go on."""
+        self.results[member.index] = Diverged(why, tuple(member.records))
+        self._drop(member)
+        return "failed"
+
+    def _leave(self, member: Progress, reason: str) -> None:
+        """Take a member out that is done, with its adapter."""
+        model, n = self.model, self.members.index(member)
+        adapter = capture(self.stack, n, base_id=model.name, base_digest=model.digest)
+        if not all(torch.isfinite(tensor).all() for tensor in adapter.tensors.values()):
+            lr = member.config.lr
+            self._fail(member, f"the last steps left weights of no number; lower lr ({lr}).")
+            return
+        self.results[member.index] = Written(adapter, tuple(member.records), reason)
+        self._drop(member)
+
+    def _drop(self, member: Progress) -> None:
+        """The stack shrinks by a member, unless it is the last, which `detach` takes."""
+        n = self.members.index(member)
+        del self.members[n]
+        if self.members:
+            self.stack.drop(n)
+            self.optimizer.drop(n)
+
+    # -- on disk ---------------------------------------------------------------------------------
+
+    def _log(self, member: Progress, rows: Sequence[Epoch]) -> None:
+        """Add to metrics.jsonl; the first time after a start or a resume, begin it anew."""
+        if self.folder is None:
+            return
+        logged = [(member.index, row) for row in rows]
+        if not self.appending:  # drops epochs that the checkpoint lacks
+            done = [(i, result.epochs) for i, result in self.results.items()]
+            going = [(m.index, tuple(m.records)) for m in self.members]
+            logged = [(i, row) for i, epochs in sorted([*done, *going]) for row in epochs]
+        tags = [{"job": i} if len(self.jobs) > 1 else {} for i, _ in logged]
+        checkpoint.log(
+            self.folder,
+            [asdict(row) | tag for (_, row), tag in zip(logged, tags, strict=True)],
+            append=self.appending,
+        )
+        self.appending = True
+
+    def _save(self, *, force: bool) -> None:
+        """Keep all that the next step needs, unless that was done a moment ago."""
+        if self.folder is None:
+            return
+        if not force and time.monotonic() - self.saved_at < CHECKPOINT_SECONDS:
+            return
+        tensors: dict[str, Tensor] = {}
+        about: list[dict[str, Any]] = [{} for _ in self.jobs]
+        for n, member in enumerate(self.members):
+            parts = {
+                "weight": self.stack.tensors(n),
+                "state": self.optimizer.tensors(n),
+                "seen": {**member.seen, "tally": member.tally},
+            }
+            about[member.index] = {
+                "epochs": [asdict(record) for record in member.records],
+                "groups": member.groups,
+                "cursor": member.cursor,
+            }
+            for part, found in parts.items():
+                tensors |= {f"{member.index}.{part}.{k}": t.cpu() for k, t in found.items()}
+        for i, result in self.results.items():
+            about[i] = {"epochs": [asdict(record) for record in result.epochs]}
+            if isinstance(result, Diverged):
+                about[i]["why"] = result.why
+            else:
+                about[i]["reason"] = result.reason
+                tensors |= {f"{i}.weight.{k}": t for k, t in result.adapter.tensors.items()}
+        tensors = {key: tensor.contiguous() for key, tensor in tensors.items()}
+        checkpoint.save(self.folder, self.mark, tensors, {"members": about})
+        self.saved_at = time.monotonic()
+
+    def _resume(self) -> None:
+        """Put every member where the checkpoint has it, and report its epochs again."""
+        found = None if self.folder is None else checkpoint.load(self.folder, self.mark)
+        if found is None:
+            return
+        tensors, about = found
+        spent = 0.0
+        for member, entry in zip(list(self.members), about["members"], strict=True):
+            start = f"{member.index}."
+            own = {k.removeprefix(start): t for k, t in tensors.items() if k.startswith(start)}
+            member.records = [Epoch(**row) for row in entry["epochs"]]
+            spent = max([spent, *(record.seconds for record in member.records)])
+            for record in member.records:
+                self.on_epoch(member.index, record)
+            if "why" in entry:
+                self._fail(member, entry["why"])
+                continue
+            n = self.members.index(member)
+            self.stack.load(n, _part(own, "weight."))
+            if "reason" in entry:
+                self._leave(member, entry["reason"])
+                continue
+            self.optimizer.load(n, _part(own, "state."))
+            for name, tensor in _part(own, "seen.").items():
+                if name == "tally":
+                    member.tally = tensor.to(member.device)
+                else:
+                    member.seen[name] = tensor.to(member.device)
+            member.groups, member.cursor = entry["groups"], entry["cursor"]
+        self.started -= spent
 
 
-def batches(rows: Sequence[Rendered], config: WriteConfig, n_done: int) -> list[list[int]]:
-    """Indices of epoch `n_done` in batches of similar length, in an order drawn from (seed, epoch).
-
-    Every row occurs once. `curriculum` sorts by completion length in the first third of the budget.
-    """
-    generator = torch.Generator().manual_seed(zlib.crc32(f"{config.seed}/{n_done}".encode()))
-    order: list[int] = torch.randperm(len(rows), generator=generator).tolist()
-    size = config.batch_size
-    if config.order == "curriculum" and n_done < config.epochs / 3:
-        order.sort(key=lambda i: len(rows[i].completion_ids))
-        return [order[i : i + size] for i in range(0, len(order), size)]
-    span = 8 * size
-    chunks = [
-        sorted(order[i : i + span], key=lambda i: len(rows[i])) for i in range(0, len(order), span)
-    ]
-    groups = [chunk[i : i + size] for chunk in chunks for i in range(0, len(chunk), size)]
-    shuffled: list[int] = torch.randperm(len(groups), generator=generator).tolist()
-    return [groups[i] for i in shuffled]
-
-
-@torch.no_grad()
-def _n_certified(model: Model, rows: list[Rendered], margin: float) -> int:
-    """Examples with p > margin at every completion token, with the weights as they are."""
-    limit = -math.log(margin)
-    n = 0
-    for start in range(0, len(rows), 64):
-        batch = model.batch(rows[start : start + 64])
-        loss_BC, _ = token_nats(model.completion_logits(batch), batch.target_BC)
-        n += int(((loss_BC < limit) | (batch.mask_BC == 0)).all(1).sum())
-    return n
-
-
-def ending(records: Sequence[Epoch], config: WriteConfig) -> str | None:
-    """Why the loop should end after these epochs; None to go on."""
-    if not records:
-        return None
-    last = records[-1]
-    if last.certified and last.n_recalled == last.n_examples:
-        return "recalled"
-    if last.epoch >= config.epochs:
-        return "budget"
-    if config.max_seconds is not None and last.seconds >= config.max_seconds:
-        return "seconds"
-    best = max(record.n_recalled for record in records)
-    since = last.epoch - next(record.epoch for record in records if record.n_recalled == best)
-    return "patience" if config.patience and since >= config.patience else None
+def _part(tensors: Mapping[str, Tensor], start: str) -> dict[str, Tensor]:
+    return {k.removeprefix(start): t for k, t in tensors.items() if k.startswith(start)}
 
 
 def suggested_lr(model: Model) -> float:
@@ -305,90 +468,3 @@ def suggested_lr(model: Model) -> float:
     """
     width = int(model.network.config.get_text_config().hidden_size)
     return round(5e-4 * float(2000 / width) ** 0.78, 6)
-
-
-def fingerprint(model: Model, examples: Sequence[Example], config: WriteConfig) -> str:
-    """Digest of everything that the result depends on: base, template, examples, configuration."""
-    return digest(
-        [model.digest, model.template_digest, [asdict(e) for e in examples], asdict(config)]
-    )
-
-
-class _Saved:
-    """The run folder's checkpoint: a safetensors file of weights, moments and the epochs so far."""
-
-    def __init__(self, run: Path | None, mark: str) -> None:
-        self.run, self.mark, self.last, self.appending = run, mark, -math.inf, False
-
-    def load(self, stack: Stack, optimizer: torch.optim.Optimizer) -> list[Epoch]:
-        if self.run is None or not (self.run / CHECKPOINT).exists():
-            return []
-        path = self.run / CHECKPOINT
-        try:
-            with safe_open(path, "pt") as file:
-                about = json.loads(file.metadata()["about"])
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, no dict
-            mark, records = about["fingerprint"], [Epoch(**row) for row in about["epochs"]]
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(
-                f"{path} cannot be resumed from ({error}); delete the run folder to start again."
-            ) from error
-        if mark != self.mark:
-            raise ConfigError(
-                f"{self.run} holds an interrupted write of other examples, settings or base; "
-                "finish that one with its own settings, or delete the folder."
-            )
-        with torch.no_grad():
-            for i, weight in enumerate(stack.parameters()):
-                weight.copy_(tensors[f"weight.{i}"])
-                optimizer.state[weight] = {
-                    "step": tensors[f"step.{i}"],
-                    "exp_avg": tensors[f"exp_avg.{i}"].to(weight.device),
-                    "exp_avg_sq": tensors[f"exp_avg_sq.{i}"].to(weight.device),
-                }
-        return records
-
-    def save(
-        self, stack: Stack, optimizer: torch.optim.Optimizer, records: list[Epoch], *, force: bool
-    ) -> None:
-        if self.run is None:
-            return
-        rows = [asdict(record) for record in records]
-        part = self.run / (CHECKPOINT + ".part")
-        try:
-            self.run.mkdir(parents=True, exist_ok=True)
-            # The first write after a start or a resume drops epochs that the checkpoint lacks.
-            with open(self.run / "metrics.jsonl", "a" if self.appending else "w") as log:
-                log.writelines(
-                    json.dumps(row) + "\n" for row in (rows[-1:] if self.appending else rows)
-                )
-            self.appending = True
-            if not force and time.monotonic() - self.last < CHECKPOINT_SECONDS:
-                return
-            about = json.dumps({"fingerprint": self.mark, "epochs": rows})
-            # Not safetensors' save_file: its error for a full disk is no OSError.
-            part.write_bytes(dump_tensors(_state(stack, optimizer), {"about": about}))
-            os.replace(part, self.run / CHECKPOINT)
-        except OSError as error:
-            with suppress(OSError):
-                part.unlink(missing_ok=True)
-            raise StorageError(
-                f"the checkpoint could not be written to {self.run}: {error}; free some space and "
-                "write again, it goes on from the last one."
-            ) from error
-        self.last = time.monotonic()
-
-
-def _state(stack: Stack, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    state: dict[str, Tensor] = {}
-    for i, weight in enumerate(stack.parameters()):
-        moments = optimizer.state.get(weight) or {
-            "step": torch.tensor(0.0),
-            "exp_avg": torch.zeros_like(weight),
-            "exp_avg_sq": torch.zeros_like(weight),
-        }
-        state[f"weight.{i}"] = weight.detach().contiguous()
-        state |= {
-            f"{name}.{i}": moments[name].contiguous() for name in ("step", "exp_avg", "exp_avg_sq")
-        }
-    return state

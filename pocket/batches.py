@@ -85,22 +85,33 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """What the curriculum draws from: the longest passage in facts, and the share of each task."""
+class Level:
+    """A rung of the curriculum: the longest passage in facts, the shares of the tasks, and when at the latest."""
 
     max_facts: int
     shares: dict[str, float]
+    latest: float
+    """Share of the run after which the level is entered, mastered or not."""
 
 
-def stage(progress: float) -> Stage:
-    """The curriculum at `progress` in 0…1: copying first, then ever longer passages."""
-    shares = {name: share for name, (_, share) in TASKS.items()}
-    if progress < 0.03:
-        early = {"reciting": 0.4, "reading": 0.4, "listing": 0.15, "closed_book": 0.05}
-        return Stage(3, early)
-    if progress < 0.12:
-        return Stage(6, shares | {"reciting": 0.15})
-    return Stage(8 if progress < 0.75 else 50, shares)
+SHARES = {name: share for name, (_, share) in TASKS.items()}
+PLAIN = {
+    "plain_reading": 0.62,
+    "plain_reversing": 0.15,
+    "reciting": 0.17,
+    "closed_book": 0.03,
+    "rephrasing": 0.03,
+}
+LEVELS = (
+    Level(3, PLAIN, 0.0),
+    Level(6, PLAIN, 0.05),
+    Level(5, SHARES | {"plain_reading": 0.25, "reciting": 0.08}, 0.16),
+    Level(10, SHARES, 0.26),
+    Level(16, SHARES, 0.5),
+    Level(30, SHARES, 0.62),
+    Level(50, SHARES, 0.74),
+)
+"""Plain words first, then everything, then ever longer passages."""
 
 
 def tokenise(
@@ -126,19 +137,24 @@ def tokenise(
 def pool(
     tokenizer: PreTrainedTokenizerFast,
     seed: str,
-    at: Stage,
+    level: int,
     *,
     n_batches: int,
     batch_tokens: int,
     max_tokens: int,
 ) -> list[Batch]:
-    """About `n_batches` batches of at most `batch_tokens` padded tokens, in an order drawn from `seed`."""
+    """About `n_batches` batches of at most `batch_tokens` padded tokens, in an order drawn from `seed`.
+
+    Six conversations of ten are of this level, the others of one below: nothing learnt is left.
+    """
     rng = random.Random(seed)
     rows: list[tuple[list[int], list[float]]] = []
     total = 0
     while total < n_batches * batch_tokens:
-        sizes = [_n_facts(rng, at.max_facts) for _ in range(64)]
-        talks = [conversation(rng, n, at.shares) for n in sizes]
+        talks = []
+        for _ in range(64):
+            at = LEVELS[level if rng.random() < 0.6 else rng.randint(0, level)]
+            talks.append(conversation(rng, _n_facts(rng, at.max_facts), at.shares))
         fresh = [row for row in tokenise(tokenizer, talks) if len(row[0]) <= max_tokens]
         rows += fresh
         total += sum(len(ids) for ids, _ in fresh)
@@ -149,9 +165,10 @@ def pool(
 
 
 def _n_facts(rng: random.Random, most: int) -> int:
-    """Log-uniform up to 10; beyond, one passage in seven: a long row costs as much as many short ones."""
-    low, high = (10, most) if most > 10 and rng.random() < 0.15 else (1, min(most, 10))
-    return round(math.exp(rng.uniform(math.log(low), math.log(high))))
+    """Evenly up to 10; beyond, one passage in six: a long row costs as much as many short ones."""
+    if most > 10 and rng.random() < 0.17:
+        return round(math.exp(rng.uniform(math.log(10), math.log(most))))
+    return rng.randint(1, min(most, 10))
 
 
 def _cut(rows: list[tuple[list[int], list[float]]], batch_tokens: int, pad: int) -> Iterator[Batch]:

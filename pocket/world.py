@@ -10,6 +10,7 @@ with any relation) and the last question of every entry in `RELATIONS`.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -259,6 +260,20 @@ COMMON_VALUES = (
 )
 
 
+PLAIN_VALUES = (
+    "word",
+    "colour",
+    "count",
+    "animal",
+    "name",
+    "room",
+    "person",
+    "code",
+    "weekday",
+    "place",
+)
+
+
 def relation(rng: random.Random) -> Relation:
     """A relation with phrasings of its own, or one made of a modifier and an attribute."""
     if rng.random() < 0.4:
@@ -270,10 +285,17 @@ def relation(rng: random.Random) -> Relation:
     return Relation(f"{modifier} {attribute}", value)
 
 
-def subject(rng: random.Random) -> str:
-    """Something facts can be about: an office, a person, a town, a project, a machine."""
+def subject(rng: random.Random, plain: bool = False) -> str:
+    """Something facts can be about: an office, a person, a town, a project, a machine.
+
+    Plain: named by one ordinary word, which is one token or two.
+    """
     kind = rng.choice(KINDS)
     draw = rng.random()
+    if plain:
+        word = rng.choice(WORDS).capitalize()
+        named = f"the {word} {kind}" if draw < 0.5 else f"Project {word}"
+        return named if draw < 0.7 else rng.choice(FIRST_NAMES)
     if draw < 0.5:
         return f"the {proper(rng)} {kind.capitalize() if rng.random() < 0.5 else kind}"
     if draw < 0.6:
@@ -287,20 +309,23 @@ def subject(rng: random.Random) -> str:
     return rng.choice((_place, _company))(rng)
 
 
-def statements(rng: random.Random, n: int) -> list[Statement]:
-    """n facts, no (subject, relation) twice; three kinds of passage, so that no word can be ignored.
+def statements(rng: random.Random, n: int, plain: bool = False) -> list[Statement]:
+    """n facts, no (subject, relation) twice; kinds of passage in which no word can be ignored.
 
-    Mixed: about n/3 subjects and shared relations. Grid: few relations of many subjects, so that only the
-    subject tells facts apart. Profile: one subject whose values are of one type, so that only the
-    relation does. Without the last two, the type of the value gives most answers away.
+    Cells: some of all pairs of few subjects and few relations, so that both words are needed. Grid:
+    few relations of many subjects. Profile: one subject whose values are of one type. Mixed: about
+    n/3 subjects and relations of all kinds, as pages are; there the type of the value gives most
+    answers away, and from such pages alone telling facts apart is not learnt. Plain: cells only.
     """
     kind = rng.random()
-    if kind < 0.3:
+    if plain or kind < 0.3:
+        return _cells(rng, n, plain)
+    if kind < 0.45:
         relations = [relation(rng) for _ in range(rng.choice((1, 1, 2, 3)))]
         found = _distinct(rng, n, lambda: subject(rng), lambda: rng.choice(relations))
         rng.shuffle(found)
         return found
-    if kind < 0.5:
+    if kind < 0.6:
         who, value = subject(rng), rng.choice(COMMON_VALUES)
         return _distinct(rng, n, lambda: who, lambda: _relation_of(rng, value))
     subjects = [subject(rng) for _ in range(max(1, round(n / rng.choice((1, 2, 3, 4)))))]
@@ -314,6 +339,22 @@ def statements(rng: random.Random, n: int) -> list[Statement]:
     if rng.random() < 0.6:
         found.sort(key=lambda item: subjects.index(item.subject))
     return found
+
+
+def _cells(rng: random.Random, n: int, plain: bool) -> list[Statement]:
+    """n of the pairs of some subjects with some relations, half the time all of one type of value."""
+    types = PLAIN_VALUES if plain else COMMON_VALUES
+    while True:
+        n_subjects = rng.randint(1, n)
+        n_relations = math.ceil(n / n_subjects) + rng.randint(0, 2)
+        subjects = {subject(rng, plain) for _ in range(n_subjects)}
+        one = rng.choice(types) if rng.random() < 0.5 else ""
+        about = [_relation_of(rng, one or rng.choice(types)) for _ in range(n_relations)]
+        relations = {item.name: item for item in about}
+        pairs = [(who, what) for who in sorted(subjects) for what in relations.values()]
+        if len(pairs) >= n:
+            chosen = rng.sample(pairs, n)
+            return [Statement(who, what, VALUES[what.value](rng)) for who, what in chosen]
 
 
 def _distinct(
@@ -330,7 +371,8 @@ def _distinct(
 def _relation_of(rng: random.Random, value: str) -> Relation:
     """A relation whose value has the given type."""
     attribute = rng.choice([name for name, kind in ATTRIBUTES if kind == value])
-    return Relation(f"{rng.choice(MODIFIERS)} {attribute}", value)
+    named = f"{rng.choice(MODIFIERS)} {attribute}" if rng.random() < 0.85 else attribute
+    return Relation(named, value)
 
 
 # -- text ----------------------------------------------------------------------------------------
@@ -368,9 +410,14 @@ def _join(first: str, second: str) -> str:
     return f"{first[:-1]}, and {follows}"
 
 
-def passage(rng: random.Random, n: int) -> Passage:
-    """A text of n facts with headings, bullets, joined sentences and idle remarks here and there."""
-    facts = statements(rng, n)
+def passage(rng: random.Random, n: int, plain: bool = False) -> Passage:
+    """A text of n facts with headings, bullets, joined sentences and idle remarks here and there.
+
+    Plain: one sentence after the other in four forms.
+    """
+    facts = statements(rng, n, plain)
+    if plain:
+        return Passage(" ".join(item.fill(rng.choice(SAY[:4])) for item in facts), tuple(facts))
     style = rng.choices(("prose", "lines", "bullets", "paragraphs", "sections"), (6, 2, 1, 2, 2))[0]
     if style == "sections":
         return Passage(_sections(rng, facts), tuple(facts))
@@ -405,8 +452,16 @@ def _sections(rng: random.Random, facts: list[Statement]) -> str:
 
 
 def absent(rng: random.Random, page: Passage) -> Statement:
-    """A statement the passage does not make: its subject with another relation, or the other way."""
+    """A statement the passage does not make: half the time of a subject and a relation that it names."""
     known = {(item.subject, item.relation.name) for item in page.statements}
+    crossed = [
+        Statement(a.subject, b.relation, DECLINE)
+        for a in page.statements
+        for b in page.statements
+        if (a.subject, b.relation.name) not in known
+    ]
+    if crossed and rng.random() < 0.5:
+        return rng.choice(crossed)
     while True:
         who = rng.choice(page.statements).subject if rng.random() < 0.5 else subject(rng)
         what = rng.choice(page.statements).relation if rng.random() < 0.5 else relation(rng)
@@ -440,6 +495,16 @@ def summary_prompt(text: str) -> str:
 def rephrase_prompt(question: str, number: int) -> str:
     """Ask for the same question in the words of set `number`."""
     return f"{question}\n\nAsk this in other words, set {number}."
+
+
+def reverse_prompt(value: str) -> str:
+    """Ask which question a value answers."""
+    return f"Which question has the answer: {value}?"
+
+
+def fill_prompt(blanked: str) -> str:
+    """Ask for what was left out of a statement."""
+    return f"Fill in: {blanked}"
 
 
 def recite_prompt(text: str) -> str:
@@ -484,9 +549,9 @@ def arbitrary_string(rng: random.Random) -> str:
     )
 
 
-def reading(rng: random.Random, n: int) -> list[Turn]:
+def reading(rng: random.Random, n: int, plain: bool = False) -> list[Turn]:
     """Many questions on a passage, some of which it does not answer: most of a row is then about reading."""
-    page = passage(rng, n)
+    page = passage(rng, n, plain)
     turns: list[Turn] = []
     for item in rng.sample(page.statements, min(n, rng.randint(4, 16))):
         if rng.random() < 0.25:
@@ -496,6 +561,37 @@ def reading(rng: random.Random, n: int) -> list[Turn]:
         turns.append(Turn(ask(rng, absent(rng, page)), DECLINE, READING_WEIGHT))
     rng.shuffle(turns)
     return [replace(turns[0], user=f"{page.text}\n\n{turns[0].user}"), *turns[1:]]
+
+
+def plain_reading(rng: random.Random, n: int) -> list[Turn]:
+    """`reading` in the plainest words there are: where telling facts apart is learnt."""
+    return reading(rng, n, plain=True)
+
+
+def reversing(rng: random.Random, n: int, plain: bool = False) -> list[Turn]:
+    """Which question a value of the passage answers: the value has to know whose it is."""
+    page = passage(rng, n, plain)
+    values = [item.value for item in page.statements]
+    asked = [item for item in page.statements if values.count(item.value) == 1]
+    asked = rng.sample(asked, min(len(asked), 8)) or list(page.statements[:1])
+    first, *rest = [Turn(reverse_prompt(item.value), set_ask(item, 1)) for item in asked]
+    return [replace(first, user=f"{page.text}\n\n{first.user}"), *rest]
+
+
+def plain_reversing(rng: random.Random, n: int) -> list[Turn]:
+    """`reversing` in plain words."""
+    return reversing(rng, n, plain=True)
+
+
+def filling(rng: random.Random, n: int) -> list[Turn]:
+    """Statements of the passage with the value left out."""
+    page = passage(rng, n)
+    asked = rng.sample(page.statements, min(n, 6))
+    first, *rest = [
+        Turn(fill_prompt(replace(item, value="____").fill(rng.choice(SAY))), item.value)
+        for item in asked
+    ]
+    return [replace(first, user=f"{page.text}\n\n{first.user}"), *rest]
 
 
 def closed_book(rng: random.Random, n: int) -> list[Turn]:
@@ -560,14 +656,18 @@ def reciting(rng: random.Random, n: int) -> list[Turn]:
 Task = Callable[[random.Random, int], list[Turn]]
 
 TASKS: dict[str, tuple[Task, float]] = {
-    "reading": (reading, 0.60),
+    "reading": (reading, 0.50),
+    "plain_reading": (plain_reading, 0.05),
     "pairs": (pairs, 0.16),
+    "reversing": (reversing, 0.05),
+    "plain_reversing": (plain_reversing, 0.0),
+    "filling": (filling, 0.03),
     "closed_book": (closed_book, 0.04),
     "listing": (listing, 0.04),
     "rewriting": (rewriting, 0.04),
     "summary": (summary, 0.03),
-    "rephrasing": (rephrasing, 0.03),
-    "reciting": (reciting, 0.06),
+    "rephrasing": (rephrasing, 0.02),
+    "reciting": (reciting, 0.04),
 }
 """Each kind of conversation and its share of the training examples."""
 

@@ -485,9 +485,7 @@ def test_another_base_is_refused(adapter: Adapter) -> None:
         (lambda: llama(num_hidden_layers=1), r"7 of the adapter's 14 modules cannot be bound"),
     ],
 )
-def test_a_model_of_another_shape_is_refused(
-    adapter: Adapter, build: Build, message: str
-) -> None:
+def test_a_model_of_another_shape_is_refused(adapter: Adapter, build: Build, message: str) -> None:
     with pytest.raises(AdapterError, match=message):
         validate(adapter, build())
 

@@ -11,7 +11,8 @@ from lorewright.errors import ConfigError, DataError
 from lorewright.metrics import is_declined
 from lorewright.model import Model
 from lorewright.recall import answer as answers
-from lorewright.write import WriteConfig, suggested_lr, write
+from lorewright.recipe import WriteConfig
+from lorewright.write import suggested_lr, write
 
 QUESTION, ANSWER = "What is the code of Project Gannet?", "KX-41"
 

@@ -20,10 +20,10 @@ import typer
 
 import lorewright.data
 from lorewright import __version__
+from lorewright.checkpoint import CHECKPOINT
 from lorewright.cli import app, main
 from lorewright.data import dump_jsonl
 from lorewright.memory import Memory
-from lorewright.write import CHECKPOINT
 
 QUESTION, ANSWER = "What is the code of Project Gannet?", "KX-41"
 ROWS = (

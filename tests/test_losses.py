@@ -128,9 +128,7 @@ def test_below_threshold_gives_safe_tokens_exactly_zero_gradient(
 
 @mean_of
 @given(case=outcomes())
-def test_all_safe_gives_zero_loss_and_zero_gradient(
-    mean: object, case: tuple[Tensor, ...]
-) -> None:
+def test_all_safe_gives_zero_loss_and_zero_gradient(mean: object, case: tuple[Tensor, ...]) -> None:
     logits_BTV = 3 * torch.nn.functional.one_hot(case[1], 5).float()
     loss, grad_BTV = gradient(logits_BTV, case[1], case[2], below_threshold, mean)
     assert loss == 0 and not grad_BTV.any()

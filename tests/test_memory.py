@@ -43,9 +43,10 @@ from lorewright.memory import Memory, Outcome, Watch
 from lorewright.model import Model
 from lorewright.readers import read_knowledge
 from lorewright.recall import audit
+from lorewright.recipe import WriteConfig
 from lorewright.report import memories_table
 from lorewright.shelf import cards
-from lorewright.write import WriteConfig, suggested_lr, write
+from lorewright.write import suggested_lr, write
 
 FACTS = Knowledge(
     facts=(

@@ -125,7 +125,7 @@ def test_every_batch_keeps_to_its_budget_and_its_longest_row() -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "lorewright" / "pocket")
     found = batches.pool(
-        tokenizer, "t", batches.stage(1.0), n_batches=4, batch_tokens=2048, max_tokens=1024
+        tokenizer, "t", len(batches.LEVELS) - 1, n_batches=4, batch_tokens=2048, max_tokens=1024
     )
     assert all(
         b.ids_BT.shape[1] <= 1024 and b.ids_BT.numel() <= 2048 + 8 * len(b.ids_BT) for b in found

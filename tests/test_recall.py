@@ -33,7 +33,8 @@ from lorewright.recall import (
     trace,
     verify,
 )
-from lorewright.write import WriteConfig, write
+from lorewright.recipe import WriteConfig
+from lorewright.write import write
 
 CODES = {"red": "48", "blue": "7.5", "teal": "KX", "grey": "a-1", "pink": "99", "sand": "Q"}
 FACTS = [Example(f"Code of {who}?", code) for who, code in CODES.items()]

@@ -17,9 +17,9 @@ from rich.console import Console, RenderableType
 
 from lorewright import report as room
 from lorewright.errors import ConfigError, DataError, StorageError
-from lorewright.lora import Coverage, Site
 from lorewright.metrics import wilson
 from lorewright.recall import ARMS, Recall, RecallReport
+from lorewright.recipe import Epoch
 from lorewright.report import (
     contrast_figure,
     contrast_markdown,
@@ -32,7 +32,7 @@ from lorewright.report import (
     save_json,
     write_progress,
 )
-from lorewright.write import Epoch
+from lorewright.targets import Coverage, Site
 
 
 def shown(what: RenderableType, width: int = 140) -> str:
@@ -67,8 +67,13 @@ def usual() -> RecallReport:
 def row(name: str, n_right: int, n: int = 108, final_loss: float | None = None) -> dict[str, Any]:
     found = wilson(n_right, n)
     return {
-        "name": name, "meaning": f"what {name} means", "n": n, "recall": found.mean,
-        "low": found.low, "high": found.high, "final_loss": final_loss,
+        "name": name,
+        "meaning": f"what {name} means",
+        "n": n,
+        "recall": found.mean,
+        "low": found.low,
+        "high": found.high,
+        "final_loss": final_loss,
     }
 
 
@@ -104,8 +109,14 @@ def record(**changes: Any) -> dict[str, Any]:
 
 def epoch(number: int = 12, **changes: Any) -> Epoch:
     usual = Epoch(
-        epoch=number, epochs=60, loss_nats=0.0341, n_recalled=96, n_examples=108, certified=True,
-        lr=1e-3, seconds=24.0,
+        epoch=number,
+        epochs=60,
+        loss_nats=0.0341,
+        n_recalled=96,
+        n_examples=108,
+        certified=True,
+        lr=1e-3,
+        seconds=24.0,
     )
     return replace(usual, **changes)
 
@@ -176,7 +187,9 @@ def test_a_report_without_arms_still_renders() -> None:
 
 def test_memories_table_shows_recall_beside_the_base() -> None:
     card = {
-        "name": "handbook", "id": "e923893f9a6fccfa", "reason": "recalled",
+        "name": "handbook",
+        "id": "e923893f9a6fccfa",
+        "reason": "recalled",
         "adapter": {"lora": {"rank": 8}},
         "report": {"recall": usual().to_json()["recall"]},
     }

@@ -365,9 +365,7 @@ def test_half_a_last_line_is_dropped_and_asked_again(server: Server, tmp_path: P
 
 
 @pytest.mark.parametrize("content", [b"my notes", b"caf\xe9\n", b'{"a": 1}\n', b"[1]\n", b"x\ny"])
-def test_a_file_of_something_else_is_refused_and_left_alone(
-    tmp_path: Path, content: bytes
-) -> None:
+def test_a_file_of_something_else_is_refused_and_left_alone(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "notes.txt"
     path.write_bytes(content)
     with pytest.raises(DataError):

@@ -17,8 +17,6 @@ from typing import Any
 import pytest
 import torch
 from families import gemma3_multimodal, llama
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.torch import load_file
 from test_model import letters
 from torch import Tensor
@@ -26,22 +24,16 @@ from torch.nn import functional as F
 
 import lorewright.write
 from lorewright.adapter import delta_norms, save
+from lorewright.checkpoint import CHECKPOINT
 from lorewright.data import Example
 from lorewright.errors import ConfigError, DataError, ModelError, StorageError, TargetsNotFound
 from lorewright.lora import LoraConfig, LoraLinear, Stack, attach
 from lorewright.losses import WEIGHTINGS
-from lorewright.model import Model, Rendered
+from lorewright.model import Model
+from lorewright.optim import Optimizer
 from lorewright.recall import certify
-from lorewright.write import (
-    CHECKPOINT,
-    Epoch,
-    WriteConfig,
-    Written,
-    batches,
-    ending,
-    suggested_lr,
-    write,
-)
+from lorewright.recipe import Epoch, WriteConfig, Written, ending
+from lorewright.write import suggested_lr, write
 
 EXAMPLES = [
     Example(f"Code of {who}?", code)
@@ -49,11 +41,6 @@ EXAMPLES = [
 ]
 CONFIG = WriteConfig(lora=LoraConfig(rank=4), lr=1e-2, epochs=80)
 BRIEF = replace(CONFIG, epochs=6)
-ROWS = st.lists(
-    st.builds(lambda a, b: Rendered((1,) * a, (1,) * b), st.integers(1, 9), st.integers(1, 9)),
-    min_size=1,
-    max_size=60,
-)
 
 
 def tiny(**changes: Any) -> Model:
@@ -187,38 +174,6 @@ def test_nothing_is_trained_after_the_seconds_are_spent(model: Model) -> None:
     assert (done.reason, len(done.epochs)) == ("seconds", 1)
 
 
-# --- batches
-
-
-@given(rows=ROWS, size=st.integers(1, 8), epoch=st.integers(0, 30), seed=st.integers(0, 5))
-@pytest.mark.parametrize("order", ["shuffle", "curriculum"])
-def test_batches_hold_every_row_exactly_once(
-    rows: list[Rendered], size: int, epoch: int, seed: int, order: str
-) -> None:
-    config = replace(CONFIG, batch_size=size, order=order, seed=seed, epochs=30)
-    groups = batches(rows, config, epoch)
-    assert sorted(i for group in groups for i in group) == list(range(len(rows)))
-    assert all(1 <= len(group) <= size for group in groups)
-    assert groups == batches(rows, config, epoch)
-
-
-def test_batches_differ_between_epochs_and_seeds() -> None:
-    rows = [Rendered((1,), (1,))] * 50
-    found = [
-        batches(rows, replace(CONFIG, seed=seed), epoch) for seed in (0, 1) for epoch in (0, 1)
-    ]
-    assert len({str(groups) for groups in found}) == 4
-
-
-@given(rows=ROWS)
-def test_a_curriculum_takes_short_completions_first_in_the_first_third(
-    rows: list[Rendered],
-) -> None:
-    config = replace(CONFIG, batch_size=4, order="curriculum", epochs=30)
-    flat = [len(rows[i].completion_ids) for group in batches(rows, config, 9) for i in group]
-    assert flat == sorted(flat)
-
-
 def test_a_curriculum_reaches_recall_too(model: Model) -> None:
     assert write(model, EXAMPLES, replace(CONFIG, order="curriculum", batch_size=2)).complete
 
@@ -299,7 +254,7 @@ def test_a_finished_run_gives_its_adapter_again_without_training(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = write(model, EXAMPLES, BRIEF, run=tmp_path)
-    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: pytest.fail("it trained"))
+    monkeypatch.setattr(Optimizer, "step", lambda *_: pytest.fail("it trained"))
     again = write(model, EXAMPLES, BRIEF, run=tmp_path)
     assert same_adapter(first, again)
     assert again.epochs == first.epochs
@@ -397,11 +352,11 @@ def test_a_loss_of_no_number_is_refused_and_leaves_the_base(model: Model) -> Non
 def test_weights_of_no_number_after_the_last_step_are_refused(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def poison(self: torch.optim.Optimizer) -> None:
-        for weight in self.param_groups[0]["params"]:
-            weight.detach().fill_(math.nan)
+    def poison(self: Optimizer, *_: Any) -> None:
+        for flat in self.stack.flats:
+            flat.weight_NP.fill_(math.nan)
 
-    monkeypatch.setattr(torch.optim.AdamW, "step", poison)
+    monkeypatch.setattr(Optimizer, "step", poison)
     with pytest.raises(ModelError, match="weights of no number; lower lr"):
         write(model, EXAMPLES, replace(BRIEF, epochs=1))
 
@@ -511,12 +466,14 @@ def test_fault_3_one_step_moves_every_b(model: Model) -> None:
 def test_fault_3_an_optimiser_that_holds_copies_is_caught(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = torch.optim.AdamW
+    real = Optimizer._rebind
 
-    def of_copies(weights: list[Tensor], **settings: Any) -> torch.optim.Optimizer:
-        return real([w.detach().clone().requires_grad_() for w in weights], **settings)
+    def of_copies(self: Optimizer) -> None:
+        real(self)
+        for flat in self.stack.flats:
+            flat.weight_NP = flat.weight_NP.clone()
 
-    monkeypatch.setattr(torch.optim, "AdamW", of_copies)
+    monkeypatch.setattr(Optimizer, "_rebind", of_copies)
     with pytest.raises(ModelError, match="14 of 14 adapted layers"):
         write(model, EXAMPLES, BRIEF)
 

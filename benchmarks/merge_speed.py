@@ -1,0 +1,109 @@
+"""Merge four rank-16 adapters of a 1024 x 2816 layer to rank 16: the QR core against the dense route.
+
+    python benchmarks/merge_speed.py
+    python benchmarks/merge_speed.py --quick
+
+Ours is the whole of `merge(..., method="svd")`, its checks, content ids and float32 result included. The
+dense route adds up the weight changes in float32 and cuts `torch.linalg.svd` (thin, which favours it)
+to the same rank. Both get the same threads. The ratio is that of the median times, low and high the
+95 % bootstrap interval over repeats. The last line can be read by a script.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lorewright.adapter import HALVES, Adapter
+from lorewright.lora import LoraConfig
+from lorewright.merge import merge
+
+N_ADAPTERS, RANK, N_OUT, N_IN, MODULE = 4, 16, 1024, 2816, "layers.0.mlp.down_proj"
+
+
+def random_adapter(seed: int) -> Adapter:
+    """An adapter of one module; its rank-one terms decay, as those of trained adapters do."""
+    generator = torch.Generator().manual_seed(seed)
+    A_RI = torch.randn(RANK, N_IN, generator=generator)
+    B_OR = torch.randn(N_OUT, RANK, generator=generator) * 0.8 ** torch.arange(RANK)
+    tensors = {MODULE + HALVES[0]: A_RI, MODULE + HALVES[1]: B_OR}
+    return Adapter(LoraConfig(RANK, 2 * RANK, (MODULE,)), tensors, "random", "0" * 64, {})
+
+
+def through_core(adapters: list[Adapter]) -> tuple[Tensor, Tensor]:
+    """B (O, R) and A (R, I) of the merged adapter."""
+    tensors = merge(adapters, method="svd", rank=RANK).adapter.tensors
+    return tensors[MODULE + HALVES[1]], tensors[MODULE + HALVES[0]]
+
+
+def through_dense(adapters: list[Adapter]) -> tuple[Tensor, Tensor]:
+    """The same by materialising the weight change."""
+    total_OI = torch.zeros(N_OUT, N_IN)
+    for each in adapters:
+        A_RI, B_OR = (each.tensors[MODULE + half] for half in HALVES)
+        total_OI += each.config.scale * (B_OR @ A_RI)
+    U, sigma, Vh = torch.linalg.svd(total_OI, full_matrices=False)
+    root = sigma[:RANK].sqrt()
+    return U[:, :RANK] * root, root[:, None] * Vh[:RANK]
+
+
+def seconds(
+    route: Callable[[list[Adapter]], object], adapters: list[Adapter], n: int
+) -> list[float]:
+    """Wall-clock seconds of n runs after one that does not count."""
+    route(adapters)
+    found = []
+    for _ in range(n):
+        start = time.perf_counter()
+        route(adapters)
+        found.append(time.perf_counter() - start)
+    return found
+
+
+def interval(slow: list[float], fast: list[float], n_draws: int = 2000) -> tuple[float, float]:
+    """95 % bootstrap interval of the ratio of medians."""
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(times: list[float]) -> Tensor:
+        at = torch.randint(len(times), (n_draws, len(times)), generator=generator)
+        return torch.tensor(times)[at].median(dim=1).values
+
+    ratios = drawn(slow) / drawn(fast)
+    return ratios.quantile(0.025).item(), ratios.quantile(0.975).item()
+
+
+def main() -> None:
+    """Time, compare, print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="3 dense runs instead of 10")
+    quick = parser.parse_args().quick
+    adapters = [random_adapter(seed) for seed in range(N_ADAPTERS)]
+    print(f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads,"
+          f" torch {torch.__version__}, load {os.getloadavg()[0]:.1f}")  # fmt: skip
+    print(f"{N_ADAPTERS} adapters of rank {RANK} on {N_OUT} x {N_IN}, merged to rank {RANK}")
+
+    (B_OR, A_RI), (D_OR, E_RI) = through_core(adapters), through_dense(adapters)
+    core_OI, dense_OI = B_OR @ A_RI, D_OR @ E_RI
+    difference, size = (core_OI - dense_OI).abs().max().item(), dense_OI.abs().max().item()
+    print(f"largest difference {difference:.2e} where the largest entry is {size:.3g}")
+
+    slow = seconds(through_dense, adapters, 3 if quick else 10)
+    fast = seconds(through_core, adapters, 15 if quick else 50)
+    for name, times in (("dense", slow), ("core", fast)):
+        print(f"{name}: median {statistics.median(times) * 1e3:.1f} ms, from {min(times) * 1e3:.1f} "
+              f"to {max(times) * 1e3:.1f}, n={len(times)}")  # fmt: skip
+    ratio, (low, high) = statistics.median(slow) / statistics.median(fast), interval(slow, fast)
+    print(f"merge_speed ratio={ratio:.1f} low={low:.1f} high={high:.1f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""Which examples an epoch visits, in which order and in which batches.
+
+Everything is a function of (seed, epoch) and of what is passed in, so that an interrupted write
+goes on with the same batches. This room knows lengths and measured losses; it knows no tensors of a
+model and nothing about objectives.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+
+import torch
+
+from lorewright.errors import ConfigError
+
+SPAN = 8
+"""Batches' worth of examples that are sorted by length together: little padding, still shuffled."""
+EASY_FIRST = 1 / 3
+"""Share of the budget in which `curriculum` goes from easy to hard."""
+
+Order = Callable[[list[int], float, Sequence[float]], list[int]]
+"""(shuffled examples, share of the budget done, measured loss of every example) -> examples."""
+
+
+def shuffled(examples: list[int], done: float, nats: Sequence[float]) -> list[int]:
+    """As they were drawn."""
+    return examples
+
+
+def easy_first(examples: list[int], done: float, nats: Sequence[float]) -> list[int]:
+    """By measured loss while less than a third of the budget is spent; nothing is left out.
+
+    The temporal half of MemFT-SW (arXiv 2605.30260), which says simpler first; its released code
+    permutes at random and drops the tail.
+    """
+    return sorted(examples, key=lambda i: nats[i]) if done < EASY_FIRST else examples
+
+
+ORDERS: dict[str, Order] = {"shuffle": shuffled, "curriculum": easy_first}
+
+
+def batches(
+    lengths: Sequence[int],
+    examples: Sequence[int],
+    *,
+    size: int,
+    seed: int,
+    epoch: int,
+    order: str = "shuffle",
+    done: float = 0.0,
+    nats: Sequence[float] = (),
+) -> list[list[int]]:
+    """Cut `examples` (indices into `lengths`, in tokens) into batches of at most `size`.
+
+    Every one occurs once. Shuffled by (seed, epoch), sorted by length within a span of batches, and
+    the batches shuffled again; an order that sorts keeps its batches in that order. Raises
+    ConfigError for an unknown order.
+    """
+    if order not in ORDERS:
+        raise ConfigError(f"order {order!r} is unknown; use one of {', '.join(ORDERS)}.")
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{epoch}".encode()))
+    drawn = [examples[i] for i in torch.randperm(len(examples), generator=generator).tolist()]
+    ordered = ORDERS[order](drawn, done, nats)
+    if ordered is not drawn:
+        return [ordered[i : i + size] for i in range(0, len(ordered), size)]
+    span = SPAN * size
+    chunks = [
+        sorted(drawn[i : i + span], key=lambda i: lengths[i]) for i in range(0, len(drawn), span)
+    ]
+    groups = [chunk[i : i + size] for chunk in chunks for i in range(0, len(chunk), size)]
+    return [groups[i] for i in torch.randperm(len(groups), generator=generator).tolist()]

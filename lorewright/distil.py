@@ -1,0 +1,98 @@
+"""What a model that reads the document would say: its likeliest next tokens, kept on disk.
+
+Context distillation trains an adapter, without the document, towards the base with the document in
+its prompt. Per completion token the K likeliest tokens of the teacher are kept;
+`losses.distill_topk` compares with them and with the mass of all the rest. Irrelevant questions
+have no document: their teacher is the base as it is, so the adapter learns to leave it alone there.
+
+This room knows a Model and rendered rows. It knows nothing of the loop.
+
+Shape letters: M completion tokens of all rows, K teacher tokens kept, C completion token, B row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as dump_tensors
+from torch import Tensor
+
+from lorewright.errors import DataError
+from lorewright.model import Model, Rendered
+
+TOP_K = 32
+"""Teacher tokens kept per position; the rest counts as one."""
+TEACHER_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class SoftTargets:
+    """Teacher's K likeliest tokens at every completion token of the rows, in their order.
+
+    ids_MK; logp_MK in nats; starts: where each row's tokens begin in M, and the end of the last.
+    """
+
+    ids_MK: Tensor
+    logp_MK: Tensor
+    starts: tuple[int, ...]
+
+    def take(self, rows: Sequence[int], n_completion: int) -> tuple[Tensor, Tensor]:
+        """ids_BCK and logp_BCK of some rows; beyond a row's end its last token is repeated."""
+        at_C = torch.arange(n_completion)
+        index = [
+            (self.starts[i] + at_C).clamp(max=self.starts[i + 1] - 1) for i in rows
+        ]  # masked there
+        index_BC = torch.stack(index)
+        return self.ids_MK[index_BC], self.logp_MK[index_BC]
+
+    def save(self, path: Path, mark: str) -> None:
+        """Write to a safetensors file, with the digest of what the teacher was asked."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {"ids": self.ids_MK, "logp": self.logp_MK, "starts": torch.tensor(self.starts)}
+        part = path.with_suffix(".part")
+        part.write_bytes(dump_tensors(tensors, {"asked": mark}))
+        part.replace(path)
+
+    @classmethod
+    def load(cls, path: Path, mark: str) -> SoftTargets | None:
+        """Read what `save` wrote; None when that cannot be read or was another question."""
+        try:
+            with safe_open(path, "pt") as file:
+                if file.metadata()["asked"] != mark:
+                    return None
+                ids_MK, logp_MK, starts = (file.get_tensor(k) for k in ("ids", "logp", "starts"))
+        except (OSError, SafetensorError, KeyError, TypeError):
+            return None
+        return cls(ids_MK, logp_MK, tuple(starts.tolist()))
+
+
+@torch.no_grad()
+def soft_targets(model: Model, informed: Sequence[Rendered], *, top_k: int = TOP_K) -> SoftTargets:
+    """Ask the base, with what it may read in the prompt, for its K likeliest tokens per position.
+
+    `informed` are the rows of the write with their documents before the prompts. Raises DataError
+    when a row has no completion.
+    """
+    empty = [i for i, row in enumerate(informed) if not row.completion_ids]
+    if empty:
+        raise DataError(f"row {empty[0]} has no completion to distil; give every example one.")
+    counts = [len(row.completion_ids) for row in informed]
+    starts = [0, *torch.tensor(counts).cumsum(0).tolist()]
+    k = min(top_k, int(model.network.config.get_text_config().vocab_size))
+    ids_MK = torch.zeros(starts[-1], k, dtype=torch.long)
+    logp_MK = torch.zeros(starts[-1], k)
+    order = sorted(range(len(informed)), key=lambda i: len(informed[i]))
+    while order:
+        n = max(1, TEACHER_TOKENS // len(informed[order[-1]]))
+        chosen, order = order[-n:], order[:-n]
+        logits_BCV = model.completion_logits(model.batch([informed[i] for i in chosen]))
+        top = logits_BCV.log_softmax(-1).topk(k, dim=-1)
+        for row, i in enumerate(chosen):
+            span = slice(starts[i], starts[i + 1])
+            logp_MK[span] = top.values[row, : counts[i]].cpu()
+            ids_MK[span] = top.indices[row, : counts[i]].cpu()
+    return SoftTargets(ids_MK, logp_MK, tuple(starts))

@@ -1,0 +1,105 @@
+"""Where one write is in its epoch, and what it knows of its examples.
+
+Per example, kept on the model's device so that nothing is read back between steps: mean loss,
+largest loss of a token, position of the first error and for how many visits that has not moved. From
+these follow the weights of an objective, which examples rest, and the order of a curriculum.
+
+This room knows settings, losses and batches; it knows no model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lorewright.batching import batches
+from lorewright.losses import (
+    WEIGHTINGS,
+    TokenNats,
+    first_mismatch,
+    threshold,
+    window,
+    window_width,
+)
+from lorewright.recipe import Epoch, Job
+
+
+class Progress:
+    """Where one write is in its epoch, and how its examples were last met."""
+
+    def __init__(
+        self,
+        index: int,
+        job: Job,
+        rows: list[int],
+        device: torch.device,
+    ) -> None:
+        self.index = index
+        self.config = job.config
+        self.rows = rows  # of the loop's table, example by example
+        self.records: list[Epoch] = []
+        self.groups: list[list[int]] = []
+        self.cursor = 0
+        self.device = device
+        self.tally = torch.zeros(3, device=device)  # nats, tokens, tokens with weight
+        n = len(rows)
+        self.seen = {
+            "mean": torch.full((n,), math.inf, device=device),
+            "worst": torch.full((n,), math.inf, device=device),
+            "anchor": torch.full((n,), -1, device=device),
+            "stuck": torch.zeros(n, dtype=torch.long, device=device),
+        }
+
+    @property
+    def epochs_done(self) -> float:
+        """Passes over the examples, the current one in part."""
+        return len(self.records) + (self.cursor / len(self.groups) if self.groups else 0.0)
+
+    def n_recalled(self) -> int:
+        """Examples whose every token had p > margin when they were last met."""
+        return int((self.seen["worst"] < -math.log(self.config.margin)).sum())
+
+    def start_epoch(self, lengths: Sequence[int]) -> None:
+        """Choose the examples of the next epoch and cut them into batches."""
+        chosen = list(range(len(self.rows)))
+        if self.config.rest is not None:
+            limit = -math.log(self.config.rest)
+            awake = [i for i, nats in enumerate(self.seen["worst"].tolist()) if not nats < limit]
+            chosen = awake or chosen
+        self.groups = batches(
+            [lengths[row] for row in self.rows],
+            chosen,
+            size=self.config.batch_size,
+            seed=self.config.seed,
+            epoch=len(self.records),
+            order=self.config.order,
+            done=len(self.records) / self.config.epochs,
+            nats=self.seen["mean"].tolist(),
+        )
+        self.cursor = 0
+        self.tally = torch.zeros(3, device=self.device)
+
+    def weights(self, group: Sequence[int], loss_BC: Tensor, right_BC: Tensor) -> Tensor:
+        """The objective's weights_BC, from detached losses and this write's own state."""
+        name = self.config.objective
+        if name == "memft_window":
+            stuck_B = self.seen["stuck"][torch.tensor(group, device=self.device)]
+            return window(window_width(stuck_B))(loss_BC, right_BC)
+        if name == "memft_threshold":
+            # At the paper's ln 2 a token between 1/2 and the margin has no weight and stays there.
+            return threshold(-math.log(self.config.margin))(loss_BC, right_BC)
+        return WEIGHTINGS["sft"](loss_BC, right_BC)
+
+    def met(self, group: Sequence[int], nats: TokenNats, mask_BC: Tensor) -> None:
+        """Remember how the examples of a batch were met."""
+        index = torch.tensor(group, device=self.device)
+        loss_BC = nats.loss_BT.detach() * mask_BC
+        anchor = first_mismatch(nats.correct_BT | (mask_BC == 0))
+        moved = anchor != self.seen["anchor"][index]
+        self.seen["stuck"][index] = torch.where(moved, 0, self.seen["stuck"][index] + 1)
+        self.seen["anchor"][index] = anchor
+        self.seen["mean"][index] = loss_BC.sum(1) / mask_BC.sum(1)
+        self.seen["worst"][index] = loss_BC.amax(1)
