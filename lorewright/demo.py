@@ -21,6 +21,7 @@ from rich.markup import escape
 
 from lorewright.data import Document, Knowledge, Probe
 from lorewright.errors import ConfigError
+from lorewright.figures import contrast_figure
 from lorewright.lesson import LessonConfig, contexts, prepare
 from lorewright.lora import LoraConfig
 from lorewright.memory import Memory, Watch
@@ -29,7 +30,7 @@ from lorewright.model import POCKET, Model
 from lorewright.readers import read_knowledge, read_probes
 from lorewright.recall import RecallReport, trace, verify
 from lorewright.recipe import Epoch, WriteConfig, Written
-from lorewright.report import contrast_figure, contrast_table, save_json, write_progress
+from lorewright.report import contrast_table, save_json, write_progress
 from lorewright.write import suggested_lr, write
 
 EXAMPLES = next(

@@ -23,6 +23,7 @@ from lorewright.cells import L_CRIT as L_CRIT  # the threshold of the law, for w
 from lorewright.cells import REFERENCE_BITS, Cell, capacity
 from lorewright.curves import (
     FORMS,
+    LARGEST_EXPONENT,
     SIZES,
     Array,
     Form,
@@ -138,7 +139,8 @@ class MemoryLaw:
             return _interval(
                 value, p_D if n is None else generator.binomial(n, p_D) / n, confidence
             )
-        run_D = mean_D * np.exp(self.spread * generator.standard_normal(len(mean_D)))
+        noise_D = self.spread * generator.standard_normal(len(mean_D))
+        run_D = mean_D * np.exp(np.clip(noise_D, -LARGEST_EXPONENT, LARGEST_EXPONENT))
         top = math.inf if self.form != "bounded" else loss_init or self.constants["L0"]
         return _interval(value, np.minimum(run_D, top), confidence)
 
@@ -358,9 +360,8 @@ def score(law: MemoryLaw, cells: Sequence[Cell]) -> Score:
     mean_N = curve(constants, columns.log_size_N, columns.log_length_N, columns.ceiling_N)
     error_N = mean_N - columns.y_N
     square = float(((columns.y_N - columns.y_N.mean()) ** 2).sum())
-    share_N = (
-        np.abs(error_N / columns.y_N)[columns.y_N > 0] if law.form != "recall" else error_N[:0]
-    )
+    learnt = columns.y_N > (math.inf if law.form == "recall" else 0.0)
+    share_N = np.abs(error_N[learnt] / columns.y_N[learnt])
     return Score(
         n=len(scored),
         n_unscored=len(cells) - len(scored),

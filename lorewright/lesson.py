@@ -293,6 +293,27 @@ def _untrained(probes: Sequence[Probe], examples: Sequence[Example]) -> tuple[li
     return kept, n_trained
 
 
+def grounds(examples: Sequence[Example], knowledge: Knowledge) -> list[str]:
+    """What a reader would need before each example's prompt: the piece of text that answers it.
+
+    Of the passages of the example's document that hold its answer, the one that shares most words
+    with the prompt; for a given fact the fact itself; nothing for questions that are declined. This
+    is what the teacher of context distillation reads.
+    """
+    pieces = {
+        document.id: passages(document, max_chars=SCAFFOLD_CHARS)
+        for document in knowledge.documents
+    }
+    facts = {fact.question: f"{fact.question} {fact.answer}" for fact in knowledge.facts}
+    found = []
+    for example in examples:
+        words = set(normalise(example.prompt).split())
+        holding = [p for p in pieces.get(example.source, ()) if example.completion in p]
+        best = max(holding, key=lambda p: len(words & set(normalise(p).split())), default="")
+        found.append("" if example.kind == "unknown" else best or facts.get(example.prompt, ""))
+    return found
+
+
 def contexts(knowledge: Knowledge) -> tuple[str, str]:
     """The whole source and its first quarter, as text to put before a question.
 

@@ -29,6 +29,9 @@ from torch.nn import functional as F
 from lorewright.errors import AdapterError, ConfigError
 from lorewright.targets import Adapted, Coverage, resolve_targets, survey
 
+ALPHA = 16
+"""The same for every rank: at alpha / rank the rate that suits one rank then suits the others."""
+
 
 @dataclass(frozen=True)
 class LoraConfig:
@@ -37,7 +40,7 @@ class LoraConfig:
     rank: int = 8
     """Rows of A and columns of B, at least 1."""
     alpha: int | None = None
-    """Numerator of the scale, an integer because engines refuse fractions. None = 2 * rank."""
+    """Numerator of the scale, an integer because engines refuse fractions. None = ALPHA."""
     targets: tuple[str, ...] = ("all-linear",)
     """Presets ("all-linear", "attention", "mlp") or module names, matched as dotted suffixes."""
     layers: tuple[int, ...] | None = None
@@ -48,7 +51,7 @@ class LoraConfig:
     """Seed of the first A, in [0, 2**32)."""
 
     def __post_init__(self) -> None:
-        alpha = 2 * self.rank if self.alpha is None else self.alpha
+        alpha = ALPHA if self.alpha is None else self.alpha
         for name, value in (("rank", self.rank), ("alpha", alpha)):
             if type(value) is not int or value < 1:
                 raise ConfigError(f"{name} must be an integer of at least 1; found {value!r}.")

@@ -13,18 +13,19 @@ Paper: How LoRA Remembers (MemFT), arXiv 2605.30260.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lorewright.cells import L_CRIT
+
 Weighting = Callable[[Tensor, Tensor], Tensor]
 """(loss_BT in nats, correct_BT) -> weight_BT, detached."""
 
-SAFE_NATS = math.log(2.0)
+SAFE_NATS = L_CRIT
 """Below this loss p > 1/2, and no other token can win under greedy decoding."""
 
 EPS = 1e-8
@@ -231,6 +232,32 @@ def _sum_of_ratios(top_B: Tensor, bottom_B: Tensor, group_B: Tensor | None, eps:
     top_N = torch.where(member_NB, top_B, 0.0).sum(-1)
     bottom_N = torch.where(member_NB, bottom_B, 0.0).sum(-1)
     return (top_N / (bottom_N + eps)).sum()
+
+
+def trainer_loss(weighting: Weighting) -> Callable[..., Tensor]:
+    """Make a `compute_loss_func` of a weighting, for Transformers' Trainer and TRL's SFTTrainer.
+
+    Labels are -100 where nothing is learnt, as those trainers have them, and are shifted here. With
+    gradient accumulation a micro-batch counts by its share of the label tokens. A trainer shows no
+    example's identity, so `memft_window` keeps its first width; and weights come from the forward
+    pass that trains, so adapters should have no dropout.
+    """
+
+    def compute_loss(
+        outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        logits_BTV = outputs["logits"] if isinstance(outputs, Mapping) else outputs.logits
+        target_BT = labels[:, 1:]
+        nats = token_nats(logits_BTV[:, :-1], target_BT)
+        mask_BT = (target_BT >= 0).float()
+        weight_BT = weighting(nats.loss_BT.detach(), nats.correct_BT)
+        loss = weighted_mean(nats.loss_BT, weight_BT, mask_BT)
+        if num_items_in_batch is None:
+            return loss
+        n_all = torch.as_tensor(num_items_in_batch, device=loss.device).clamp(min=1)
+        return loss * (mask_BT.sum() / n_all).clamp(max=1.0)
+
+    return compute_loss
 
 
 # Distillation

@@ -30,7 +30,7 @@ from lorewright.adapter import Adapter
 from lorewright.checkpoint import CHECKPOINT
 from lorewright.data import Document, Example, Knowledge, Probe, digest, dump_jsonl, slug
 from lorewright.errors import AdapterError, ConfigError, DataError, UnknownMemory
-from lorewright.lesson import Lesson, LessonConfig, prepare
+from lorewright.lesson import Lesson, LessonConfig, grounds, prepare
 from lorewright.metrics import METRICS
 from lorewright.model import POCKET, Model
 from lorewright.recall import Audit, RecallReport, audit, verify
@@ -49,6 +49,7 @@ from lorewright.shelf import (
     writing,
 )
 from lorewright.targets import resolve_targets
+from lorewright.tune import find_lr
 from lorewright.views import AskLLM
 from lorewright.write import suggested_lr, write
 
@@ -195,6 +196,7 @@ class Memory:
         teacher: AskLLM | None = None,
         probes: Sequence[Probe] = (),
         metric: str = "",
+        find_rate: bool = False,
         watch: Watch | None = None,
     ) -> Outcome:
         """Write knowledge into a new adapter, prove it on disk, and take the verdict.
@@ -202,7 +204,8 @@ class Memory:
         The adapter is saved, loaded back, proved to move the logits and audited by free-running
         decoding before its name is entered. What cannot work is refused before anything is trained.
         Raises Locked when another writer is at work, StorageError when the disk refuses; either way
-        no name changes. Called again with the same arguments it resumes.
+        no name changes. Called again with the same arguments it resumes. `find_rate` replaces the
+        config's rate by the best of a short search on these examples, kept with the run.
         """
         known = Knowledge((knowledge,)) if isinstance(knowledge, Document) else knowledge
         name = slug(name) if name else _name_of(known)
@@ -213,13 +216,23 @@ class Memory:
         self._check(known, config, probes, metric)
         settings = {"write": asdict(config), "lesson": asdict(lesson), "metric": metric}
         asked = [asdict(probe) for probe in probes]
-        key = digest(
-            [known.digest(), settings, asked, self.model.digest, name, teacher is not None]
-        )
+        how = [name, teacher is not None, find_rate]
+        key = digest([known.digest(), settings, asked, self.model.digest, *how])
         with writing(self.folder, self._base()):
             run = run_folder(self.folder, name, {"key": key, **settings})
             made = self._lesson(run, known, lesson, teacher, probes, watch)
-            written = write(self.model, made.examples, config, run=run, on_epoch=watch.epoch)
+            if find_rate:
+                config = replace(config, lr=self._found_rate(run, known, made, config, watch))
+                settings["write"] = asdict(config)
+            distils = config.objective == "distill"
+            written = write(
+                self.model,
+                made.examples,
+                config,
+                contexts=grounds(made.examples, known) if distils else (),
+                run=run,
+                on_epoch=watch.epoch,
+            )
             watch.step("proving that it is on disk")
             adapter, checked = self._proved(run, made.examples, written.adapter)
             report = self._verdict(name, adapter, known.digest(), made, metric, watch)
@@ -275,6 +288,19 @@ class Memory:
             )
             save_json(made, path)
         return _stored_lesson(path)
+
+    def _found_rate(
+        self, run: Path, known: Knowledge, made: Lesson, config: WriteConfig, watch: Watch
+    ) -> float:
+        """The rate that a short search prefers: the run's own from before, or searched for now."""
+        path = run / "rates.json"
+        if not path.exists():
+            watch.step("trying rates")
+            distils = config.objective == "distill"
+            contexts = grounds(made.examples, known) if distils else ()
+            found = find_lr(self.model, made.examples, config, contexts=contexts)
+            save_json({"best": found.best.lr, "trials": [asdict(t) for t in found.trials]}, path)
+        return float(read_object(path, "delete its run and write again")["best"])
 
     def _write_questions(self, prompts: list[str]) -> list[str]:
         return self.model.generate(prompts, max_new_tokens=MAX_QUESTION_TOKENS)

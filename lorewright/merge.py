@@ -149,11 +149,8 @@ def merge(
         "kept": min(change.kept for change in found.values()),
     }
     merged = replace(merged, card={"merge": record})
-    sizes = [delta_norms(adapter) for adapter in adapters]
-    noise = {
-        name: ROUNDING * sum(abs(w) * each.get(name, 0.0) for w, each in zip(factors_of, sizes))
-        for name in found
-    }
+    sizes = [(abs(w), delta_norms(each)) for w, each in zip(factors_of, adapters, strict=True)]
+    noise = {name: ROUNDING * sum(w * by.get(name, 0.0) for w, by in sizes) for name in found}
     if dead := [name for name, norm in delta_norms(merged).items() if not norm > noise[name]]:
         notes.append(f"{len(dead)} of {len(found)} modules change nothing, such as {dead[0]!r}.")
     return Merged(merged, {name: change.kept for name, change in found.items()}, tuple(notes))
@@ -371,10 +368,7 @@ def dare_ties(parts: Parts, *, density: float = 0.5, seed: int = 0) -> Tensor:
 
 
 def magnitude_prune(parts: Parts, *, density: float = 0.5) -> Tensor:
-    """Sum of the `density` largest entries of each w_n ΔW_n: what trimming alone does.
-
-    PEFT's `magnitude_prune_svd` is the same up to the rounding of the number of entries.
-    """
+    """Sum of the `density` largest entries of each w_n ΔW_n; PEFT's `magnitude_prune_svd`."""
     return _trimmed(parts, density).sum(dim=0)
 
 
@@ -465,11 +459,17 @@ def _parts(
             raise AdapterError(f"adapter {n}: {module!r} holds NaN or infinity; write it again.")
         A_RI, B_OR = (tensor.detach().to("cpu", torch.float64) for tensor in pair)
         factors.append(Factors(weight * adapter.config.scale * B_OR, A_RI))
+        _check_range(factors[-1].B_OR, module)
         index.append(n)
     shapes = {(each.A_RI.shape[1], each.B_OR.shape[0]) for each in factors}
     if len(shapes) > 1:
         raise WrongBase(f"{module!r} has several shapes (in, out), {shapes}; the bases differ.")
     return Parts(module, tuple(factors), tuple(index), len(adapters), rank)
+
+
+def _check_range(tensor: Tensor, module: str) -> None:
+    if not torch.isfinite(tensor.float()).all():
+        raise AdapterError(f"merging {module!r} left the range of float32; lower the weights.")
 
 
 def _assembled(adapters: Sequence[Adapter], found: Mapping[str, Factors], width: int) -> Adapter:
@@ -479,8 +479,7 @@ def _assembled(adapters: Sequence[Adapter], found: Mapping[str, Factors], width:
         more = width - len(change.A_RI)
         A_RI = torch.nn.functional.pad(change.A_RI, (0, 0, 0, more)).float()
         B_OR = torch.nn.functional.pad(change.B_OR, (0, more)).float()
-        if not (torch.isfinite(A_RI).all() and torch.isfinite(B_OR).all()):
-            raise AdapterError(f"merging {module!r} left the range of float32; lower the weights.")
+        _check_range(torch.cat([A_RI.flatten(), B_OR.flatten()]), module)
         tensors.update(zip((module + half for half in HALVES), (A_RI, B_OR), strict=True))
     config = LoraConfig(width, width, tuple(found))
     short: tuple[str, ...] = ()

@@ -1,7 +1,7 @@
 """Where one write is in its epoch, and what it knows of its examples.
 
 Per example, kept on the model's device so that nothing is read back between steps: mean loss,
-largest loss of a token, position of the first error and for how many visits that has not moved. From
+largest loss of a token, position of the first error, for how many visits that has not moved. From
 these follow the weights of an objective, which examples rest, and the order of a curriculum.
 
 This room knows settings, losses and batches; it knows no model.

@@ -106,7 +106,8 @@ def write_all(
             )
     stack = attach(model.network, [job.config.lora for job in jobs])
     try:
-        return _Loop(model, stack, jobs, run, on_epoch).run()
+        with torch.enable_grad():  # whatever the caller has switched off
+            return _Loop(model, stack, jobs, run, on_epoch).run()
     finally:
         stack.detach()
 
@@ -322,7 +323,8 @@ class _Loop:
         trained = sorted({i for group in member.groups for i in group})
         resting = sorted(set(range(n_rows)) - set(trained))
         last = epoch == member.config.epochs
-        nearly = member.n_recalled() >= NEARLY * n_rows
+        # Examples are met before the step that may make them safe, so the count lags behind.
+        nearly = member.n_recalled() >= NEARLY * n_rows - 2
         due = bool(resting) and epoch % member.config.recheck == 0
         if not (nearly or last or due):
             return False

@@ -331,3 +331,27 @@ def test_ctrl_c_in_training_exits_130_and_the_same_command_resumes(
     ran = lore(*command)
     assert ran.code == 0 and ran.json["epochs"] == 20
     assert len(list((atlas / "runs").iterdir())) == 1
+
+
+# --- the law
+
+LAW = Path(__file__).parent / "fixtures" / "law_qwen_r100.csv"
+
+
+def test_law_fit_prints_constants_scores_and_intervals(lore: Lore) -> None:
+    ran = lore("law", "fit", "--from", LAW, "--draws", "50", "--json")
+    assert ran.code == 0
+    paper = json.loads(ran.out)["laws"]["paper"]
+    assert paper["constants"]["C"]["value"] == pytest.approx(237, abs=3)
+    assert paper["scores"]["r2"] >= 0.9955
+    assert paper["constants"]["alpha"]["low"] <= paper["constants"]["alpha"]["high"]
+    assert "bounded" in lore("law", "fit", "--from", LAW, "--draws", "0").out
+
+
+def test_law_predict_tells_a_rank_or_what_a_rank_comes_to(lore: Lore) -> None:
+    words = ("law", "predict", "--from", LAW, "--tokens", "3000", "--draws", "50", "--json")
+    kept = json.loads(lore(*words, "--rank", "8").out)
+    assert kept["low"] <= kept["value"] <= kept["high"]
+    assert json.loads(lore(*words, "--wanted", kept["value"]).out)["size"] == 8
+    refused(lore(*words), "ConfigError", "give one of the two")
+    refused(lore("law", "fit", "--from", "nowhere.csv"), "DataError", "nowhere.csv")

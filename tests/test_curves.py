@@ -84,7 +84,7 @@ def test_recall_fit_finds_the_constants_but_for_its_ridge() -> None:
     assert found == pytest.approx(np.array(TRUTH["recall"]), rel=0.02)
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(
     c=st.floats(0.1, 5000),
     alpha=st.floats(0.1, 1.5),

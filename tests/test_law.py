@@ -324,6 +324,14 @@ def test_score_counts_what_it_cannot_score() -> None:
         score(RECALL, QWEN)
 
 
+def test_run_that_learnt_nothing_is_fitted_and_scored_but_has_no_relative_error() -> None:
+    cells = [*RUNS[1:], replace(RUNS[0], loss_drop=0.0)]
+    for form in FORMS:
+        found = score(fit(cells, form, n_draws=5), cells)
+        assert found.n == len(RUNS)
+        assert found.worst_relative is None or math.isfinite(found.worst_relative)
+
+
 def test_score_of_one_cell_has_no_r2_and_a_signed_error() -> None:
     found = score(PAPER, [Cell(8, 4000, 1.0)])
     assert found.r2 is None

@@ -49,7 +49,7 @@ def train(model: nn.Module, stack: Stack, batches: Sequence[Tensor], n_steps: in
 
 
 def test_scale_is_alpha_over_rank_and_over_its_root_with_rslora() -> None:
-    assert LoraConfig(rank=16).alpha == 32 and LoraConfig(rank=16).scale == 2.0
+    assert LoraConfig(rank=16).alpha == 16 and LoraConfig(rank=4).scale == 4.0
     assert LoraConfig(rank=16, alpha=8).scale == 0.5
     assert LoraConfig(rank=16, alpha=8, rslora=True).scale == 2.0
 
@@ -104,7 +104,7 @@ def test_one_step_moves_every_b_and_no_base_weight(build: Build) -> None:
     base = {name: weight.clone() for name, weight in model.named_parameters()}
     stack = attach(model, [LoraConfig(rank=2)])
     train(model, stack, [token_ids()], n_steps=1)
-    assert stack.without_gradient(0) == ()
+    assert stack.idle(0) == ()
     for key, tensor in stack.tensors(0).items():
         assert tensor.any(), key
     stack.detach()
@@ -194,9 +194,9 @@ def test_a_refused_attach_leaves_the_model_alone() -> None:
 # The stack
 
 MIXED = (
-    LoraConfig(rank=2, seed=1),
+    LoraConfig(rank=2, alpha=4, seed=1),
     LoraConfig(rank=5, alpha=3, targets=("attention",), seed=2),
-    LoraConfig(rank=3, layers=(1,), rslora=True, seed=3),
+    LoraConfig(rank=3, alpha=6, layers=(1,), rslora=True, seed=3),
 )
 
 

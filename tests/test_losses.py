@@ -17,10 +17,12 @@ from lorewright.losses import (
     WIDTH,
     Weighting,
     below_threshold,
+    chunked_nats,
     distill_topk,
     first_mismatch,
     threshold,
     token_nats,
+    trainer_loss,
     uniform,
     weighted_mean,
     weighted_mean_pooled,
@@ -291,3 +293,58 @@ def test_distill_survives_a_teacher_that_is_certain() -> None:
     loss_BT.sum().backward()
     torch.testing.assert_close(loss_BT, torch.full((1, 1), math.log(4)))
     assert student_BTV.grad is not None and torch.isfinite(student_BTV.grad).all()
+
+
+# Big vocabularies
+
+
+@given(case=outcomes(), chunk=st.integers(1, 9), seed=st.integers(0, 99))
+def test_in_chunks_losses_and_gradients_are_those_of_all_at_once(
+    case: tuple[Tensor, ...], chunk: int, seed: int
+) -> None:
+    logits_BTV, ids_BT, _ = case
+    torch.manual_seed(seed)
+    n_words = logits_BTV.shape[-1]
+    head = torch.nn.Linear(7, n_words)
+    ids_M = ids_BT.flatten()
+    scale_M = torch.rand(len(ids_M))
+    found = []
+    for in_chunks in (True, False):
+        torch.manual_seed(seed)
+        hidden_MD = torch.randn(len(ids_M), 7, requires_grad=True)
+        nats = (
+            chunked_nats(hidden_MD, head, ids_M, chunk)
+            if in_chunks
+            else token_nats(head(hidden_MD), ids_M)
+        )
+        (nats.loss_BT * scale_M).sum().backward()
+        found.append((nats.loss_BT.detach(), nats.correct_BT, hidden_MD.grad))
+        with torch.no_grad():
+            silent = chunked_nats(hidden_MD, head, ids_M, chunk)
+        torch.testing.assert_close(silent.loss_BT, found[0][0])
+    for chunked, whole in zip(*found, strict=True):
+        torch.testing.assert_close(chunked, whole)
+
+
+# In other people's trainers
+
+
+@every_weighting
+@given(case=outcomes(), n_prompt=st.integers(1, 5))
+def test_a_trainers_loss_is_ours_on_shifted_labels(
+    weighting: Weighting, case: tuple[Tensor, ...], n_prompt: int
+) -> None:
+    logits_BTV, ids_BT, mask_BT = case
+    n_rows, n_tokens, n_words = logits_BTV.shape
+    before = torch.randn(n_rows, n_prompt - 1, n_words)
+    shown = torch.cat([before, logits_BTV, torch.randn(n_rows, 1, n_words)], 1)
+    labels = torch.full((n_rows, n_prompt + n_tokens), -100)
+    labels[:, n_prompt:] = torch.where(mask_BT.bool(), ids_BT, -100)
+    masked = torch.where(mask_BT.bool(), ids_BT, -1)
+    nats = token_nats(logits_BTV, masked)
+    wanted = weighted_mean(nats.loss_BT, weighting(nats.loss_BT, nats.correct_BT), mask_BT)
+    n_labels = int(mask_BT.sum())
+    loss = trainer_loss(weighting)
+    torch.testing.assert_close(loss({"logits": shown}, labels), wanted)
+    torch.testing.assert_close(loss({"logits": shown}, labels, n_labels), wanted)
+    torch.testing.assert_close(loss({"logits": shown}, labels, 4 * n_labels), wanted / 4)

@@ -7,21 +7,22 @@ on. Heavy imports are inside the commands, so that `--help` is quick.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 from lorewright import __version__
+from lorewright.cli import law
+from lorewright.cli.output import print_json
 from lorewright.errors import LorewrightError
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+app.add_typer(law.app, name="law")
 
 Folder = Annotated[Path, typer.Argument(help="The memory's folder.")]
 Source = Annotated[Path, typer.Argument(help="Markdown, text, JSONL, JSON, CSV, or a folder.")]
@@ -65,11 +67,52 @@ Layers = Annotated[str, typer.Option(help="Layers to adapt, like 0-3,7; all by d
 Metric = Annotated[
     str, typer.Option(help="exact_match, contains, token_f1 or rouge_l; by default as fits.")
 ]
+TRAINING = "How it is trained"
+FIND = "find"
 Objective = Annotated[
-    str, typer.Option(help="Which tokens count: sft, memft_threshold, memft_window.")
+    str,
+    typer.Option(
+        help="What is minimised: sft, memft_threshold, memft_window, distill.",
+        rich_help_panel=TRAINING,
+    ),
 ]
 Rank = Annotated[int, typer.Option(help="Rank of the adapter.")]
-Rate = Annotated[float, typer.Option(help="Peak learning rate; 0 = by the base's width.")]
+Alpha = Annotated[
+    int, typer.Option(min=0, help="Scale is alpha / rank; 0 = 16.", rich_help_panel=TRAINING)
+]
+Rate = Annotated[
+    str,
+    typer.Option(
+        help="Peak learning rate; empty = by the base's width, `find` = by a short search.",
+        rich_help_panel=TRAINING,
+    ),
+]
+Optimiser = Annotated[
+    str, typer.Option(help="adamw, preconditioned, muon.", rich_help_panel=TRAINING)
+]
+Ratio = Annotated[
+    float, typer.Option(help="Rate of B over that of A (LoRA+).", rich_help_panel=TRAINING)
+]
+Decay = Annotated[float, typer.Option(help="Weight decay.", rich_help_panel=TRAINING)]
+Schedule = Annotated[
+    str, typer.Option(help="linear, cosine, constant, wsd.", rich_help_panel=TRAINING)
+]
+Order = Annotated[
+    str, typer.Option(help="shuffle, or curriculum: easy first.", rich_help_panel=TRAINING)
+]
+Margin = Annotated[
+    float,
+    typer.Option(help="Recalled means p above this at every token.", rich_help_panel=TRAINING),
+]
+Rest = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Leave out examples with every p above this until the next check; 0 = never.",
+        rich_help_panel=TRAINING,
+    ),
+]
 Epochs = Annotated[int, typer.Option(help="Budget; training stops sooner when all is recalled.")]
 BatchSize = Annotated[int, typer.Option(help="Examples a step.")]
 Seconds = Annotated[float, typer.Option(min=0, help="Budget of training time; 0 = none.")]
@@ -131,8 +174,16 @@ def write(
     rank: Rank = 8,
     target: Targets = None,
     layers: Layers = "",
+    alpha: Alpha = 0,
     objective: Objective = "sft",
-    lr: Rate = 0.0,
+    lr: Rate = "",
+    optimizer: Optimiser = "adamw",
+    lr_ratio: Ratio = 1.0,
+    weight_decay: Decay = 0.0,
+    schedule: Schedule = "linear",
+    order: Order = "shuffle",
+    margin: Margin = 0.6,
+    rest: Rest = 0.0,
     epochs: Epochs = 60,
     batch: BatchSize = 8,
     seconds: Seconds = 0.0,
@@ -156,11 +207,17 @@ def write(
     asked = read_probes(probes) if probes else ()
     lesson = _lesson(view)
     chosen = tuple(target or ("all-linear",))
-    lora = LoraConfig(rank=rank, targets=chosen, layers=_layers(layers), seed=seed)
     config = WriteConfig(
-        lora=lora,
+        lora=LoraConfig(rank, alpha or None, chosen, _layers(layers), seed=seed),
         objective=objective,
-        lr=lr or 1.0,  # replaced below; all else is checked before the base is loaded
+        lr=_rate(lr),  # 1 stands for one that is found below; all else is checked before that
+        optimizer=optimizer,
+        lr_ratio=lr_ratio,
+        weight_decay=weight_decay,
+        schedule=schedule,
+        order=order,
+        margin=margin,
+        rest=rest or None,
         epochs=epochs,
         batch_size=batch,
         max_seconds=seconds or None,
@@ -178,12 +235,25 @@ def write(
             teacher=_teacher(teacher, into),
             probes=asked,
             metric=metric,
+            find_rate=lr == FIND,
             watch=watch,
         )
     if as_json:
-        _print_json(outcome.to_json())
+        print_json(outcome.to_json())
     else:
         _print_outcome(outcome)
+
+
+def _rate(text: str) -> float:
+    """The rate that was asked for; 1 for one that is yet to be found."""
+    from lorewright.errors import ConfigError
+
+    try:
+        return 1.0 if text in ("", FIND) else float(text)
+    except ValueError:
+        raise ConfigError(
+            f"--lr is {text!r}; give a number, `{FIND}`, or nothing for the base's own."
+        ) from None
 
 
 def _print_outcome(outcome: Outcome) -> None:
@@ -221,7 +291,7 @@ def ask(
     _console(threads)
     answer = _open(memory, model).ask(question, name)
     if as_json:
-        _print_json(asdict(answer))
+        print_json(asdict(answer))
         return
     sure = f"memory {answer.memory}, {'declined, ' if answer.declined else ''}mean token "
     sure += f"probability {answer.confidence:.2f}, least {answer.least:.2f}"
@@ -253,7 +323,7 @@ def verify(
     with _watch(console) as watch:
         report = memory.verify(name, probes=asked, metric=metric, watch=watch)
     if as_json:
-        _print_json(report.to_json())
+        print_json(report.to_json())
     elif markdown:
         typer.echo(recall_markdown(report))
     else:
@@ -271,7 +341,7 @@ def show(folder: Folder, as_json: Json = False) -> None:
 
     found = cards(folder)
     if as_json:
-        _print_json({"folder": str(folder), "memories": found})
+        print_json({"folder": str(folder), "memories": found})
     else:
         Console().print(memories_table(found))
 
@@ -296,7 +366,7 @@ def targets(
     coverage = resolve_targets(Model.load(model).network, config.targets, config.layers)
     if as_json:
         skipped = dict(coverage.skipped)
-        _print_json({"modules": coverage.names, "n_linear": coverage.n_linear, "skipped": skipped})
+        print_json({"modules": coverage.names, "n_linear": coverage.n_linear, "skipped": skipped})
     else:
         Console().print(coverage_table(coverage))
 
@@ -317,7 +387,7 @@ def demo(
 
     record = run(_console(threads), Console(quiet=as_json), out, source, quick=quick)
     if as_json:
-        _print_json(record)
+        print_json(record)
 
 
 # -- helpers of the commands ---------------------------------------------------------------------
@@ -342,11 +412,6 @@ def _watch(console: Console) -> Iterator[Watch]:
 
     with write_progress(console) as epoch:
         yield Watch(step, epoch)
-
-
-def _print_json(obj: Mapping[str, Any]) -> None:
-    """One object on stdout, as JSON."""
-    typer.echo(json.dumps(obj))
 
 
 def _open(folder: Path, model: str) -> Memory:

@@ -1,0 +1,97 @@
+"""Claims about the frozen trunk: same logits, layers below skipped, families, honest refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from families import FAMILIES, gpt2, llama
+from test_model import letters
+from torch import Tensor, nn
+
+from lorewright.errors import ModelError
+from lorewright.lora import LoraConfig, attach
+from lorewright.model import Batch, Model
+from lorewright.trunk import Trunk, decoder_layers
+
+Build = Callable[[], nn.Module]
+family = pytest.mark.parametrize("build", FAMILIES.values(), ids=FAMILIES)
+TEXTS = [("Code of red?", "48"), ("Where is the blue one now?", "in 7.5"), ("Teal?", "KX-12")]
+
+
+def table(model: Model) -> tuple[Batch, list[int]]:
+    rows = [model.render(prompt, completion) for prompt, completion in TEXTS]
+    return model.batch(rows), [len(row) for row in rows]
+
+
+@family
+def test_a_fed_pass_gives_the_logits_of_a_whole_one_and_skips_what_is_below(build: Build) -> None:
+    model = Model(build(), letters(), "tiny")  # type: ignore[arg-type]
+    batch, lengths = table(model)
+    ran: list[int] = []
+    layers = decoder_layers(model.network)
+    with attach(model.network, [LoraConfig(layers=(1,), seed=4)]), torch.no_grad():
+        trunk = Trunk(model, batch, lengths, 1, None)
+        whole = model.completion_logits(batch)
+        layers[1].register_forward_hook(lambda *_: ran.append(1))
+        below = next(m for m in layers[0].modules() if isinstance(m, nn.Linear))
+        below.register_forward_hook(lambda *_: ran.append(0))
+        with trunk.skipping():
+            trunk.check(batch, [0, 1, 2])
+            ran.clear()
+            trunk.feed([0, 1, 2], batch.ids_BT.shape[1])
+            fed = model.completion_logits(batch)
+        assert ran == [1]
+        assert torch.equal(whole, model.completion_logits(batch)), "afterwards it is as before"
+        real = batch.mask_BC.bool()
+        torch.testing.assert_close(fed[real], whole[real], atol=1e-5, rtol=1e-4)
+        trunk.close()
+
+
+def test_rows_may_come_in_any_order_and_more_than_once() -> None:
+    model = Model(llama(num_hidden_layers=3), letters(), "tiny")
+    batch, lengths = table(model)
+    with attach(model.network, [LoraConfig(layers=(2,))]), torch.no_grad():
+        trunk = Trunk(model, batch, lengths, 2, None)
+        with trunk.skipping():
+            for index in ([2, 0, 0], [1], [1, 2]):
+                n_tokens = max(lengths[i] for i in index)
+                part = batch.take(torch.tensor(index), n_tokens, batch.mask_BC.shape[1])
+                whole = model.completion_logits(part)
+                trunk.feed(index, n_tokens)
+                fed = model.completion_logits(part)
+                real = part.mask_BC.bool()
+                torch.testing.assert_close(fed[real], whole[real], atol=1e-5, rtol=1e-4)
+
+
+def test_a_short_cut_that_changes_logits_is_refused() -> None:
+    model = Model(llama(), letters(), "tiny")
+    batch, lengths = table(model)
+    with attach(model.network, [LoraConfig(layers=(1,))]):
+        trunk = Trunk(model, batch, lengths, 1, None)
+        trunk.hidden_MD += 1.0
+        with trunk.skipping(), pytest.raises(ModelError, match=r"changes its logits .* trunk off"):
+            trunk.check(batch, [0, 1, 2])
+
+
+def test_an_error_inside_leaves_the_layers_as_they_were() -> None:
+    model = Model(llama(), letters(), "tiny")
+    batch, lengths = table(model)
+
+    def logits() -> Tensor:
+        with torch.no_grad():
+            return model.completion_logits(batch)
+
+    before = logits()
+    with attach(model.network, [LoraConfig(layers=(1,))]):
+        trunk = Trunk(model, batch, lengths, 1, None)
+        with pytest.raises(KeyError), trunk.skipping():
+            trunk.feed([0, 1, 2], batch.ids_BT.shape[1])
+            raise KeyError
+    assert torch.equal(logits(), before)
+
+
+def test_a_decoder_without_linear_layers_has_no_list_of_layers() -> None:
+    with pytest.raises(ModelError, match="0 lists of layers"):
+        decoder_layers(gpt2())
