@@ -12,7 +12,10 @@ from rich.text import Text
 
 from lorewright.cli.output import print_json
 
-app = typer.Typer(no_args_is_help=True, help="Fit the law of what a rank holds, and ask it.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Fit the law of what a rank holds, and ask it.\n\n[dim]lore law fit --from cells.csv[/]",
+)
 
 Cells = Annotated[
     Path,

@@ -1,0 +1,92 @@
+"""Is it remembered? Certificates without decoding against batched generation, on a thousand facts.
+
+    python benchmarks/verify_speed.py
+    python benchmarks/verify_speed.py --quick
+
+A memory of some of the facts is written first, so that verdicts of both kinds occur. Then every fact is
+judged twice: by one teacher-forced forward pass, and by Hugging Face's `generate`, greedy, batched, with
+its cache. Where the two verdicts differ the fact is listed. The last line can be read by a script.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+
+import torch
+from ratio import machine, verdict
+
+from lorewright.data import Example
+from lorewright.lora import LoraConfig
+from lorewright.model import Model, Rendered
+from lorewright.recall import trace
+from lorewright.recipe import WriteConfig
+from lorewright.write import suggested_lr, write
+
+
+def phone_book(n: int, seed: int = 0) -> list[Example]:
+    """n invented names with ten-digit numbers, as the law paper has them."""
+    rng = random.Random(seed)
+    names = random.Random(seed + 1).sample(range(26**4), n)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+
+    def name(k: int) -> str:
+        text = "".join(letters[k // 26**i % 26] for i in range(4))
+        return f"{text[:2].capitalize()}el {text[2:].capitalize()}on"
+
+    return [
+        Example(f"{name(k)}:", str(rng.randint(10**9, 10**10 - 1)), source=f"fact-{i}")
+        for i, k in enumerate(names)
+    ]
+
+
+def generated(model: Model, rows: list[Rendered], batch_size: int) -> list[bool]:
+    """Verdicts by decoding."""
+    longest = max(len(row.completion_ids) for row in rows)
+    outputs = model.generate_ids(
+        [row.prompt_ids for row in rows], max_new_tokens=longest, batch_size=batch_size
+    )
+    return [tuple(o) == r.completion_ids[:-1] for o, r in zip(outputs, rows, strict=True)]
+
+
+def main() -> None:
+    """Write, judge both ways, compare."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="pocket")
+    parser.add_argument("--facts", type=int, default=1000)
+    parser.add_argument("--written", type=int, default=100, help="facts that the memory holds")
+    parser.add_argument("--batch", type=int, default=64, help="rows a decoding batch")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--quick", action="store_true", help="fewer written facts, two repeats")
+    args = parser.parse_args()
+    if args.quick:
+        args.written, args.repeats = 30, 2
+    print(machine(args.threads))
+    model = Model.load(args.model)
+    facts = phone_book(args.facts)
+    config = WriteConfig(lora=LoraConfig(rank=16), lr=suggested_lr(model), epochs=40)
+    done = write(model, facts[: args.written], config)
+    rows = [model.render(fact.prompt, fact.completion) for fact in facts]
+    slow, fast = [], []
+    with model.using(done.adapter), torch.no_grad():
+        for _ in range(args.repeats):
+            began = time.perf_counter()
+            certified = [each.exact for each in trace(model, rows)]
+            fast.append(time.perf_counter() - began)
+            began = time.perf_counter()
+            decoded = generated(model, rows, args.batch)
+            slow.append(time.perf_counter() - began)
+    differ = [f for f, a, b in zip(facts, certified, decoded, strict=True) if a != b]
+    print(f"{args.facts} facts, {sum(decoded)} of them come back, {len(differ)} verdicts differ")
+    for fact in differ:
+        print(f"  differs: {fact.prompt} {fact.completion}")
+    print(f"decoding {min(slow):.2f} s, certificates {min(fast):.2f} s, best of {args.repeats}")
+    print(f"{verdict('verify_speed', slow, fast)} disagreements={len(differ)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+"""Seconds until every fact is recalled: our write against TRL's SFTTrainer with PEFT, tuned.
+
+    python benchmarks/write_speed.py                        # generated numbers and pairs, ranks 4 and 16
+    python benchmarks/write_speed.py --facts FACTS.jsonl    # a file of facts instead of the numbers
+    python benchmarks/write_speed.py --quick                # one small set, one rank, a narrow grid
+
+Same base, facts, rank, targets, tokens and template; batch size 8 on both sides. TRL gets every rate and
+schedule of a grid and the best of them counts; ours runs with its defaults. TRL's clock stands still
+while its recall is measured (one forward pass after every epoch), ours includes its own checks. Every
+run has a process of its own, so that peak memory is its own too. A run ends when every fact is recalled
+exactly, or after its budget. The last lines can be read by a script.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from ratio import interval, machine, peak_mib
+from verify_speed import phone_book
+
+from lorewright.data import Example
+from lorewright.lora import LoraConfig
+from lorewright.model import Model
+from lorewright.readers import read_knowledge
+from lorewright.recall import audit, trace
+from lorewright.recipe import WriteConfig
+from lorewright.views import given
+from lorewright.write import suggested_lr, write
+
+RATES = (1e-3, 2e-3, 4e-3, 8e-3)
+SCHEDULES = (("linear", 40), ("linear", 80), ("cosine", 60), ("constant", 60))
+BATCH = 8
+
+
+def pairs(n: int) -> list[Example]:
+    """n questions with short answers on invented subjects, from the embedded base's world."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "pocket"))
+    import random
+
+    import world
+
+    rng, found = random.Random("write-speed"), {}
+    while len(found) < n:
+        item = world.statements(rng, 1)[0]
+        found.setdefault(world.set_ask(item, 1), item.value)
+    return [Example(question, answer) for question, answer in found.items()]
+
+
+def facts_of(name: str, n: int) -> list[Example]:
+    """`numbers`, `pairs`, or a file."""
+    if name == "numbers":
+        return phone_book(n)
+    return pairs(n) if name == "pairs" else given(read_knowledge(Path(name)).facts)
+
+
+def ours(model: Model, examples: list[Example], arm: dict[str, Any]) -> dict[str, Any]:
+    """One write with the defaults."""
+    config = WriteConfig(
+        lora=LoraConfig(rank=arm["rank"], seed=arm["seed"]),
+        lr=suggested_lr(model),
+        batch_size=BATCH,
+        epochs=arm["epochs"],
+        seed=arm["seed"],
+    )
+    began = time.perf_counter()
+    done = write(model, examples, config)
+    seconds = time.perf_counter() - began
+    with model.using(done.adapter):
+        exact = audit(model, examples).recall.mean
+    return {"seconds": seconds, "exact": exact, "epochs": len(done.epochs)}
+
+
+def trl(model: Model, examples: list[Example], arm: dict[str, Any]) -> dict[str, Any]:
+    """One run of SFTTrainer; the clock stands still while recall is measured."""
+    from datasets import Dataset
+    from peft import LoraConfig as PeftConfig
+    from transformers import TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    rows = [model.render(e.prompt, e.completion) for e in examples]
+    data = Dataset.from_list(
+        [
+            {
+                "input_ids": [*row.prompt_ids, *row.completion_ids],
+                "labels": [-100] * len(row.prompt_ids) + list(row.completion_ids),
+            }
+            for row in rows
+        ]
+    )
+    state = {"paused": 0.0, "began": math.nan, "exact": 0.0, "epochs": 0, "seconds": math.nan}
+
+    class Measure(TrainerCallback):
+        def on_train_begin(self, args: Any, state_: Any, control: Any, **_: Any) -> None:
+            state["began"] = time.perf_counter()
+
+        def on_epoch_end(self, args: Any, state_: Any, control: Any, **_: Any) -> Any:
+            now = time.perf_counter()
+            model.network.eval()
+            exact = [each.exact for each in trace(model, rows)]
+            model.network.train()
+            state["exact"], state["epochs"] = sum(exact) / len(exact), state["epochs"] + 1
+            state["seconds"] = now - state["began"] - state["paused"]
+            control.should_training_stop = all(exact) or state["seconds"] > arm["limit"]
+            state["paused"] += time.perf_counter() - now
+            return control
+
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer = SFTTrainer(
+            model=model.network,
+            args=SFTConfig(
+                output_dir=folder,
+                num_train_epochs=arm["epochs"],
+                per_device_train_batch_size=BATCH,
+                learning_rate=arm["lr"],
+                lr_scheduler_type=arm["schedule"],
+                logging_strategy="no",
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+                bf16=False,
+                activation_checkpointing=False,
+                seed=arm["seed"],
+            ),
+            train_dataset=data,
+            processing_class=model.tokenizer,
+            peft_config=PeftConfig(
+                r=arm["rank"], lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"
+            ),
+            callbacks=[Measure()],
+        )
+        trainer.train()
+    return {key: state[key] for key in ("seconds", "exact", "epochs")}
+
+
+def run(arm: dict[str, Any]) -> dict[str, Any]:
+    """One arm in a process of its own."""
+    command = [sys.executable, __file__, "--arm", json.dumps(arm)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{arm} failed:\n{done.stderr[-2000:]}")
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    best = "reached" if found["exact"] == 1 else f"only {found['exact']:.2f}"
+    how = "" if arm["kind"] == "ours" else f" lr {arm['lr']:g} {arm['schedule']}/{arm['epochs']}"
+    print(
+        f"#   {arm['kind']}{how} seed {arm['seed']}: {best} after {found['epochs']} epochs, "
+        f"{found['seconds']:.1f} s, {found['tokens_per_second']:.0f} tokens/s, "
+        f"{found['peak_mib']:.0f} MiB",
+        flush=True,
+    )
+    return found
+
+
+def one(arm: dict[str, Any]) -> None:
+    """What the process of an arm does."""
+    torch.set_num_threads(arm["threads"])
+    model = Model.load(arm["model"])
+    examples = facts_of(arm["facts"], arm["n"])
+    n_tokens = sum(len(model.render(e.prompt, e.completion)) for e in examples)
+    found = (ours if arm["kind"] == "ours" else trl)(model, examples, arm)
+    found["tokens_per_second"] = n_tokens * found["epochs"] / found["seconds"]
+    print(json.dumps(found | {"peak_mib": peak_mib()}))
+
+
+def compare(name: str, n: int, rank: int, args: argparse.Namespace) -> None:
+    """Tune TRL on one seed, run the best of it and ours on every seed, print the ratio."""
+    print(f"## {name}, {n} facts, rank {rank}", flush=True)
+    arm = {"model": args.model, "facts": name, "n": n, "rank": rank, "threads": args.threads}
+    mine = [run(arm | {"kind": "ours", "epochs": 80, "seed": seed}) for seed in range(args.seeds)]
+    limit = args.patience * statistics.median(each["seconds"] for each in mine)
+    grid = [(lr, *schedule) for lr in RATES for schedule in SCHEDULES]
+    grid = grid[5:7] if args.quick else grid
+    tried = []
+    for lr, schedule, epochs in grid:
+        how = {"kind": "trl", "lr": lr, "schedule": schedule, "epochs": epochs, "limit": limit}
+        found = run(arm | how | {"seed": 0})
+        tried.append((found["exact"] < 1, -found["exact"], found["seconds"], how, found))
+    *_, how, first = min(tried, key=lambda row: row[:3])
+    theirs = [first] + [run(arm | how | {"seed": seed}) for seed in range(1, args.seeds)]
+    slow, fast = ([each["seconds"] for each in side] for side in (theirs, mine))
+    low, high = interval(slow, fast)
+    reached = [sum(each["exact"] == 1 for each in side) for side in (mine, theirs)]
+    memory = [max(each["peak_mib"] for each in side) for side in (mine, theirs)]
+    label = Path(name).stem
+    print(
+        f"write_speed_{label}_r{rank} ratio={statistics.median(slow) / statistics.median(fast):.2f} "
+        f"low={low:.2f} high={high:.2f} reached={reached[0]}/{args.seeds} "
+        f"peer_reached={reached[1]}/{args.seeds} memory={memory[0]:.0f} peer_memory={memory[1]:.0f}",
+        flush=True,
+    )
+
+
+def main() -> None:
+    """Compare on every set of facts and rank."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="pocket")
+    parser.add_argument("--facts", help="a file of facts in place of the generated numbers")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[4, 16])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--patience", type=float, default=8, help="a TRL run may take so many times our seconds"
+    )
+    parser.add_argument("--quick", action="store_true", help="40 numbers, rank 16, two settings")
+    parser.add_argument("--arm", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.arm:
+        one(json.loads(args.arm))
+        return
+    print(machine(args.threads))
+    sets = [(args.facts or "numbers", 100), ("pairs", 400)]
+    if args.quick:
+        sets, args.ranks, args.seeds = [(args.facts or "numbers", 40)], [16], 1
+    for name, n in sets:
+        for rank in args.ranks:
+            compare(name, n, rank, args)
+
+
+if __name__ == "__main__":
+    main()
