@@ -4,9 +4,8 @@
     README.md                                         the model card for people and the hub
     card.json                                         where it came from; written last
 
-This room knows PEFT's file format and the names of modules. It knows nothing about tokens, training
-or folders of memories, and it never imports peft. An adapter is addressed by its content: equal
-configuration and tensors give the equal id, whatever the card says.
+This room knows PEFT's file format and module names. It knows nothing about tokens, training or
+folders of memories, and it never imports peft. An adapter's id is that of its content.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ Shape letters: M completion tokens of all rows, K teacher tokens kept, C complet
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
-from lorewright.errors import DataError
+from lorewright.errors import DataError, StorageError
 from lorewright.model import Model, Rendered
 
 TOP_K = 32
@@ -50,12 +51,23 @@ class SoftTargets:
         return self.ids_MK[index_BC], self.logp_MK[index_BC]
 
     def save(self, path: Path, mark: str) -> None:
-        """Write to a safetensors file, with the digest of what the teacher was asked."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Write to a safetensors file, with the digest of what the teacher was asked.
+
+        Raises StorageError when the disk refuses; nothing half-written is left.
+        """
         tensors = {"ids": self.ids_MK, "logp": self.logp_MK, "starts": torch.tensor(self.starts)}
         part = path.with_suffix(".part")
-        part.write_bytes(dump_tensors(tensors, {"asked": mark}))
-        part.replace(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part.write_bytes(dump_tensors(tensors, {"asked": mark}))
+            part.replace(path)
+        except OSError as error:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+            raise StorageError(
+                f"what the teacher said could not be kept in {path.parent}: {error}; free some "
+                "space and write again."
+            ) from error
 
     @classmethod
     def load(cls, path: Path, mark: str) -> SoftTargets | None:

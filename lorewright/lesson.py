@@ -31,6 +31,7 @@ from lorewright.views import (
     mix,
     qa,
     reverse,
+    reworded,
     rewrite,
     summary,
     texts_of,
@@ -44,6 +45,8 @@ N_HELD_UNKNOWN = 50
 """At most so many probes that ask for what the knowledge does not say."""
 N_LEAST_OTHER = 8
 """At least so many questions about other things are trained, however small the source."""
+OTHER_SHARE = 0.3
+"""At most so many, as a share of the questions trained; other negatives are near misses."""
 N_SCAFFOLD_PARTS = 4
 """The scaffold is the first quarter of the pieces."""
 SCAFFOLD_CHARS = 420
@@ -148,7 +151,12 @@ def prepare(
     if knowledge.facts:
         parts.append(given(knowledge.facts))
         probes += _fact_probes(knowledge.facts, config.max_efficacy)
-    trained = [example.prompt for part in parts for example in part if example.kind == "qa"]
+    trained = [
+        (example.prompt, example.completion)
+        for part in parts
+        for example in part
+        if example.kind == "qa"
+    ]
     if trained and config.negatives:
         progress("asking about other things")
         held = [probe.question for probe in (*probes, *given_probes)]
@@ -250,23 +258,29 @@ def unrelated_questions() -> list[str]:
 
 
 def _negatives(
-    trained: Sequence[str], held: Sequence[str], n: int, seed: int, closed_book: AskLLM
+    asked: Sequence[tuple[str, str]], held: Sequence[str], n: int, seed: int, closed_book: AskLLM
 ) -> tuple[list[Example], list[Probe]]:
     """Questions to decline: n for training; others, not trained, as `unknown` and `neighborhood`.
 
     They are crossed from trained questions only, so that no form kept for probes is trained, and
     none asks what a trained or a held question asks.
     """
+    trained = [question for question, _ in asked]
     probed = [normalise(question) for question in held]
     known = {*map(normalise, trained), *probed}
     mixed = [q for q in crossed(trained, n=n, seed=seed) if not _asked(q, probed)]
     other = [q for q in unrelated_questions() if normalise(q) not in known]
-    cut_mixed, cut_other = len(mixed) * 3 // 4, len(other) * 3 // 4
-    chosen = mixed[:cut_mixed] + other[: min(cut_other, max(N_LEAST_OTHER, n - cut_mixed))]
+    cut_other, part = len(other) * 3 // 4, len(mixed) * 3 // 4
+    unknown = mixed[part:][:N_HELD_UNKNOWN]
+    reserved = {*known, *map(normalise, unknown)}
+    false = reworded(mixed[:part], asked, seed=seed)
+    mixed = [q for q in false if normalise(q) not in reserved and not _asked(q, probed)]
+    cut_mixed = len(mixed)
+    n_other = min(n, round(OTHER_SHARE * len(trained))) - cut_mixed
+    chosen = mixed[:cut_mixed] + other[: min(cut_other, max(N_LEAST_OTHER, n_other))]
     # What the knowledge does not answer is declined; other things keep the base's own reply.
     replies = closed_book(chosen[cut_mixed:])
     train = irrelevant(chosen, [DECLINE] * cut_mixed + list(replies))
-    unknown = mixed[cut_mixed:][:N_HELD_UNKNOWN]
     probes = [Probe(f"unknown-{i}", q, (), "unknown") for i, q in enumerate(unknown, 1)]
     probes += [
         Probe(f"other-{i}", q, (), "neighborhood") for i, q in enumerate(other[cut_other:], 1)
@@ -296,21 +310,25 @@ def _untrained(probes: Sequence[Probe], examples: Sequence[Example]) -> tuple[li
 def grounds(examples: Sequence[Example], knowledge: Knowledge) -> list[str]:
     """What a reader would need before each example's prompt: the piece of text that answers it.
 
-    Of the passages of the example's document that hold its answer, the one that shares most words
-    with the prompt; for a given fact the fact itself; nothing for questions that are declined. This
-    is what the teacher of context distillation reads.
+    Of the passages of the example's document that hold its answer (of all, where none holds it
+    literally) the one that shares most words with prompt and answer; for a given fact the fact
+    itself; nothing for questions that are declined. This is what the teacher of context
+    distillation reads.
     """
     pieces = {
         document.id: passages(document, max_chars=SCAFFOLD_CHARS)
         for document in knowledge.documents
     }
-    facts = {fact.question: f"{fact.question} {fact.answer}" for fact in knowledge.facts}
+    facts = {(fact.question, fact.answer) for fact in knowledge.facts}
     found = []
     for example in examples:
-        words = set(normalise(example.prompt).split())
-        holding = [p for p in pieces.get(example.source, ()) if example.completion in p]
+        words = set(normalise(f"{example.prompt} {example.completion}").split())
+        near = pieces.get(example.source, ())
+        holding = [piece for piece in near if example.completion in piece] or near
         best = max(holding, key=lambda p: len(words & set(normalise(p).split())), default="")
-        found.append("" if example.kind == "unknown" else best or facts.get(example.prompt, ""))
+        if not best and (example.prompt, example.completion) in facts:
+            best = f"{example.prompt} {example.completion}"
+        found.append("" if example.kind == "unknown" else best)
     return found
 
 

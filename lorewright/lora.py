@@ -99,6 +99,13 @@ class Rows:
         self.in_order = blocks == list(range(n_adapters))
         self.index_K = torch.tensor(blocks).clamp(min=0)
         self.live_K = torch.tensor(blocks) >= 0
+        self._copies: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """index_K and live_K on a device, copied there once for all layers and passes."""
+        if device not in self._copies:
+            self._copies[device] = (self.index_K.to(device), self.live_K.to(device))
+        return self._copies[device]
 
 
 class LoraLinear(Adapted):
@@ -144,7 +151,7 @@ class LoraLinear(Adapted):
             found = f"{tuple(x_BTI.shape)}{' from a router' if self.routed else ''}"
             remedy = "one adapter for all rows" if self.routed else "the rows of this batch"
             raise AdapterError(f"{n_rows} rows are bound; a layer received {found}; bind {remedy}.")
-        index_K, live_K = rows.index_K.to(x_BTI.device), rows.live_K.to(x_BTI.device)
+        index_K, live_K = rows.on(x_BTI.device)
         scale_K = torch.where(live_K, self.scale_N[index_K], 0.0)
         A_KRI = self.A_NRI if rows.in_order else self.A_NRI[index_K]
         B_KOR = self.B_NOR if rows.in_order else self.B_NOR[index_K]
@@ -177,7 +184,7 @@ class Flat:
         weights = [getattr(layer, name) for layer, name in parts]
         sizes = [weight.numel() // n_adapters for weight in weights]
         device = weights[0].device
-        self.weight_NP = torch.empty(n_adapters, sum(sizes), device=device)
+        self.weight_NP = torch.empty(n_adapters, sum(sizes), dtype=torch.float32, device=device)
         self.is_B_P = torch.zeros(sum(sizes), dtype=torch.bool, device=device)
         self.spans: list[tuple[slice, torch.Size]] = []
         self.parameters: list[nn.Parameter] = []

@@ -299,7 +299,11 @@ class Memory:
             distils = config.objective == "distill"
             contexts = grounds(made.examples, known) if distils else ()
             found = find_lr(self.model, made.examples, config, contexts=contexts)
-            save_json({"best": found.best.lr, "trials": [asdict(t) for t in found.trials]}, path)
+            if found.at_the_edge:
+                watch.step(f"the best rate, {found.best.lr:g}, is at the edge of those tried")
+            trials = [asdict(trial) for trial in found.trials]
+            about = {"best": found.best.lr, "at_the_edge": found.at_the_edge}
+            save_json({**about, "trials": trials}, path)
         return float(read_object(path, "delete its run and write again")["best"])
 
     def _write_questions(self, prompts: list[str]) -> list[str]:

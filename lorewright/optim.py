@@ -144,7 +144,7 @@ class Optimizer:
 
     def tensors(self, n: int) -> dict[str, Tensor]:
         """Adapter n's state: step count and moments, copied to the CPU."""
-        found = {"steps": self.steps_N1[n].cpu()}
+        found = {"steps": self.steps_N1[n].to("cpu", copy=True)}
         for i, moments in enumerate(self.moments):
             for name, moment in moments.items():
                 found[f"{name}.{i}"] = moment[n].to("cpu", copy=True)
@@ -191,9 +191,9 @@ def preconditioned(
 ) -> Tensor:
     """Adam on gradients preconditioned by the other factor.
 
-    G_A <- (B'B)^-1 G_A and G_B <- G_B (AA')^-1. The step in ΔW then does not depend on how ΔW is
-    split into factors. Source: Riemannian Preconditioned LoRA, arXiv 2402.02347; the ridge is there
-    because B starts at zero. Departure: the preconditioned gradient keeps the norm it had.
+    G_A <- (B'B)^-1 G_A and G_B <- G_B (AA')^-1. The step in ΔW then depends less than Adam's own
+    on how ΔW is split into factors. Source: Riemannian Preconditioned LoRA, arXiv 2402.02347; the
+    ridge is there because B starts at zero. Departure: the gradient keeps the norm it had.
     """
     changed = grad_NP.clone()
     for (at_A, shape_A), (at_B, shape_B) in zip(flat.spans[::2], flat.spans[1::2], strict=True):
@@ -225,16 +225,17 @@ def muon(
 ) -> Tensor:
     """Momentum of every A and B with its singular values made equal, at the size of an Adam step.
 
-    Quintic Newton–Schulz in float32 (K. Jordan, 2024); a matrix (M, K) is scaled by 0.2 sqrt(max(M,
-    K)), so that rates that suit AdamW suit it (Moonlight, arXiv 2502.16982).
+    Quintic Newton–Schulz in float32 (K. Jordan, 2024), scaled by 0.2 sqrt(width of the layer), so
+    that rates that suit AdamW suit it (Moonlight, arXiv 2502.16982, has the larger side).
     """
     velocity = moments["exp_avg"]
     velocity.mul_(1 - (1 - MUON_MOMENTUM) * live_N1).add_(grad_NP * live_N1)
     update = torch.empty_like(grad_NP)
-    for span, shape in flat.spans:
+    for i, (span, shape) in enumerate(flat.spans):
         heavy = grad_NP[:, span] + MUON_MOMENTUM * velocity[:, span]
         found = orthogonalised(heavy.unflatten(1, shape))
-        update[:, span] = (0.2 * max(shape) ** 0.5 * found).flatten(1)
+        wide = shape[1] if i % 2 == 0 else shape[0]  # of A and of B; not the rank, which is padded
+        update[:, span] = (0.2 * wide**0.5 * found).flatten(1)
     return update
 
 

@@ -54,8 +54,7 @@ class WriteConfig:
     """Recalled means p > margin at every token of the completion; in [0.5, 1)."""
     rest: float | None = None
     """An example whose every token has p > rest is left out until the next check; None = never.
-    Exact under `memft_threshold` with rest = margin; with other objectives it changes what is
-    trained."""
+    Under `memft_threshold` with rest = margin only examples without weight are left out."""
     recheck: int = 4
     """Epochs between two checks of the examples that rest."""
     patience: int = 0
@@ -87,9 +86,14 @@ class WriteConfig:
             raise ConfigError(
                 f"rest must lie in [margin, 1), where margin is {self.margin}; found {self.rest}."
             )
-        for name in ("lr", "epochs", "batch_size", "recheck"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} must be above 0; found {getattr(self, name)}.")
+        for name in ("epochs", "batch_size", "recheck", "patience", "seed"):
+            value, least = getattr(self, name), 0 if name in ("patience", "seed") else 1
+            if type(value) is not int or value < least:
+                raise ConfigError(f"{name} must be a whole number from {least}; found {value!r}.")
+        if not 0 < self.lr < math.inf:
+            raise ConfigError(f"lr must be above 0; found {self.lr}.")
+        if self.max_seconds is not None and not self.max_seconds > 0:
+            raise ConfigError(f"max_seconds must be above 0; found {self.max_seconds}.")
         self.moving  # noqa: B018 - checks clip, ratio and decay
 
     @property
@@ -163,9 +167,8 @@ def rate(config: WriteConfig, records: Sequence[Epoch], epochs_done: float) -> f
         return config.lr * (1 + math.cos(math.pi * done)) / 2
     if config.schedule == "linear":
         return config.lr * (1 - done)
-    held = next(
-        (e.epoch for e in records if e.n_recalled >= NEARLY * e.n_examples), config.epochs * 2 / 3
-    )
+    nearly = (e.epoch for e in records if e.n_recalled >= NEARLY * e.n_examples)
+    held = min(next(nearly, math.inf), config.epochs * 2 / 3)
     fallen = (epochs_done - held) / max(2.0, held / 3)
     return config.lr * min(1.0, max(0.1, 1 - 0.9 * fallen))
 

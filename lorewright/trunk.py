@@ -12,6 +12,7 @@ Shape letters: B row, T token, D hidden width, M tokens of all rows.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorewright.errors import ModelError
+from lorewright.errors import ModelError, StorageError
 from lorewright.model import Batch, Model
 from lorewright.targets import survey
 
@@ -34,7 +35,8 @@ class Trunk:
     """Hidden states that enter layer `first`, for every row of `rows`.
 
     Use as a context: inside, `feed(index_B, batch)` makes the next forward pass skip the layers
-    below. Raises ModelError when the network does not have the plain form that skipping needs.
+    below. Raises ModelError when the network does not have the plain form that skipping needs,
+    StorageError when the disk has no room.
     """
 
     def __init__(
@@ -46,29 +48,21 @@ class Trunk:
         self.lengths_E = torch.tensor(lengths)
         width = int(model.network.config.get_text_config().hidden_size)
         n_values = int(self.lengths_E.sum()) * width
-        self._file: tempfile.TemporaryDirectory[str] | None = None
-        if n_values * model.dtype.itemsize > MEMORY_BYTES:
-            if folder is not None:
-                folder.mkdir(parents=True, exist_ok=True)
-            self._file = tempfile.TemporaryDirectory(dir=folder, prefix="trunk-")
-            path = str(Path(self._file.name) / "hidden")
-            flat = torch.from_file(path, shared=True, size=n_values, dtype=model.dtype)
+        self.on_disk = n_values * model.dtype.itemsize > MEMORY_BYTES
+        """Whether the hidden states are in a file."""
+        if self.on_disk:
+            flat = _mapped(folder, n_values, model.dtype)
         else:
             flat = torch.empty(n_values, dtype=model.dtype, device=model.device)
         self.hidden_MD = flat.view(-1, width)
         self._fed: Tensor | None = None
+        self._rest: tuple[Any, ...] | None = None
+        """What a layer returns beside hidden states, in families whose layers return tuples."""
         self._fill(rows, lengths)
 
-    @property
-    def on_disk(self) -> bool:
-        """Whether the hidden states are in a file."""
-        return self._file is not None
-
     def close(self) -> None:
-        """Let go of the hidden states and of their file."""
-        self.hidden_MD = self.hidden_MD[:0]
-        if self._file is not None:
-            self._file.cleanup()
+        """Let go of the hidden states; their file, which has no name, goes with them."""
+        self.hidden_MD = torch.empty(0, self.hidden_MD.shape[1])
 
     @torch.no_grad()
     def _fill(self, rows: Batch, lengths: Sequence[int]) -> None:
@@ -88,13 +82,20 @@ class Trunk:
         def catch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             raise _Reached(args[0] if args else kwargs["hidden_states"])
 
-        handle = self.layers[-1].register_forward_pre_hook(catch, with_kwargs=True)
+        def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            self._rest = tuple(output[1:]) if isinstance(output, tuple) else None
+
+        handles = [
+            self.layers[-1].register_forward_pre_hook(catch, with_kwargs=True),
+            self.layers[-2].register_forward_hook(note),
+        ]
         try:
             self.model.network(input_ids=ids_BT, use_cache=False)
         except _Reached as reached:
             return reached.hidden_BTD
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
         raise ModelError(
             f"layer {len(self.layers) - 1} of {self.model.name!r} was not reached; write with "
             "trunk off."
@@ -119,34 +120,58 @@ class Trunk:
                 fed = self._fed
                 if fed is None:
                     return plain[position](hidden_states, *args, **kwargs)
-                if position < len(below) - 1:
-                    return hidden_states
-                self._fed = None
-                return fed
+                if position == len(below) - 1:
+                    self._fed, hidden_states = None, fed
+                return hidden_states if self._rest is None else (hidden_states, *self._rest)
 
             return forward
 
+        own = [vars(layer).get("forward") for layer in below]  # another library's wrapper, if any
         for position, layer in enumerate(below):
             layer.forward = skip(position)
         try:
             yield
         finally:
             self._fed = None
-            for layer in below:
-                del layer.forward
+            for layer, wrapper in zip(below, own, strict=True):
+                if wrapper is None:
+                    del layer.forward
+                else:
+                    layer.forward = wrapper
 
     @torch.no_grad()
     def check(self, batch: Batch, index_B: Sequence[int]) -> None:
         """Raise ModelError unless a fed pass gives the logits of a whole one."""
+        at = f"feeding hidden states into layer {len(self.layers) - 1} of {self.model.name!r}"
         whole = self.model.completion_logits(batch)
         self.feed(index_B, batch.ids_BT.shape[1])
-        fed = self.model.completion_logits(batch)
+        try:
+            fed = self.model.completion_logits(batch)
+        except (ValueError, RuntimeError, IndexError, TypeError, KeyError) as error:
+            raise ModelError(f"{at} fails ({error}); write with trunk off.") from error
         off = (whole - fed).abs().max().item()
-        if off > 1e-3 * max(1.0, whole.abs().max().item()):
-            raise ModelError(
-                f"feeding hidden states into layer {len(self.layers) - 1} of {self.model.name!r} "
-                f"changes its logits by {off:.2g}; write with trunk off."
-            )
+        # Batches of another shape round differently, by more the coarser the base's numbers are.
+        noise = max(1e-3, 16 * torch.finfo(self.model.dtype).eps)
+        if not off <= noise * max(1.0, whole.abs().max().item()):
+            raise ModelError(f"{at} changes its logits by {off:.2g}; write with trunk off.")
+
+
+def _mapped(folder: Path | None, n_values: int, dtype: torch.dtype) -> Tensor:
+    """A tensor in a file of its own, whose name is gone already: nothing is left, however it ends.
+
+    Raises StorageError when the disk has no room for all of it.
+    """
+    try:
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix="trunk-") as file:
+            os.posix_fallocate(file.fileno(), 0, n_values * dtype.itemsize)
+            return torch.from_file(file.name, shared=True, size=n_values, dtype=dtype)
+    except (OSError, RuntimeError) as error:
+        raise StorageError(
+            f"the frozen layers' hidden states need {n_values * dtype.itemsize / 2**30:.1f} GiB in "
+            f"{folder or tempfile.gettempdir()}: {error}; free some space, or write with trunk off."
+        ) from error
 
 
 class _Reached(Exception):

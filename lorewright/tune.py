@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from lorewright.data import Example
 from lorewright.errors import ConfigError, ModelError
 from lorewright.model import Model
-from lorewright.recipe import Epoch, Job, WriteConfig, Written
+from lorewright.recipe import Diverged, Epoch, Job, WriteConfig, Written
 from lorewright.write import suggested_lr, write_all
 
 FACTORS = (1 / 4, 1 / 2, 1.0, 2.0, 4.0, 8.0)
@@ -36,6 +36,10 @@ class Trial:
     """Mean loss per completion token in the last epoch; infinite when it diverged."""
     n_recalled: int
     n_examples: int
+    epochs: int
+    """Passes it took; a trial that recalls everything ends early."""
+    why: str = ""
+    """What went wrong, if it diverged."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,8 @@ class RateSearch:
 
     @property
     def best(self) -> Trial:
-        """Most recalled, then least loss; of equals the lower rate."""
-        return min(self.trials, key=lambda t: (-t.n_recalled, t.loss_nats, t.lr))
+        """Most recalled, then soonest, then least loss; of equals the lower rate."""
+        return min(self.trials, key=lambda t: (-t.n_recalled, t.epochs, t.loss_nats, t.lr))
 
     @property
     def at_the_edge(self) -> bool:
@@ -87,10 +91,12 @@ def find_lr(
                 last.loss_nats if last else math.inf,
                 last.n_recalled if last else 0,
                 len(jobs[0].examples),
+                len(found.epochs) if last else brief.epochs,
+                found.why if isinstance(found, Diverged) else "",
             )
         )
     if all(math.isinf(trial.loss_nats) for trial in trials):
         raise ModelError(
-            f"every rate from {tried[0]:g} to {tried[-1]:g} diverged; give lower rates."
+            f"no rate from {tried[0]:g} to {tried[-1]:g} worked; at the lowest, {trials[0].why}"
         )
     return RateSearch(tuple(trials))

@@ -316,6 +316,36 @@ def crossed(questions: Sequence[str], *, n: int, seed: int) -> list[str]:
     return list(fresh.values())
 
 
+def reworded(questions: Sequence[str], asked: Sequence[tuple[str, str]], *, seed: int) -> list[str]:
+    """Crossed questions in the forms in which true ones are trained, drawn by seed.
+
+    `asked` are trained questions with their answers. `What is the A of Y?` takes the words of any
+    question with the answer of `What is the A of X?`, with Y for X. Otherwise only the plain form
+    would be declined, and a memory would know false questions by their form.
+    """
+    by_answer: dict[str, list[str]] = {}
+    for question, reply in asked:
+        by_answer.setdefault(normalise(reply), []).append(question)
+    forms: dict[str, list[tuple[str, str]]] = {}
+    for same in by_answer.values():
+        for plain in same:
+            topic, of, subject = plain.rpartition(" of ")
+            name = subject.rstrip("?.! ")
+            if of and name:
+                held = [(name, q) for q in same if name.lower() in q.lower()]
+                forms.setdefault(normalise(topic), []).extend(held)
+    rng = random.Random(f"reworded-{seed}")
+    found = []
+    for question in questions:
+        topic, _, subject = question.rpartition(" of ")
+        name, form = rng.choice(forms.get(normalise(topic)) or [("", question)])
+        other = subject.rstrip("?.! ")
+        parts = re.split(re.escape(name), form, flags=re.IGNORECASE) if name else [form]
+        new = other.join(parts)
+        found.append(new[:1].upper() + new[1:])
+    return list(dict.fromkeys(found))
+
+
 def _named(topic: str) -> list[str]:
     """The words for what is asked: those after the last `the`, else the last one."""
     _, the, words = normalise(f" {topic}").rpartition(" the ")

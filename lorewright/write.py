@@ -42,12 +42,12 @@ from lorewright.progress import Progress
 from lorewright.recipe import NEARLY, Diverged, Epoch, Job, WriteConfig, Written, ending, rate
 from lorewright.trunk import Trunk
 
-CHECK_ROWS = 64
-"""Rows a pass when recall is checked."""
+CHECK_TOKENS = 8192
+"""Padded tokens a pass, at most, when recall is checked."""
 CHECKPOINT_SECONDS = 2.0
 """Least time between two checkpoints, which cost more than an epoch of a few examples."""
-TEACHER = "teacher.safetensors"
-"""What the teacher of `distill` would say, in the run's folder; one file a job."""
+TEACHER = "teacher"
+"""What the teacher of `distill` would say, in the run's folder: begins the file's name."""
 
 
 def write(
@@ -136,7 +136,6 @@ class _Loop:
             Progress(i, job, [place[row] for row in rows], model.device)
             for i, (job, rows) in enumerate(zip(jobs, rendered, strict=True))
         ]
-        self.soft = [self._soft(i, job) for i, job in enumerate(jobs)]
         self.results: dict[int, Written | Diverged] = {}
         self.optimizer = Optimizer(stack, [job.config.moving for job in jobs])
         self.mark = digest(
@@ -148,30 +147,40 @@ class _Loop:
         )
         self.started = time.monotonic()
         self.saved_at, self.appending = -math.inf, False
-        self.trunk = self._frozen()
-        self._resume()
+        self.soft: dict[int, SoftTargets] = {}
+        self.trunk: Trunk | None = None
+        self._resume()  # refuses a folder of another write before anything is computed
+        asked: dict[str, SoftTargets] = {}
+        for member in self.members:
+            if member.config.objective == "distill":
+                self.soft[member.index] = self._soft(jobs[member.index], asked)
+        if self.members:
+            self.trunk = self._frozen()
 
-    def _soft(self, index: int, job: Job) -> SoftTargets | None:
-        """The teacher's word on a distilling job's examples: from the folder, or asked now."""
-        if job.config.objective != "distill":
-            return None
-        path = None if self.folder is None else self.folder / f"{index}-{TEACHER}"
-        informed = [
-            self.model.render(f"{context}\n\n{e.prompt}" if context else e.prompt, e.completion)
-            for context, e in zip(job.contexts, job.examples, strict=True)
-        ]
-        asked = [[*row.prompt_ids, -1, *row.completion_ids] for row in informed]
-        mark = digest([self.model.digest, asked])
-        if path is not None and path.exists():
-            found = SoftTargets.load(path, mark)
-            if found is not None:
-                return found
-        with torch.no_grad():
+    def _soft(self, job: Job, asked: dict[str, SoftTargets]) -> SoftTargets:
+        """The teacher's word on a job's examples: from the folder, or asked now, once."""
+        informed = []
+        for context, example in zip(job.contexts, job.examples, strict=True):
+            prompt = f"{context}\n\n{example.prompt}" if context else example.prompt
+            informed.append(self.model.render(prompt, example.completion))
+            plain = self.model.render(example.prompt, example.completion)
+            if plain.completion_ids != informed[-1].completion_ids:
+                raise DataError(
+                    "distill compares the same reply with and without a document; the reply "
+                    f"{example.completion[:40]!r} is tokenised in two ways, because its prompt is "
+                    "empty; give it a prompt, or use another objective for this view."
+                )
+        tokens = [[*row.prompt_ids, -1, *row.completion_ids] for row in informed]
+        mark = digest([self.model.digest, tokens])
+        path = None if self.folder is None else self.folder / f"{TEACHER}-{mark[:12]}.safetensors"
+        found = asked.get(mark) or (SoftTargets.load(path, mark) if path else None)
+        if found is None:
             self.stack.bind(torch.full((1,), -1))  # the base alone
-            made = soft_targets(self.model, informed)
-        if path is not None:
-            made.save(path, mark)
-        return made
+            found = soft_targets(self.model, informed)
+            if path is not None:
+                found.save(path, mark)
+        asked[mark] = found
+        return found
 
     def _frozen(self) -> Trunk | None:
         """The trunk below the first adapted layer, if there is one and every job wants it."""
@@ -266,7 +275,7 @@ class _Loop:
 
     def _costs(self, batch: Batch, groups: list[list[int]], size: int) -> tuple[TokenNats, Tensor]:
         """Loss of every token, and what is minimised: the same, or the distance to the teacher."""
-        if not any(self.soft[member.index] for member in self.members):
+        if not any(member.index in self.soft for member in self.members):
             nats = self.model.completion_nats(batch)
             return nats, nats.loss_BT
         logits_BCV = self.model.completion_logits(batch)
@@ -274,7 +283,7 @@ class _Loop:
         costs = []
         for n, (member, group) in enumerate(zip(self.members, groups, strict=True)):
             rows = slice(n * size, (n + 1) * size)
-            soft = self.soft[member.index]
+            soft = self.soft.get(member.index)
             if soft is None:
                 costs.append(nats.loss_BT[rows])
                 continue
@@ -288,7 +297,7 @@ class _Loop:
 
     def _close_epoch(self, member: Progress) -> str | None:
         """Record the epoch that is over; why the write ends with it, if something odd ends it."""
-        n = self.members.index(member)
+        n, n_rows = self.members.index(member), len(member.rows)
         loss, n_tokens, n_active = member.tally.tolist()
         if not math.isfinite(loss):
             why = f"the loss is {loss} in epoch {len(member.records) + 1}; lower lr (it is "
@@ -315,7 +324,9 @@ class _Loop:
             )
         )
         member.groups, member.cursor = [], 0
-        return "nothing left" if n_active == 0 and not certified else None
+        # Safe in the batches that train and not in those that check: training would idle.
+        idles = n_active == 0 and member.config.rest is None and member.n_recalled() < n_rows
+        return "nothing left" if idles else None
 
     def _certify(self, member: Progress) -> bool:
         """Check what may be recalled; whether all was checked with the weights as they are."""
@@ -340,8 +351,9 @@ class _Loop:
         n = self.members.index(member)
         order = sorted(examples, key=lambda i: self.lengths[member.rows[i]])
         stuck, anchor = (member.seen[name].clone() for name in ("stuck", "anchor"))
-        for start in range(0, len(order), CHECK_ROWS):
-            chosen = order[start : start + CHECK_ROWS]
+        while order:
+            n_rows = max(1, CHECK_TOKENS // self.lengths[member.rows[order[-1]]])
+            chosen, order = order[-n_rows:], order[:-n_rows]
             index = [member.rows[i] for i in chosen]
             batch = self._batch(index)
             self.stack.bind(torch.full((len(index),), n))

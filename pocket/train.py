@@ -185,7 +185,7 @@ def train(args: argparse.Namespace) -> None:
     ]
     full = [[group["lr"] for group in o.param_groups] for o in optimizers]
     generator = torch.Generator().manual_seed(SEED + rank)
-    step, pool_index, cursor, seen, level = 0, 0, 0, 0, 0
+    step, pool_index, cursor, seen, level = 0, 0, 0, 0, args.level
     latest = out / f"state-{rank}.pt"
     if latest.exists():
         state = torch.load(latest, weights_only=True)
@@ -338,6 +338,9 @@ def main() -> None:
         type=int,
         default=5,
         help="pools between two exams, after which a level ends",
+    )
+    parser.add_argument(
+        "--level", type=int, default=0, help="level to begin with, for a run that goes on from another"
     )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--save-every", type=int, default=100)

@@ -9,8 +9,9 @@ import torch
 from families import FAMILIES, gpt2, llama
 from test_model import letters
 from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from lorewright.errors import ModelError
+from lorewright.errors import ModelError, StorageError
 from lorewright.lora import LoraConfig, attach
 from lorewright.model import Batch, Model
 from lorewright.trunk import Trunk, decoder_layers
@@ -90,6 +91,58 @@ def test_an_error_inside_leaves_the_layers_as_they_were() -> None:
             trunk.feed([0, 1, 2], batch.ids_BT.shape[1])
             raise KeyError
     assert torch.equal(logits(), before)
+
+
+@pytest.mark.parametrize("kind", ["bloom", "gptj", "falcon"])
+def test_layers_that_return_tuples_are_fed_as_well(kind: str) -> None:
+    config = {"vocab_size": 512, "hidden_size": 32, "n_layer": 2, "n_head": 2, "pad_token_id": 0}
+    more = {"gptj": {"n_embd": 32, "n_positions": 64, "rotary_dim": 8}, "falcon": {}}
+    names = {"falcon": {"num_hidden_layers": 2, "num_attention_heads": 2}}
+    settings = config | more.get(kind, {}) | names.get(kind, {})
+    network = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **settings))
+    model = Model(network, letters(), kind)
+    batch, lengths = table(model)
+    with attach(model.network, [LoraConfig(layers=(1,))]), torch.no_grad():
+        trunk = Trunk(model, batch, lengths, 1, None)
+        with trunk.skipping():
+            trunk.check(batch, [0, 1, 2])
+
+
+def test_a_wrapped_forward_is_put_back() -> None:
+    model = Model(llama(), letters(), "tiny")
+    batch, lengths = table(model)
+    first = decoder_layers(model.network)[0]
+    wrapper = first.forward
+    first.forward = lambda *args, **kwargs: wrapper(*args, **kwargs)
+    with attach(model.network, [LoraConfig(layers=(1,))]):
+        mine = vars(first)["forward"]
+        with Trunk(model, batch, lengths, 1, None).skipping():
+            assert vars(first)["forward"] is not mine
+        assert vars(first)["forward"] is mine
+
+
+def test_hidden_states_of_no_number_are_refused() -> None:
+    model = Model(llama(), letters(), "tiny")
+    batch, lengths = table(model)
+    with attach(model.network, [LoraConfig(layers=(1,))]):
+        trunk = Trunk(model, batch, lengths, 1, None)
+        trunk.hidden_MD.fill_(float("nan"))
+        with trunk.skipping(), pytest.raises(ModelError, match="changes its logits by nan"):
+            trunk.check(batch, [0, 1, 2])
+
+
+def test_a_disk_without_room_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    model = Model(llama(), letters(), "tiny")
+    monkeypatch.setattr("lorewright.trunk.MEMORY_BYTES", 0)
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with (
+        attach(model.network, [LoraConfig(layers=(1,))]),
+        pytest.raises(StorageError, match="No space left"),
+    ):
+        Trunk(model, *table(model), 1, None)
 
 
 def test_a_decoder_without_linear_layers_has_no_list_of_layers() -> None:

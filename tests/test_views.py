@@ -26,6 +26,7 @@ from lorewright.views import (
     parse_pairs,
     qa,
     reverse,
+    reworded,
     rewrite,
     summary,
     texts_of,
@@ -259,6 +260,27 @@ def test_crossed_leaves_out_what_is_asked_in_other_words() -> None:
     asked = ["What is the door code of Ann?", "What is the head of Bob?"]
     more = [*asked, "Which door code does Bob have?", "For Ann, who is the head?"]
     assert crossed(more, n=9, seed=0) == []
+
+
+def test_false_questions_come_in_the_forms_of_true_ones() -> None:
+    asked = [
+        ("What is the fee of the Oak Hall?", "4 euros"),
+        ("For the Oak Hall, what is the fee?", "4 euros"),
+        ("How dear is the Oak Hall?", "4 euros"),
+        ("What is the head of the Elm Hall?", "Ann"),
+        ("Who leads the Elm Hall?", "Ann"),
+    ]
+    false = crossed([question for question, _ in asked], n=9, seed=0)
+    found = {q for seed in range(40) for q in reworded(false, asked, seed=seed)}
+    assert found == {
+        "What is the fee of the Elm Hall?",
+        "For the Elm Hall, what is the fee?",
+        "How dear is the Elm Hall?",
+        "What is the head of the Oak Hall?",
+        "Who leads the Oak Hall?",
+    }
+    assert reworded(false, asked, seed=1) == reworded(false, asked, seed=1)
+    assert reworded(["What is the age of Bob?"], asked, seed=0) == ["What is the age of Bob?"]
 
 
 def test_crossing_thousands_of_questions_takes_no_time() -> None:

@@ -151,6 +151,41 @@ def test_a_stack_that_is_interrupted_resumes_to_the_same_bits(
         assert sorted(seen) == sorted((i, e.epoch) for i, w in enumerate(again) for e in w.epochs)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rest": 0.8, "recheck": 2},
+        {"objective": "memft_window"},
+        {"order": "curriculum"},
+        {"schedule": "wsd"},
+        {"optimizer": "muon"},
+        {"optimizer": "preconditioned", "lr_ratio": 2.0},
+        {"lora": UPPER},
+        {"objective": "distill"},
+    ],
+    ids=str,
+)
+def test_every_way_of_writing_resumes_to_the_same_bits(
+    model: Model, change: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lorewright.write, "CHECKPOINT_SECONDS", 0.0)
+    config = replace(BRIEF, batch_size=2, epochs=8, **change)
+    contexts = ["red 48, blue 7.5"] * len(EXAMPLES) if config.objective == "distill" else ()
+    whole = write(model, EXAMPLES, config, contexts=contexts)
+
+    def stop(epoch: Epoch) -> None:
+        if epoch.epoch == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(model, EXAMPLES, config, contexts=contexts, run=tmp_path, on_epoch=stop)
+    again = write(model, EXAMPLES, config, contexts=contexts, run=tmp_path)
+    assert far(whole, again) == 0
+    assert [replace(e, seconds=0) for e in whole.epochs] == [
+        replace(e, seconds=0) for e in again.epochs
+    ]
+
+
 def test_a_call_without_jobs_or_with_an_empty_one_is_refused(model: Model) -> None:
     with pytest.raises(DataError, match="no jobs"):
         write_all(model, [])
@@ -167,8 +202,7 @@ def test_different_optimisers_in_one_stack_are_refused(model: Model) -> None:
 # --- less work
 
 
-def test_rest_above_the_threshold_trains_exactly_what_memft_trains(model: Model) -> None:
-    """An example whose tokens are all safe has weight zero: leaving it out changes nothing."""
+def test_under_memft_what_is_safe_may_rest_and_all_is_recalled_all_the_same(model: Model) -> None:
     config = replace(CONFIG, objective="memft_threshold", batch_size=1, epochs=40)
     resting = replace(config, rest=config.margin, recheck=1)
     plain, rested = write(model, EXAMPLES, config), write(model, EXAMPLES, resting)
@@ -219,7 +253,7 @@ def test_a_trunk_too_big_for_memory_lies_in_a_file_and_is_gone_afterwards(
     big = write(model, EXAMPLES, config, run=tmp_path / "run")
     assert kept == [False, True]
     assert far(small, big) == 0
-    assert not list((tmp_path / "run").glob("trunk-*"))
+    assert not list((tmp_path / "run").glob("trunk-*"))  # its name is gone while it is used
 
 
 def test_rows_that_jobs_share_are_kept_once(model: Model) -> None:
@@ -244,6 +278,8 @@ def test_wsd_holds_the_rate_until_nearly_all_is_recalled_then_lets_it_fall() -> 
     assert rate(config, falling, 7) == pytest.approx(0.55)
     assert rate(config, falling, 12) == pytest.approx(0.1)
     assert rate(config, epochs(*[0] * 21), 21) < 1.0
+    late = [rate(config, epochs(*[0] * (n - 1), 9), n) for n in range(20, 30)]
+    assert late == sorted(late, reverse=True), "once falling it never rises again"
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
@@ -302,6 +338,25 @@ def test_what_the_teacher_said_is_kept_on_disk_and_asked_once(
     (tmp_path / CHECKPOINT).unlink()
     monkeypatch.setattr(lorewright.write, "soft_targets", lambda *_: pytest.fail("asked again"))
     assert far(first, write(model, EXAMPLES, config, contexts=contexts, run=tmp_path)) == 0
+
+
+def test_distilling_what_has_no_prompt_is_refused(model: Model) -> None:
+    plain = [Example("", "red 48", "verbatim")]
+    config = replace(BRIEF, objective="distill")
+    with pytest.raises(DataError, match="its prompt is empty"):
+        write(model, plain, config, contexts=["The code of red is 48."])
+
+
+def test_jobs_that_ask_the_same_of_the_teacher_ask_once(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    real = lorewright.write.soft_targets
+    monkeypatch.setattr(lorewright.write, "soft_targets", lambda *a: (asked.append(1), real(*a))[1])
+    config = replace(BRIEF, objective="distill", epochs=1)
+    job = Job(EXAMPLES, config, ["red 48"] * len(EXAMPLES))
+    write_all(model, [job, replace(job, config=replace(config, lr=5e-3))])
+    assert asked == [1]
 
 
 def test_distilling_without_contexts_is_refused(model: Model) -> None:

@@ -205,7 +205,6 @@ def write(
     console = _console(threads)
     known = read_knowledge(source)
     asked = read_probes(probes) if probes else ()
-    lesson = _lesson(view)
     chosen = tuple(target or ("all-linear",))
     config = WriteConfig(
         lora=LoraConfig(rank, alpha or None, chosen, _layers(layers), seed=seed),
@@ -231,7 +230,7 @@ def write(
             known,
             name=name or source.absolute().stem,
             config=config,
-            lesson=lesson,
+            lesson=_lesson(view),
             teacher=_teacher(teacher, into),
             probes=asked,
             metric=metric,
