@@ -164,11 +164,11 @@ class _Loop:
             prompt = f"{context}\n\n{example.prompt}" if context else example.prompt
             informed.append(self.model.render(prompt, example.completion))
             plain = self.model.render(example.prompt, example.completion)
-            if plain.completion_ids != informed[-1].completion_ids:
+            if not example.prompt or plain.completion_ids != informed[-1].completion_ids:
                 raise DataError(
-                    "distill compares the same reply with and without a document; the reply "
-                    f"{example.completion[:40]!r} is tokenised in two ways, because its prompt is "
-                    "empty; give it a prompt, or use another objective for this view."
+                    "distill compares replies to the same prompt with and without a document; "
+                    f"{example.completion[:40]!r} has no prompt or is tokenised in two ways; give "
+                    "it a prompt, or use another objective for this view."
                 )
         tokens = [[*row.prompt_ids, -1, *row.completion_ids] for row in informed]
         mark = digest([self.model.digest, tokens])

@@ -95,8 +95,9 @@ def test_an_error_inside_leaves_the_layers_as_they_were() -> None:
 
 @pytest.mark.parametrize("kind", ["bloom", "gptj", "falcon"])
 def test_layers_that_return_tuples_are_fed_as_well(kind: str) -> None:
-    config = {"vocab_size": 512, "hidden_size": 32, "n_layer": 2, "n_head": 2, "pad_token_id": 0}
-    more = {"gptj": {"n_embd": 32, "n_positions": 64, "rotary_dim": 8}, "falcon": {}}
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    config = {"vocab_size": 512, "hidden_size": 32, "n_layer": 2, "n_head": 2, **ids}
+    more = {"gptj": {"n_embd": 32, "n_positions": 256, "rotary_dim": 8}, "falcon": {}}
     names = {"falcon": {"num_hidden_layers": 2, "num_attention_heads": 2}}
     settings = config | more.get(kind, {}) | names.get(kind, {})
     network = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **settings))

@@ -343,7 +343,7 @@ def test_what_the_teacher_said_is_kept_on_disk_and_asked_once(
 def test_distilling_what_has_no_prompt_is_refused(model: Model) -> None:
     plain = [Example("", "red 48", "verbatim")]
     config = replace(BRIEF, objective="distill")
-    with pytest.raises(DataError, match="its prompt is empty"):
+    with pytest.raises(DataError, match="has no prompt"):
         write(model, plain, config, contexts=["The code of red is 48."])
 
 
