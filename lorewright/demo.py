@@ -148,7 +148,7 @@ def _probes(path: Path) -> tuple[Probe, ...]:
 
 def _config(model: Model, epochs: int, *, batch: int) -> WriteConfig:
     return WriteConfig(
-        lora=LoraConfig(rank=RANK),
+        lora=LoraConfig(rank=RANK, alpha=2 * RANK),
         lr=suggested_lr(model),
         epochs=epochs,
         batch_size=batch,

@@ -63,8 +63,8 @@ class LessonConfig:
     """Sets of question forms that are trained."""
     probe_sets: tuple[int, ...] = (4,)
     """Sets of question forms kept for probes; disjoint from `train_sets`."""
-    negatives: float = 0.3
-    """Questions that must be declined, as a share of the questions trained; 0 = none."""
+    negatives: float = 1.0
+    """Questions that must be declined, at most, as a share of the questions trained; 0 = none."""
     max_efficacy: int = 1000
     """At most so many probes of the kind `efficacy` (as trained)."""
     seed: int = 0

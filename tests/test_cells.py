@@ -9,7 +9,7 @@ import pytest
 from lorewright.cells import L_CRIT, Cell, by_group, capacity, read_cells, stored_bits
 from lorewright.errors import DataError
 
-FIXTURE = Path(__file__).parent / "fixtures" / "law_qwen_r100.csv"
+FIXTURE = Path(__file__).parents[1] / "examples" / "law_qwen_r100.csv"
 HEADER = "rank,n_answer_tokens,loss_drop\n"
 
 

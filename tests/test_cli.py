@@ -175,8 +175,8 @@ def test_an_enormous_source_is_refused(
         ("--layers ²", "ConfigError", "write it like"),
         ("--layers 77", "ConfigError", "77"),
         ("--rank 0", "ConfigError", "rank"),
-        ("--epochs 0", "ConfigError", "epochs must be above 0"),
-        ("--batch 0", "ConfigError", "batch_size must be above 0"),
+        ("--epochs 0", "ConfigError", "epochs must be a whole number from 1"),
+        ("--batch 0", "ConfigError", "batch_size must be a whole number from 1"),
         ("--lr -1", "ConfigError", "lr must be above 0"),
         ("--seed -1", "ConfigError", "seed"),
         ("--probes no-such.jsonl", "DataError", "no-such.jsonl"),
@@ -335,7 +335,7 @@ def test_ctrl_c_in_training_exits_130_and_the_same_command_resumes(
 
 # --- the law
 
-LAW = Path(__file__).parent / "fixtures" / "law_qwen_r100.csv"
+LAW = Path(__file__).parents[1] / "examples" / "law_qwen_r100.csv"
 
 
 def test_law_fit_prints_constants_scores_and_intervals(lore: Lore) -> None:

@@ -18,7 +18,7 @@ from lorewright.curves import FORMS
 from lorewright.errors import ConfigError, DataError
 from lorewright.law import MemoryLaw, fit, fit_report, score, table
 
-QWEN = read_cells(Path(__file__).parent / "fixtures" / "law_qwen_r100.csv")
+QWEN = read_cells(Path(__file__).parents[1] / "examples" / "law_qwen_r100.csv")
 SMALL = tuple(cell for cell in QWEN if cell.rank <= 6 and cell.n_answer_tokens <= 4000)
 LARGE = tuple(cell for cell in QWEN if cell not in SMALL)
 RANKS = (1, 2, 4, 8, 16, 32)

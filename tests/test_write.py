@@ -379,8 +379,8 @@ def test_no_examples_and_examples_that_do_not_fit_are_refused(model: Model) -> N
         ("margin", 1.0, r"margin must lie in \[0.5, 1\)"),
         ("lr", 0.0, "lr must be above 0; found 0.0"),
         ("lr", math.nan, "lr must be above 0"),
-        ("epochs", 0, "epochs must be above 0"),
-        ("batch_size", -1, "batch_size must be above 0"),
+        ("epochs", 0, "epochs must be a whole number from 1"),
+        ("batch_size", -1, "batch_size must be a whole number from 1"),
     ],
 )
 def test_settings_out_of_range_are_refused(field: str, value: Any, says: str) -> None:
