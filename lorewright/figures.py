@@ -138,12 +138,15 @@ def _draw_recalls(ax: Axes, curves: Sequence[_Curve], full: float | None, ink: _
     ax.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
     if full is not None:
         ax.axhline(full, color=ink.muted, linewidth=1, linestyle=(0, (2, 3)))
+        below = full > 0.2  # where curves that end high have left room
         ax.annotate(
             f"full document in the prompt {full:.2f}",
-            (0, full),
-            (0, 5),
+            (1, full),
+            (0, -5 if below else 5),
             ("axes fraction", "data"),
             "offset points",
+            ha="right",
+            va="top" if below else "bottom",
             size=9.5,
             color=ink.muted,
             bbox={"fc": ink.paper, "lw": 0, "pad": 1},
