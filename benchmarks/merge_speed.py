@@ -14,13 +14,12 @@ interval over repeats. The last line can be read by a script.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
 
 import torch
+from ratio import machine, verdict
 from torch import Tensor
 
 from lorewright.adapter import HALVES, Adapter
@@ -70,18 +69,6 @@ def seconds(
     return cpu, wall
 
 
-def interval(slow: list[float], fast: list[float], n_draws: int = 2000) -> tuple[float, float]:
-    """95 % bootstrap interval of the ratio of medians."""
-    generator = torch.Generator().manual_seed(0)
-
-    def drawn(times: list[float]) -> Tensor:
-        at = torch.randint(len(times), (n_draws, len(times)), generator=generator)
-        return torch.tensor(times)[at].median(dim=1).values
-
-    ratios = drawn(slow) / drawn(fast)
-    return ratios.quantile(0.025).item(), ratios.quantile(0.975).item()
-
-
 def main() -> None:
     """Time, compare, print."""
     parser = argparse.ArgumentParser(
@@ -91,10 +78,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     arguments = parser.parse_args()
     quick = arguments.quick
-    torch.set_num_threads(arguments.threads)
+    print(machine(arguments.threads))
     adapters = [random_adapter(seed) for seed in range(N_ADAPTERS)]
-    print(f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads,"
-          f" torch {torch.__version__}, load {os.getloadavg()[0]:.1f}")  # fmt: skip
     print(f"{N_ADAPTERS} adapters of rank {RANK} on {N_OUT} x {N_IN}, merged to rank {RANK}")
 
     (B_OR, A_RI), (D_OR, E_RI) = through_core(adapters), through_dense(adapters)
@@ -109,8 +94,7 @@ def main() -> None:
             f"{name}: median {statistics.median(cpu) * 1e3:.1f} ms of CPU (from {min(cpu) * 1e3:.1f} to "
             f"{max(cpu) * 1e3:.1f}), {statistics.median(wall) * 1e3:.1f} ms by the clock, n={len(cpu)}"
         )
-    ratio, (low, high) = statistics.median(slow) / statistics.median(fast), interval(slow, fast)
-    print(f"merge_speed ratio={ratio:.1f} low={low:.1f} high={high:.1f}")
+    print(verdict("merge_speed", slow, fast))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ model and nothing about objectives.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -35,6 +35,18 @@ def easy_first(examples: list[int], done: float, nats: Sequence[float]) -> list[
     permutes at random and drops the tail.
     """
     return sorted(examples, key=lambda i: nats[i]) if done < EASY_FIRST else examples
+
+
+def by_length(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Indices in groups of similar length, of at most `budget` padded tokens or of one alone."""
+    group: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if group and lengths[i] * (len(group) + 1) > budget:
+            yield group
+            group = []
+        group.append(i)
+    if group:
+        yield group
 
 
 ORDERS: dict[str, Order] = {"shuffle": shuffled, "curriculum": easy_first}

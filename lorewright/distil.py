@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
+from lorewright.batching import by_length
 from lorewright.errors import DataError, StorageError
 from lorewright.model import Model, Rendered
 
@@ -97,10 +98,7 @@ def soft_targets(model: Model, informed: Sequence[Rendered], *, top_k: int = TOP
     k = min(top_k, int(model.network.config.get_text_config().vocab_size))
     ids_MK = torch.zeros(starts[-1], k, dtype=torch.long)
     logp_MK = torch.zeros(starts[-1], k)
-    order = sorted(range(len(informed)), key=lambda i: len(informed[i]))
-    while order:
-        n = max(1, TEACHER_TOKENS // len(informed[order[-1]]))
-        chosen, order = order[-n:], order[:-n]
+    for chosen in by_length([len(row) for row in informed], TEACHER_TOKENS):
         logits_BCV = model.completion_logits(model.batch([informed[i] for i in chosen]))
         top = logits_BCV.log_softmax(-1).topk(k, dim=-1)
         for row, i in enumerate(chosen):

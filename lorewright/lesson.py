@@ -277,7 +277,7 @@ def _negatives(
     mixed = [q for q in false if normalise(q) not in reserved and not _asked(q, probed)]
     cut_mixed = len(mixed)
     n_other = min(n, round(OTHER_SHARE * len(trained))) - cut_mixed
-    chosen = mixed[:cut_mixed] + other[: min(cut_other, max(N_LEAST_OTHER, n_other))]
+    chosen = mixed + other[: min(cut_other, max(N_LEAST_OTHER, n_other))]
     # What the knowledge does not answer is declined; other things keep the base's own reply.
     replies = closed_book(chosen[cut_mixed:])
     train = irrelevant(chosen, [DECLINE] * cut_mixed + list(replies))

@@ -221,15 +221,15 @@ class Memory:
         with writing(self.folder, self._base()):
             run = run_folder(self.folder, name, {"key": key, **settings})
             made = self._lesson(run, known, lesson, teacher, probes, watch)
+            contexts = grounds(made.examples, known) if config.objective == "distill" else ()
             if find_rate:
-                config = replace(config, lr=self._found_rate(run, known, made, config, watch))
+                config = replace(config, lr=self._found_rate(run, made, contexts, config, watch))
                 settings["write"] = asdict(config)
-            distils = config.objective == "distill"
             written = write(
                 self.model,
                 made.examples,
                 config,
-                contexts=grounds(made.examples, known) if distils else (),
+                contexts=contexts,
                 run=run,
                 on_epoch=watch.epoch,
             )
@@ -290,14 +290,17 @@ class Memory:
         return _stored_lesson(path)
 
     def _found_rate(
-        self, run: Path, known: Knowledge, made: Lesson, config: WriteConfig, watch: Watch
+        self,
+        run: Path,
+        made: Lesson,
+        contexts: Sequence[str],
+        config: WriteConfig,
+        watch: Watch,
     ) -> float:
         """The rate that a short search prefers: the run's own from before, or searched for now."""
         path = run / "rates.json"
         if not path.exists():
             watch.step("trying rates")
-            distils = config.objective == "distill"
-            contexts = grounds(made.examples, known) if distils else ()
             found = find_lr(self.model, made.examples, config, contexts=contexts)
             if found.at_the_edge:
                 watch.step(f"the best rate, {found.best.lr:g}, is at the edge of those tried")

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -58,8 +59,7 @@ class OptimizerConfig:
 class Optimizer:
     """Moves the adapters of a stack, each by its own config.
 
-    Raises ConfigError when the
-    configs name different optimisers: their state would differ.
+    Raises ConfigError when the configs name different optimisers: their state would differ.
     """
 
     def __init__(self, stack: Stack, configs: Sequence[OptimizerConfig]) -> None:
@@ -84,6 +84,11 @@ class Optimizer:
             for span, shape in flat.spans
         ]
         self.ratios = [self._ratios(flat) for flat in self.stack.flats]
+        device = self.grads[0].device
+        decays = [config.weight_decay for config in self.configs]
+        self.clip_N = torch.tensor([config.clip for config in self.configs], device=device)
+        self.decay_N1 = torch.tensor(decays, device=device)[:, None]
+        self.decays = any(decays)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -112,11 +117,9 @@ class Optimizer:
                 view.copy_(grad)
         here = live_N.device
         squares_N = torch.stack([g.square().sum(1).to(here) for g in self.grads]).sum(0)
-        clip_N = torch.tensor([config.clip for config in self.configs], device=here)
-        factor_N1 = (clip_N / (squares_N.sqrt() + 1e-6)).clamp(max=1.0)[:, None]
+        factor_N1 = (self.clip_N.to(here) / (squares_N.sqrt() + 1e-6)).clamp(max=1.0)[:, None]
         live_N1 = live_N.float()[:, None]
         lr_N1 = torch.tensor(lr_N, device=here)[:, None] * live_N1
-        decays = [config.weight_decay for config in self.configs]
         self.steps_N1 += live_N1
         for flat, grad_NP, moments, ratio_NP in zip(
             self.stack.flats, self.grads, self.moments, self.ratios, strict=True
@@ -124,12 +127,10 @@ class Optimizer:
             device = grad_NP.device
             grad_NP.mul_(factor_N1.to(device))
             rate = lr_N1.to(device)
-            update = self.direction(
-                flat, grad_NP, moments, self.steps_N1.to(device), live_N1.to(device)
-            )
-            if any(decays):
-                decay_N1 = torch.tensor(decays, device=device)[:, None]
-                flat.weight_NP.mul_(1 - rate * decay_N1)
+            state = State(moments, self.steps_N1.to(device), live_N1.to(device))
+            update = self.direction(flat, grad_NP, state)
+            if self.decays:
+                flat.weight_NP.mul_(1 - rate * self.decay_N1.to(device))
             flat.weight_NP.sub_(update.mul_(rate if ratio_NP is None else rate * ratio_NP))
 
     def drop(self, n: int) -> None:
@@ -158,37 +159,34 @@ class Optimizer:
                 moment[n] = tensors[f"{name}.{i}"].to(moment.device)
 
 
-# Directions: gradient and state -> what is subtracted, before the rate. live_N1 is 1 where an
-# adapter moves and 0 where its state must stay.
+# Directions: gradient and state -> what is subtracted, before the rate
 
-Direction = Callable[[Flat, Tensor, Mapping[str, Tensor], Tensor, Tensor], Tensor]
-"""(flat, grad_NP, moments, steps_N1, live_N1) -> update_NP, a new tensor."""
+
+class State(NamedTuple):
+    """What a direction reads and moves on: moments (N, P), steps so far, and who moves at all."""
+
+    moments: Mapping[str, Tensor]
+    steps_N1: Tensor
+    live_N1: Tensor
+    """1 where an adapter moves and 0 where its state must stay."""
+
+
+Direction = Callable[[Flat, Tensor, State], Tensor]
+"""(flat, grad_NP, state) -> update_NP, a new tensor."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def adamw(
-    flat: Flat,
-    grad_NP: Tensor,
-    moments: Mapping[str, Tensor],
-    steps_N1: Tensor,
-    live_N1: Tensor,
-) -> Tensor:
+def adamw(flat: Flat, grad_NP: Tensor, state: State) -> Tensor:
     """Adam's direction with bias correction (arXiv 1711.05101; decay is applied outside)."""
-    first, second = moments["exp_avg"], moments["exp_avg_sq"]
-    first.lerp_(grad_NP, (1 - BETAS[0]) * live_N1)
-    second.lerp_(grad_NP.square(), (1 - BETAS[1]) * live_N1)
-    steps_N1 = steps_N1.clamp(min=1)
+    first, second = state.moments["exp_avg"], state.moments["exp_avg_sq"]
+    first.lerp_(grad_NP, (1 - BETAS[0]) * state.live_N1)
+    second.lerp_(grad_NP.square(), (1 - BETAS[1]) * state.live_N1)
+    steps_N1 = state.steps_N1.clamp(min=1)
     size = (second / (1 - BETAS[1] ** steps_N1)).sqrt_().add_(EPS)
     return (first / (1 - BETAS[0] ** steps_N1)).div_(size)
 
 
-def preconditioned(
-    flat: Flat,
-    grad_NP: Tensor,
-    moments: Mapping[str, Tensor],
-    steps_N1: Tensor,
-    live_N1: Tensor,
-) -> Tensor:
+def preconditioned(flat: Flat, grad_NP: Tensor, state: State) -> Tensor:
     """Adam on gradients preconditioned by the other factor.
 
     G_A <- (B'B)^-1 G_A and G_B <- G_B (AA')^-1. The step in ΔW then depends less than Adam's own
@@ -203,7 +201,7 @@ def preconditioned(
         g_NOR = grad_NP[:, at_B].unflatten(1, shape_B)
         changed[:, at_A] = _solve(b_NOR.mT @ b_NOR, g_NRI).flatten(1)
         changed[:, at_B] = _solve(a_NRI @ a_NRI.mT, g_NOR.mT).mT.flatten(1)
-    return adamw(flat, changed, moments, steps_N1, live_N1)
+    return adamw(flat, changed, state)
 
 
 def _solve(gram_NRR: Tensor, g_NRX: Tensor) -> Tensor:
@@ -216,20 +214,14 @@ def _solve(gram_NRR: Tensor, g_NRX: Tensor) -> Tensor:
     return found * (norms[0] / norms[1])[:, None, None]
 
 
-def muon(
-    flat: Flat,
-    grad_NP: Tensor,
-    moments: Mapping[str, Tensor],
-    steps_N1: Tensor,
-    live_N1: Tensor,
-) -> Tensor:
+def muon(flat: Flat, grad_NP: Tensor, state: State) -> Tensor:
     """Momentum of every A and B with its singular values made equal, at the size of an Adam step.
 
     Quintic Newton–Schulz in float32 (K. Jordan, 2024), scaled by 0.2 sqrt(width of the layer), so
     that rates that suit AdamW suit it (Moonlight, arXiv 2502.16982, has the larger side).
     """
-    velocity = moments["exp_avg"]
-    velocity.mul_(1 - (1 - MUON_MOMENTUM) * live_N1).add_(grad_NP * live_N1)
+    velocity = state.moments["exp_avg"]
+    velocity.mul_(1 - (1 - MUON_MOMENTUM) * state.live_N1).add_(grad_NP * state.live_N1)
     update = torch.empty_like(grad_NP)
     for i, (span, shape) in enumerate(flat.spans):
         heavy = grad_NP[:, span] + MUON_MOMENTUM * velocity[:, span]

@@ -13,13 +13,14 @@ Shape letters: B row, C completion token, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 
 from lorewright.adapter import Adapter
+from lorewright.batching import by_length
 from lorewright.data import Example, Probe
 from lorewright.errors import ConfigError, DataError
 from lorewright.losses import token_nats
@@ -65,7 +66,7 @@ class TokenTrace:
 def trace(model: Model, rows: Sequence[Rendered], *, batch_tokens: int = 8192) -> list[TokenTrace]:
     """Score completions under teacher forcing, one forward pass each, in the order given."""
     found: dict[int, TokenTrace] = {}
-    for chosen in by_length(rows, batch_tokens):
+    for chosen in by_length([len(row) for row in rows], batch_tokens):
         batch = model.batch([rows[i] for i in chosen])
         nats_BC, right_BC = token_nats(model.completion_logits(batch), batch.target_BC)
         for i, nats_C, right_C in zip(chosen, nats_BC.tolist(), right_BC.tolist(), strict=True):
@@ -74,18 +75,6 @@ def trace(model: Model, rows: Sequence[Rendered], *, batch_tokens: int = 8192) -
                 tuple(math.exp(-nats) for nats in nats_C[:n]), tuple(map(bool, right_C[:n]))
             )
     return [found[i] for i in range(len(rows))]
-
-
-def by_length(rows: Sequence[Rendered], batch_tokens: int) -> Iterable[list[int]]:
-    """Indices of the rows in groups of similar length, of at most `batch_tokens` padded tokens."""
-    group: list[int] = []
-    for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
-        if group and len(rows[i]) * (len(group) + 1) > batch_tokens:
-            yield group
-            group = []
-        group.append(i)
-    if group:
-        yield group
 
 
 def certify(model: Model, examples: Sequence[Example], *, margin: float = 0.5) -> list[bool]:

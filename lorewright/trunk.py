@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lorewright.batching import by_length
 from lorewright.errors import ModelError, StorageError
 from lorewright.model import Batch, Model
 from lorewright.targets import survey
@@ -66,10 +67,7 @@ class Trunk:
 
     @torch.no_grad()
     def _fill(self, rows: Batch, lengths: Sequence[int]) -> None:
-        order = sorted(range(len(lengths)), key=lambda i: lengths[i])
-        while order:
-            n = max(1, FIRST_PASS_TOKENS // lengths[order[-1]])
-            chosen, order = order[-n:], order[:-n]
+        for chosen in by_length(lengths, FIRST_PASS_TOKENS):
             width = max(lengths[i] for i in chosen)
             found_BTD = self._entering(rows.ids_BT[chosen, :width])
             for i, row_TD in zip(chosen, found_BTD, strict=True):

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from lorewright import checkpoint
 from lorewright.adapter import capture
+from lorewright.batching import by_length
 from lorewright.data import Example, digest
 from lorewright.distil import SoftTargets, soft_targets
 from lorewright.errors import DataError, ModelError
@@ -349,11 +350,10 @@ class _Loop:
     def _check(self, member: Progress, examples: Sequence[int]) -> None:
         """Meet examples without training them: one forward pass each."""
         n = self.members.index(member)
-        order = sorted(examples, key=lambda i: self.lengths[member.rows[i]])
         stuck, anchor = (member.seen[name].clone() for name in ("stuck", "anchor"))
-        while order:
-            n_rows = max(1, CHECK_TOKENS // self.lengths[member.rows[order[-1]]])
-            chosen, order = order[-n_rows:], order[:-n_rows]
+        lengths = [self.lengths[member.rows[i]] for i in examples]
+        for group in by_length(lengths, CHECK_TOKENS):
+            chosen = [examples[i] for i in group]
             index = [member.rows[i] for i in chosen]
             batch = self._batch(index)
             self.stack.bind(torch.full((len(index),), n))

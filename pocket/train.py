@@ -144,7 +144,7 @@ def exam(
     Teacher-forced: a reply is right when every token of it is the argmax.
     """
     rng = random.Random(seed)
-    task = plain_reading if "plain_reading" in LEVELS[level].shares and level < 2 else reading
+    task = reading if "reading" in LEVELS[level].shares else plain_reading
     decline = len(tokenizer(f" {DECLINE}", add_special_tokens=False)["input_ids"]) + 1
     tally = torch.zeros(4)
     talks = [task(rng, min(LEVELS[level].max_facts, 24)) for _ in range(n)]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorewright.batching import EASY_FIRST, ORDERS, batches
+from lorewright.batching import EASY_FIRST, ORDERS, batches, by_length
 from lorewright.errors import ConfigError
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=60)
@@ -85,3 +85,13 @@ def test_a_curriculum_takes_the_easy_first_in_the_first_third_and_leaves_nothing
 def test_an_unknown_order_is_named_with_those_there_are() -> None:
     with pytest.raises(ConfigError, match="order 'random' is unknown; use one of shuffle"):
         batches([1], [0], size=1, seed=0, epoch=0, order="random")
+
+
+@given(lengths=st.lists(st.integers(1, 20), max_size=30), batch_tokens=st.integers(1, 60))
+def test_groups_by_length_hold_every_row_once_within_the_budget(
+    lengths: list[int], batch_tokens: int
+) -> None:
+    groups = list(by_length(lengths, batch_tokens))
+    assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
+    for group in groups:
+        assert len(group) == 1 or len(group) * max(lengths[i] for i in group) <= batch_tokens

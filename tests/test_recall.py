@@ -28,7 +28,6 @@ from lorewright.recall import (
     TokenTrace,
     answer,
     audit,
-    by_length,
     certify,
     trace,
     verify,
@@ -143,17 +142,6 @@ def test_a_certified_trace_is_exact_and_has_no_stubborn_token(
     assert found.exact == (found.first_failure is None)
     if found.certified(margin):
         assert found.exact and not found.stubborn and min(p) > margin
-
-
-@given(lengths=st.lists(st.integers(1, 20), max_size=30), batch_tokens=st.integers(1, 60))
-def test_groups_by_length_hold_every_row_once_within_the_budget(
-    lengths: list[int], batch_tokens: int
-) -> None:
-    rows = [Rendered((1,) * n, ()) for n in lengths]
-    groups = list(by_length(rows, batch_tokens))
-    assert sorted(i for group in groups for i in group) == list(range(len(rows)))
-    for group in groups:
-        assert len(group) == 1 or len(group) * max(lengths[i] for i in group) <= batch_tokens
 
 
 # --- the audit

@@ -205,7 +205,7 @@ def write(
     console = _console(threads)
     known = read_knowledge(source)
     asked = read_probes(probes) if probes else ()
-    chosen = tuple(target or ("all-linear",))
+    lesson, chosen = _lesson(view), tuple(target or ("all-linear",))
     config = WriteConfig(
         lora=LoraConfig(rank, alpha or None, chosen, _layers(layers), seed=seed),
         objective=objective,
@@ -230,7 +230,7 @@ def write(
             known,
             name=name or source.absolute().stem,
             config=config,
-            lesson=_lesson(view),
+            lesson=lesson,
             teacher=_teacher(teacher, into),
             probes=asked,
             metric=metric,
