@@ -92,6 +92,8 @@ class Level:
     shares: dict[str, float]
     latest: float
     """Share of the run after which the level is entered, mastered or not."""
+    usual: int = 10
+    """Five passages of six have at most this many facts."""
 
 
 SHARES = {name: share for name, (_, share) in TASKS.items()}
@@ -110,9 +112,18 @@ LEVELS = (
     Level(16, SHARES, 0.5),
     Level(30, SHARES, 0.62),
     Level(50, SHARES, 0.74),
-    Level(50, SHARES | {"pairs": 0.42, "reading": 0.36, "summary": 0.06, "plain_reading": 0.02}, 0.87),
+    Level(
+        50, SHARES | {"pairs": 0.42, "reading": 0.36, "summary": 0.06, "plain_reading": 0.02}, 0.87
+    ),
+    Level(
+        50,
+        SHARES
+        | {"pairs": 0.46, "reading": 0.2, "refusing": 0.22, "summary": 0.08, "plain_reading": 0.02},
+        0.9,
+        usual=14,
+    ),
 )
-"""Plain words first, then everything, then ever longer passages; last, more of writing questions."""
+"""Plain words first, then everything, then ever longer passages; last, more of writing and refusing."""
 
 
 def tokenise(
@@ -155,7 +166,7 @@ def pool(
         talks = []
         for _ in range(64):
             at = LEVELS[level if rng.random() < 0.6 else rng.randint(0, level)]
-            talks.append(conversation(rng, _n_facts(rng, at.max_facts), at.shares))
+            talks.append(conversation(rng, _n_facts(rng, at), at.shares))
         fresh = [row for row in tokenise(tokenizer, talks) if len(row[0]) <= max_tokens]
         rows += fresh
         total += sum(len(ids) for ids, _ in fresh)
@@ -165,11 +176,11 @@ def pool(
     return batches
 
 
-def _n_facts(rng: random.Random, most: int) -> int:
-    """Evenly up to 10; beyond, one passage in six: a long row costs as much as many short ones."""
-    if most > 10 and rng.random() < 0.17:
-        return round(math.exp(rng.uniform(math.log(10), math.log(most))))
-    return rng.randint(1, min(most, 10))
+def _n_facts(rng: random.Random, at: Level) -> int:
+    """Evenly up to the usual; beyond, one passage in six: a long row costs as much as many short ones."""
+    if at.max_facts > at.usual and rng.random() < 0.17:
+        return round(math.exp(rng.uniform(math.log(at.usual), math.log(at.max_facts))))
+    return rng.randint(1, min(at.max_facts, at.usual))
 
 
 def _cut(rows: list[tuple[list[int], list[float]]], batch_tokens: int, pad: int) -> Iterator[Batch]:

@@ -340,7 +340,10 @@ def main() -> None:
         help="pools between two exams, after which a level ends",
     )
     parser.add_argument(
-        "--level", type=int, default=0, help="level to begin with, for a run that goes on from another"
+        "--level",
+        type=int,
+        default=0,
+        help="level to begin with, for a run that goes on from another",
     )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--save-every", type=int, default=100)

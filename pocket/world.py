@@ -469,6 +469,18 @@ def absent(rng: random.Random, page: Passage) -> Statement:
             return Statement(who, what, DECLINE)
 
 
+def near_miss(rng: random.Random, page: Passage) -> Statement:
+    """An absent statement that differs in one word's worth: another modifier, or somebody else's relation."""
+    known = {(item.subject, item.relation.name) for item in page.statements}
+    if rng.random() < 0.35:
+        item = rng.choice(page.statements)
+        attribute = item.relation.name.split()[-1]
+        what = Relation(f"{rng.choice(MODIFIERS)} {attribute}", item.relation.value)
+        if (item.subject, what.name) not in known:
+            return Statement(item.subject, what, DECLINE)
+    return absent(rng, page)
+
+
 # -- instructions: the words in which the base is asked for something -----------------------------
 
 
@@ -549,18 +561,30 @@ def arbitrary_string(rng: random.Random) -> str:
     )
 
 
-def reading(rng: random.Random, n: int, plain: bool = False) -> list[Turn]:
+def reading(
+    rng: random.Random,
+    n: int,
+    plain: bool = False,
+    *,
+    untold: Callable[[random.Random, Passage], Statement] = absent,
+    share: float = 0.25,
+) -> list[Turn]:
     """Many questions on a passage, some of which it does not answer: most of a row is then about reading."""
     page = passage(rng, n, plain)
     turns: list[Turn] = []
     for item in rng.sample(page.statements, min(n, rng.randint(4, 16))):
-        if rng.random() < 0.25:
-            turns.append(Turn(ask(rng, absent(rng, page)), DECLINE, READING_WEIGHT))
+        if rng.random() < share:
+            turns.append(Turn(ask(rng, untold(rng, page)), DECLINE, READING_WEIGHT))
         turns.append(Turn(ask(rng, item), item.value, READING_WEIGHT))
     if rng.random() < 0.4:
-        turns.append(Turn(ask(rng, absent(rng, page)), DECLINE, READING_WEIGHT))
+        turns.append(Turn(ask(rng, untold(rng, page)), DECLINE, READING_WEIGHT))
     rng.shuffle(turns)
     return [replace(turns[0], user=f"{page.text}\n\n{turns[0].user}"), *turns[1:]]
+
+
+def refusing(rng: random.Random, n: int) -> list[Turn]:
+    """`reading` with nearly as many near misses as questions that the passage answers."""
+    return reading(rng, n, untold=near_miss, share=0.8)
 
 
 def plain_reading(rng: random.Random, n: int) -> list[Turn]:
@@ -657,6 +681,7 @@ Task = Callable[[random.Random, int], list[Turn]]
 
 TASKS: dict[str, tuple[Task, float]] = {
     "reading": (reading, 0.50),
+    "refusing": (refusing, 0.0),
     "plain_reading": (plain_reading, 0.05),
     "pairs": (pairs, 0.16),
     "reversing": (reversing, 0.05),

@@ -1,0 +1,179 @@
+"""Memory: the façade over a folder. Write knowledge into it, verify it, ask it.
+
+    atlas/memory.json            schema, base id and digest, names -> adapter ids and runs
+    atlas/sources/<digest>.jsonl documents and facts as given
+    atlas/adapters/<id>/         PEFT's folder and card.json; immutable, addressed by content
+    atlas/runs/<time>-<name>/    config.json, lesson.json (examples and probes), metrics.jsonl,
+                                 report.json; a checkpoint while it is being written
+
+One writer at a time, kept apart by a file lock. Files are written to a temporary name and renamed;
+a write that was interrupted is found again by its settings and goes on where it stopped. This room
+puts the others together; it knows nothing of tokens, losses or how questions are made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from lorewright import adapter as adapters
+from lorewright import ask as asking
+from lorewright.adapter import Adapter
+from lorewright.data import Document, Knowledge, Probe, slug
+from lorewright.errors import AdapterError, ConfigError, DataError, UnknownMemory
+from lorewright.lesson import Lesson, LessonConfig
+from lorewright.memory import verdict, writing
+from lorewright.memory.records import Outcome, Watch
+from lorewright.model import POCKET, Model
+from lorewright.recall import RecallReport
+from lorewright.recipe import WriteConfig
+from lorewright.shelf import INDEX_FILE, check_base, entries, entry_of, index, refuse_foreign
+from lorewright.views import AskLLM
+
+__all__ = ["Memory", "Outcome", "Watch"]
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+class Memory:
+    """A folder of memories on one base model."""
+
+    def __init__(self, folder: Path, model: Model, dtype: str = "auto") -> None:
+        """Use `Memory.open`."""
+        self.folder = folder
+        self.model = model
+        self.dtype = dtype
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path | str,
+        base: str | Model | None = None,
+        *,
+        dtype: str = "auto",
+        create: bool = True,
+    ) -> Memory:
+        """Open a memory folder, or start one.
+
+        `base` and `dtype` default to the folder's own, or to the embedded model. Raises
+        UnknownMemory when there is none and `create` is off, WrongBase when the folder was made on
+        another base, DataError when memory.json is damaged or the folder is something else.
+        """
+        folder = Path(folder)
+        if dtype not in DTYPES:
+            raise ConfigError(f"dtype {dtype!r} is unknown; use one of {', '.join(DTYPES)}.")
+        if folder.exists() and not folder.is_dir():
+            raise DataError(f"{folder} is a file; a memory is a folder; give another name.")
+        started = (folder / INDEX_FILE).exists() or not create
+        if not started:
+            refuse_foreign(folder)
+        own = index(folder)["base"] if started else {"id": POCKET}
+        dtype = str(own.get("dtype", "auto")) if dtype == "auto" else dtype
+        model = base if isinstance(base, Model) else Model.load(base or own["id"], dtype=dtype)
+        memory = cls(folder, model, dtype)
+        if started:
+            check_base(folder, memory.base())
+        return memory
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Names of the memories and the adapter ids they stand for."""
+        return {name: entry["adapter"] for name, entry in entries(self.folder).items()}
+
+    def adapter(self, name: str) -> Adapter:
+        """Load a memory's adapter from disk.
+
+        Raises UnknownMemory with the names there are, AdapterError when the folder is damaged or
+        holds something else than what was written.
+        """
+        identity = entry_of(self.folder, name)["adapter"]
+        folder = self.folder / "adapters" / identity
+        found = adapters.load(folder)
+        if adapters.content_id(found) != identity:
+            raise AdapterError(
+                f"{folder} does not hold what was written as {name!r}: content "
+                f"{adapters.content_id(found)}; restore it from a copy, or write it again."
+            )
+        return found
+
+    def only(self) -> str:
+        """The folder's single memory. Raises UnknownMemory when there are none or several."""
+        names = sorted(self.names)
+        if not names:
+            raise UnknownMemory(
+                f"{self.folder} has no memories yet; write one: "
+                f"lore write SOURCE --into {self.folder}"
+            )
+        if len(names) > 1:
+            listed = ", ".join(names[:6])
+            raise UnknownMemory(
+                f"{self.folder} has {len(names)} memories ({listed}); say which one with --name."
+            )
+        return names[0]
+
+    def write(
+        self,
+        knowledge: Knowledge | Document,
+        *,
+        name: str = "",
+        config: WriteConfig | None = None,
+        lesson: LessonConfig | None = None,
+        teacher: AskLLM | None = None,
+        probes: Sequence[Probe] = (),
+        metric: str = "",
+        find_rate: bool = False,
+        watch: Watch | None = None,
+    ) -> Outcome:
+        """Write knowledge into a new adapter, prove it on disk, and take the verdict.
+
+        The adapter is saved, loaded back, proved to move the logits and audited by free-running
+        decoding before its name is entered. What cannot work is refused before anything is trained.
+        Raises Locked when another writer is at work, StorageError when the disk refuses; either way
+        no name changes. Called again with the same arguments it resumes. `find_rate` replaces the
+        config's rate by the best of a short search on these examples, kept with the run.
+        """
+        return writing.write(
+            self,
+            knowledge,
+            name=name,
+            config=config,
+            lesson=lesson,
+            teacher=teacher,
+            probes=probes,
+            metric=metric,
+            find_rate=find_rate,
+            watch=watch,
+        )
+
+    def verify(
+        self,
+        name: str = "",
+        *,
+        probes: Sequence[Probe] = (),
+        metric: str = "",
+        watch: Watch | None = None,
+    ) -> RecallReport:
+        """Take the verdict again, with the probes and the metric of the write or with others."""
+        name = slug(name) if name else self.only()
+        entry, adapter = entry_of(self.folder, name), self.adapter(name)
+        path = self.folder / "runs" / str(entry.get("run")) / "lesson.json"
+        made = verdict.stored_lesson(path) if path.exists() else Lesson((), (), "", "", ())
+        if probes:
+            made = replace(made, probes=tuple(probes))
+        if not made.probes:
+            raise ConfigError(f"{name!r} was written without probes; give some with --probes FILE.")
+        stored = adapter.card.get("report") or {}
+        metric = metric or str(stored.get("metric") or verdict.usual_metric(self.model))
+        return verdict.take(self, name, adapter, str(entry.get("source")), made, metric, watch)
+
+    def ask(self, question: str, name: str = "") -> asking.Answer:
+        """Answer closed-book from one memory."""
+        name = slug(name) if name else self.only()
+        return asking.ask(self.model, question, adapter=self.adapter(name), memory=name)
+
+    def base(self) -> dict[str, str]:
+        """What memory.json says of the base: id, digest, template's digest, dtype."""
+        model = self.model
+        about = {"id": model.name, "digest": model.digest, "template": model.template_digest}
+        return {**about, "dtype": self.dtype}

@@ -1,0 +1,73 @@
+"""Taking a verdict: a lesson's probes, asked of a memory and of everything it is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lorewright import adapter as adapters
+from lorewright.adapter import Adapter
+from lorewright.errors import AdapterError
+from lorewright.lesson import Lesson
+from lorewright.memory.records import Watch
+from lorewright.model import POCKET, Model
+from lorewright.recall import RecallReport, verify
+from lorewright.shelf import entries, read_object
+
+if TYPE_CHECKING:
+    from lorewright.memory import Memory
+
+
+def take(
+    memory: Memory,
+    name: str,
+    adapter: Adapter,
+    source: str,
+    made: Lesson,
+    metric: str,
+    watch: Watch | None,
+) -> RecallReport:
+    """A lesson's probes, asked of an adapter and its controls; the wrong one is of another source."""
+    step = (watch or Watch()).step
+    identity = adapters.content_id(adapter)
+    if made.probes:
+        report = verify(
+            memory.model,
+            made.probes,
+            adapter=adapter,
+            full=made.full,
+            scaffold=made.scaffold,
+            wrong=_another(memory, name, identity, source, step),
+            metric=metric,
+            progress=lambda arm: step(f"asking: {arm}"),
+        )
+    else:
+        report = RecallReport(metric, {}, ("there are no probes: give some with --probes.",))
+    base = {"base": memory.model.name, "base_digest": memory.model.digest}
+    return replace(report, context={"memory": name, "adapter": identity, **base})
+
+
+def _another(
+    memory: Memory, name: str, identity: str, source: str, step: Callable[[str], None]
+) -> Adapter | None:
+    """A memory of something else, for the control `wrong`; damaged ones are named and left."""
+    for other, entry in sorted(entries(memory.folder).items()):
+        if other == name or entry["adapter"] == identity or entry.get("source") == source:
+            continue
+        try:
+            return memory.adapter(other)
+        except AdapterError as error:
+            step(f"{other} is damaged and cannot be the wrong memory: {error}")
+    return None
+
+
+def stored_lesson(path: Path) -> Lesson:
+    """The lesson of a run. Raises DataError when the file is damaged."""
+    return Lesson.from_json(read_object(path, "delete its run and write again"))
+
+
+def usual_metric(model: Model) -> str:
+    """What fits the base: the embedded one answers in a few words, others in sentences."""
+    return "exact_match" if model.phrasing == POCKET else "contains"
