@@ -29,7 +29,7 @@ def take(
     metric: str,
     watch: Watch | None,
 ) -> RecallReport:
-    """A lesson's probes, asked of an adapter and its controls; the wrong one is of another source."""
+    """A lesson's probes, asked of an adapter and its controls; the wrong has another source."""
     step = (watch or Watch()).step
     identity = adapters.content_id(adapter)
     if made.probes:
