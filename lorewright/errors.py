@@ -15,7 +15,8 @@ work. Messages say what was asked, what was found and what to do.
     ├── UnknownMemory       (KeyError)          a name that the memory does not hold
     ├── Locked              (TimeoutError)      another process is writing
     ├── StorageError        (OSError)           the disk refused: full, read-only, gone
-    └── TeacherError        (ConnectionError)   the model that rewrites text did not answer
+    ├── TeacherError        (ConnectionError)   the model that rewrites text did not answer
+    └── JobFailed           (RuntimeError)      some jobs of a sweep came to nothing
 """
 
 
@@ -69,3 +70,7 @@ class StorageError(LorewrightError, OSError):
 
 class TeacherError(LorewrightError, ConnectionError):
     """The language model that rewrites text could not be reached or did not answer."""
+
+
+class JobFailed(LorewrightError, RuntimeError):
+    """Some jobs of a sweep came to nothing; the records of the others are kept."""

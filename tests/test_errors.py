@@ -25,6 +25,7 @@ STDLIB = {
     errors.Locked: TimeoutError,
     errors.StorageError: OSError,
     errors.TeacherError: ConnectionError,
+    errors.JobFailed: RuntimeError,
 }
 
 
