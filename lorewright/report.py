@@ -156,7 +156,8 @@ def memories_table(cards: Sequence[Mapping[str, Any]]) -> Table:
             arms = card["report"]["recall"].get("paraphrase", {})
             found = {arm: estimate_of(row) for arm, row in arms.items()}
             n = str(found["memory"].n) if "memory" in found else NOT_RUN
-            words = [card["name"], card["id"], str(card["adapter"]["lora"]["rank"]), n]
+            rank = card["adapter"]["lora"]["rank"]
+            words = [card["name"], card["id"], NOT_RUN if rank is None else str(rank), n]
             cells = [_Cell(_spell(found.get(arm))) for arm in ("memory", "base")]
             table.add_row(*map(Text, words), *cells, Text(card["reason"]))
     return table

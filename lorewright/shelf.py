@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,9 @@ from lorewright.errors import (
     UnknownMemory,
     WrongBase,
 )
-from lorewright.report import save_json
+from lorewright.migrations import SCHEMA, brief, migrate
+from lorewright.report import save_json, store
 
-SCHEMA = 1
 INDEX_FILE = "memory.json"
 LOCK_FILE = ".lock"
 LOCK_SECONDS = 2.0
@@ -35,9 +35,11 @@ _ADAPTER_ID = re.compile(r"[0-9a-f]{16}")
 
 
 def index(folder: Path) -> dict[str, Any]:
-    """memory.json as data: schema, base (id, digest), memories (name -> adapter, source, run).
+    """memory.json as data: schema, base (id, digest), memories (name -> entry).
 
-    Raises UnknownMemory when there is none, DataError when it is damaged.
+    An entry has adapter, source, run, card (what a list shows of it) and, after a merge, parents.
+    One of an older schema is migrated as it is read. Raises UnknownMemory when there is none,
+    DataError when it is damaged.
     """
     path = folder / INDEX_FILE
     if not path.is_file():
@@ -46,15 +48,10 @@ def index(folder: Path) -> dict[str, Any]:
             f"lore write SOURCE --into {folder}"
         )
     found = read_object(path, "restore it from a copy; the adapters beside it are whole")
-    if found.get("schema") != SCHEMA:
-        raise DataError(
-            f"{path} has schema {found.get('schema')!r}; this version reads {SCHEMA}; use a "
-            "matching version of lorewright."
-        )
     wrong = _misshapen(found)
-    if wrong:
+    if wrong and found.get("schema") in (None, *range(SCHEMA + 1)):
         raise DataError(f"{path} is damaged ({wrong}); restore it from a copy.")
-    return found
+    return migrate(found, folder)
 
 
 def _misshapen(found: Mapping[str, Any]) -> str:
@@ -86,6 +83,15 @@ def entry_of(folder: Path, name: str) -> dict[str, Any]:
         raise UnknownMemory(f"{folder} has no memory {name!r}; it has: {has}.")
     entry: dict[str, Any] = found[name]
     return entry
+
+
+def briefs(folder: Path) -> list[dict[str, Any]]:
+    """What a list shows of every memory, sorted by name, in the shape of `cards`; reads one file.
+
+    Raises UnknownMemory without a memory.
+    """
+    found = sorted(index(folder)["memories"].items())
+    return [{**entry.get("card", {}), "name": n, "id": entry["adapter"]} for n, entry in found]
 
 
 def cards(folder: Path) -> list[dict[str, Any]]:
@@ -159,9 +165,9 @@ def writing(folder: Path, base: Mapping[str, str]) -> Iterator[None]:
         with filelock.FileLock(folder / LOCK_FILE, timeout=LOCK_SECONDS):
             if (folder / INDEX_FILE).exists():
                 check_base(folder, base)
+                _keep_migrated(folder)
             else:
-                empty = {"schema": SCHEMA, "base": dict(base), "memories": {}}
-                save_json(empty, folder / INDEX_FILE)
+                _save_index({"schema": SCHEMA, "base": dict(base), "memories": {}}, folder)
             yield
     except LorewrightError:
         raise  # many of the family are OSErrors too: a teacher's, a lock's
@@ -190,8 +196,59 @@ def run_folder(folder: Path, name: str, settings: Mapping[str, Any]) -> Path:
     return run
 
 
-def enter(folder: Path, name: str, identity: str, *, source: str, run: str) -> None:
-    """Let a name stand for an adapter that is on the shelf; whatever it stood for stays there."""
+def enter(
+    folder: Path,
+    name: str,
+    identity: str,
+    *,
+    source: str,
+    run: str,
+    parents: Sequence[Mapping[str, str]] = (),
+) -> None:
+    """Let a name stand for an adapter that is on the shelf; whatever it stood for stays there.
+
+    `parents` are the name and adapter of each memory that it was merged from.
+    """
+    path = folder / "adapters" / identity / "card.json"
+    card = read_object(path, "write the memory again") if path.is_file() else {}
+    entry: dict[str, Any] = {"adapter": identity, "source": source, "run": run}
+    entry["card"] = brief(card)
+    if parents:
+        entry["parents"] = [dict(parent) for parent in parents]
+    change(folder, lambda memories: memories.update({name: entry}))
+
+
+def change(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    """Edit names and their entries, all or nothing; the caller holds the lock."""
     found = index(folder)
-    found["memories"][name] = {"adapter": identity, "source": source, "run": run}
-    save_json(found, folder / INDEX_FILE)
+    edit(found["memories"])
+    _save_index(found, folder)
+
+
+def _keep_migrated(folder: Path) -> None:
+    """Write memory.json in the schema of today, a copy of the older one beside it."""
+    path = folder / INDEX_FILE
+    before = read_object(path, "restore it from a copy")["schema"]
+    if before != SCHEMA:
+        found = index(folder)
+        store(path.read_bytes(), folder / f"memory.schema-{before}.json")
+        _save_index(found, folder)
+
+
+def _save_index(found: Mapping[str, Any], folder: Path) -> None:
+    """One memory a line: legible, and quick to write where there are thousands."""
+    try:
+        rest = [f"{json.dumps(k)}: {_line(v)}" for k, v in found.items() if k != "memories"]
+        rows = [f"{_line(k)}: {_line(v)}" for k, v in sorted(found["memories"].items())]
+        inside = ",\n    ".join(rows)
+        memories = f'"memories": {{\n    {inside}\n  }}' if rows else '"memories": {}'
+        content = ("{\n  " + ",\n  ".join([*rest, memories]) + "\n}\n").encode()
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"asked to write {folder / INDEX_FILE}; an entry cannot be JSON: {error}."
+        ) from error
+    store(content, folder / INDEX_FILE)
+
+
+def _line(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)

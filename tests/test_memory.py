@@ -136,7 +136,7 @@ def test_a_write_leaves_the_layout_that_is_documented(memory: Memory, outcome: O
     assert len(load_jsonl(run / "metrics.jsonl")) == outcome.epochs
     assert json.loads((run / "report.json").read_text())["adapter"] == outcome.adapter_id
     about = json.loads((memory.folder / "memory.json").read_text())
-    assert about["base"]["digest"] == memory.model.digest and about["schema"] == 1
+    assert about["base"]["digest"] == memory.model.digest and about["schema"] == 2
 
 
 def test_the_card_tells_source_settings_versions_and_verdict(memory: Memory) -> None:

@@ -22,6 +22,7 @@ from lorewright.errors import (
     WrongBase,
 )
 from lorewright.shelf import (
+    briefs,
     cards,
     check_base,
     enter,
@@ -36,6 +37,8 @@ from lorewright.shelf import (
 
 BASE = {"id": "pocket", "digest": "d" * 64, "template": "t" * 16, "dtype": "auto"}
 ONE, TWO = "0123456789abcdef", "fedcba9876543210"
+THIN = {"adapter": {"lora": {"rank": 8}}, "reason": "recalled", "report": {"recall": {}}}
+CARD = {**THIN, "settings": {"seed": 0}}
 
 
 @pytest.fixture
@@ -43,7 +46,7 @@ def folder(tmp_path: Path) -> Path:
     """A folder with one memory whose card says little."""
     place = tmp_path / "atlas"
     with writing(place, BASE):
-        card(place, ONE, {"reason": "recalled"})
+        card(place, ONE, CARD)
         enter(place, "book", ONE, source="s", run="r")
     return place
 
@@ -61,8 +64,10 @@ def spoil(folder: Path, **changes: Any) -> None:
 
 
 def test_what_was_entered_is_listed(folder: Path) -> None:
-    assert entries(folder) == {"book": {"adapter": ONE, "source": "s", "run": "r"}}
-    assert cards(folder) == [{"reason": "recalled", "name": "book", "id": ONE}]
+    entry = {"adapter": ONE, "source": "s", "run": "r", "card": THIN}
+    assert entries(folder) == {"book": entry}
+    assert briefs(folder) == [{**THIN, "name": "book", "id": ONE}]
+    assert cards(folder) == [{**CARD, "name": "book", "id": ONE}]
 
 
 def test_reading_a_folder_loads_no_torch() -> None:
@@ -121,8 +126,8 @@ def test_a_memory_json_of_another_shape_is_named(folder: Path, changes: dict[str
 
 
 def test_a_memory_json_of_another_schema_is_refused(folder: Path) -> None:
-    spoil(folder, schema=2)
-    with pytest.raises(DataError, match="has schema 2; this version reads 1"):
+    spoil(folder, schema=99)
+    with pytest.raises(DataError, match="has schema 99; this version reads 1, 2; use a matching"):
         index(folder)
 
 

@@ -274,19 +274,27 @@ def verify(
 
 
 @app.command()
-def show(folder: Folder, as_json: Json = False) -> None:
+def show(
+    folder: Folder,
+    limit: Annotated[int, typer.Option(min=0, help="Memories in the table; 0 = all.")] = 50,
+    as_json: Json = False,
+) -> None:
     """List the memories of a folder with their verdicts.
 
     [dim]lore show atlas[/]
     """
     from lorewright.report import memories_table
-    from lorewright.shelf import cards
+    from lorewright.shelf import briefs, cards
 
-    found = cards(folder)
     if as_json:
-        print_json({"folder": str(folder), "memories": found})
-    else:
-        Console().print(memories_table(found))
+        print_json({"folder": str(folder), "memories": cards(folder)})
+        return
+    found = briefs(folder)
+    shown = found[: limit or None]
+    table = memories_table(shown)
+    if len(shown) < len(found):
+        table.caption = f"{len(shown)} of {len(found)} memories; --limit 0 lists all"
+    Console().print(table)
 
 
 @app.command()
