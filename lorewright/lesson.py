@@ -33,6 +33,7 @@ from lorewright.views import (
     reverse,
     reworded,
     rewrite,
+    strangers,
     summary,
     texts_of,
     verbatim,
@@ -63,8 +64,11 @@ class LessonConfig:
     """Sets of question forms that are trained."""
     probe_sets: tuple[int, ...] = (4,)
     """Sets of question forms kept for probes; disjoint from `train_sets`."""
-    negatives: float = 1.0
-    """Questions that must be declined, at most, as a share of the questions trained; 0 = none."""
+    negatives: float = 2.0
+    """Questions that must be declined, at most, as a share of the questions trained; 0 = none.
+
+    Half of them ask the source's own subjects for what it says of others, half ask strangers for
+    what it says of its own."""
     max_efficacy: int = 1000
     """At most so many probes of the kind `efficacy` (as trained)."""
     seed: int = 0
@@ -268,12 +272,13 @@ def _negatives(
     trained = [question for question, _ in asked]
     probed = [normalise(question) for question in held]
     known = {*map(normalise, trained), *probed}
-    mixed = [q for q in crossed(trained, n=n, seed=seed) if not _asked(q, probed)]
+    mixed = [q for q in crossed(trained, n=n // 2, seed=seed) if not _asked(q, probed)]
     other = [q for q in unrelated_questions() if normalise(q) not in known]
     cut_other, part = len(other) * 3 // 4, len(mixed) * 3 // 4
+    strange = strangers(trained, other[:cut_other], n=n - n // 2, seed=seed)
     unknown = mixed[part:][:N_HELD_UNKNOWN]
     reserved = {*known, *map(normalise, unknown)}
-    false = reworded(mixed[:part], asked, seed=seed)
+    false = reworded([*mixed[:part], *strange], asked, seed=seed)
     mixed = [q for q in false if normalise(q) not in reserved and not _asked(q, probed)]
     cut_mixed = len(mixed)
     n_other = min(n, round(OTHER_SHARE * len(trained))) - cut_mixed

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 
 from lorewright.data import Document, Example, Fact, digest, passages, sentences
 from lorewright.errors import ConfigError
@@ -157,6 +157,17 @@ def write_pairs(
 def texts_of(document: Document, phrasing: str) -> tuple[str, ...]:
     """The passages that are put before the language model, as short as its phrasing wants them."""
     return passages(document, max_chars=_phrasing(phrasing).passage_chars)
+
+
+def prompts_of(document: Document, phrasing: str = "general") -> Iterator[str]:
+    """Every prompt that a view puts before a language model for a document, in any set or style."""
+    words, texts = _phrasing(phrasing), texts_of(document, phrasing)
+    alone = (s for text in texts for s in sentences(text))
+    for text in dict.fromkeys([*texts, *alone]):
+        yield words.summary.format(text=text)
+        for number in range(1, N_PAIR_SETS + 1):
+            yield words.pairs.format(text=text, number=number)
+            yield words.rewrite.format(text=text, number=number)
 
 
 def _collect(jobs: Sequence[tuple[int, int, str]], ask_llm: AskLLM) -> list[Pair]:
@@ -314,6 +325,24 @@ def crossed(questions: Sequence[str], *, n: int, seed: int) -> list[str]:
             question = f"{topic} of {subject}"
             fresh.setdefault(normalise(question), question)
     return list(fresh.values())
+
+
+def strangers(questions: Sequence[str], others: Sequence[str], *, n: int, seed: int) -> list[str]:
+    """This document's topics, asked of subjects that only the other questions name.
+
+    `What is the A of X?` and another `What is the B of Z?` give `What is the A of Z?`, at most n of
+    them, spread evenly over the topics. A memory that declines these has learnt whose A it knows.
+    """
+    asked = [q.rpartition(" of ") for q in questions if " of " in q]
+    topics = {topic: subject[len(subject.rstrip("?.! ")) :] for topic, _, subject in asked}
+    own = " ".join(map(normalise, questions))
+    names = (q.rpartition(" of ")[2].rstrip("?.! ") for q in others if " of " in q)
+    foreign = [name for name in dict.fromkeys(names) if name and normalise(name) not in own]
+    rng = random.Random(f"strangers-{seed}")
+    drawn = {topic: rng.sample(foreign, len(foreign)) for topic in topics}
+    turns = range(min(n, len(foreign)))
+    found = (f"{topic} of {drawn[topic][i]}{topics[topic]}" for i in turns for topic in topics)
+    return list(islice(found, n))
 
 
 def reworded(questions: Sequence[str], asked: Sequence[tuple[str, str]], *, seed: int) -> list[str]:

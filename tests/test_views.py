@@ -28,6 +28,7 @@ from lorewright.views import (
     reverse,
     reworded,
     rewrite,
+    strangers,
     summary,
     texts_of,
     verbatim,
@@ -281,6 +282,30 @@ def test_false_questions_come_in_the_forms_of_true_ones() -> None:
     }
     assert reworded(false, asked, seed=1) == reworded(false, asked, seed=1)
     assert reworded(["What is the age of Bob?"], asked, seed=0) == ["What is the age of Bob?"]
+
+
+def test_strangers_are_asked_what_the_document_says_of_its_own() -> None:
+    asked = ["What is the door code of Ann?", "Tell me the head of Bob.", "Who is in?"]
+    others = ["What is the age of Zoe?", "Tell me the fee of the Elm Hall.", "Give the age of Ann."]
+    assert set(strangers(asked, others, n=9, seed=0)) == {
+        "What is the door code of Zoe?",
+        "What is the door code of the Elm Hall?",
+        "Tell me the head of Zoe.",
+        "Tell me the head of the Elm Hall.",
+    }
+
+
+@given(questions=QUESTIONS, others=QUESTIONS, n=st.integers(0, 9), seed=st.integers(0, 3))
+def test_strangers_are_no_subjects_of_the_document(
+    questions: list[str], others: list[str], n: int, seed: int
+) -> None:
+    found = strangers(questions, others, n=n, seed=seed)
+    assert len(found) <= n and len(set(found)) == len(found)
+    own = " ".join(map(normalise, questions))
+    assert not any(normalise(q.rpartition(" of ")[2]) in own for q in found)
+    topics = [q.rpartition(" of ")[0] for q in found]
+    spread = [topics.count(topic) for topic in set(topics)]
+    assert max(spread, default=0) - min(spread, default=0) <= 1
 
 
 def test_crossing_thousands_of_questions_takes_no_time() -> None:
