@@ -16,6 +16,7 @@ from typing import Any
 
 import filelock
 
+from lorewright.data import Document, Fact, Knowledge, load_jsonl
 from lorewright.errors import (
     DataError,
     Locked,
@@ -112,6 +113,24 @@ def cards(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
+def stored_knowledge(folder: Path, source: str) -> Knowledge:
+    """The documents and facts of a source; none for a memory that came without.
+
+    Raises DataError for a source that is gone or damaged.
+    """
+    if not source:
+        return Knowledge()
+    path = folder / "sources" / f"{source}.jsonl"
+    rows = load_jsonl(path)
+    try:
+        return Knowledge(
+            tuple(Document(**row) for row in rows if "text" in row),
+            tuple(Fact(**row) for row in rows if "text" not in row),
+        )
+    except TypeError as error:
+        raise DataError(f"{path} is damaged ({error}); restore it from a copy.") from error
+
+
 def read_object(path: Path, remedy: str) -> dict[str, Any]:
     """A JSON object from a file. Raises DataError with the remedy when the file holds none."""
     try:
@@ -183,7 +202,10 @@ def writing(folder: Path, base: Mapping[str, str]) -> Iterator[None]:
 
 
 def run_folder(folder: Path, name: str, settings: Mapping[str, Any]) -> Path:
-    """The unfinished run with the same `key` in its settings, or a new one that has them."""
+    """The unfinished run with the same `key` in its settings, or a new one that has them.
+
+    Its config.json says the name as well: what is forgotten takes its runs along.
+    """
     runs = folder / "runs"
     for path in sorted(runs.glob("*/config.json")):
         finished = (path.parent / "report.json").exists()
@@ -192,7 +214,7 @@ def run_folder(folder: Path, name: str, settings: Mapping[str, Any]) -> Path:
     stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
     names = (f"{stem}-{i}" if i else stem for i in range(1000))
     run = next(path for path in map(runs.joinpath, names) if not path.exists())
-    save_json(settings, run / "config.json")
+    save_json({"name": name, **settings}, run / "config.json")
     return run
 
 

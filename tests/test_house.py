@@ -28,7 +28,7 @@ PACKAGE = ROOT / "lorewright"
 # A room imports from its own layer or below. A wing (bench/, studio/) is one room.
 LAYERS = (
     {"errors"},
-    {"data", "readers", "metrics", "cells", "curves", "law", "migrations"},
+    {"data", "readers", "metrics", "cells", "curves", "law", "migrations", "traces"},
     {
         "views",
         "retrieve",

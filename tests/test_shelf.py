@@ -237,4 +237,7 @@ def test_an_unfinished_run_is_found_by_its_settings_and_a_finished_one_is_not(fo
     assert run_folder(folder, "book", {"key": "b"}) != first
     (first / "report.json").touch()
     again = run_folder(folder, "book", {"key": "a"})
-    assert again != first and json.loads((again / "config.json").read_text()) == {"key": "a"}
+    assert again != first and read_object(again / "config.json", "") == {
+        "name": "book",
+        "key": "a",
+    }

@@ -21,6 +21,7 @@ from lorewright.checkpoint import CHECKPOINT
 from lorewright.data import Document, Example, Knowledge, Probe, digest, dump_jsonl, slug
 from lorewright.errors import AdapterError, ConfigError
 from lorewright.lesson import Lesson, LessonConfig, grounds, prepare
+from lorewright.memory.planning import rank_for
 from lorewright.memory.records import Outcome, Watch
 from lorewright.memory.verdict import stored_lesson, take, usual_metric
 from lorewright.metrics import METRICS
@@ -50,11 +51,13 @@ def write(
     probes: Sequence[Probe] = (),
     metric: str = "",
     find_rate: bool = False,
+    find_rank: bool = False,
     watch: Watch | None = None,
 ) -> Outcome:
     """Write knowledge into a new adapter; see `Memory.write`."""
     known = Knowledge((knowledge,)) if isinstance(knowledge, Document) else knowledge
     name = slug(name) if name else _name_of(known)
+    find_rank = find_rank or config is None
     config = config or WriteConfig(lr=training.suggested_lr(memory.model))
     lesson = lesson or LessonConfig()
     metric = metric or usual_metric(memory.model)
@@ -62,12 +65,17 @@ def write(
     _check(memory, known, config, probes, metric)
     settings = {"write": asdict(config), "lesson": asdict(lesson), "metric": metric}
     asked = [asdict(probe) for probe in probes]
-    how = [name, teacher is not None, find_rate]
+    how = [name, teacher is not None, find_rate, *(["rank"] if find_rank else [])]
     key = digest([known.digest(), settings, asked, memory.model.digest, *how])
     with writing(memory.folder, memory.base()):
-        run = run_folder(memory.folder, name, {"key": key, **settings})
+        told = {"key": key, "source": known.digest(), **settings}
+        run = run_folder(memory.folder, name, told)
         made = _lesson(memory, run, known, lesson, teacher, probes, watch)
         contexts = grounds(made.examples, known) if config.objective == "distill" else ()
+        if find_rank:
+            config, note = rank_for(memory.model, run, made.examples, config, watch)
+            settings["write"] = asdict(config)
+            made = replace(made, notes=(*made.notes, note))
         if find_rate:
             config = replace(config, lr=_found_rate(memory, run, made, contexts, config, watch))
             settings["write"] = asdict(config)

@@ -1,0 +1,127 @@
+"""What goes when a name is forgotten, worked out before anything is touched.
+
+Its adapters, earlier ones of its name too; its sources; its runs; and all that was merged from it.
+What another name still uses stays, and is named. This module reads memory.json, cards and settings
+of runs; it removes nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorewright.errors import ConfigError, DataError
+from lorewright.shelf import entries, entry_of, read_object
+
+_STAMP = re.compile(r"\d{8}-\d{6}-")
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What goes when a name is forgotten."""
+
+    names: tuple[str, ...]
+    """The name itself first, then what was merged from it."""
+    adapters: tuple[str, ...]
+    """Folders of adapters: ids, and damaged ones set aside."""
+    sources: tuple[str, ...]
+    runs: tuple[str, ...]
+    own_runs: tuple[str, ...]
+    """Those of the name itself, that stay ones too; a merge's asks about other memories as well."""
+    kept: tuple[str, ...]
+    """What stays and why, in sentences."""
+
+
+def plan_removal(folder: Path, name: str, *, with_merged: bool = False) -> Removal:
+    """Say what forgetting a name would remove; nothing is touched.
+
+    Raises UnknownMemory, and ConfigError when memories were merged from it and `with_merged` is
+    off.
+    """
+    entry_of(folder, name)
+    known = entries(folder)
+    merged = descendants(known, name)
+    if merged and not with_merged:
+        were = "memory was" if len(merged) == 1 else "memories were"
+        raise ConfigError(
+            f"asked to forget {name!r}; {len(merged)} {were} merged from it "
+            f"({', '.join(merged[:6])}) and hold it too; forget them with it (--with-merged), or "
+            "keep all."
+        )
+    names = (name, *merged)
+    going = [known[n] for n in names]
+    staying = {n: entry for n, entry in known.items() if n not in names}
+    aliases = {*names, *(old for entry in going for old in entry.get("formerly", ()))} - {*staying}
+    used = {
+        key: {str(e.get(key)) for e in staying.values()} for key in ("adapter", "source", "run")
+    }
+
+    shelved = _shelved(folder, {entry["adapter"] for entry in known.values()})
+    runs = {run: about for run, about in _runs(folder).items() if run not in used["run"]}
+    records = [*going, *(a for a in (*shelved.values(), *runs.values()) if a["name"] in aliases)]
+    sources = {str(about.get("source")) for about in records}
+    sources = {s for s in sources if (folder / "sources" / f"{s}.jsonl").is_file()}
+    free = sources - used["source"]
+
+    def belongs(about: Mapping[str, Any], to: set[str]) -> bool:
+        return about["name"] in to or about.get("source") in free
+
+    mine = {run for run, about in runs.items() if belongs(about, aliases - {*merged})}
+    every = {run for run, about in runs.items() if belongs(about, aliases)}
+    adapters = {entry["adapter"] for entry in going}
+    left = {place for place, about in shelved.items() if belongs(about, aliases)}
+    return Removal(
+        names,
+        tuple(sorted((adapters - used["adapter"]) | left)),
+        tuple(sorted(free)),
+        tuple(sorted(every | ({str(entry.get("run")) for entry in going} & {*runs}))),
+        tuple(sorted(mine | {str(known[name].get("run"))} - {"", "None"})),
+        tuple(_kept(staying, adapters & used["adapter"], sources & used["source"])),
+    )
+
+
+def descendants(known: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """What was merged from a memory, from what was merged from it, and so on."""
+    names, adapters = [name], {known[name]["adapter"]}
+
+    def is_child(entry: Mapping[str, Any]) -> bool:
+        parents = entry.get("parents", ())
+        return any(p.get("name") in names or p.get("adapter") in adapters for p in parents)
+
+    while more := sorted(n for n, entry in known.items() if n not in names and is_child(entry)):
+        names += more
+        adapters |= {known[other]["adapter"] for other in more}
+    return tuple(names[1:])
+
+
+def record_of(path: Path) -> dict[str, Any]:
+    """A record that may be gone or damaged, as far as it can be read."""
+    try:
+        return read_object(path, "delete it") if path.is_file() else {}
+    except DataError:
+        return {}
+
+
+def _shelved(folder: Path, used: set[str]) -> dict[str, dict[str, Any]]:
+    """Folders of adapters that no name stands for, with what their cards say."""
+    places = [p for p in sorted((folder / "adapters").glob("*")) if p.name not in used]
+    return {p.name: {"name": None, **record_of(p / "card.json")} for p in places}
+
+
+def _runs(folder: Path) -> dict[str, dict[str, Any]]:
+    """Every run with its name and source; of older ones the name is that of the folder."""
+    places = sorted((folder / "runs").glob("*"))
+    named = {p.name: {"name": _STAMP.sub("", p.name)} for p in places}
+    return {p.name: {**named[p.name], **record_of(p / "config.json")} for p in places}
+
+
+def _kept(
+    staying: Mapping[str, Any], adapters: Iterable[str], sources: Iterable[str]
+) -> Iterator[str]:
+    for key, values in (("adapter", adapters), ("source", sources)):
+        for value in sorted(values):
+            users = sorted(name for name, entry in staying.items() if entry.get(key) == value)
+            yield f"{key} {value[:16]} stays: {', '.join(users)} still uses it."
