@@ -12,7 +12,8 @@ import pytest
 from test_report import record, row
 
 from lorewright.errors import ConfigError, DataError
-from lorewright.figures import _apart, contrast_figure
+from lorewright.figures import contrast_figure
+from lorewright.figures.ink import apart
 
 
 @pytest.mark.parametrize("name", ["light.svg", "dark.svg", "light.png", "dark.png"])
@@ -88,5 +89,5 @@ def test_without_matplotlib_the_command_is_named(
 
 
 def test_labels_keep_their_order_and_distance() -> None:
-    assert _apart([10.0, 100.0], 20.0) == [10.0, 100.0]
-    assert _apart([50.0, 50.0, 55.0], 10.0) == pytest.approx([41.67, 51.67, 61.67], abs=0.01)
+    assert apart([10.0, 100.0], 20.0) == [10.0, 100.0]
+    assert apart([50.0, 50.0, 55.0], 10.0) == pytest.approx([41.67, 51.67, 61.67], abs=0.01)

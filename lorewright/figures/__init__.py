@@ -6,20 +6,18 @@ how records are laid out and matplotlib; it does not know how they came about.
 
 from __future__ import annotations
 
-import io
 import itertools
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lorewright.errors import ConfigError
+from lorewright.figures.ink import Ink, apart, kind_of, plain, sheet
 from lorewright.metrics import Estimate
-from lorewright.report import checked_record, estimate_of, store
+from lorewright.report import checked_record, estimate_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 LEAST_LOSS = 1e-5  # drawn for a loss below it, in nats per token: a logarithmic scale has no 0
 
@@ -52,49 +50,27 @@ def _curves(record: Mapping[str, Any]) -> list[_Curve]:
     return curves
 
 
-class _Ink(NamedTuple):
-    paper: str
-    text: str
-    muted: str
-    grid: str
-    lines: tuple[str, ...]
-
-
-_LIGHT = _Ink("#ffffff", "#1f2328", "#59636e", "#e4e8ec", ("#bc4c00", "#0969da", "#8250df"))
-_DARK = _Ink("#0d1117", "#f0f6fc", "#9198a1", "#262c36", ("#f0883e", "#58a6ff", "#bc8cff"))
-
-
 def contrast_figure(record: Mapping[str, Any], path: Path, *, dark: bool = False) -> None:
     """Draw training loss and recall by epoch, side by side, into an SVG or PNG file.
 
     The title states the finding where the curves bear it out, else it is the record's own. Raises
     ConfigError for another suffix or without matplotlib, DataError for a record of another shape.
     """
-    kind = (path := Path(path)).suffix.lower().removeprefix(".")
-    if kind not in ("svg", "png"):
-        raise ConfigError(f"asked to draw {path}; figures are .svg or .png; change the suffix.")
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import LogLocator, MaxNLocator
-    except ImportError as error:
-        raise ConfigError(
-            "figures need matplotlib; it is not installed; run `pip install lorewright[figures]`."
-        ) from error
-    ink = _DARK if dark else _LIGHT
+    kind_of(Path(path))
     with checked_record():
         curves, title = _curves(record), str(record["title"])
         full = next((row["recall"] for row in record["rows"] if row["name"] == "full"), None)
         finding = _finding(curves) or title
         about = "" if finding == title else f"{title} · "
         about += f"{record['n_probes']} probes · numbers and bars: final recall, 95 % interval"
-    content = io.BytesIO()
-    # Not pyplot: no window, no state. The salt makes equal records equal files.
-    with rc_context({"svg.hashsalt": "lorewright", "font.family": "DejaVu Sans", "font.size": 11}):
-        figure = Figure(figsize=(9, 4.6), facecolor=ink.paper)
-        left, right = figure.subplots(1, 2, sharex=True, subplot_kw={"facecolor": ink.paper})
+    from matplotlib.ticker import LogLocator, MaxNLocator
+
+    with sheet(path, finding, about, size=(9, 4.6), dark=dark) as (figure, ink):
+        left, right = figure.subplots(1, 2, sharex=True)
         figure.subplots_adjust(left=0.065, right=0.875, top=0.73, bottom=0.15, wspace=0.52)
-        _draw_frame(figure, finding, about, ink)
+        heads = ("Training loss, nats per token (log scale)", "Recall on held-out question forms")
+        for ax, head in zip(figure.axes, heads, strict=True):
+            plain(ax, ink, head, "epoch")
         first = min(curve.epoch[0] for curve in curves)
         left.set_xlim(first, max(first + 1, *(curve.epoch[-1] for curve in curves)))
         left.set_yscale("log")
@@ -104,9 +80,6 @@ def contrast_figure(record: Mapping[str, Any], path: Path, *, dark: bool = False
         left.xaxis.set_major_locator(MaxNLocator(7, integer=True))
         _draw_lines(left, [(curve, curve.loss, "") for curve in curves], ink)
         _draw_recalls(right, curves, full, ink)
-        meta = {"Date": None, "Title": finding} if kind == "svg" else None
-        figure.savefig(content, format=kind, dpi=200, metadata=meta)
-    store(content.getvalue(), path)
 
 
 def _finding(curves: Sequence[_Curve]) -> str | None:
@@ -120,20 +93,7 @@ def _finding(curves: Sequence[_Curve]) -> str | None:
     return None
 
 
-def _draw_frame(figure: Figure, finding: str, about: str, ink: _Ink) -> None:
-    size, small = min(15, 930 / max(1, len(finding))), min(10.5, 1000 / len(about))
-    figure.text(0.02, 0.94, finding, va="center", size=size, weight="bold", color=ink.text)
-    figure.text(0.02, 0.872, about, va="center", size=small, color=ink.muted)
-    heads = ("Training loss, nats per token (log scale)", "Recall on held-out question forms")
-    for ax, head in zip(figure.axes, heads, strict=True):
-        ax.set_title(head, loc="left", size=11, color=ink.text, pad=10)
-        ax.set_xlabel("epoch", color=ink.muted)
-        ax.grid(axis="y", color=ink.grid, linewidth=0.8)
-        ax.tick_params(which="both", length=0, labelcolor=ink.muted, pad=6)
-        ax.spines[:].set_visible(False)
-
-
-def _draw_recalls(ax: Axes, curves: Sequence[_Curve], full: float | None, ink: _Ink) -> None:
+def _draw_recalls(ax: Axes, curves: Sequence[_Curve], full: float | None, ink: Ink) -> None:
     ax.set_ylim(-0.04, 1.1)
     ax.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
     if full is not None:
@@ -158,7 +118,7 @@ def _draw_recalls(ax: Axes, curves: Sequence[_Curve], full: float | None, ink: _
     _draw_lines(ax, [(curve, curve.recall, f"\n{curve.final:.2f}") for curve in curves], ink)
 
 
-def _draw_lines(ax: Axes, series: Sequence[tuple[_Curve, list[float], str]], ink: _Ink) -> None:
+def _draw_lines(ax: Axes, series: Sequence[tuple[_Curve, list[float], str]], ink: Ink) -> None:
     """Lines with their names at the right edge, moved apart where they would overlap.
 
     A write that ended early is led to its name by a dotted line.
@@ -172,7 +132,7 @@ def _draw_lines(ax: Axes, series: Sequence[tuple[_Curve, list[float], str]], ink
         ax.plot(x, y, "o", color=color, markersize=6, clip_on=False, zorder=3)
     # Names last: only now are the limits of both axes final.
     ends = [ax.transData.transform((right, values[-1]))[1] * points for _, values, _ in series]
-    places = _apart(ends, 14.0 * max(name.count("\n") + 1 for name in names))
+    places = apart(ends, 14.0 * max(name.count("\n") + 1 for name in names))
     for i, (_, values, _) in enumerate(series):
         ax.annotate(
             names[i],
@@ -185,13 +145,3 @@ def _draw_lines(ax: Axes, series: Sequence[tuple[_Curve, list[float], str]], ink
             linespacing=1.15,
             annotation_clip=False,
         )
-
-
-def _apart(heights: Sequence[float], gap: float) -> list[float]:
-    """Heights moved, in their order and about their middle, until none is nearer than `gap`."""
-    order = sorted(range(len(heights)), key=lambda i: heights[i])
-    placed = list(heights)
-    for below, above in itertools.pairwise(order):
-        placed[above] = max(placed[above], placed[below] + gap)
-    shift = sum(a - b for a, b in zip(placed, heights, strict=True)) / len(heights)
-    return [place - shift for place in placed]

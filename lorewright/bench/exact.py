@@ -1,0 +1,240 @@
+"""Exact memory, measured: a stack of writes on one frozen base, and every token that came back.
+
+Ranks, methods and seeds are members of one stack and get the same examples, the same order of
+batches, the same peak rate and the same budget of steps. Losses, lengths and accuracies count
+answer tokens only; that an answer is exact includes that it ends where it should.
+
+This room knows writes and traces. It knows nothing of where the examples come from.
+
+Paper: "How LoRA Remembers? A Parametric Memory Law for LLM Finetuning", arXiv 2605.30260.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from lorewright.data import Example
+from lorewright.errors import ConfigError, WrongBase
+from lorewright.lora import LoraConfig
+from lorewright.model import Model
+from lorewright.recall import TokenTrace, trace
+from lorewright.recipe import Diverged, Job, WriteConfig, Written
+from lorewright.targets import resolve_targets
+from lorewright.trunk import decoder_layers
+from lorewright.write import suggested_lr, write_all
+
+RATE = 6.0
+"""Peak rate over the one for adapters on all layers: a single small one wants larger steps."""
+MARGIN = 0.9
+"""A write ends early when every p exceeds this, so that L_final of what is recalled is near 0."""
+DIGITS = 4  # of a stored probability
+
+
+class Method(NamedTuple):
+    """What is minimised, and in which order the examples come."""
+
+    objective: str
+    order: str
+
+
+class Setting(NamedTuple):
+    """One member of a stack."""
+
+    rank: int
+    method: str
+    seed: int
+    """Of the first A and the order of the batches."""
+
+
+# -- what is written -----------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=2)
+def base_model(name: str, digest: str) -> Model:
+    """Return the base of a job, loaded once a process; raises WrongBase if it is another by now."""
+    model = Model.load(name)
+    if digest and model.digest != digest:
+        raise WrongBase(
+            f"the sweep was begun on {name!r} with digest {digest[:12]}; it has {model.digest[:12]}"
+            " now; begin a new one."
+        )
+    return model
+
+
+def placement(model: Model, name: str) -> tuple[tuple[str, ...], tuple[int, ...] | None]:
+    """Return targets and layers of a placement such as ``down_proj@3``, ``mlp@middle`` or ``mlp``.
+
+    ``@middle`` is the layer two thirds of the way up, as in the paper; without ``@`` all layers.
+    Raises ConfigError for a layer that is no number, and as `resolve_targets`.
+    """
+    targets, _, where = name.partition("@")
+    layers: tuple[int, ...] | None = None
+    if where == "middle":
+        n_layers = len(decoder_layers(model.network))
+        layers = (min(n_layers - 1, round(n_layers * 2 / 3)),)
+    elif where.isascii() and where.isdecimal():
+        layers = (int(where),)
+    elif where or "@" in name:
+        raise ConfigError(f"placement {name!r} is no TARGET@LAYER; write it like down_proj@3.")
+    resolve_targets(model.network, tuple(targets.split("+")), layers)
+    return tuple(targets.split("+")), layers
+
+
+def settings(ranks: Sequence[int], methods: Sequence[str], seeds: Sequence[int]) -> list[Setting]:
+    """Return every combination; raises ConfigError for an unknown method."""
+    unknown = [name for name in methods if name not in METHODS]
+    if unknown:
+        raise ConfigError(f"method {unknown[0]!r} is unknown; use one of {', '.join(METHODS)}.")
+    return [Setting(*each) for each in itertools.product(ranks, methods, seeds)]
+
+
+def config_of(model: Model, job: Mapping[str, Any], setting: Setting) -> WriteConfig:
+    """Return how a member is trained; a job has placement, lr (0 = by the base), epochs, batch."""
+    targets, layers = placement(model, job["placement"])
+    method = METHODS[setting.method]
+    return WriteConfig(
+        lora=LoraConfig(rank=setting.rank, targets=targets, layers=layers, seed=setting.seed),
+        objective=method.objective,
+        order=method.order,
+        lr=job["lr"] or round(RATE * suggested_lr(model), 6),
+        epochs=job["epochs"],
+        batch_size=job["batch"],
+        margin=job["margin"],
+        seed=setting.seed,
+    )
+
+
+# -- what came back ------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def decoded(
+    model: Model, asked: Sequence[Sequence[Example]], written: Sequence[Written]
+) -> list[list[list[int]]]:
+    """Return what every adapter says to its prompts, freely and greedily: adapter, example, token.
+
+    Adapters with one prompt each, all equally long, are decoded in one batch, a row each.
+    """
+    rows = [[model.render(e.prompt, e.completion) for e in examples] for examples in asked]
+    longest = max((len(row.completion_ids) for each in rows for row in each), default=1)
+    first = [each[0].prompt_ids for each in rows]
+    if any(len(each) > 1 for each in rows) or len(set(map(len, first))) != 1:
+        found = []
+        for each, adapter in zip(rows, written, strict=True):
+            with model.using(adapter.adapter):
+                prompts = [row.prompt_ids for row in each]
+                found.append(model.generate_ids(prompts, max_new_tokens=longest))
+        return found
+    with model.using(*(each.adapter for each in written)) as stack:
+        assert stack is not None
+        stack.bind(torch.arange(len(written)))
+        together = model.generate_ids(first, max_new_tokens=longest, batch_size=len(first))
+    return [[said] for said in together]
+
+
+def nats(traces: Sequence[TokenTrace]) -> float:
+    """Return the mean loss per answer token; the stop token, the last of each, is left out."""
+    losses = [-math.log(max(p, 1e-30)) for t in traces for p in t.p[:-1]]
+    return sum(losses) / len(losses)
+
+
+def outcome(
+    model: Model,
+    examples: Sequence[Example],
+    traces: Sequence[TokenTrace],
+    outputs: Sequence[Sequence[int]],
+) -> dict[str, Any]:
+    """Return what traces and free-running outputs came to, as plain JSON.
+
+    ``first_failure`` and ``first_stubborn`` are positions among the answer tokens and the stop
+    token, one a text, None where there is none; ``n_flipped`` counts texts of which decoding and
+    the certificate disagree, which near-ties can do.
+    """
+    targets = [model.render(e.prompt, e.completion).completion_ids for e in examples]
+    n_right, n_tokens, n_flipped, exact, failures = 0, 0, 0, [], []
+    for ids, traced, said in zip(targets, traces, outputs, strict=True):
+        same = [a == b for a, b in itertools.zip_longest(said[: len(ids)], ids[:-1])]
+        exact.append(all(same))
+        failures.append(next((i for i, right in enumerate(same) if not right), None))
+        n_flipped += exact[-1] != traced.exact
+        n_right += sum(same[: len(ids) - 1])
+        n_tokens += len(ids) - 1
+    return {
+        "n": len(examples),
+        "n_answer_tokens": n_tokens,
+        "loss": round(nats(traces), 6),
+        "exact": sum(exact),
+        "token_accuracy": round(n_right / n_tokens, 6),
+        "first_failure": failures,
+        "first_stubborn": [next(iter(t.stubborn), None) for t in traces],
+        "n_stubborn": [len(t.stubborn) for t in traces],
+        "n_flipped": n_flipped,
+    }
+
+
+def rows_of(
+    model: Model,
+    job: Mapping[str, Any],
+    members: Sequence[tuple[Setting, Sequence[Example]]],
+    *,
+    unseen: Sequence[Example] = (),
+    positions: bool = False,
+) -> list[dict[str, Any]]:
+    """Write every member's examples, all in one stack, and return what each kept, as plain JSON.
+
+    A job says how: see `config_of`; its ``repeats`` visits make an epoch (of a text alone, between
+    two checks of recall). ``unseen`` examples are asked as well: that is generalisation.
+    ``positions`` keeps p of every token. A member that diverged has ``why`` instead of outcomes.
+    """
+    works = [
+        Job([e for e in examples for _ in range(job["repeats"])], config_of(model, job, setting))
+        for setting, examples in members
+    ]
+    done = write_all(model, works)
+    before: dict[tuple[Example, ...], float] = {}
+    for _, examples in members:
+        if tuple(examples) not in before:
+            before[tuple(examples)] = nats(_traced(model, examples, None))
+    whole = [(w, e) for w, (_, e) in zip(done, members, strict=True) if isinstance(w, Written)]
+    outputs = iter(decoded(model, [e for _, e in whole], [w for w, _ in whole]) if whole else ())
+    rows = []
+    for (setting, examples), written in zip(members, done, strict=True):
+        init = round(before[tuple(examples)], 6)
+        steps = sum(-(-epoch.n_trained // job["batch"]) for epoch in written.epochs)
+        row: dict[str, Any] = {**setting._asdict(), "loss_init": init, "steps": steps}
+        if isinstance(written, Diverged):
+            rows.append(row | {"why": written.why})
+            continue
+        n_parameters = sum(tensor.numel() for tensor in written.adapter.tensors.values())
+        row |= {"n_parameters": n_parameters, "reason": written.reason}
+        traces = _traced(model, examples, written)
+        row |= outcome(model, examples, traces, next(outputs))
+        if positions:
+            row["p"] = [[round(p, DIGITS) for p in each.p] for each in traces]
+        if unseen:
+            (said,) = decoded(model, [unseen], [written])
+            asked = outcome(model, unseen, _traced(model, unseen, written), said)
+            row["unseen"] = {key: asked[key] for key in ("n", "exact", "token_accuracy", "loss")}
+        rows.append(row)
+    return rows
+
+
+def _traced(model: Model, examples: Sequence[Example], written: Written | None) -> list[TokenTrace]:
+    with model.using(*([written.adapter] if written else [])):
+        return trace(model, [model.render(e.prompt, e.completion) for e in examples])
+
+
+METHODS: dict[str, Method] = {
+    "sft": Method("sft", "shuffle"),
+    "threshold": Method("memft_threshold", "shuffle"),
+    "window": Method("memft_window", "shuffle"),
+    "curriculum": Method("sft", "curriculum"),
+    "window+curriculum": Method("memft_window", "curriculum"),
+}
+"""What is compared. The paper's MemFT-OT is threshold, its MemFT-SW window+curriculum."""

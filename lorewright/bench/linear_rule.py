@@ -1,0 +1,103 @@
+"""Linear rule: f(x, y) = 3x + 5y + 7 from examples; is it remembered, or understood?
+
+Memory is the share of trained pairs that come back exactly, generalisation the share of pairs that
+were never trained. Every seed draws other pairs.
+
+Paper: "How LoRA Remembers? A Parametric Memory Law for LLM Finetuning", arXiv 2605.30260, with 500
+training pairs.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lorewright.bench import exact, summary
+from lorewright.bench.task import Done, Task
+from lorewright.data import Example
+from lorewright.errors import ConfigError
+
+LARGEST = 99
+
+
+@dataclass(frozen=True)
+class LinearRule:
+    """A sweep over sets of pairs."""
+
+    model: str = "pocket"
+    ranks: tuple[int, ...] = (1, 4, 16)
+    pairs: int = 500
+    """Trained, and as many asked that were not."""
+    methods: tuple[str, ...] = tuple(exact.METHODS)
+    seeds: int = 5
+    placement: str = "down_proj@middle"
+    epochs: int = 30
+    """Budget; the same for every method."""
+    batch: int = 25
+    lr: float = 0.0
+    """Peak rate; 0 = `exact.RATE` times the one that suits the base."""
+    margin: float = exact.MARGIN
+
+    def __post_init__(self) -> None:
+        """Refuse unknown methods, and more pairs than there are."""
+        exact.settings(self.ranks, self.methods, (0,))
+        if not 0 < 2 * self.pairs <= (LARGEST + 1) ** 2:
+            raise ConfigError(
+                f"pairs is {self.pairs}; with as many unseen there are {(LARGEST + 1) ** 2 // 2}."
+            )
+
+
+def quick(config: LinearRule) -> LinearRule:
+    """Return a sweep of a minute that shows that everything works, and no result."""
+    return replace(config, ranks=(1, 4), pairs=50, seeds=2, epochs=10)
+
+
+def rule(x: int, y: int) -> int:
+    """Return 3x + 5y + 7."""
+    return 3 * x + 5 * y + 7
+
+
+def examples(n: int, seed: int) -> tuple[list[Example], list[Example]]:
+    """Return n pairs to be trained and n others; no pair is in both, or twice in one."""
+    every = [(x, y) for x in range(LARGEST + 1) for y in range(LARGEST + 1)]
+    drawn = random.Random(f"rule/{seed}").sample(every, 2 * n)
+    asked: Sequence[Example] = [Example(f"f({x}, {y}) =", str(rule(x, y))) for x, y in drawn]
+    return list(asked[:n]), list(asked[n:])
+
+
+def jobs(config: LinearRule, base_digest: str) -> list[dict[str, Any]]:
+    """Return a job for every set of pairs; all ranks and methods of it are one stack."""
+    how = {name: getattr(config, name) for name in ("model", "placement", "epochs", "batch", "lr")}
+    how |= {"margin": config.margin, "repeats": 1, "base": base_digest, "pairs": config.pairs}
+    how |= {"ranks": list(config.ranks), "methods": list(config.methods)}
+    return [how | {"seed": seed} for seed in range(config.seeds)]
+
+
+def task(job: dict[str, Any]) -> dict[str, Any]:
+    """Write the pairs with every method at every rank; ask for them, and for others."""
+    model = exact.base_model(job["model"], job["base"])
+    trained, unseen = examples(job["pairs"], job["seed"])
+    members = exact.settings(job["ranks"], job["methods"], (job["seed"],))
+    stack = [(member, trained) for member in members]
+    return {"rows": exact.rows_of(model, job, stack, unseen=unseen)}
+
+
+def summarise(config: LinearRule, done: Done) -> dict[str, Any]:
+    """Return memory and generalisation of methods by rank, with paired differences over sets."""
+    rows = summary.rows_of(done)
+    return {
+        "methods": summary.compared(rows, METRICS),
+        "n_diverged": sum("why" in row for row in rows),
+        "n_flipped": sum(row.get("n_flipped", 0) for row in rows),
+    }
+
+
+METRICS: dict[str, Callable[[summary.Row], float]] = {
+    "memory": lambda row: row["exact"] / row["n"],
+    "generalisation": lambda row: row["unseen"]["exact"] / row["unseen"]["n"],
+    "loss drop": summary.loss_drop,
+    "steps": lambda row: float(row["steps"]),
+}
+TASK = Task("linear-rule", jobs, task, summarise)

@@ -1,0 +1,111 @@
+"""PhoneBook: many keys, each with ten digits that nothing predicts; which method holds how many?
+
+Keys are ``First Last:``, values ten digits without separators of which the first is not 0; both
+occur once. A book of size L holds L answer tokens, so that books of different tokenizers compare.
+Every seed is another book, another first A and another order.
+
+Paper: "How LoRA Remembers? A Parametric Memory Law for LLM Finetuning", arXiv 2605.30260, PhoneBook
+PB1000 and the like; there with one book and more epochs for some methods than for others.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lorewright.bench import exact, summary
+from lorewright.bench.prose import digits, person
+from lorewright.bench.task import Done, Task
+from lorewright.data import Example
+from lorewright.model import Model
+
+N_DIGITS = 10
+
+
+@dataclass(frozen=True)
+class PhoneBook:
+    """A sweep over phone books."""
+
+    model: str = "pocket"
+    ranks: tuple[int, ...] = (1, 2, 4, 8)
+    sizes: tuple[int, ...] = (500,)
+    """Answer tokens of a book."""
+    methods: tuple[str, ...] = tuple(exact.METHODS)
+    seeds: int = 5
+    placement: str = "down_proj@middle"
+    epochs: int = 60
+    """Budget; the same for every method."""
+    batch: int = 8
+    lr: float = 0.0
+    """Peak rate; 0 = `exact.RATE` times the one that suits the base."""
+    margin: float = exact.MARGIN
+
+    def __post_init__(self) -> None:
+        """Refuse unknown methods."""
+        exact.settings(self.ranks, self.methods, (0,))
+
+
+def quick(config: PhoneBook) -> PhoneBook:
+    """Return a sweep of a minute that shows that everything works, and no result."""
+    return replace(config, ranks=(1, 4), sizes=(80,), seeds=2, epochs=20)
+
+
+def book(model: Model, n_tokens: int, seed: int) -> list[Example]:
+    """Return entries until their numbers have n_tokens tokens, or as near as whole numbers come."""
+    rng = random.Random(f"book/{seed}")
+    entries: dict[str, str] = {}
+    taken: set[str] = set()
+    while n_tokens > 0:
+        key, value = f"{person(rng)}:", digits(rng, N_DIGITS)
+        if key in entries or value in taken:
+            continue
+        length = len(model.render(key, value).completion_ids) - 1
+        if entries and 2 * n_tokens < length:
+            break
+        entries[key] = value
+        taken.add(value)
+        n_tokens -= length
+    return [Example(key, value) for key, value in entries.items()]
+
+
+def jobs(config: PhoneBook, base_digest: str) -> list[dict[str, Any]]:
+    """Return a job for every book; all ranks and methods of it are one stack."""
+    how = {name: getattr(config, name) for name in ("model", "placement", "epochs", "batch", "lr")}
+    how |= {"margin": config.margin, "repeats": 1, "base": base_digest}
+    how |= {"ranks": list(config.ranks), "methods": list(config.methods)}
+    return [
+        how | {"length": size, "seed": seed}
+        for size in config.sizes
+        for seed in range(config.seeds)
+    ]
+
+
+def task(job: dict[str, Any]) -> dict[str, Any]:
+    """Write a book with every method at every rank, and ask for every number."""
+    model = exact.base_model(job["model"], job["base"])
+    entries = book(model, job["length"], job["seed"])
+    members = exact.settings(job["ranks"], job["methods"], (job["seed"],))
+    return {"rows": exact.rows_of(model, job, [(member, entries) for member in members])}
+
+
+def summarise(config: PhoneBook, done: Done) -> dict[str, Any]:
+    """Return, for every size, methods by rank with paired differences over books."""
+    rows = summary.rows_of(done)
+    by_size = {size: [row for row in rows if row["length"] == size] for size in config.sizes}
+    return {
+        "methods": {str(size): summary.compared(own, METRICS) for size, own in by_size.items()},
+        "n_entries": {str(size): own[0].get("n") for size, own in by_size.items()},
+        "n_diverged": sum("why" in row for row in rows),
+        "n_flipped": sum(row.get("n_flipped", 0) for row in rows),
+    }
+
+
+METRICS: dict[str, Callable[[summary.Row], float]] = {
+    "exact": lambda row: row["exact"] / row["n"],
+    "token accuracy": lambda row: float(row["token_accuracy"]),
+    "loss drop": summary.loss_drop,
+    "steps": lambda row: float(row["steps"]),
+}
+TASK = Task("phonebook", jobs, task, summarise)

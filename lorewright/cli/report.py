@@ -1,0 +1,78 @@
+"""`lore report`: a finished run as one page that can be sent to somebody."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from lorewright.page import Page
+
+Run = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A benchmark's folder, a write's run, or a memory.")
+]
+To = Annotated[
+    Path | None, typer.Option("--to", help="The file, .html or .md; RUN/report.html by default.")
+]
+Figures = Annotated[
+    bool,
+    typer.Option(
+        "--figures", help="Also every figure of a benchmark, light and dark, SVG and PNG."
+    ),
+]
+
+
+def report(run: Run, to: To = None, figures: Figures = False) -> None:
+    """Write one self-contained page of a run: tables, figures, commands and versions.
+
+    [dim]lore report bench-longcontext[/]
+    [dim]lore report atlas --to atlas.md[/]
+    """
+    from lorewright.figures.ink import DARK, LIGHT
+    from lorewright.page import save_page
+
+    page = page_of(run)
+    path = to or run / "report.html"
+    save_page(page, path, light=LIGHT.named(), dark=DARK.named())
+    typer.echo(str(path))
+    if figures:
+        for drawn in _drawn(run, path.parent / "figures"):
+            typer.echo(str(drawn))
+
+
+def page_of(run: Path) -> Page:
+    """Return the page of whatever lies in a folder; raises DataError where nothing is finished."""
+    from lorewright.bench.pages import page
+    from lorewright.bench.task import SUMMARY_FILE
+    from lorewright.errors import DataError
+    from lorewright.runs import REPORT_FILE, memory_page, write_page
+    from lorewright.shelf import INDEX_FILE, read_object
+
+    if (run / SUMMARY_FILE).is_file():
+        return page(read_object(run / SUMMARY_FILE, "run the benchmark again"))
+    if (run / REPORT_FILE).is_file():
+        return write_page(run)
+    if (run / INDEX_FILE).is_file():
+        return memory_page(run)
+    raise DataError(
+        f"{run} holds no finished run: no {SUMMARY_FILE} of a benchmark, no {REPORT_FILE} of a "
+        f"write, no {INDEX_FILE} of a memory; give the folder of one."
+    )
+
+
+def _drawn(run: Path, folder: Path) -> list[Path]:
+    """Every figure of a benchmark as four files."""
+    from lorewright.bench.pages import figures
+    from lorewright.bench.task import SUMMARY_FILE
+    from lorewright.shelf import read_object
+
+    found = []
+    for figure in figures(read_object(run / SUMMARY_FILE, "run the benchmark again")):
+        for dark in (False, True):
+            for kind in ("svg", "png"):
+                path = folder / f"{figure.name}{'-dark' if dark else ''}.{kind}"
+                figure.draw(path, dark=dark)
+                found.append(path)
+    return found
