@@ -28,7 +28,7 @@ PACKAGE = ROOT / "lorewright"
 # A room imports from its own layer or below. A wing (bench/, studio/) is one room.
 LAYERS = (
     {"errors"},
-    {"data", "readers", "metrics", "cells", "curves", "law", "migrations", "traces"},
+    {"data", "readers", "metrics", "cells", "curves", "forecast", "law", "migrations", "traces"},
     {
         "views",
         "retrieve",
@@ -43,7 +43,10 @@ LAYERS = (
     {"adapter", "recipe"},
     {"model", "trunk", "distil", "progress"},
     {"write", "recall", "merge", "route"},
-    {"ask", "lesson", "plan", "diagnose", "report", "figures", "tune", "scale", "shelf"},
+    {
+        *("ask", "lesson", "calibration", "plan", "diagnose", "report", "figures", "tune"),
+        *("scale", "shelf", "page", "runs", "contradictions", "snapshot"),
+    },
     {"memory"},
     {"bench", "serve"},
     {"cli", "studio", "demo", "__main__"},
@@ -53,7 +56,8 @@ STRANGERS = 5  # in this layer not even neighbours import one another
 DATA_ROOMS = {"pocket"}  # files, not code: at most an __init__ with a docstring
 
 NO_TORCH = {
-    *("errors", "data", "readers", "metrics", "cells", "curves", "law", "views", "retrieve")
+    *("errors", "data", "readers", "metrics", "cells", "curves", "forecast", "law", "views"),
+    "retrieve",
 }
 ONLY_MODEL = {"transformers", "tokenizers"}
 PRINTERS = {"cli", "report"}
