@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from lorewright import __version__
-from lorewright.cli import law
+from lorewright.cli import law, serve
 from lorewright.cli.options import (
     FIND,
     Alpha,
@@ -75,6 +75,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(law.app, name="law")
+app.command()(serve.serve)
 
 
 def main() -> None:
