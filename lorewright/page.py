@@ -146,6 +146,7 @@ th { color: var(--muted); font-weight: 600; }
 ul { font-size: .9rem; padding-left: 1.1rem; }
 figure { margin: 1.8rem 0; }
 figure svg { width: 100%%; height: auto; }
+figure svg * { stroke-linejoin: round; stroke-linecap: butt; }
 figcaption { font-size: .9rem; margin-top: .3rem; }
 pre { background: var(--grid); padding: .8rem 1rem; overflow-x: auto; font-size: .85rem;
   border-radius: 6px; }
@@ -194,7 +195,9 @@ def _inline(svg: str, n: int, light: Mapping[str, str]) -> str:
     """An SVG as part of a page: names of its own, colours that are the page's variables."""
     drawn = svg[svg.index("<svg") :]
     drawn = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>f{n}-", drawn)
-    drawn = re.sub(r"<metadata>.*?</metadata>", "", drawn, flags=re.DOTALL)
+    # A style inside would hold for the whole page, and is in the page's own.
+    for tag in ("metadata", "style"):
+        drawn = re.sub(rf"<{tag}\b.*?</{tag}>", "", drawn, flags=re.DOTALL)
     for name, colour in light.items():
         drawn = re.sub(rf"{re.escape(colour)}\b", f"var(--{name})", drawn, flags=re.IGNORECASE)
     return drawn

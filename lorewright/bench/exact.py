@@ -33,6 +33,8 @@ RATE = 6.0
 """Peak rate over the one for adapters on all layers: a single small one wants larger steps."""
 MARGIN = 0.9
 """A write ends early when every p exceeds this, so that L_final of what is recalled is near 0."""
+SAFE_MARGIN = 0.5
+"""Where methods are compared: the papers' threshold of ln 2, at which a token is safe."""
 DIGITS = 4  # of a stored probability
 
 

@@ -38,7 +38,7 @@ class LinearRule:
     batch: int = 25
     lr: float = 0.0
     """Peak rate; 0 = `exact.RATE` times the one that suits the base."""
-    margin: float = exact.MARGIN
+    margin: float = exact.SAFE_MARGIN
 
     def __post_init__(self) -> None:
         """Refuse unknown methods, and more pairs than there are."""

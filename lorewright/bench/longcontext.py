@@ -126,7 +126,7 @@ def _law(config: LongContext) -> list[dict[str, Any]]:
 def _methods(config: LongContext) -> list[dict[str, Any]]:
     # An epoch is one step here, so that a text's history, which widens windows, is not split.
     how = _how(config, config.placement, config.ranks, config.methods, repeats=1)
-    return _compared(config, how)
+    return [job | {"margin": exact.SAFE_MARGIN} for job in _compared(config, how)]
 
 
 def _placement(config: LongContext) -> list[dict[str, Any]]:

@@ -40,7 +40,7 @@ class PhoneBook:
     batch: int = 8
     lr: float = 0.0
     """Peak rate; 0 = `exact.RATE` times the one that suits the base."""
-    margin: float = exact.MARGIN
+    margin: float = exact.SAFE_MARGIN
 
     def __post_init__(self) -> None:
         """Refuse unknown methods."""

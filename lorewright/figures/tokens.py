@@ -115,5 +115,7 @@ def failures_figure(
             if ranks:
                 left.legend(frameon=False, labelcolor=ink.text, loc="lower right", fontsize=9.5)
             plain(right, ink, "Where the first failure is", "position", "texts")
-            bins = np.linspace(0, top, 25)
-            right.hist([p["failure"] for p in points], bins=bins, color=ink.lines[1], rwidth=0.9)
+            width = max(1, round(top / 24))
+            bins = np.arange(0, top + width, width) - 0.5
+            right.hist([p["failure"] for p in points], bins=bins, color=ink.lines[1], rwidth=0.88)
+            right.yaxis.get_major_locator().set_params(integer=True)
