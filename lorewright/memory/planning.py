@@ -1,0 +1,118 @@
+"""The verb `plan`: what a source asks of a memory, and the rank that a write takes by default."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from lorewright import plan as plans
+from lorewright.calibration import Calibration, calibrate, find, load_of
+from lorewright.data import Document, Example, Knowledge
+from lorewright.errors import ConfigError
+from lorewright.lesson import LessonConfig, prepare
+from lorewright.memory.records import Watch
+from lorewright.model import Model
+from lorewright.plan import Plan
+from lorewright.recipe import WriteConfig
+from lorewright.report import save_json
+from lorewright.shelf import read_object
+from lorewright.views import AskLLM
+from lorewright.write import suggested_lr
+
+MAX_QUESTION_TOKENS = 512
+"""Longest reply when the base writes questions, in tokens."""
+PLAN_FILE = "plan.json"
+
+
+def plan(
+    model: Model,
+    knowledge: Knowledge | Document,
+    *,
+    wanted: float = plans.WANTED,
+    config: WriteConfig | None = None,
+    lesson: LessonConfig | None = None,
+    teacher: AskLLM | None = None,
+    recalibrate: bool = False,
+    watch: Watch | None = None,
+) -> Plan:
+    """Plan a write on a base; see `Memory.plan`."""
+    known = Knowledge((knowledge,)) if isinstance(knowledge, Document) else knowledge
+    config = config or WriteConfig(lr=suggested_lr(model))
+    watch = watch or Watch()
+    if not 0 < wanted < 1:
+        raise ConfigError(f"a recall of {wanted} was asked for; give a share between 0 and 1.")
+    shape = plans.shape_of(model, config.lora)
+    made = prepare(
+        known,
+        ask_llm=teacher or partial(_write_questions, model),
+        closed_book=model.generate,
+        config=lesson or LessonConfig(),
+        progress=watch.step,
+        phrasing=model.phrasing if teacher is None else "general",
+    )
+    load = load_of(model, made.examples)
+    found = None if recalibrate else find(model, config)
+    if found is None:
+        found = calibrate(
+            model, config, fresh=recalibrate, progress=watch.step, on_epoch=watch.epoch
+        )
+    planned = plans.make(
+        load,
+        found.forecast,
+        shape,
+        epochs=config.epochs,
+        wanted=wanted,
+        n_declined=len(made.examples) - load.n_examples,
+    )
+    watch.step("timing a few steps")
+    lora = replace(config.lora, rank=planned.rank)
+    pace = plans.pace(model, made.examples, replace(config, lora=lora))
+    return plans.timed(planned, found.forecast, pace)
+
+
+def rank_for(
+    model: Model, run: Path, examples: Sequence[Example], config: WriteConfig, watch: Watch
+) -> tuple[WriteConfig, str]:
+    """A write's settings with the planned rank, and a sentence on it, kept with the run.
+
+    Without a calibration the rank is FIXED_RANK: a write does not spend minutes on one unasked.
+    """
+    path = run / PLAN_FILE
+    if not path.exists():
+        save_json(_ranked(model, examples, config, find(model, config)), path)
+    kept = read_object(path, "delete its run and write again")
+    rank, note = int(kept["rank"]), str(kept["note"])
+    watch.step(note)
+    return replace(config, lora=replace(config.lora, rank=rank)), note
+
+
+def _ranked(
+    model: Model, examples: Sequence[Example], config: WriteConfig, found: Calibration | None
+) -> dict[str, object]:
+    if found is None:
+        note = (
+            f"Rank {plans.FIXED_RANK}: nothing is known of this base with these settings; "
+            "`lore plan` would calibrate it, once."
+        )
+        return {"rank": plans.FIXED_RANK, "note": note}
+    shape, load = plans.shape_of(model, config.lora), load_of(model, examples)
+    ranks = [rank for rank in plans.RANKS if rank >= plans.LEAST_WRITTEN] or [shape.largest]
+    planned = plans.make(
+        load,
+        found.forecast,
+        shape,
+        epochs=config.epochs,
+        wanted=plans.WANTED_OF_WRITE,
+        ranks=ranks if min(ranks) <= shape.largest else [shape.largest],
+        n_declined=len(examples) - load.n_examples,
+    )
+    advice = " ".join(planned.notes[:-1])
+    return {"rank": planned.rank, "note": f"Planned: {planned}. {advice}".strip()} | {
+        "plan": planned.to_json()
+    }
+
+
+def _write_questions(model: Model, prompts: list[str]) -> list[str]:
+    return model.generate(prompts, max_new_tokens=MAX_QUESTION_TOKENS)

@@ -1,0 +1,65 @@
+"""Calibrate the embedded base for the planner; the result is shipped with it.
+
+    python pocket/calibrate.py                # measure, and say how well the forecast fits
+    python pocket/calibrate.py --keep         # and put it into lorewright/pocket/calibration.json
+
+To be run again whenever the base, the default recipe or the sweep changes: until then `lore write`
+takes its fixed rank and `lore plan` calibrates for itself. An interrupted run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from lorewright.calibration import PACKAGED, calibrate, identity, place
+from lorewright.model import Model
+from lorewright.recipe import WriteConfig
+from lorewright.report import save_json
+from lorewright.write import suggested_lr
+
+
+def main() -> None:
+    """Calibrate, print every trial beside its forecast, keep the result if asked to."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--keep", action="store_true", help="ship the result with the base")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--cache", type=Path, help="folder of the trials, to go on in")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.cache is None:
+        args.cache = Path(tempfile.gettempdir()) / "lorewright-calibrate"
+    os.environ["LOREWRIGHT_CACHE"] = str(args.cache)
+    model = Model.load()
+    config = WriteConfig(lr=suggested_lr(model))
+    started = (time.monotonic(), time.process_time())
+    made = calibrate(model, config, progress=print)
+    wall, cpu = time.monotonic() - started[0], time.process_time() - started[1]
+    print(f"{args.threads} threads: {wall:.0f} s by the clock, {cpu:.0f} s of CPU in this run")
+    print(f"folder {place(identity(model, config))}; training of all trials {made.seconds:.0f} s")
+    held = 0
+    for trial in made.trials:
+        share = trial.n_exact / trial.load.n_examples
+        found = made.forecast.predict(trial.load, trial.rank, trial.epochs)
+        inside = found.low <= share <= found.high
+        held += inside
+        print(
+            f"{trial.group:24} rank {trial.rank:2} epochs {trial.used:3}/{trial.epochs:<3} recall {share:.2f}  "
+            f"forecast {found.value:.2f} [{found.low:.2f}, {found.high:.2f}]{'' if inside else '  outside'}"
+        )
+    constants = ", ".join(f"{k} {v:.3g}" for k, v in made.forecast.constants.items())
+    print(f"{constants}; spread {made.forecast.spread:.3f}")
+    print(f"calibrate trials={len(made.trials)} inside={held} seconds={wall:.0f} cpu={cpu:.0f}")
+    if args.keep:
+        save_json(made.to_json(), PACKAGED)
+
+
+if __name__ == "__main__":
+    main()
