@@ -18,6 +18,7 @@ import filelock
 
 from lorewright.data import Document, Fact, Knowledge, load_jsonl
 from lorewright.errors import (
+    ConfigError,
     DataError,
     Locked,
     LorewrightError,
@@ -38,7 +39,8 @@ _ADAPTER_ID = re.compile(r"[0-9a-f]{16}")
 def index(folder: Path) -> dict[str, Any]:
     """memory.json as data: schema, base (id, digest), memories (name -> entry).
 
-    An entry has adapter, source, run, card (what a list shows of it) and, after a merge, parents.
+    An entry has adapter, source, run, card (what a list shows of it); after a merge parents, and
+    formerly after it was renamed.
     One of an older schema is migrated as it is read. Raises UnknownMemory when there is none,
     DataError when it is damaged.
     """
@@ -245,6 +247,28 @@ def change(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
     found = index(folder)
     edit(found["memories"])
     _save_index(found, folder)
+
+
+def rename(folder: Path, old: str, new: str) -> None:
+    """Give a memory another name; its adapter, source and runs stay what and where they are.
+
+    Raises UnknownMemory for one that is not there, ConfigError for a new name that is taken,
+    Locked when somebody writes.
+    """
+    with writing(folder, index(folder)["base"]):
+        entry_of(folder, old)
+        if new in entries(folder):
+            raise ConfigError(f"asked to name {old!r} {new!r}; that name is taken; use another.")
+
+        def move(memories: dict[str, Any]) -> None:
+            entry = memories.pop(old)
+            formerly = [*entry.get("formerly", ()), old]
+            memories[new] = {**entry, "formerly": [n for n in dict.fromkeys(formerly) if n != new]}
+            for other in memories.values():
+                for parent in other.get("parents", ()):
+                    parent["name"] = new if parent.get("name") == old else parent.get("name")
+
+        change(folder, move)
 
 
 def _keep_migrated(folder: Path) -> None:

@@ -115,16 +115,14 @@ def forget(
         removal = _unfinished(folder)
         if removal and name not in removal.names:
             step(f"completing the removal of {removal.names[0]}")
-            _take_out(folder, removal, wanted(_texts(folder, removal)))
+            remove(folder, removal)
             removal = None
         removal = removal or plan_removal(folder, name, with_merged=with_merged)
         probes, metric = _probes(folder, removal), _metric(memory, name)
         step("asking what it knows")
         before = _before(memory, name, probes, metric)
-        asked = wanted(_texts(folder, removal))
-        save_json(removal, folder / JOURNAL)
         step("removing")
-        asked, shared, n_blanked = _take_out(folder, removal, asked)
+        asked, shared, n_blanked = remove(folder, removal)
         step("looking through every file")
         seen = scan(folder, asked)
         base, others = _ask_those_left(memory, probes, metric, step)
@@ -159,11 +157,14 @@ def _unfinished(folder: Path) -> Removal | None:
         ) from error
 
 
-def _take_out(folder: Path, removal: Removal, asked: Wanted) -> tuple[Wanted, frozenset[Run], int]:
-    """Names first, so that nobody is sent to what goes; the source last, so that it can be redone.
+def remove(folder: Path, removal: Removal) -> tuple[Wanted, frozenset[Run], int]:
+    """Take a memory out of its folder; the caller holds the lock, and looks whether it is gone.
 
+    Names first, so that nobody is sent to what goes; the source last, so that it can be redone.
     Returns what is to be looked for, what others share, and how many records were blanked.
     """
+    asked = wanted(_texts(folder, removal))
+    save_json(removal, folder / JOURNAL)
     change(folder, lambda memories: [memories.pop(name, None) for name in removal.names])
     shared = {
         trace.words for trace in scan(folder, asked, files=_of_others(folder, removal)).traces

@@ -10,6 +10,9 @@ from typing import Any
 from lorewright.recall import Audit, RecallReport
 from lorewright.recipe import Epoch
 
+BEFORE = "before"
+"""`<name>-before` is what a name stood for before it was superseded."""
+
 
 @dataclass(frozen=True)
 class Watch:

@@ -51,7 +51,12 @@ def plan_removal(folder: Path, name: str, *, with_merged: bool = False) -> Remov
             f"({', '.join(merged[:6])}) and hold it too; forget them with it (--with-merged), or "
             "keep all."
         )
-    names = (name, *merged)
+    return removal_of(folder, (name, *merged))
+
+
+def removal_of(folder: Path, names: tuple[str, ...]) -> Removal:
+    """What goes with these names, of which those after the first were merged from it."""
+    known, (name, *merged) = entries(folder), names
     going = [known[n] for n in names]
     staying = {n: entry for n, entry in known.items() if n not in names}
     aliases = {*names, *(old for entry in going for old in entry.get("formerly", ()))} - {*staying}

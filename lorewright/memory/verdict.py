@@ -11,7 +11,7 @@ from lorewright import adapter as adapters
 from lorewright.adapter import Adapter
 from lorewright.errors import AdapterError
 from lorewright.lesson import Lesson
-from lorewright.memory.records import Watch
+from lorewright.memory.records import BEFORE, Watch
 from lorewright.model import POCKET, Model
 from lorewright.recall import RecallReport, verify
 from lorewright.shelf import entries, read_object
@@ -54,7 +54,11 @@ def _another(
 ) -> Adapter | None:
     """A memory of something else, for the control `wrong`; damaged ones are named and left."""
     for other, entry in sorted(entries(memory.folder).items()):
-        if other == name or entry["adapter"] == identity or entry.get("source") == source:
+        if (
+            other in (name, f"{name}-{BEFORE}")
+            or entry["adapter"] == identity
+            or entry.get("source") == source
+        ):
             continue
         try:
             return memory.adapter(other)

@@ -213,7 +213,7 @@ def _enter(
     card: dict[str, Any],
 ) -> None:
     """Put adapter and source on the shelf, then the name: everything it needs is there."""
-    _set_aside_damaged(outcome.folder)
+    set_aside_damaged(outcome.folder)
     adapters.save(replace(adapter, card=card), outcome.folder)
     adapters.load(outcome.folder)
     source = memory.folder / "sources" / f"{known.digest()}.jsonl"
@@ -229,7 +229,7 @@ def _name_of(known: Knowledge) -> str:
     raise ConfigError("facts need a name for their memory; give one with --name.")
 
 
-def _set_aside_damaged(folder: Path) -> None:
+def set_aside_damaged(folder: Path) -> None:
     """Rename an adapter folder that does not hold its content: the write that restores it may."""
     if not folder.exists():
         return
