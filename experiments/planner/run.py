@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from corpora import CORPORA, Corpus
+from draw import intervals
 
 from lorewright.calibration import Calibration, find, load_of
 from lorewright.data import digest
@@ -122,7 +123,7 @@ def page(records: Sequence[dict[str, Any]], about: dict[str, Any]) -> str:
             f"{plan['rank']}{'' if plan['reaches'] else ' (not enough)'} | {found['value']:.2f} [{found['low']:.2f}, {found['high']:.2f}] | "
             f"{row['n_exact'] / row['n']:.2f}{missed} | {best or 'none'}{'' if near(record) else ' (missed)'} | {shares} |"
         )
-    lines += ["", "\"Not enough\": the plan says that no rank reaches the wanted recall surely in so many epochs. Records: `records/`."]
+    lines += ["", "![Predicted intervals and measured recall](intervals.svg)", "", "\"Not enough\": the plan says that no rank reaches the wanted recall surely in so many epochs. Records: `records/`."]
     return "\n".join(lines) + "\n"
 
 
@@ -165,6 +166,8 @@ def main() -> None:
         )
     store(page(records, found.about).encode(), out / "README.md")
     planned = [record["ranks"][str(record["plan"]["rank"])] for record in records]
+    for dark, name in ((False, "intervals"), (True, "intervals-dark")):
+        intervals(records, sum(map(inside, planned)), out / f"{name}.svg", dark=dark)
     print(f"planner n={len(records)} covered={said([inside(row) for row in planned])} rank={said([near(r) for r in records])}")
 
 
