@@ -18,8 +18,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from lorewright import __version__
-from lorewright.cli import law, serve
+from lorewright.cli import law, plan, serve
 from lorewright.cli.options import (
+    AUTO,
     FIND,
     Alpha,
     Base,
@@ -54,6 +55,7 @@ from lorewright.cli.options import (
     layers_of,
     lesson_of,
     open_memory,
+    rank_of,
     rate_of,
     teacher_at,
 )
@@ -75,6 +77,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(law.app, name="law")
+app.command()(plan.plan)
 app.command()(serve.serve)
 
 
@@ -128,7 +131,7 @@ def write(
     probes: Probes = None,
     metric: Metric = "",
     teacher: Teacher = "",
-    rank: Rank = 8,
+    rank: Rank = AUTO,
     target: Targets = None,
     layers: Layers = "",
     alpha: Alpha = 0,
@@ -164,7 +167,7 @@ def write(
     asked = read_probes(probes) if probes else ()
     lesson, chosen = lesson_of(view), tuple(target or ("all-linear",))
     config = WriteConfig(
-        lora=LoraConfig(rank, alpha or None, chosen, layers_of(layers), seed=seed),
+        lora=LoraConfig(rank_of(rank), alpha or None, chosen, layers_of(layers), seed=seed),
         objective=objective,
         lr=rate_of(lr),  # 1 stands for one that is found below; all else is checked before that
         optimizer=optimizer,
@@ -192,17 +195,18 @@ def write(
             probes=asked,
             metric=metric,
             find_rate=lr == FIND,
+            find_rank=rank == AUTO,
             watch=watch,
         )
-    if as_json:
-        print_json(outcome.to_json())
-    else:
-        _print_outcome(outcome)
+    _print_outcome(outcome, as_json)
 
 
-def _print_outcome(outcome: Outcome) -> None:
+def _print_outcome(outcome: Outcome, as_json: bool) -> None:
     from lorewright.report import recall_table
 
+    if as_json:
+        print_json(outcome.to_json())
+        return
     out = Console()
     for note in outcome.notes:
         out.print(f"[dim]{escape(note)}[/]", highlight=False)

@@ -36,7 +36,7 @@ Metric = Annotated[
     str, typer.Option(help="exact_match, contains, token_f1 or rouge_l; by default as fits.")
 ]
 TRAINING = "How it is trained"
-FIND = "find"
+FIND, AUTO = "find", "auto"
 Objective = Annotated[
     str,
     typer.Option(
@@ -44,7 +44,10 @@ Objective = Annotated[
         rich_help_panel=TRAINING,
     ),
 ]
-Rank = Annotated[int, typer.Option(help="Rank of the adapter.")]
+Rank = Annotated[
+    str,
+    typer.Option(help="Rank of the adapter; `auto` = as planned, 8 where nothing is calibrated."),
+]
 Alpha = Annotated[
     int, typer.Option(min=0, help="Scale is alpha / rank; 0 = 16.", rich_help_panel=TRAINING)
 ]
@@ -144,3 +147,15 @@ def rate_of(text: str) -> float:
         raise ConfigError(
             f"--lr is {text!r}; give a number, `{FIND}`, or nothing for the base's own."
         ) from None
+
+
+def rank_of(text: str) -> int:
+    """The rank that was asked for; FIXED_RANK for one that is yet to be planned."""
+    from lorewright.errors import ConfigError
+    from lorewright.plan import FIXED_RANK
+
+    if text == AUTO:
+        return FIXED_RANK
+    if not (text.isascii() and text.isdecimal()):
+        raise ConfigError(f"--rank is {text!r}; give a whole number such as 8, or `{AUTO}`.")
+    return int(text)

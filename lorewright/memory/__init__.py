@@ -23,9 +23,10 @@ from lorewright.adapter import Adapter
 from lorewright.data import Document, Knowledge, Probe, slug
 from lorewright.errors import AdapterError, ConfigError, DataError, UnknownMemory
 from lorewright.lesson import Lesson, LessonConfig
-from lorewright.memory import verdict, writing
+from lorewright.memory import planning, verdict, writing
 from lorewright.memory.records import Outcome, Watch
 from lorewright.model import POCKET, Model
+from lorewright.plan import WANTED, Plan
 from lorewright.recall import RecallReport
 from lorewright.recipe import WriteConfig
 from lorewright.shelf import INDEX_FILE, check_base, entries, entry_of, index, refuse_foreign
@@ -123,6 +124,7 @@ class Memory:
         probes: Sequence[Probe] = (),
         metric: str = "",
         find_rate: bool = False,
+        find_rank: bool = False,
         watch: Watch | None = None,
     ) -> Outcome:
         """Write knowledge into a new adapter, prove it on disk, and take the verdict.
@@ -131,7 +133,8 @@ class Memory:
         decoding before its name is entered. What cannot work is refused before anything is trained.
         Raises Locked when another writer is at work, StorageError when the disk refuses; either way
         no name changes. Called again with the same arguments it resumes. `find_rate` replaces the
-        config's rate by the best of a short search on these examples, kept with the run.
+        config's rate by the best of a short search on these examples, kept with the run;
+        `find_rank` its rank by the planned one, as happens without a config.
         """
         return writing.write(
             self,
@@ -143,6 +146,35 @@ class Memory:
             probes=probes,
             metric=metric,
             find_rate=find_rate,
+            find_rank=find_rank,
+            watch=watch,
+        )
+
+    def plan(
+        self,
+        knowledge: Knowledge | Document,
+        *,
+        wanted: float = WANTED,
+        config: WriteConfig | None = None,
+        lesson: LessonConfig | None = None,
+        teacher: AskLLM | None = None,
+        recalibrate: bool = False,
+        watch: Watch | None = None,
+    ) -> Plan:
+        """Say before training which rank recalls the wanted share, and what it will cost.
+
+        The base writes the questions as for a write, and is calibrated first where neither the
+        user's cache nor the package knows it with these settings. Nothing is written into the
+        folder. Raises as `lesson.prepare` and `calibration.calibrate`, ConfigError for no share.
+        """
+        return planning.plan(
+            self.model,
+            knowledge,
+            wanted=wanted,
+            config=config,
+            lesson=lesson,
+            teacher=teacher,
+            recalibrate=recalibrate,
             watch=watch,
         )
 
