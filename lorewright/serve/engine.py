@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -274,7 +273,6 @@ class _Running:
             self.generator.seed()
         else:
             self.generator.manual_seed(job.seed)
-        self.since = time.monotonic()
 
 
 def draw(logits_V: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:

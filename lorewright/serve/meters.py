@@ -5,6 +5,7 @@ Each server has a registry of its own, so that two in one process do not mix.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -56,6 +57,8 @@ class Meters:
             "lorewright_requests_inside", "Requests under way.", registry=self.registry
         )
         self._gauge = Gauge
+        cpu = Gauge("lorewright_cpu_seconds", "CPU time of this process.", registry=self.registry)
+        cpu.set_function(time.process_time)
 
     def answered(self, path: str, status: int, seconds: float) -> None:
         """Count one request."""

@@ -186,6 +186,10 @@ class Together:
                 layer.values[hole, :, :n_tokens] = layer.values[mover, :, :n_tokens]
             order[hole] = mover
         order = order[: len(kept)]
+        if not order:  # give the room back, and leave nothing of what was said in memory
+            self.plan.n_rows = self.plan.n_tokens = 0
+            for layer in self.cache.layers:
+                layer.keys = layer.values = None
         self.lengths = [self.lengths[row] for row in order]
         self.slots = [self.slots[row] for row in order]
         return order
@@ -193,7 +197,7 @@ class Together:
     def _plan(self, n_rows: int, n_tokens: int) -> None:
         """Ask for room; it doubles, so that few steps copy."""
         if n_rows > self.plan.n_rows:
-            self.plan.n_rows = max(n_rows, 2 * self.plan.n_rows)
+            self.plan.n_rows = max(n_rows, min(2 * self.plan.n_rows, self.bank.n_slots))
         if n_tokens > self.plan.n_tokens:
             wanted = max(n_tokens, min(2 * self.plan.n_tokens, self.model.context))
             self.plan.n_tokens = -(-wanted // CHUNK_TOKENS) * CHUNK_TOKENS
