@@ -45,7 +45,7 @@ LAYERS = (
     {"write", "recall", "merge", "route"},
     {
         *("ask", "lesson", "calibration", "plan", "diagnose", "report", "figures", "tune"),
-        *("scale", "shelf", "page", "runs", "contradictions", "snapshot"),
+        *("scale", "shelf", "page", "runs", "contradictions", "snapshot", "evidence"),
     },
     {"memory"},
     {"bench", "serve"},

@@ -1,0 +1,171 @@
+"""How long a folder of 10,000 memories takes to open, list, search and change, beside one of 10.
+
+    python benchmarks/folder_speed.py
+    python benchmarks/folder_speed.py --quick
+
+Every memory has an adapter of its own (rank 1 on one layer of the embedded base), a card, a source, a run
+with settings, lesson and report, as a write leaves them; only memory.json is written once instead of
+10,000 times, and files are not forced to the disk one by one. Seconds are medians over repeats, files in
+the page cache. `open` is with the base already loaded. `every card` is what a list would cost that read
+them. The last line can be read by a script.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from ratio import machine
+from rich.console import Console
+
+from lorewright import adapter as adapters
+from lorewright.data import Fact, Knowledge, dump_jsonl
+from lorewright.lesson import LessonConfig, prepare
+from lorewright.lora import LoraConfig, attach
+from lorewright.memory import Memory
+from lorewright.memory.removal import plan_removal
+from lorewright.migrations import brief
+from lorewright.model import Model
+from lorewright.report import memories_table, save_json
+from lorewright.shelf import (
+    briefs,
+    cards,
+    change,
+    enter,
+    entry_of,
+    index,
+    rename,
+    run_folder,
+    writing,
+)
+
+CONFIG = LoraConfig(rank=1, targets=("q_proj",), layers=(0,))
+SHARE = {"n": 3, "recall": 1.0, "low": 0.44, "high": 1.0}
+
+
+def build(folder: Path, model: Model, n: int) -> None:
+    """A folder of n memories."""
+    with attach(model.network, [CONFIG]) as stack:
+        stack.reset(0, 0)
+        made = adapters.capture(stack, 0, base_id=model.name, base_digest=model.digest)
+    memory = Memory.open(folder, model)
+    entries = {}
+    for i in range(n):
+        name = f"memory-{i:05d}"
+        facts = tuple(
+            Fact(f"f{j}", f"What is the {what} of Project {i}?", f"{what} {i}")
+            for j, what in enumerate(("code", "room", "deadline"))
+        )
+        known = Knowledge(facts=facts)
+        tensors = {k: t + (i + 1) * 1e-3 for k, t in made.tensors.items()}
+        settings = {"lesson": asdict(LessonConfig()), "metric": "exact_match"}
+        card = {
+            "name": name,
+            "source": known.digest(),
+            "reason": "recalled",
+            "settings": settings,
+            "report": {"recall": {"paraphrase": {"memory": SHARE, "base": SHARE}}},
+        }
+        adapter = replace(made, tensors=tensors, card=card)
+        identity = adapters.content_id(adapter)
+        adapters.save(adapter, folder / "adapters" / identity)
+        dump_jsonl(facts, folder / "sources" / f"{known.digest()}.jsonl")
+        run = folder / "runs" / f"20260101-000000-{name}"
+        save_json(
+            {"name": name, "key": name, "source": known.digest(), **settings}, run / "config.json"
+        )
+        config = LessonConfig(views=("given",), negatives=0)
+        lesson = prepare(known, ask_llm=list, closed_book=list, config=config)
+        save_json(lesson, run / "lesson.json")
+        save_json({"memory": name, "adapter": identity, "recall": {}}, run / "report.json")
+        entry = {"adapter": identity, "source": known.digest(), "run": run.name}
+        entries[name] = {**entry, "card": brief({**card, "adapter": {"lora": {"rank": 1}}})}
+    with writing(folder, memory.base()):
+        change(folder, lambda memories: memories.update(entries))
+
+
+def operations(folder: Path, model: Model, n: int) -> dict[str, Callable[[], object]]:
+    """What is timed, by name."""
+    last, memory = f"memory-{n - 1:05d}", Memory.open(folder, model)
+    entry = entry_of(folder, last)
+
+    def listed() -> None:
+        table = memories_table(briefs(folder)[:50])
+        Console(file=io.StringIO(), width=120).print(table)
+
+    def entered() -> None:
+        with writing(folder, memory.base()):
+            enter(folder, last, entry["adapter"], source=entry["source"], run=entry["run"])
+
+    def renamed() -> None:
+        rename(folder, last, "other")
+        rename(folder, "other", last)
+
+    return {
+        "read memory.json": lambda: index(folder),
+        "open": lambda: Memory.open(folder, model),
+        "list": listed,
+        "every card": lambda: cards(folder),
+        "resolve a name": lambda: entry_of(folder, last),
+        "load an adapter": lambda: memory.adapter(last),
+        "enter a memory": entered,
+        "rename, and back": renamed,
+        "find a run to resume": lambda: (
+            run_folder(folder, last, {"key": "nothing"}).joinpath("config.json").unlink()
+        ),
+        "plan a removal": lambda: plan_removal(folder, last),
+    }
+
+
+def seconds(act: Callable[[], object], repeats: int) -> float:
+    """The median of some runs after one that does not count."""
+    act()
+    taken = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        act()
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken)
+
+
+def main() -> None:
+    """Build, time, print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--n", type=int, default=10_000, help="memories in the large folder")
+    parser.add_argument("--quick", action="store_true", help="500 memories, 3 repeats")
+    arguments = parser.parse_args()
+    n, repeats = (500, 3) if arguments.quick else (arguments.n, 7)
+    print(machine(1))
+    model = Model.load()
+    os.fsync = lambda *_: None  # of the building only in effect: nothing below is about the disk
+    found: dict[int, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory() as place:
+        for size in (10, n):
+            folder = Path(place) / f"folder-{size}"
+            start = time.perf_counter()
+            build(folder, model, size)
+            about = f"{size} memories built in {time.perf_counter() - start:.1f} s"
+            print(f"{about}; memory.json {(folder / 'memory.json').stat().st_size:,} bytes")
+            acts = operations(folder, model, size)
+            found[size] = {name: seconds(act, repeats) for name, act in acts.items()}
+    print(f"{'':24}{10:>12}{n:>12}")
+    for name in found[n]:
+        print(f"{name:24}{found[10][name]:>10.4f} s{found[n][name]:>10.4f} s")
+    said = " ".join(
+        f"{name.replace(' ', '_').replace(',', '')}={found[n][name]:.4f}"
+        for name in ("open", "list", "resolve a name")
+    )
+    print(f"folder_speed n={n} {said}")
+
+
+if __name__ == "__main__":
+    main()
