@@ -46,7 +46,7 @@ LESSON = LessonConfig()
 FIRST_EPOCHS = 60
 """Budget of the first body of the sweep, at least."""
 LEAST_EPOCHS = 2
-EARLY = 1.25
+EARLY = 1.15
 """Epochs after which a write with a large budget ends, over those in which half is recalled."""
 LEAST_NATS = 1e-3
 """Of a load that the base knows already."""

@@ -32,10 +32,12 @@ from lorewright.calibration import (
 )
 from lorewright.data import Example
 from lorewright.errors import DataError, Locked, ModelError, StorageError
+from lorewright.forecast import fit
 from lorewright.lesson import LessonConfig
 from lorewright.lora import LoraConfig
 from lorewright.model import Model
 from lorewright.recipe import Epoch, WriteConfig
+from lorewright.write import suggested_lr
 
 CONFIG = WriteConfig(lora=LoraConfig(rank=4), lr=1e-2, epochs=20)
 BODIES = (
@@ -239,3 +241,15 @@ def test_the_sweep_covers_kinds_forms_and_ranks() -> None:
     assert len({body.name for body in SWEEP}) == len(SWEEP)
     assert max(b.forms for b in SWEEP) <= len(ASKS) and len(set(TOPICS)) == len(TOPICS)
     assert min(RANKS) == 1 and len(RANKS) >= 3
+
+
+def test_the_embedded_base_comes_calibrated_for_the_default_recipe() -> None:
+    base = Model.load()
+    found = find(base, WriteConfig(lr=suggested_lr(base)))
+    assert found is not None, "base or recipe changed: python pocket/calibrate.py --keep"
+    assert [trial.group for trial in found.trials[:: len(RANKS)]] == [body.name for body in SWEEP]
+    again = fit(found.trials)
+    for trial in found.trials:
+        told = found.forecast.predict(trial.load, trial.rank, trial.epochs).value
+        retold = again.predict(trial.load, trial.rank, trial.epochs).value
+        assert retold == pytest.approx(told, abs=0.02)
