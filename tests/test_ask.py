@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lorewright.adapter import Adapter
-from lorewright.ask import ask
+from lorewright.ask import (
+    MODES,
+    Candidate,
+    Reading,
+    Reply,
+    agreed,
+    ask,
+    ask_each,
+    best,
+    prompt_of,
+    read,
+    readings_of,
+)
 from lorewright.data import Example
 from lorewright.errors import ConfigError, DataError
-from lorewright.metrics import is_declined
+from lorewright.metrics import is_declined, normalise
 from lorewright.model import Model
 from lorewright.recall import answer as answers
 from lorewright.recipe import WriteConfig
@@ -78,3 +92,86 @@ def test_an_empty_question_is_refused(model: Model, question: str) -> None:
 def test_a_question_longer_than_the_context_is_refused(model: Model) -> None:
     with pytest.raises(DataError, match="shorten"):
         ask(model, "who " * 3000)
+
+
+# -- readers and whose word counts ---------------------------------------------------------------
+
+REPLIES = st.lists(
+    st.builds(
+        Reply,
+        st.sampled_from(["a", "b"]),
+        st.sampled_from(["closed", "open"]),
+        st.text(max_size=3),
+        st.booleans(),
+        st.floats(0, 1),
+        st.floats(0, 1),
+    ),
+    min_size=1,
+)
+
+
+def said(text: str, confidence: float, *, declined: bool = False) -> Reply:
+    """A reply of one memory's readers."""
+    return Reply("a", "closed", text, declined, confidence, confidence)
+
+
+def test_two_readers_who_agree_outweigh_one_who_is_surer() -> None:
+    shy = said("KX-41", 0.8)
+    assert agreed([shy, said("I do not know.", 1.0, declined=True), said("kx-41", 0.7)]) == shy
+
+
+def test_refusals_in_different_words_add_up() -> None:
+    refusals = [said("I do not know.", 0.6, declined=True), said("", 0.5, declined=True)]
+    assert agreed([*refusals, said("KX-41", 0.9)]).declined
+
+
+@given(REPLIES)
+def test_no_answer_outweighs_the_one_that_is_agreed(replies: list[Reply]) -> None:
+    chosen = agreed(replies)
+    weight: dict[str, float] = {}
+    for reply in replies:
+        key = "" if reply.declined else normalise(reply.text)
+        weight[key] = weight.get(key, 0.0) + reply.confidence
+    assert weight["" if chosen.declined else normalise(chosen.text)] == max(weight.values())
+
+
+@given(REPLIES)
+def test_of_several_memories_none_that_declines_silences_one_that_does_not(
+    replies: list[Reply],
+) -> None:
+    chosen, told = best(replies), [reply for reply in replies if not reply.declined]
+    assert chosen in (told or replies[:1])
+    assert chosen.confidence == max((r.confidence for r in told), default=chosen.confidence)
+
+
+def test_readers_without_passages_are_the_memory_alone() -> None:
+    for mode in ("closed", "open", "hybrid"):
+        (reading,) = readings_of("Who?", Candidate("a"), mode)
+        assert (reading.way, reading.reader, prompt_of(reading)) == ("closed", "a", "Who?")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_only_a_reader_that_has_the_memory_attached_is_the_memory(mode: str) -> None:
+    candidate = Candidate("a", passages=("One.", "Two."), source="One. Two. Three.")
+    for reading in readings_of("Who?", candidate, mode):
+        assert reading.reader == ("a" if reading.way in ("closed", "together") else "")
+        before = {"closed": "", "full": "One. Two. Three.\n\n"}.get(reading.way, "One.\n\nTwo.\n\n")
+        assert prompt_of(reading) == f"{before}Who?"
+
+
+def test_replies_come_in_the_order_asked_whoever_reads(model: Model, adapter: Adapter) -> None:
+    text = f"The code of Project Heron is BT-7. The code of Project Gannet is {ANSWER}."
+    readings = [
+        Reading(QUESTION, "p", "closed"),
+        Reading("What is the code of Project Heron?", "", "open", (text,)),
+        Reading(QUESTION, "p", "closed"),
+        Reading(QUESTION, "", "open"),
+    ]
+    found = read(model, readings, {"p": adapter}.__getitem__)
+    assert [reply.text for reply in found[:3]] == [ANSWER, "BT-7", ANSWER]
+    assert found[3].declined and found[0] == found[2]
+
+
+def test_nobody_to_ask_is_the_base_alone(model: Model, adapter: Adapter) -> None:
+    (found,) = ask_each(model, [(QUESTION, ())], lambda name: adapter)
+    assert found.declined and found.memory == "" and found.text == ask(model, QUESTION).text

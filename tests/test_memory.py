@@ -258,7 +258,7 @@ def test_an_unknown_or_ambiguous_name_is_refused_with_the_names_there_are(memory
         memory.ask("Who?", "boot")
     brief(memory)
     with pytest.raises(UnknownMemory, match=r"2 memories \(more, project-book\); say which"):
-        memory.ask("Who?")
+        memory.verify()
 
 
 # -- names ---------------------------------------------------------------------------------------

@@ -1,0 +1,105 @@
+"""How closed, open and hybrid compared on a folder's own probes, and what follows from it.
+
+    atlas/index/modes.json    shares with intervals, no text
+
+This module reads and writes the record; `comparing` makes it, `asking` goes by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorewright.errors import DataError
+from lorewright.memory.finding import FOLDER
+from lorewright.metrics import Estimate
+from lorewright.report import save_json
+from lorewright.shelf import read_object
+
+MODES_FILE = "modes.json"
+SCHEMA = 1
+HALVES = ("closed", "open")
+ALL = "all"
+"""The kind that stands for probes of every kind together."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Shares of right answers by kind of probe and mode; declining what is not known is right."""
+
+    metric: str
+    kinds: Mapping[str, Mapping[str, Estimate]]
+    memories: tuple[str, ...]
+    """Adapter ids of those that the folder had."""
+    p_against_half: float
+    """McNemar's exact p of hybrid against its better half, on the same probes."""
+
+    @property
+    def better_half(self) -> str:
+        """Closed or open, whichever was right more often; open if equal."""
+        return max(reversed(HALVES), key=lambda mode: self.kinds[ALL][mode].mean or 0.0)
+
+    @property
+    def hybrid_is_worse(self) -> bool:
+        """Whether hybrid was right less often than its better half."""
+        of = self.kinds[ALL]
+        return (of["hybrid"].mean or 0.0) < (of[self.better_half].mean or 0.0)
+
+    @property
+    def best(self) -> str:
+        """The mode that was right most often; hybrid unless a half was better."""
+        return self.better_half if self.hybrid_is_worse else "hybrid"
+
+    @property
+    def sentence(self) -> str:
+        """What was measured, in words."""
+        of, half = self.kinds[ALL], self.better_half
+        return f"on this folder hybrid was measured at {of['hybrid']}, {half} at {of[half]}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data: what lies in modes.json, and what follows from it."""
+        kinds = {
+            kind: {mode: dict(vars(each)) for mode, each in modes.items()}
+            for kind, modes in self.kinds.items()
+        }
+        return {
+            "schema": SCHEMA,
+            "metric": self.metric,
+            "kinds": kinds,
+            "memories": list(self.memories),
+            "p_against_half": self.p_against_half,
+            "better_half": self.better_half,
+            "hybrid_is_worse": self.hybrid_is_worse,
+            "best": self.best,
+        }
+
+
+def keep(standing: Standing, folder: Path) -> None:
+    """Store it. Raises StorageError when the disk refuses."""
+    save_json(standing.to_json(), folder / FOLDER / MODES_FILE)
+
+
+def kept(folder: Path, ids: Collection[str]) -> Standing | None:
+    """What was measured, unless half of the memories or more have come or gone since."""
+    path = folder / FOLDER / MODES_FILE
+    if not path.exists():
+        return None
+    try:
+        found = read_object(path, "delete it and measure again: lore modes")
+        if found["schema"] != SCHEMA:
+            return None
+        kinds = {
+            kind: {mode: Estimate(**each) for mode, each in modes.items()}
+            for kind, modes in found["kinds"].items()
+        }
+        memories = tuple(map(str, found["memories"]))
+        standing = Standing(str(found["metric"]), kinds, memories, float(found["p_against_half"]))
+        standing.kinds[ALL]["hybrid"], standing.better_half  # what is missing raises here
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path} is damaged ({error!r}); delete it and measure again: lore modes."
+        ) from error
+    same = set(memories) & set(ids)
+    return standing if len(same) * 2 > max(len(set(ids)), len(memories)) else None
