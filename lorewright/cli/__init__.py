@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from lorewright import __version__
-from lorewright.cli import law, life, plan, serve
+from lorewright.cli import ask, bench, bench_memories, law, life, plan, report, serve
 from lorewright.cli.options import (
     AUTO,
     FIND,
@@ -36,7 +36,6 @@ from lorewright.cli.options import (
     Metric,
     Name,
     Objective,
-    Of,
     Optimiser,
     Order,
     Probes,
@@ -77,8 +76,14 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(law.app, name="law")
-app.command()(plan.plan)
+app.command()(ask.ask)
+app.command()(ask.route)
+app.command()(ask.modes)
+bench.app.command()(bench_memories.memories)
 app.command()(serve.serve)
+app.add_typer(bench.app, name="bench")
+app.command()(report.report)
+app.command()(plan.plan)
 for each in life.COMMANDS:
     app.command()(each)
 
@@ -223,29 +228,6 @@ def _print_outcome(outcome: Outcome, as_json: bool) -> None:
         out.print(recall_table(outcome.report))
     where = f"adapter {outcome.adapter_id} in {escape(str(outcome.folder))}"
     out.print(where, highlight=False, soft_wrap=True)
-
-
-@app.command()
-def ask(
-    question: Annotated[str, typer.Argument(help="The question.")],
-    memory: Of,
-    name: Name = "",
-    model: Base = "",
-    as_json: Json = False,
-    threads: Threads = 0,
-) -> None:
-    """Ask a memory, closed-book; it declines what it does not know.
-
-    [dim]lore ask "Who signs off Project Gannet?" --memory atlas[/]
-    """
-    console_for(threads)
-    answer = open_memory(memory, model).ask(question, name)
-    if as_json:
-        print_json(asdict(answer))
-        return
-    sure = f"memory {answer.memory}, {'declined, ' if answer.declined else ''}mean token "
-    sure += f"probability {answer.confidence:.2f}, least {answer.least:.2f}"
-    Console().print(f"{escape(answer.text)}\n[dim]{escape(sure)}[/]", highlight=False)
 
 
 @app.command()

@@ -3,6 +3,7 @@
     atlas/memory.json            schema, base id and digest, names -> adapter ids and runs
     atlas/sources/<digest>.jsonl documents and facts as given
     atlas/adapters/<id>/         PEFT's folder and card.json; immutable, addressed by content
+    atlas/index/                 what questions are routed by; derived, may be deleted
     atlas/runs/<time>-<name>/    config.json, lesson.json (examples and probes), metrics.jsonl,
                                  report.json; a checkpoint while it is being written
 
@@ -18,15 +19,26 @@ from dataclasses import replace
 from pathlib import Path
 
 from lorewright import adapter as adapters
-from lorewright import ask as asking
 from lorewright.adapter import Adapter
+from lorewright.ask import Answer
 from lorewright.data import Document, Knowledge, Probe, slug
 from lorewright.errors import AdapterError, ConfigError, DataError, UnknownMemory
 from lorewright.lesson import Lesson, LessonConfig
-from lorewright.memory import adding, forgetting, planning, superseding, verdict, writing
+from lorewright.memory import (
+    adding,
+    asking,
+    comparing,
+    finding,
+    forgetting,
+    planning,
+    superseding,
+    verdict,
+    writing,
+)
 from lorewright.memory.adding import Added
 from lorewright.memory.forgetting import Forgotten
 from lorewright.memory.records import Outcome, Watch
+from lorewright.memory.standing import Standing
 from lorewright.memory.superseding import Superseded
 from lorewright.model import POCKET, Model
 from lorewright.plan import WANTED, Plan
@@ -56,6 +68,10 @@ class Memory:
         self.folder = folder
         self.model = model
         self.dtype = dtype
+        self.found: tuple[tuple[int, ...], finding.Finder] | None = None
+        """What questions are routed with, and the state of memory.json it was made for."""
+        self.loaded: dict[str, Adapter] = {}
+        """Adapters by id, kept after a question."""
 
     @classmethod
     def open(
@@ -221,7 +237,10 @@ class Memory:
         Raises UnknownMemory, and ConfigError when memories were merged from it and `with_merged`
         is off.
         """
-        return forgetting.forget(self, name, with_merged=with_merged, watch=watch)
+        found = forgetting.forget(self, name, with_merged=with_merged, watch=watch)
+        for identity in found.removal.adapters:
+            self.loaded.pop(identity, None)
+        return found
 
     def add(
         self,
@@ -283,10 +302,55 @@ class Memory:
         """Give a memory another name; raises UnknownMemory, and ConfigError for one in use."""
         rename(self.folder, slug(old), slug(new))
 
-    def ask(self, question: str, name: str = "") -> asking.Answer:
-        """Answer closed-book from one memory."""
-        name = slug(name) if name else self.only()
-        return asking.ask(self.model, question, adapter=self.adapter(name), memory=name)
+    def ask(
+        self,
+        question: str,
+        name: str = "",
+        *,
+        mode: str = asking.AUTO,
+        top: int = asking.TOP,
+        false_activation: float = finding.FALSE_ACTIVATION,
+        watch: Watch | None = None,
+    ) -> Answer:
+        """Answer from the memory that was named, or from those that the question is for.
+
+        `closed` attaches the memory, `open` puts its passages before the question and asks the base
+        alone, `hybrid` takes what both and both together agree on, `full` puts the whole source
+        before it; `auto` is what was measured best here, else hybrid. Without a name a question
+        that no memory is for is declined; at most `top` are asked. Raises ConfigError for an empty
+        question or an unknown mode, UnknownMemory, DataError for what does not fit the context.
+        """
+        (answer,) = asking.ask_all(
+            self,
+            [question],
+            name=name,
+            mode=mode,
+            top=top,
+            false_activation=false_activation,
+            watch=watch,
+        )
+        return answer
+
+    def route(
+        self,
+        question: str,
+        *,
+        top: int = asking.TOP,
+        false_activation: float = finding.FALSE_ACTIVATION,
+        watch: Watch | None = None,
+    ) -> finding.Finding:
+        """Say which memories a question is for, with what probability, or that none is."""
+        found = finding.finder(self, watch)
+        return found.find(question, top=top, false_activation=false_activation)
+
+    def compare(
+        self, *, n: int = comparing.N_PROBES, seed: int = 0, watch: Watch | None = None
+    ) -> Standing:
+        """Measure closed, open and hybrid on the memories' probes; `ask` goes by it from then on.
+
+        Raises ConfigError when no memory was written with probes.
+        """
+        return comparing.compare(self, n=n, seed=seed, watch=watch)
 
     def base(self) -> dict[str, str]:
         """What memory.json says of the base: id, digest, template's digest, dtype."""
