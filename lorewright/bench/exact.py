@@ -29,8 +29,8 @@ from lorewright.targets import resolve_targets
 from lorewright.trunk import decoder_layers
 from lorewright.write import suggested_lr, write_all
 
-RATE = 6.0
-"""Peak rate over the one for adapters on all layers: a single small one wants larger steps."""
+NARROW_RATE = 6.0
+"""Peak rate in one layer over the one that suits adapters in all: a small one wants larger steps."""
 MARGIN = 0.9
 """A write ends early when every p exceeds this, so that L_final of what is recalled is near 0."""
 SAFE_MARGIN = 0.5
@@ -104,7 +104,7 @@ def config_of(model: Model, job: Mapping[str, Any], setting: Setting) -> WriteCo
         lora=LoraConfig(rank=setting.rank, targets=targets, layers=layers, seed=setting.seed),
         objective=method.objective,
         order=method.order,
-        lr=job["lr"] or round(RATE * suggested_lr(model), 6),
+        lr=job["lr"] or round(suggested_lr(model) * (NARROW_RATE if layers else 1), 6),
         epochs=job["epochs"],
         batch_size=job["batch"],
         margin=job["margin"],

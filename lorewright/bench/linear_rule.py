@@ -27,17 +27,17 @@ class LinearRule:
     """A sweep over sets of pairs."""
 
     model: str = "pocket"
-    ranks: tuple[int, ...] = (1, 4, 16)
+    ranks: tuple[int, ...] = (2, 8)
     pairs: int = 500
     """Trained, and as many asked that were not."""
     methods: tuple[str, ...] = tuple(exact.METHODS)
     seeds: int = 5
-    placement: str = "down_proj@middle"
-    epochs: int = 30
+    placement: str = "all-linear"
+    epochs: int = 40
     """Budget; the same for every method."""
-    batch: int = 25
+    batch: int = 10
     lr: float = 0.0
-    """Peak rate; 0 = `exact.RATE` times the one that suits the base."""
+    """Peak rate; 0 = the one that suits base and placement, see `exact.NARROW_RATE`."""
     margin: float = exact.SAFE_MARGIN
 
     def __post_init__(self) -> None:

@@ -65,7 +65,7 @@ class LongContext:
     steps: int = 300
     """Budget of optimiser steps; a write that recalls all ends sooner."""
     lr: float = 0.0
-    """Peak rate; 0 = `exact.RATE` times the one that suits the base."""
+    """Peak rate; 0 = the one that suits base and placement, see `exact.NARROW_RATE`."""
     margin: float = exact.MARGIN
 
     def __post_init__(self) -> None:

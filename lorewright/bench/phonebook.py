@@ -30,16 +30,16 @@ class PhoneBook:
 
     model: str = "pocket"
     ranks: tuple[int, ...] = (1, 2, 4, 8)
-    sizes: tuple[int, ...] = (500,)
+    sizes: tuple[int, ...] = (1000,)
     """Answer tokens of a book."""
     methods: tuple[str, ...] = tuple(exact.METHODS)
     seeds: int = 5
-    placement: str = "down_proj@middle"
-    epochs: int = 60
+    placement: str = "all-linear"
+    epochs: int = 40
     """Budget; the same for every method."""
     batch: int = 8
     lr: float = 0.0
-    """Peak rate; 0 = `exact.RATE` times the one that suits the base."""
+    """Peak rate; 0 = the one that suits base and placement, see `exact.NARROW_RATE`."""
     margin: float = exact.SAFE_MARGIN
 
     def __post_init__(self) -> None:
