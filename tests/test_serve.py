@@ -32,7 +32,7 @@ from openai import OpenAI
 
 from lorewright import adapter as adapters
 from lorewright import shelf
-from lorewright.data import Example
+from lorewright.data import Example, Fact, Knowledge
 from lorewright.errors import ConfigError, UnknownMemory
 from lorewright.lora import LoraConfig
 from lorewright.memory import Memory
@@ -200,6 +200,18 @@ def test_auto_asks_the_memory_that_a_question_is_for_or_the_base(client: OpenAI)
     assert declined.model_extra["lorewright"]["memory"] == ""
 
 
+def test_a_folder_written_by_lore_routes_by_its_own_keys(tmp_path: Path) -> None:
+    model = Model.load()  # the other one is at work
+    memory = Memory.open(tmp_path / "atlas", model)
+    facts = [Fact(q, q, a) for q, a in zip(QUESTIONS, ANSWERS["north"], strict=True)]
+    config = WriteConfig(lora=LoraConfig(1), epochs=1)  # whom it is for, not what it says
+    memory.write(Knowledge(facts=tuple(facts)), name="birds", config=config)
+    with running(application(memory.folder, ServeConfig(), model=model)) as url:
+        client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        assert ask(client, "auto", "Tell me the code of Project Gannet.").model == "birds"
+        assert ask(client, "auto", "How tall is the Eiffel Tower?").model == "pocket"
+
+
 def test_a_stream_says_the_same_piece_by_piece(client: OpenAI) -> None:
     usage = {"include_usage": True}
     parts = list(ask(client, "north", stream=True, stream_options=usage))
@@ -341,6 +353,23 @@ def test_a_wrong_key_opens_nothing(served: str, key: str) -> None:
         OpenAI(base_url=f"{served}/v1", api_key="wrong-key", max_retries=0).models.list()
 
 
+def test_without_a_key_a_server_on_this_machine_answers_to_no_foreign_name(
+    atlas: Path, model: Model
+) -> None:
+    with running(application(atlas, ServeConfig(), model=Model.load())) as url:
+        port = url.rpartition(":")[2]
+        for host, status in (
+            (f"localhost:{port}", 200),
+            (f"[::1]:{port}", 200),
+            ("127.0.0.1", 200),
+            ("evil.example", 403),
+            (f"127.0.0.1.evil.example:{port}", 403),
+        ):
+            found = httpx.get(f"{url}/v1/models", headers={"host": host})
+            assert found.status_code == status, host
+        assert httpx.get(f"{url}/health", headers={"host": "probe.internal"}).status_code == 200
+
+
 def test_machines_look_without_a_key(served: str) -> None:
     assert httpx.get(served + "/health").json()["status"] == "ok"
     assert httpx.get(served + "/ready").json() == {"status": "ready", "why": "", "memories": 2}
@@ -438,20 +467,21 @@ def test_too_many_requests_are_told_when_to_come_back(atlas: Path) -> None:
 
 
 def test_a_client_that_leaves_stops_the_work(served: str, raw: httpx.Client) -> None:
-    def running_rows() -> float:
+    def gauge(name: str) -> float:
         lines = httpx.get(f"{served}/metrics").text.splitlines()
-        return float(next(x for x in lines if x.startswith("lorewright_rows_running")).split()[1])
+        return float(next(x for x in lines if x.startswith(f"lorewright_{name} ")).split()[1])
 
     asked = {"model": "north", "prompt": "x", "max_tokens": 500, "ignore_eos": True}
     for stream in (True, False):
-        body = asked | {"stream": stream}
+        body, before = asked | {"stream": stream}, gauge("engine_steps")
         with (
             pytest.raises(httpx.ReadTimeout),
-            raw.stream("POST", "/v1/completions", json=body, timeout=0.3) as reply,
+            raw.stream("POST", "/v1/completions", json=body, timeout=0.2) as reply,
         ):
             for _ in reply.iter_lines():
                 raise httpx.ReadTimeout("enough")
-        wait_for(lambda: running_rows() == 0, seconds=1.5)  # all 500 would take longer
+        wait_for(lambda: gauge("rows_running") == 0)
+        assert gauge("engine_steps") - before < 480
 
 
 def wait_for(true: Callable[[], bool], seconds: float = 10) -> None:

@@ -313,6 +313,26 @@ def test_a_slot_that_is_filled_anew_keeps_nothing_of_what_it_held(
     assert torch.allclose(*found, atol=1e-3)
 
 
+def test_what_is_not_retained_leaves_nothing_in_memory(
+    model: Model, adapters: list[Adapter | None]
+) -> None:
+    _, a, b, *_ = adapters
+    assert a and b
+    bank = Bank(model, 2)
+    try:
+        bank.take("a", a)
+        bank.take("b", b)
+        bank.release("a")
+        bank.retain(())
+        assert set(bank.slots) == {"b"}  # it is held
+        bank.release("b")
+        bank.retain(())
+        left = [layer.A_MI for layer in bank.layers.values() if layer.A_MI is not None]
+        assert left and not any(A_MI.any() for A_MI in left)
+    finally:
+        bank.close()
+
+
 def test_a_memory_that_does_not_fit_or_changes_nothing_is_not_served(
     model: Model, adapters: list[Adapter | None]
 ) -> None:

@@ -206,6 +206,7 @@ def test_a_server_that_takes_no_adapters_answers_for_the_base_alone(atlas: Path)
     engine = Engine("somebody")
     with running(engine.app()) as there, front(atlas, there) as url:
         assert said(ask(at(url), "pocket")) == "from their-base"
+        assert ask(at(url), "auto").model == "pocket"  # no memory has keys; no base is needed
         with pytest.raises(openai.InternalServerError, match="takes no adapters"):
             ask(at(url), "north")
     assert ENGINES["openai"].load == ""

@@ -7,16 +7,18 @@
     local           replies from our own engine: words, engine, rows, bank
     upstream        replies from vLLM, SGLang or llama.cpp's server
 
-The folder is read and never written. This room puts the others together and runs them.
+The folder is read; of it only index/ is written, by which `auto` finds a memory. This room puts the
+others together and runs them.
 """
 
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from lorewright.errors import ConfigError, ModelError
 from lorewright.serve.app import Answerer, build
@@ -25,6 +27,7 @@ from lorewright.serve.meters import Meters
 from lorewright.serve.roster import Roster, Route
 
 if TYPE_CHECKING:
+    from lorewright.memory import Memory
     from lorewright.model import Model
 
 DRAIN_SECONDS = 30
@@ -84,28 +87,51 @@ def application(
     """Return the ASGI application that serves a folder; its lifespan starts and stops the engine.
 
     `model` is the folder's base, loaded if it is not given; with an engine_url none is needed.
-    `route` answers for `auto`. Raises what `Memory.open` raises, ConfigError for an unknown engine.
+    `route` answers for `auto`; without it `finding` does. Raises what `Memory.open` raises, and
+    ConfigError for an unknown engine.
     """
     config = config or ServeConfig()
-    roster, meters = Roster(Path(folder), route), Meters()
+    from lorewright.memory import Memory
+
+    roster, meters = Roster(Path(folder)), Meters()
     doors = Doors(
         config.keys,
         config.admin_keys if config.admin else (),
         config.max_body_bytes,
         config.max_concurrency + config.max_queue,
         config.seconds,
+        local_only=not config.keys and config.host in ("127.0.0.1", "::1", "localhost"),
     )
-    answerer = _upstream(roster, config, meters) if config.engine_url else None
-    answerer = answerer or _local(roster, config, meters, model)
+    if config.engine_url:
+        # whom a question is for is found by the folder's keys; no base is read for it
+        memory = Memory(roster.folder, cast("Model", model))
+        answerer = _upstream(roster, config, meters)
+    else:
+        memory = Memory.open(roster.folder, model, create=False)
+        answerer = _local(roster, memory, config, meters)
+    roster.route = route or finding(memory)
     return build(roster, answerer, doors, meters, admin=config.admin)
 
 
-def _local(roster: Roster, config: ServeConfig, meters: Meters, model: Model | None) -> Answerer:
-    from lorewright.memory import Memory
+def finding(memory: Memory) -> Route:
+    """Return the route of a folder's own: its keys, calibrated, None for what no memory is for.
+
+    Keys and calibration lie in the folder's index/, which is made at the first question.
+    """
+    alone = threading.Lock()  # many questions at once must not all make the index
+
+    def route(question: str) -> str | None:
+        with alone:
+            chosen = memory.route(question, top=1).chosen
+        return chosen[0].memory if chosen else None
+
+    return route
+
+
+def _local(roster: Roster, memory: Memory, config: ServeConfig, meters: Meters) -> Answerer:
     from lorewright.serve.engine import Engine
     from lorewright.serve.local import Limits, Local
 
-    memory = Memory.open(roster.folder, model, create=False)
     engine = Engine(memory.model, max_rows=config.max_concurrency, max_waiting=config.max_queue + 8)
     return Local(roster, memory.model, engine, Limits(config.max_tokens, config.seconds), meters)
 

@@ -193,7 +193,7 @@ def _add_completions(app: "FastAPI", roster: Roster, answerer: Answerer, meters:
             return JSONResponse(await _while_there(http, answerer.whole(asked, target)))
         parts = answerer.stream(asked, target)
         # until the first part there are no headers yet: what goes wrong is a status of its own
-        first = await _while_there(http, anext(parts))
+        first = await _while_there(http, _first_of(parts))
         return StreamingResponse(
             _events(first, parts),
             media_type="text/event-stream",
@@ -209,6 +209,12 @@ def _add_completions(app: "FastAPI", roster: Roster, answerer: Answerer, meters:
     async def completions(http: Request, asked: TextAsked) -> Response:
         """Continue plain text."""
         return await answer(http, asked)
+
+
+async def _first_of(parts: AsyncIterator[dict[str, Any]]) -> dict[str, Any]:
+    async for part in parts:
+        return part
+    raise Refused(502, "the stream ended before it began.", code="bad_engine_answer")
 
 
 async def _events(first: dict[str, Any], parts: Any) -> AsyncIterator[bytes]:

@@ -15,7 +15,7 @@ Shape letters: M slots x rank, I in-features, O out-features, B batch row, T tok
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -190,6 +190,13 @@ class Bank:
         self._n_users[identity] -= 1
         if not self._n_users[identity]:
             del self._n_users[identity]
+
+    def retain(self, identities: Collection[str]) -> None:
+        """Empty the slots of all other adapters, but for those that are held."""
+        for identity in [i for i in self.slots if i not in identities and i not in self._n_users]:
+            slot = self.slots.pop(identity)
+            for layer in self.layers.values():
+                layer.empty(slot)
 
     def close(self) -> None:
         """Put the original layers back; twice is harmless."""

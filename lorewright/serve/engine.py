@@ -13,10 +13,9 @@ Shape letters: B row, V vocabulary.
 
 from __future__ import annotations
 
-import math
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -31,6 +30,8 @@ from lorewright.serve.rows import rows_for
 
 PROMPTS_A_TURN = 8
 """Most jobs that join between two steps, so that those which run are not kept waiting."""
+NEVER_NATS = -9999.0
+"""Log-probability of a token that cannot come: JSON has no infinity. OpenAI's own number."""
 
 
 class Token(NamedTuple):
@@ -97,6 +98,7 @@ class Engine:
         self._waiting: deque[Job] = deque()
         self._running: list[_Running] = []
         self._news = threading.Condition()
+        self._retained: frozenset[str] | None = None
         self._stopping = self._dead = False
         self._thread = threading.Thread(target=self._live, name="engine", daemon=True)
 
@@ -146,6 +148,12 @@ class Engine:
         """Stop working on a job; it gets no further piece."""
         job.cancelled = True
 
+    def retain(self, identities: Collection[str]) -> None:
+        """Leave nothing of other adapters in memory, once no job runs on them."""
+        with self._news:
+            self._retained = frozenset(identities)
+            self._news.notify()
+
     def stop(self) -> None:
         """Finish what was taken, take nothing more, give the network back."""
         with self._news:
@@ -172,8 +180,15 @@ class Engine:
         """Sleep until there is work; False when it is time to end."""
         with self._news:
             while not self._waiting and not self._running and not self._stopping:
+                self._tidy()
                 self._news.wait()
             return bool(self._waiting or self._running)
+
+    def _tidy(self) -> None:
+        """Do as `retain` said, while no job runs."""
+        if self._retained is not None:
+            self.bank.retain(self._retained)
+            self._retained = None
 
     def _turn(self) -> None:
         """Drop who left, let others in, and give every row one token."""
@@ -293,7 +308,7 @@ def told(logits_V: Tensor, token: int, n_top: int | None) -> Token:
     if n_top is None:
         return Token(token)
     nats_V = torch.log_softmax(logits_V.double(), dim=-1)
-    best, ids = nats_V.topk(n_top) if n_top else (nats_V[:0], nats_V[:0].long())
+    nats_V = nats_V.clamp(min=NEVER_NATS)
+    best, ids = nats_V.topk(min(n_top, len(nats_V)))
     top = tuple(zip(ids.tolist(), best.tolist(), strict=True))
-    logprob = float(nats_V[token])
-    return Token(token, logprob if math.isfinite(logprob) else -9999.0, top)
+    return Token(token, float(nats_V[token]), top)

@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import hmac
 import json
+import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ OPEN_PATHS = ("/health", "/ready", "/metrics")
 """Paths that need no key: what machines look at."""
 ADMIN_PATHS = ("/admin/", "/v1/load_lora_adapter", "/v1/unload_lora_adapter")
 """Paths that need an administrator's key."""
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 MIN_KEY_CHARS = 8
 DRAINED_BODIES = 16
 """How many times the limit of a refused body is read off, so that the client hears the refusal."""
@@ -49,6 +51,9 @@ class Doors:
     """Requests under way at once, those that wait included."""
     seconds: float = 120.0
     """Longest time that a body may take to arrive."""
+    local_only: bool = False
+    """Whether the Host must be this machine: without keys, a page that a browser here has open
+    could otherwise ask, under a name that leads here."""
 
 
 def read_keys(path: Path) -> tuple[str, ...]:
@@ -120,6 +125,7 @@ class Gate:
             return
         headers = {bytes(name).lower(): bytes(value) for name, value in scope["headers"]}
         try:
+            self._check_host(headers)
             self._check_key(path, headers)
             if self._n_inside >= self.doors.max_requests:
                 raise Refused(
@@ -139,6 +145,16 @@ class Gate:
         finally:
             self._n_inside -= 1
             self.meters.inside(self._n_inside)
+
+    def _check_host(self, headers: dict[bytes, bytes]) -> None:
+        host = headers.get(b"host", b"localhost").decode("latin-1").lower()
+        name = host.rpartition(":")[0] if re.search(r":\d*\Z", host) else host
+        if self.doors.local_only and name not in LOCAL_HOSTS:
+            raise Refused(
+                403,
+                f"this server answers to this machine only, not as {name[:100]!r}; ask for "
+                "localhost, or start it with an API key.",
+            )
 
     def _check_key(self, path: str, headers: dict[bytes, bytes]) -> None:
         admin = path.startswith(ADMIN_PATHS)

@@ -51,6 +51,7 @@ class Local:
         self.engine = engine
         self.limits = limits
         self._adapters: OrderedDict[str, asyncio.Task[Adapter]] = OrderedDict()
+        self._version = roster.version
 
     # -- what a server asks of whoever answers ---------------------------------------------------
 
@@ -152,6 +153,9 @@ class Local:
 
     async def _adapter_of(self, target: Target) -> tuple[Adapter | None, Target]:
         """The target's adapter; of what its name stands for now, if it went away meanwhile."""
+        if self.roster.version != self._version:
+            self._version = self.roster.version
+            self._forget()
         if not target.identity:
             return None, target
         try:
@@ -179,6 +183,7 @@ class Local:
     def _forget(self) -> None:
         """Let go of what no name stands for any more, and of the least recently used."""
         named = set(self.roster.names.values())
+        self.engine.retain(named)
         for identity in list(self._adapters):
             done = self._adapters[identity].done()
             if done and (identity not in named or len(self._adapters) > KEPT_ADAPTERS):

@@ -57,6 +57,8 @@ class Roster:
         self.route = route
         self.trouble = ""
         """Why memory.json could not be read lately; the last state that could is served on."""
+        self.version = 0
+        """Changes with the names."""
         self._added: dict[str, str] = {}
         self._hidden: set[str] = set()
         self._read()
@@ -198,6 +200,7 @@ class Roster:
         self._settle()
 
     def _settle(self) -> None:
+        self.version += 1
         every = {**self._folder_names, **self._added}
         self._names = {name: every[name] for name in sorted(every) if name not in self._hidden}
         self._by_id = {identity: name for name, identity in self._names.items()}

@@ -97,7 +97,7 @@ def refusal_of(error: LorewrightError) -> Refused:
     if isinstance(error, AdapterError | StorageError):
         return Refused(503, str(error), code="memory_unavailable", param="model")
     if isinstance(error, ModelError):
-        return Refused(500, str(error), code="engine_failed")
+        return Refused(503, str(error), code="engine_failed", retry_after_seconds=5)
     return Refused(400, str(error))
 
 
