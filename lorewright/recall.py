@@ -259,6 +259,37 @@ def verify(
     return RecallReport(metric, arms, tuple(notes))
 
 
+def side_by_side(
+    model: Model,
+    probes: Sequence[Probe],
+    adapters: Mapping[str, Adapter],
+    *,
+    metric: str = "exact_match",
+    progress: Callable[[str], None] = lambda arm: None,
+) -> RecallReport:
+    """Ask every probe of several adapters and, as the arm `base`, of the base alone.
+
+    Scored as in `verify`, without its other controls. Raises ConfigError for an unknown metric.
+    """
+    if metric not in METRICS:
+        raise ConfigError(f"metric {metric!r} is unknown; use one of {', '.join(sorted(METRICS))}.")
+    outputs: dict[str, list[str]] = {}
+    for arm, adapter in adapters.items():
+        progress(arm)
+        with model.using(adapter):
+            outputs[arm] = answer(model, probes)
+    progress("base")
+    outputs["base"] = answer(model, probes)
+    arms = {
+        arm: tuple(
+            _scored(probe, text, alone, metric)
+            for probe, text, alone in zip(probes, texts, outputs["base"], strict=True)
+        )
+        for arm, texts in outputs.items()
+    }
+    return RecallReport(metric, arms)
+
+
 def _fits(model: Model, probes: Sequence[Probe], text: str) -> bool:
     prompts = [_with_context(probe.context or text, probe.question) for probe in probes]
     try:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 NOT_RUN = "–"
 WIDE = 110  # characters from which every arm of a verdict fits on one line
-NUMBERS = ("n", "rank", "count", "final loss")  # columns set to the right
+NUMBERS = ("n", "rank", "count", "final loss", "seconds")  # columns set to the right
 WHOLE = (*NUMBERS, "probes", "adapter", "module")  # columns never broken
 CONTRAST_COLUMNS = ("", "what it is", "n", "recall", "final loss")
 PLAIN_SECONDS = 5.0  # at least, between two progress lines where there is no terminal
@@ -160,6 +160,45 @@ def memories_table(cards: Sequence[Mapping[str, Any]]) -> Table:
             words = [card["name"], card["id"], NOT_RUN if rank is None else str(rank), n]
             cells = [_Cell(_spell(found.get(arm))) for arm in ("memory", "base")]
             table.add_row(*map(Text, words), *cells, Text(card["reason"]))
+    return table
+
+
+def tried_table(record: Mapping[str, Any]) -> Table:
+    """Return the ways of merging that were tried, and the recall of each source under each.
+
+    Raises DataError for a record of another shape.
+    """
+    with checked_record():
+        parts, trials = record["parts"], record["trials"]
+        counts = [row["n"] for row in next((t["held"] for t in trials if t["held"]), [])]
+        heads = [f"{p['memory']} ({n})" for p, n in zip(parts, counts, strict=False)]
+        subtitle = "recall of trained questions that were held back, 95 % intervals"
+        table = _table("Tried", subtitle, ["method", "rank", *heads, "seconds"])
+        for trial in trials:
+            about = [trial["method"], *(f"{k} {v:g}" for k, v in trial["options"].items())]
+            told = [_spell(estimate_of(row)) for row in trial["held"]] or [trial["why_not"]]
+            cells = map(_Cell, [*told, *[NOT_RUN] * (len(heads) - len(told))])
+            rank, seconds = str(trial["rank"]), f"{trial['seconds']:.1f}"
+            table.add_row(Text(" ".join(about)), rank, *cells, seconds)
+        return table
+
+
+def parts_table(record: Mapping[str, Any]) -> Table:
+    """Return every source's recall alone and merged, what was lost, and the base's; by kind.
+
+    Raises DataError for a record of another shape.
+    """
+    columns = ["source", "probes", "n", "alone", "merged", "lost", "base"]
+    table = _table("Recall before and after", "95 % intervals", columns, dim=["base"])
+    with checked_record():
+        for part in record["parts"]:
+            for kind, arms in part["recall"].items():
+                found = {arm: _spell(estimate_of(row)) for arm, row in arms.items()}
+                lost = _spell(Estimate(**part["lost"][kind]))
+                cells = [found["alone"], found["merged"], lost, found["base"]]
+                words = [part["memory"], kind, str(arms["merged"]["n"])]
+                style = "bold" if kind == "paraphrase" else ""
+                table.add_row(*map(Text, words), *map(_Cell, cells), style=style)
     return table
 
 

@@ -41,8 +41,8 @@ LAYERS = (
         "checkpoint",
     },
     {"adapter", "recipe"},
-    {"model", "trunk", "distil", "progress"},
-    {"write", "recall", "merge", "route"},
+    {"model", "trunk", "layerwise", "distil", "progress"},
+    {"write", "recall", "merge", "imitate", "route"},
     {
         *("ask", "lesson", "calibration", "plan", "diagnose", "report", "figures", "tune"),
         *("scale", "shelf", "page", "runs", "contradictions", "snapshot", "evidence"),

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from lorewright import __version__
-from lorewright.cli import ask, bench, bench_memories, law, life, plan, report, serve
+from lorewright.cli import ask, bench, bench_memories, law, life, merge, plan, report, serve
 from lorewright.cli.options import (
     AUTO,
     FIND,
@@ -84,6 +84,7 @@ app.command()(serve.serve)
 app.add_typer(bench.app, name="bench")
 app.command()(report.report)
 app.command()(plan.plan)
+app.command()(merge.merge)
 for each in life.COMMANDS:
     app.command()(each)
 

@@ -14,9 +14,10 @@ puts the others together; it knows nothing of tokens, losses or how questions ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from lorewright import adapter as adapters
 from lorewright.adapter import Adapter
@@ -30,6 +31,7 @@ from lorewright.memory import (
     comparing,
     finding,
     forgetting,
+    merging,
     planning,
     superseding,
     verdict,
@@ -37,6 +39,7 @@ from lorewright.memory import (
 )
 from lorewright.memory.adding import Added
 from lorewright.memory.forgetting import Forgotten
+from lorewright.memory.merging import Merged
 from lorewright.memory.records import Outcome, Watch
 from lorewright.memory.standing import Standing
 from lorewright.memory.superseding import Superseded
@@ -225,6 +228,38 @@ class Memory:
         stored = adapter.card.get("report") or {}
         metric = metric or str(stored.get("metric") or verdict.usual_metric(self.model))
         return verdict.take(self, name, adapter, str(entry.get("source")), made, metric, watch)
+
+    def merge(
+        self,
+        names: Sequence[str],
+        *,
+        method: str = "auto",
+        weights: Sequence[float] | None = None,
+        into: str = "",
+        rank: int | None = None,
+        options: Mapping[str, Any] | None = None,
+        metric: str = "",
+        watch: Watch | None = None,
+    ) -> Merged:
+        """Merge memories of this folder into a new one, and measure what that cost each of them.
+
+        `method` is a key of `merge.METHODS`, `imitate`, `rewrite` (training), or `auto`: the one
+        that keeps most of held-back trained questions. `weights` are factors on each ΔW, `rank`
+        None the sum of the ranks, `options` those of the method. Every source's own probes are
+        asked of it before and after. Raises ConfigError for names, methods or options that cannot
+        be, UnknownMemory, WrongBase, NoEffect when what was merged cancels out.
+        """
+        return merging.merge(
+            self,
+            names,
+            method=method,
+            weights=weights,
+            into=into,
+            rank=rank,
+            options=options,
+            metric=metric,
+            watch=watch,
+        )
 
     def forget(
         self, name: str, *, with_merged: bool = False, watch: Watch | None = None

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lorewright import adapter as adapters
 from lorewright.adapter import Adapter
@@ -53,10 +53,14 @@ def _another(
     memory: Memory, name: str, identity: str, source: str, step: Callable[[str], None]
 ) -> Adapter | None:
     """A memory of something else, for the control `wrong`; damaged ones are named and left."""
-    for other, entry in sorted(entries(memory.folder).items()):
+    known = entries(memory.folder)
+    mine = _lineage(known.get(name, {}))
+    for other, entry in sorted(known.items()):
         if (
             other in (name, f"{name}-{BEFORE}")
-            or entry["adapter"] == identity
+            or entry["adapter"] in (identity, *mine)
+            or identity in _lineage(entry)
+            or mine & _lineage(entry)
             or entry.get("source") == source
         ):
             continue
@@ -65,6 +69,11 @@ def _another(
         except AdapterError as error:
             step(f"{other} is damaged and cannot be the wrong memory: {error}")
     return None
+
+
+def _lineage(entry: Mapping[str, Any]) -> set[str]:
+    """Adapter ids that a memory was merged from: they know what it knows."""
+    return {str(parent.get("adapter")) for parent in entry.get("parents", ())}
 
 
 def stored_lesson(path: Path) -> Lesson:

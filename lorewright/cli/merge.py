@@ -1,0 +1,122 @@
+"""`lore merge`: several memories to one, and what that cost each of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from lorewright.cli.options import Base, Json, Metric, Threads, open_memory
+from lorewright.cli.output import console_for, print_json, watching
+
+if TYPE_CHECKING:
+    from lorewright.memory.merging import Merged
+
+Folder = Annotated[Path, typer.Argument(help="The memory's folder.")]
+Names = Annotated[list[str], typer.Argument(help="Memories to merge, two at least.")]
+Method = Annotated[
+    str,
+    typer.Option(
+        help="auto, cat, svd, mean, task_arithmetic, tsv, regmean, ties, dare, dare_ties, "
+        "magnitude_prune, imitate; rewrite (training)."
+    ),
+]
+Into = Annotated[str, typer.Option("--into-name", help="Name of the new memory; else all joined.")]
+Rank = Annotated[int, typer.Option(min=0, help="Rank; 0 = the sum of the ranks.")]
+Weights = Annotated[
+    str, typer.Option(help="Factors on each memory's weight change, like 1,0.5; 1 by default.")
+]
+Settings = Annotated[
+    list[str] | None, typer.Option("--option", help="Of the method, like density=0.2; repeatable.")
+]
+
+
+def merge(
+    folder: Folder,
+    names: Names,
+    method: Method = "auto",
+    into_name: Into = "",
+    rank: Rank = 0,
+    weights: Weights = "",
+    option: Settings = None,
+    metric: Metric = "",
+    model: Base = "",
+    as_json: Json = False,
+    threads: Threads = 0,
+) -> None:
+    """Merge memories of a folder into a new one; recall of each, before and after.
+
+    [dim]lore merge atlas handbook phones[/]
+    [dim]lore merge atlas a b --method ties --option density=0.2 --into-name ab --rank 16[/]
+    """
+    console = console_for(threads)
+    factors, settings = weights_of(weights), options_of(option or [])
+    memory = open_memory(folder, model)
+    with watching(console) as watch:
+        found = memory.merge(
+            names,
+            method=method,
+            weights=factors,
+            into=into_name,
+            rank=rank or None,
+            options=settings,
+            metric=metric,
+            watch=watch,
+        )
+    if as_json:
+        print_json(found.to_json())
+    else:
+        _print(found)
+
+
+def weights_of(text: str) -> list[float] | None:
+    """`1,0.5` as [1.0, 0.5]; None for nothing."""
+    from lorewright.errors import ConfigError
+
+    try:
+        return [float(part) for part in text.split(",")] if text else None
+    except ValueError:
+        raise ConfigError(
+            f"--weights is {text!r}; give one number for each memory, like 1,0.5."
+        ) from None
+
+
+def options_of(texts: list[str]) -> dict[str, Any]:
+    """`density=0.2` as {"density": 0.2}; whole numbers stay whole."""
+    from lorewright.errors import ConfigError
+
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        try:
+            whole = value.lstrip("-").isdecimal()
+            found[name] = int(value) if whole else float(value)
+        except ValueError:
+            equals = ""
+        if not (name and equals):
+            raise ConfigError(f"--option is {text!r}; write a name and a number, like density=0.2.")
+    return found
+
+
+def _print(found: Merged) -> None:
+    from lorewright.report import parts_table, tried_table
+
+    out, record = Console(soft_wrap=False), found.to_json()
+    if found.trials:
+        out.print(tried_table(record))
+    for note in found.notes:
+        out.print(f"[dim]{escape(note)}[/]", highlight=False, soft_wrap=True)
+    out.print(parts_table(record))
+    how = " ".join([found.method, *(f"{k} {v:g}" for k, v in found.options.items())])
+    out.print(
+        f"[b]{escape(found.name)}[/] by {escape(how)}, rank {found.rank}, "
+        f"{found.n_bytes / 1e6:.2f} MB, in {found.seconds:.0f} s; read back from disk it moves "
+        f"logits by up to {found.moved:.3g}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    where = f"adapter {found.adapter_id} in {escape(str(found.folder))}"
+    out.print(where, highlight=False, soft_wrap=True)

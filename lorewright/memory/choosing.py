@@ -1,0 +1,240 @@
+"""Ways of merging, and which of them to take.
+
+What is chosen is chosen on trained questions: of every answer that was trained in several forms one
+form is held back, the methods that go by examples are fitted without it, and the one that serves
+the worse-off source best wins; then it is fitted on all. Probes of the verdict have no part in it.
+Inputs for RegMean are computed from the stored lessons when they are needed: one pass over them,
+where keeping Gram matrices would take many times the room of the adapters.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lorewright import adapter as adapters
+from lorewright import write as training
+from lorewright.adapter import Adapter
+from lorewright.data import Example, digest
+from lorewright.errors import ConfigError, LorewrightError
+from lorewright.imitate import Source, grams, imitate
+from lorewright.lora import LoraConfig
+from lorewright.memory.records import Watch
+from lorewright.merge import METHODS
+from lorewright.merge import merge as combine
+from lorewright.metrics import Proportion, normalise, wilson
+from lorewright.model import Model
+from lorewright.recall import trace
+from lorewright.recipe import WriteConfig
+
+AUTO, IMITATE, REWRITE = "auto", "imitate", "rewrite"
+NAMES = (AUTO, *METHODS, IMITATE, REWRITE)
+BY_EXAMPLES = ("regmean", IMITATE)
+"""Methods that go by what the sources were trained on."""
+N_HELD = 200
+"""At most so many held-back questions of each source decide between methods."""
+TRUNCATED = 0.5
+"""Share of the rank at which the best method is tried once more."""
+KEPT = 0.995
+"""Share of a merged weight change below which it is said that the rank cuts it."""
+
+Options = Mapping[str, Any]
+GRID: tuple[tuple[str, Options], ...] = (
+    ("cat", {}),
+    ("svd", {}),
+    ("mean", {}),
+    ("task_arithmetic", {"scaling": 0.7}),
+    ("task_arithmetic", {"scaling": 0.85}),
+    ("tsv", {}),
+    ("ties", {"density": 0.5}),
+    ("ties", {"density": 0.2}),
+    ("dare", {"density": 0.8}),
+    ("dare", {"density": 0.5}),
+    ("dare_ties", {"density": 0.8}),
+    ("magnitude_prune", {"density": 0.5}),
+    ("magnitude_prune", {"density": 0.2}),
+    ("regmean", {"ridge": 1e-2}),
+    ("regmean", {"ridge": 1e-3}),
+    (IMITATE, {"ridge": 1e-3}),
+    (IMITATE, {"ridge": 1e-2}),
+)
+"""What `auto` tries, simpler first; every method at least once. `rewrite` is training, not here."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """One way of merging, and how much of the held-back questions it kept."""
+
+    method: str
+    options: Options
+    rank: int
+    held: tuple[Proportion, ...]
+    """Per source: held-back trained questions whose every answer token is the likeliest."""
+    sure: float
+    """Mean over them of the least probability of any token; decides between equals."""
+    seconds: float
+    adapter: Adapter | None
+    why_not: str = ""
+    """Why it was refused; then there is no adapter."""
+
+    @property
+    def merit(self) -> tuple[float, float, float]:
+        """What decides: the worse-off source, the mean over sources, how sure."""
+        means = [share.mean or 0.0 for share in self.held]
+        return (min(means), sum(means) / len(means), self.sure) if means else (-1.0, -1.0, 0.0)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        held = [{"n": p.n, "recall": p.mean, "low": p.low, "high": p.high} for p in self.held]
+        plain = {key: vars(self)[key] for key in ("method", "rank", "sure", "seconds", "why_not")}
+        return {**plain, "options": dict(self.options), "held": held}
+
+
+def make(
+    model: Model,
+    sources: Sequence[Source],
+    method: str,
+    weights: Sequence[float] | None = None,
+    rank: int | None = None,
+    options: Options | None = None,
+    watch: Watch | None = None,
+) -> tuple[Adapter, tuple[str, ...]]:
+    """One adapter by one method, and what its making left to say; raises as the method does."""
+    own, options, watch = [source.adapter for source in sources], options or {}, watch or Watch()
+    if method == IMITATE:
+        _check_options(options, ("ridge", "floor", "damping"), IMITATE)
+        copy = imitate(model, sources, weights, rank, progress=watch.step, **options)
+        return copy.adapter, copy.notes
+    if method == REWRITE:
+        notes = ("rewrite is training on the sources' examples, not merging.",)
+        return _rewritten(model, sources, rank, options, watch), notes
+    more = {"grams": [grams(model, source) for source in sources]} if method == "regmean" else {}
+    found = combine(own, weights, method, rank, **options, **more)
+    cut = (
+        f"rank {found.adapter.config.rank} keeps {found.kept:.0%} of the merged weight change in "
+        "the layer where it keeps least.",
+    )
+    return found.adapter, found.notes + (cut if found.kept < KEPT else ())
+
+
+def _check_options(options: Options, known: Sequence[str], method: str) -> None:
+    if strange := sorted(options.keys() - {*known}):
+        raise ConfigError(f"{method} takes options {list(known)}; unknown: {strange}.")
+
+
+def _rewritten(
+    model: Model, sources: Sequence[Source], rank: int | None, options: Options, watch: Watch
+) -> Adapter:
+    """A new adapter trained on what all sources were trained on."""
+    _check_options(options, ("lr", "epochs", "batch_size", "margin", "seed"), REWRITE)
+    own = [source.adapter.config for source in sources]
+    wide = LoraConfig(rank or sum(each.rank for each in own), None, own[0].targets, own[0].layers)
+    config = WriteConfig(**{"lora": wide, "lr": training.suggested_lr(model), **options})
+    rows = list(dict.fromkeys(row for source in sources for row in source.examples))
+    written = training.write(model, rows, config, on_epoch=watch.epoch)
+    record = {"method": REWRITE, "rank": wide.rank, "reason": written.reason}
+    record |= {"sources": [adapters.content_id(source.adapter) for source in sources]}
+    return replace(written.adapter, card={"merge": record})
+
+
+# -- which to take -------------------------------------------------------------------------------
+
+
+def search(
+    model: Model,
+    sources: Sequence[Source],
+    weights: Sequence[float] | None = None,
+    rank: int | None = None,
+    watch: Watch | None = None,
+    grid: Sequence[tuple[str, Options]] = GRID,
+) -> Iterator[Trial]:
+    """Try ways of merging on a part of the examples, and ask for the part that was held back.
+
+    Without a given rank the sum of the ranks, and the best once more at half of it. A way that
+    cannot be had is a trial that says why. Trials come with their adapters as fitted without the
+    held part.
+    """
+    cut = [held_back(source.examples) for source in sources]
+    fitted = [replace(s, examples=kept) for s, (kept, _) in zip(sources, cut, strict=True)]
+    held = [rows for _, rows in cut]
+    best: Trial | None = None
+    for method, options in grid:
+        found = _tried(model, fitted, held, method, weights, rank, options, watch or Watch())
+        if best is None or found.merit > best.merit:
+            best = found
+        yield found
+    less = int(TRUNCATED * sum(source.adapter.config.rank for source in sources))
+    if rank is None and best is not None and best.adapter is not None and less > 0:
+        method = "svd" if best.method == "cat" else best.method
+        yield _tried(model, fitted, held, method, weights, less, best.options, watch or Watch())
+
+
+def held_back(examples: Sequence[Example]) -> tuple[list[Example], list[Example]]:
+    """Examples to fit, and those to ask: one form of every answer that was trained in several.
+
+    Where most answers were trained in one form only, all are fitted, and asked. At most N_HELD are
+    asked, whatever their number; examples that are declined, or have no prompt, are not.
+    """
+    asked = [row for row in examples if row.prompt and row.kind != "unknown"]
+    forms: dict[str, list[Example]] = {}
+    for row in asked:
+        forms.setdefault(normalise(row.completion), []).append(row)
+    several = [rows for rows in forms.values() if len(rows) > 1]
+    if 2 * len(several) < len(forms) or not forms:
+        return list(examples), _some(asked or examples)
+    held = [min(rows, key=lambda row: digest(row.prompt)) for rows in several]
+    out = set(held)
+    return [row for row in examples if row not in out], _some(held)
+
+
+def _some(rows: Sequence[Example]) -> list[Example]:
+    return sorted(rows, key=lambda row: digest([row.completion, row.prompt]))[:N_HELD]
+
+
+def _tried(
+    model: Model,
+    sources: Sequence[Source],
+    held: Sequence[Sequence[Example]],
+    method: str,
+    weights: Sequence[float] | None,
+    rank: int | None,
+    options: Options,
+    watch: Watch,
+) -> Trial:
+    """Merge one way and ask for what was held back."""
+    watch.step(f"trying {spelt(method, options)}")
+    began = time.monotonic()
+    try:
+        adapter, _ = make(model, sources, method, weights, rank, options)
+        shares, sure = kept_share(model, adapter, held)
+    except LorewrightError as error:
+        total = sum(source.adapter.config.rank for source in sources)
+        seconds = time.monotonic() - began
+        return Trial(method, options, rank or total, (), 0.0, seconds, None, str(error))
+    seconds = time.monotonic() - began
+    return Trial(method, options, adapter.config.rank, shares, sure, seconds, adapter)
+
+
+def kept_share(
+    model: Model, adapter: Adapter, held: Sequence[Sequence[Example]]
+) -> tuple[tuple[Proportion, ...], float]:
+    """Per source the share of questions that decoding would answer exactly; how sure, on average.
+
+    By teacher-forced traces: greedy decoding gives a completion exactly when every token of it is
+    the likeliest after the true ones before it.
+    """
+    shares: list[Proportion] = []
+    least: list[float] = []
+    with model.using(adapter):
+        for rows in held:
+            found = trace(model, [model.render(row.prompt, row.completion) for row in rows])
+            shares.append(wilson(sum(each.exact for each in found), len(found)))
+            least += [min(each.p) for each in found]
+    return tuple(shares), sum(least) / max(1, len(least))
+
+
+def spelt(method: str, options: Options) -> str:
+    """A method with its options, as people write it."""
+    return " ".join([method, *(f"{key} {value:g}" for key, value in options.items())])
