@@ -152,22 +152,26 @@ class Sweep:
         return self._run(trials.solo, jobs)
 
     def measure(self, groups: dict[str, list[Cell]]) -> dict[str, list[Measured]]:
-        """Do all trials that have no record yet, and return what every cell came to."""
-        cells = [cell for group in groups.values() for cell in group]
-        rates = self.rates(cells)
-        rows = self.fresh(cells, rates)
-        first: dict[tuple[str, str], int] = {}
-        for i, cell in enumerate(cells):
-            if cell.rank == TIMED[cell.place]:
-                first.setdefault((cell.place, cell.task), i)
-        timed = list(first.values())
-        solos = self.costs([cells[i] for i in timed], [rates[i] for i in timed])
-        seconds = {where: cost_of(found) for where, found in zip(first, solos, strict=True)}
-        found = [
-            Measured(cell, chosen, each, seconds.get((cell.place, cell.task), {}))
-            for cell, chosen, each in zip(cells, rates, rows, strict=True)
-        ]
-        return {name: [m for m in found if m.cell in group] for name, group in groups.items()}
+        """Do all trials that have no record yet, group by group, and return what they came to."""
+        seconds: dict[tuple[str, str], dict[str, float]] = {}
+        found = {}
+        for name, cells in groups.items():
+            print(name, file=sys.stderr)
+            rates = self.rates(cells)
+            rows = self.fresh(cells, rates)
+            timed = {
+                (cell.place, cell.task): i
+                for i, cell in enumerate(cells)
+                if cell.rank == TIMED[cell.place] and (cell.place, cell.task) not in seconds
+            }
+            alone = timed.values()
+            solos = self.costs([cells[i] for i in alone], [rates[i] for i in alone])
+            seconds |= {where: cost_of(each) for where, each in zip(timed, solos, strict=True)}
+            found[name] = [
+                Measured(cell, chosen, each, seconds[cell.place, cell.task])
+                for cell, chosen, each in zip(cells, rates, rows, strict=True)
+            ]
+        return found
 
 
 def cost_of(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
