@@ -30,7 +30,7 @@ from lorewright.trunk import decoder_layers
 from lorewright.write import suggested_lr, write_all
 
 NARROW_RATE = 6.0
-"""Peak rate in one layer over the one that suits adapters in all: a small one wants larger steps."""
+"""Peak rate in one layer over the one for adapters in all: a small one wants larger steps."""
 MARGIN = 0.9
 """A write ends early when every p exceeds this, so that L_final of what is recalled is near 0."""
 SAFE_MARGIN = 0.5

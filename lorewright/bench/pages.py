@@ -153,21 +153,32 @@ def _stubborn(found: Mapping[str, Any]) -> Sheet:
 
 
 def _compared(title: str, rows: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> Sheet:
-    shown = [
-        (
-            row["metric"],
-            "all" if row["rank"] is None else str(row["rank"]),
-            row["method"],
-            str(row["n"]),
-            spelt(row),
-            NOTHING if row["difference"] is None else spelt(row["difference"], "{:+.2f}"),
-        )
-        for row in rows
-    ]
-    head = ("metric", "rank", "method", "n", "mean", "paired difference to sft")
-    said = "95 % intervals: bootstrap over n documents, books or sets of pairs. Same rate, same "
-    said += "steps at most, for every method."
-    return Sheet(title, head, tuple(shown), (said, *notes))
+    """A row a metric and rank: the baseline's mean, and for every other method the difference."""
+    cells: dict[tuple[str, int | None], dict[str, Mapping[str, Any]]] = {}
+    for row in rows:
+        cells.setdefault((row["metric"], row["rank"]), {})[row["method"]] = row
+    names = list(dict.fromkeys(row["method"] for row in rows))
+    shown = []
+    for (metric, rank), found in cells.items():
+        n = str(max(row["n"] for row in found.values()))
+        where = "all" if rank is None else str(rank)
+        shown.append((metric, where, n, *(_against(found.get(name)) for name in names)))
+    said = "Others: mean and paired difference to sft, 95 % bootstrap interval over n documents, "
+    said += "books or sets. Same rate and budget of steps for all; steps are those taken."
+    return Sheet(title, ("metric", "rank", "n", *names), tuple(shown), (said, *notes))
+
+
+def _against(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return NOTHING
+    if row["difference"] is None:
+        return spelt(row, _form(row))
+    form = _form(row)
+    return f"{form.format(row['mean'])} ({spelt(row['difference'], form.replace(':', ':+'))})"
+
+
+def _form(row: Mapping[str, Any]) -> str:
+    return "{:.0f}" if abs(row["mean"] or 0) >= 20 else "{:.2f}"
 
 
 def _placements(summary: Summary) -> Sheet:

@@ -55,7 +55,7 @@ def longcontext(
     objective: Method = None,
     placement: Placement = "down_proj@middle",
     text: Annotated[Path | None, typer.Option(help="Natural text of your own.")] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Budget of steps a write.")] = 300,
+    steps: Annotated[int, typer.Option(min=1, help="Budget of steps a write.")] = 200,
     lr: Rate = 0.0,
     out: Out = Path("bench-longcontext"),
     on: On = "here",
