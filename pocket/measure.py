@@ -66,7 +66,10 @@ def declining(model: Model, n_facts: int, n: int, ask: Ask) -> Proportion:
 
 
 def pairs(model: Model, n_facts: int, n_pages: int) -> tuple[Proportion, Proportion]:
-    """Of the pairs written for passages, the share that are right; of the facts, the share asked for."""
+    """Of the pairs written for passages, the share that are right; of the facts, the share asked for.
+
+    A pair that is written twice counts once, as a write keeps it once.
+    """
     rng = random.Random(f"measure-pairs-{n_facts}")
     texts = pages("pairs", n_facts, n_pages)
     numbers = [rng.randint(1, world.N_SETS) for _ in texts]
@@ -75,11 +78,11 @@ def pairs(model: Model, n_facts: int, n_pages: int) -> tuple[Proportion, Proport
     for page, k, reply in zip(
         texts, numbers, model.generate(prompts, max_new_tokens=400), strict=True
     ):
-        found = parse_pairs(reply)
+        found = set(parse_pairs(reply))
         true = {(world.set_ask(item, k), item.value) for item in page.statements}
         written += len(found)
         right += sum(pair in true for pair in found)
-        covered += len(true & set(found))
+        covered += len(true & found)
     return wilson(right, written), wilson(covered, n_facts * n_pages)
 
 

@@ -295,11 +295,20 @@ def _tokenizer(out: Path, rank: int, world: int, start_from: str | None) -> PreT
     return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
-def export(out: Path, target: Path) -> None:
-    """Write the latest checkpoint as a Hugging Face folder: float32 weights, tokenizer, configuration."""
+def export(out: Path, target: Path, start: str | None, share: float) -> None:
+    """Write the latest checkpoint as a Hugging Face folder: float32 weights, tokenizer, configuration.
+
+    With a `start`, the weights are `share` of the checkpoint's and the rest of the start's: a
+    straight line between a model and its continuation keeps more of what the first could do than
+    the continuation does (arXiv 2109.01903).
+    """
     tokenizer = PreTrainedTokenizerFast.from_pretrained(out / "tokenizer")
     model = build_model(tokenizer)
-    model.load_state_dict(torch.load(out / "state-0.pt", weights_only=True)["model"])
+    weights = torch.load(out / "state-0.pt", weights_only=True)["model"]
+    if start:
+        before = LlamaForCausalLM.from_pretrained(start).state_dict()
+        weights = {k: (1 - share) * before[k] + share * w for k, w in weights.items()}
+    model.load_state_dict(weights)
     model.config.lorewright_phrasing = (
         "pocket"  # the words it is asked in: lorewright.views.PHRASINGS
     )
@@ -319,6 +328,12 @@ def main() -> None:
     parser.add_argument(
         "--start-from",
         help="a Hugging Face folder of pocket whose weights and tokenizer are the start",
+    )
+    parser.add_argument(
+        "--share",
+        type=float,
+        default=1.0,
+        help="when exported with --start-from: share of the run's weights, the rest are the start's",
     )
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument(
@@ -349,7 +364,7 @@ def main() -> None:
     parser.add_argument("--save-every", type=int, default=100)
     args = parser.parse_args()
     if args.export:
-        export(Path(args.out), Path(args.export))
+        export(Path(args.out), Path(args.export), args.start_from, args.share)
     else:
         train(args)
 
