@@ -12,6 +12,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs the internet: set LOREWRIGHT_NETWORK=1"))
         if item.get_closest_marker("gpu") and not _has_cuda():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device; torch finds none"))
+        if item.get_closest_marker("llamacpp") and find_spec("llama_cpp") is None:
+            item.add_marker(
+                pytest.mark.skip(reason="needs llama.cpp: pip install llama-cpp-python")
+            )
 
 
 def _has_cuda() -> bool:

@@ -45,7 +45,7 @@ LAYERS = (
     {"write", "recall", "merge", "imitate", "route"},
     {
         *("ask", "lesson", "calibration", "plan", "diagnose", "report", "figures", "tune"),
-        *("scale", "shelf", "page", "runs", "contradictions", "snapshot", "evidence"),
+        *("scale", "shelf", "page", "runs", "contradictions", "snapshot", "evidence", "export"),
     },
     {"memory"},
     {"bench", "serve"},

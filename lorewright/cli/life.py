@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lorewright.cli.doctor import doctor
+from lorewright.cli.export import export
 from lorewright.cli.options import (
     Base,
     Folder,
@@ -349,4 +350,4 @@ def _print_snapshot(found: Mapping[str, object], as_json: bool) -> None:
     Console(soft_wrap=True).print(escape(said.format(**found)), highlight=False)
 
 
-COMMANDS = (add, rename, forget, supersede, contradictions, snapshot, restore, doctor)
+COMMANDS = (add, rename, forget, supersede, contradictions, snapshot, restore, doctor, export)
