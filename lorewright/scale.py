@@ -30,7 +30,7 @@ import filelock
 
 from lorewright import __version__
 from lorewright.data import digest
-from lorewright.errors import ConfigError, DataError, JobFailed, Locked
+from lorewright.errors import ConfigError, DataError, JobFailed, Locked, StorageError
 from lorewright.report import save_json
 from lorewright.shelf import read_object
 
@@ -86,7 +86,8 @@ def run(
 
     Raises JobFailed, when all others are done, for tasks that raised and for jobs whose worker died
     more often than ``retries``; ConfigError for another ``on`` or a task that cannot be imported,
-    Locked when another process sweeps into the same folder, DataError for a damaged record.
+    Locked when another process sweeps into the same folder, DataError for a damaged record,
+    StorageError when the disk refuses.
     """
     records, name = Path(records), _name(task)
     backend = _backend(on)
@@ -159,7 +160,10 @@ def _stored(path: Path, name: str) -> dict[str, Any]:
 @contextmanager
 def _alone(records: Path) -> Iterator[None]:
     """Keep other sweeps out of the folder."""
-    records.mkdir(parents=True, exist_ok=True)
+    try:
+        records.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{records} cannot be a folder of records: {error}.") from error
     try:
         with filelock.FileLock(records / LOCK_FILE, timeout=0):
             yield
@@ -348,6 +352,9 @@ def _ray(address: str | None) -> Backend:
                     yield ray.get(done)
                 except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as end:
                     yield Attempt(index, None, _died(retries + 1, type(end).__name__))
+                except ray.exceptions.RayError as error:  # not even started: no lorewright there, …
+                    first = str(error).strip().splitlines()[-1:]
+                    yield Attempt(index, None, f"{type(error).__name__}: {' '.join(first)}")
 
     return backend
 

@@ -75,8 +75,10 @@ def _natural(model: Model, n_tokens: int, rng: random.Random, text: Path | None)
             words = read_text(text).split()
             start = rng.randrange(max(1, len(words) - n_tokens // 4))
             words = words[start : start + n_tokens]
-        said = model.tokenizer(" " + " ".join(words), add_special_tokens=False)["input_ids"]
-        ids = [int(i) for i in said[:n_tokens]]
+        said = model.tokenizer(
+            " " + " ".join(words), add_special_tokens=False, truncation=True, max_length=n_tokens
+        )
+        ids = [int(i) for i in said["input_ids"]]
         if len(ids) == n_tokens and (found := _spoken(model, ids)):
             return found
     where = "the invented text" if text is None else text
