@@ -14,9 +14,9 @@ import pytest
 
 import lorewright.memory.forgetting as forgetting
 from lorewright import adapter as adapters
-from lorewright.data import Document, Fact, Knowledge, digest, load_jsonl
+from lorewright.data import Document, Fact, Knowledge, digest, dump_jsonl, load_jsonl
 from lorewright.errors import ConfigError, UnknownMemory
-from lorewright.lesson import LessonConfig
+from lorewright.lesson import LessonConfig, prepare
 from lorewright.memory import Memory
 from lorewright.memory.removal import plan_removal
 from lorewright.merge import merge
@@ -87,8 +87,15 @@ def merged(memory: Memory, name: str, *of: str) -> str:
     identity = adapters.content_id(made)
     adapters.save(made, memory.folder / "adapters" / identity)
     parents = [{"name": each, "adapter": memory.names[each]} for each in of]
+    both = Knowledge(GANNET.documents, GANNET.facts + HERON.facts)
+    dump_jsonl([*both.documents, *both.facts], memory.folder / "sources" / f"{both.digest()}.jsonl")
+    run = memory.folder / "runs" / f"20260101-000000-{name}"
+    save_json({"name": name, "source": both.digest()}, run / "config.json")
+    made_of = prepare(both, ask_llm=list, closed_book=list, config=QUICK)
+    save_json(made_of, run / "lesson.json")
     with writing(memory.folder, memory.base()):
-        enter(memory.folder, name, identity, source="", run="", parents=parents)
+        about = {"source": both.digest(), "run": run.name, "parents": parents}
+        enter(memory.folder, name, identity, **about)
     return identity
 
 
@@ -189,13 +196,17 @@ def test_what_was_merged_from_it_is_named_and_goes_when_told(memory: Memory) -> 
     proof = memory.forget("gannet", with_merged=True)
     assert proof.removal.names == ("gannet", "pair", "grandchild") and proof.holds
     assert memory.names.keys() == {"heron"} and len(proof.removal.adapters) == 3
+    assert proof.base is not None and proof.base.n == 3  # not those of the other parent
 
 
 def test_a_merge_stays_out_of_the_way_of_its_other_parent(memory: Memory) -> None:
     merged(memory, "pair", "gannet", "heron")
     assert plan_removal(memory.folder, "pair").names == ("pair",)
-    assert memory.forget("pair").removal.sources == ()
+    proof = memory.forget("pair")
+    assert len(proof.removal.sources) == 1 and not proof.scan.traces
     assert memory.names.keys() == {"gannet", "heron"}
+    assert proof.holds and proof.removal.parents == ("gannet", "heron")
+    assert "gannet stays: pair was merged from it." in proof.removal.kept
 
 
 # -- the proof can fail --------------------------------------------------------------------------

@@ -71,9 +71,13 @@ class Forgotten:
 
     @property
     def above_base(self) -> tuple[str, ...]:
-        """Memories that recall the forgotten better than the base's interval allows."""
+        """Memories that recall the forgotten better than the base's interval allows.
+
+        Not those that it was merged from: they stay by intention, and `removal.kept` says so.
+        """
         top = self.base.high if self.base else None
-        means = ((name, each.mean) for name, each in self.others.items())
+        others = {n: e for n, e in self.others.items() if n not in self.removal.parents}
+        means = ((name, each.mean) for name, each in others.items())
         return tuple(n for n, mean in means if None not in (mean, top) and mean > top)  # type: ignore[operator]
 
     @property

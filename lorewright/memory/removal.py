@@ -33,6 +33,8 @@ class Removal:
     """Those of the name itself, that stay ones too; a merge's asks about other memories as well."""
     kept: tuple[str, ...]
     """What stays and why, in sentences."""
+    parents: tuple[str, ...] = ()
+    """Memories that it was merged from; they stay, and go on knowing it."""
 
 
 def plan_removal(folder: Path, name: str, *, with_merged: bool = False) -> Removal:
@@ -66,25 +68,44 @@ def removal_of(folder: Path, names: tuple[str, ...]) -> Removal:
 
     shelved = _shelved(folder, {entry["adapter"] for entry in known.values()})
     runs = {run: about for run, about in _runs(folder).items() if run not in used["run"]}
-    records = [*going, *(a for a in (*shelved.values(), *runs.values()) if a["name"] in aliases)]
-    sources = {str(about.get("source")) for about in records}
-    sources = {s for s in sources if (folder / "sources" / f"{s}.jsonl").is_file()}
-    free = sources - used["source"]
 
-    def belongs(about: Mapping[str, Any], to: set[str]) -> bool:
-        return about["name"] in to or about.get("source") in free
+    def sources_of(entries: Iterable[Mapping[str, Any]], of: set[str]) -> set[str]:
+        """Those of some entries, and of what was written under some names before."""
+        before = (a for a in (*shelved.values(), *runs.values()) if a["name"] in of)
+        found = {str(about.get("source")) for about in (*entries, *before)}
+        return {s for s in found if (folder / "sources" / f"{s}.jsonl").is_file()}
 
-    mine = {run for run, about in runs.items() if belongs(about, aliases - {*merged})}
-    every = {run for run, about in runs.items() if belongs(about, aliases)}
+    own = aliases - {*merged}
+    sources = sources_of(going, aliases)
+    free, own_free = sources - used["source"], sources_of([known[name]], own) - used["source"]
+    mine = {
+        run
+        for run, about in runs.items()
+        if about["name"] in own or about.get("source") in own_free
+    }
+    every = {
+        run
+        for run, about in runs.items()
+        if about["name"] in aliases or about.get("source") in free
+    }
     adapters = {entry["adapter"] for entry in going}
-    left = {place for place, about in shelved.items() if belongs(about, aliases)}
+    left = {
+        place
+        for place, about in shelved.items()
+        if about["name"] in aliases or about.get("source") in free
+    }
+    parents = tuple(p["name"] for p in known[name].get("parents", ()) if p["name"] in staying)
     return Removal(
         names,
         tuple(sorted((adapters - used["adapter"]) | left)),
         tuple(sorted(free)),
         tuple(sorted(every | ({str(entry.get("run")) for entry in going} & {*runs}))),
         tuple(sorted(mine | {str(known[name].get("run"))} - {"", "None"})),
-        tuple(_kept(staying, adapters & used["adapter"], sources & used["source"])),
+        (
+            *_kept(staying, adapters & used["adapter"], sources & used["source"]),
+            *(f"{parent} stays: {name} was merged from it." for parent in parents),
+        ),
+        parents,
     )
 
 
