@@ -141,7 +141,8 @@ p.about, figcaption, ul { color: var(--muted); }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--grid);
-  white-space: nowrap; }
+  white-space: nowrap; vertical-align: top; }
+td:last-child { white-space: normal; }
 th { color: var(--muted); font-weight: 600; }
 ul { font-size: .9rem; padding-left: 1.1rem; }
 figure { margin: 1.8rem 0; }

@@ -56,7 +56,8 @@ def memory_page(folder: Path | str) -> Page:
         versions = sorted({line for card in found for line in _flat(card.get("versions", {}))})
         bases = sorted({card["adapter"]["base_id"] for card in found})
         parts.append(Listing("Versions", tuple(versions)))
-        about = f"{len(found)} memories on {', '.join(bases) or 'no base'}."
+        n = f"{len(found)} {'memory' if len(found) == 1 else 'memories'}"
+        about = f"{n} on {', '.join(bases) or 'no base'}."
         return Page(f"Memories in {Path(folder).name}", about, tuple(parts))
 
 

@@ -107,7 +107,7 @@ def test_a_memory_is_told_with_all_that_it_holds(tmp_path: Path) -> None:
     index = {"schema": 1, "base": base, "memories": {"handbook": entry}}
     (tmp_path / "memory.json").write_text(json.dumps(index))
     page = memory_page(tmp_path)
-    assert isinstance(page, Page) and page.about == "1 memories on pocket."
+    assert isinstance(page, Page) and page.about == "1 memory on pocket."
     first = page.parts[0]
     assert isinstance(first, Sheet)
     recalls = ("0.90 [0.80, 1.00]", "0.00 [0.00, 0.10]")

@@ -93,13 +93,15 @@ def _laws(found: Mapping[str, Any]) -> Sheet:
         )
         for form, one in report["laws"].items():
             if "refused" in one:
-                rows.append((f"{noise} %", form, NOTHING, NOTHING, NOTHING, one["refused"]))
+                rows.append((f"{noise} %", form, *[NOTHING] * 4, one["refused"]))
                 continue
             constants = ", ".join(_constant(name, c) for name, c in one["constants"].items())
             n = f"{one['n_used']} of {one['n_used'] + one['n_dropped']}"
             beyond = _scored(one["held_out"]) if "held_out" in one else NOTHING
-            rows.append((f"{noise} %", form, n, _scored(one["scores"]), beyond, constants))
-    head = ("random", "law", "cells", "fit", "held out", "constants")
+            part = one.get("unsaturated")
+            where = f"{_scored(part)}, n={part['n']}" if part else NOTHING
+            rows.append((f"{noise} %", form, n, _scored(one["scores"]), where, beyond, constants))
+    head = ("random", "law", "cells", "fit", "of these unsaturated", "held out", "constants")
     return Sheet("The law", head, tuple(rows), tuple(notes))
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from lorewright.cells import Cell, by_group
 from lorewright.errors import DataError
-from lorewright.law import fit_report
+from lorewright.law import fit, fit_report, score
 from lorewright.metrics import Estimate, mean_interval, paired_difference, wilson
 
 Row = Mapping[str, Any]
@@ -87,9 +87,15 @@ def laws(rows: Sequence[Row], ranks: Sequence[int], lengths: Sequence[int]) -> d
 
 def _law_report(own: Sequence[Cell], limits: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        return fit_report(own, unit=by_group, n_draws=LAW_DRAWS, **limits)
+        report = fit_report(own, unit=by_group, n_draws=LAW_DRAWS, **limits)
     except DataError as refusal:  # a quick sweep may be too small for any law
         return {"refused": str(refusal)}
+    # Saturated cells are easy for a law that knows each text's first loss: score the others too.
+    unsaturated = [cell for cell in own if not cell.is_saturated]
+    bounded = report["laws"]["bounded"]
+    if unsaturated and "refused" not in bounded:
+        bounded["unsaturated"] = asdict(score(fit(own, "bounded", n_draws=0), unsaturated))
+    return report
 
 
 def grid(rows: Iterable[Row]) -> list[dict[str, Any]]:

@@ -36,9 +36,9 @@ def law_figure(law: Mapping[str, Any], path: Path, *, about: str, dark: bool = F
             figure.subplots_adjust(left=0.06, right=0.905, top=0.73, bottom=0.135, wspace=0.26)
             plain(left, ink, "ΔL in nats per token, against rank", "rank")
             plain(right, ink, "The same, against length", "answer tokens")
+            left.set_ylim(0, 1.06 * max(cell["loss_init"] for cell in cells))
             _families(left, law, cells, ("rank", "n_answer_tokens"), "{} tokens", ink)
             _families(right, law, cells, ("n_answer_tokens", "rank"), "rank {}", ink)
-            left.set_ylim(0, 1.06 * max(cell["loss_init"] for cell in cells))
 
 
 def _title(law: Mapping[str, Any], otherwise: str) -> str:
@@ -56,7 +56,14 @@ def _curve(law: Mapping[str, Any], size: Any, length: Any) -> NDArray[np.float64
     if not found:
         return None
     constants = np.array([found[name]["value"] for name in FORMS[FORM].constants])
-    drawn = FORMS[FORM].curve(constants, np.log(size), np.log(length), None)
+    # Texts of each length have a first loss of their own, which bounds what can be gained.
+    tops: dict[int, list[float]] = defaultdict(list)
+    for cell in law["cells"]:
+        tops[cell["n_answer_tokens"]].append(cell["loss_init"])
+    lengths = sorted(tops)
+    means = [float(np.mean(tops[n])) for n in lengths]
+    ceiling = np.interp(np.log(length), np.log(lengths), means)
+    drawn = FORMS[FORM].curve(constants, np.log(size), np.log(length), ceiling)
     return np.asarray(drawn, float)
 
 
@@ -101,8 +108,7 @@ def _name_ends(
 ) -> None:
     """Names at the right edge, moved apart where they would overlap."""
     figure, points = ax.figure, 72 / ax.figure.dpi
-    limit = ax.get_ylim()
-    ax.set_ylim(limit)
+    ax.set_ylim(ax.get_ylim())  # names are placed for these limits
     heights = [ax.transData.transform((1.0, end))[1] * points for end in ends]
     places = apart(heights, 12.5)
     assert figure is not None
