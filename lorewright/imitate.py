@@ -187,9 +187,12 @@ class _Piece:
     real_BT: Tensor
     own_BTD: Tensor = field(default_factory=lambda: torch.empty(0))
     merged_BTD: Tensor = field(default_factory=lambda: torch.empty(0))
-    base_BTD: Tensor = field(default_factory=lambda: torch.empty(0))
     weight: dict[str, Tensor] = field(default_factory=dict)
     """Module -> weight_M of the real tokens."""
+    given: dict[str, Tensor] = field(default_factory=dict)
+    """Module of the present layer -> what the source gives there, (M, O)."""
+    next_BTD: Tensor = field(default_factory=lambda: torch.empty(0))
+    """What the source gives at the layer's end."""
 
 
 def _pieces(model: Model, sources: Sequence[Source]) -> Iterator[_Piece]:
@@ -236,17 +239,15 @@ class _Run:
         self._weigh()
         self.stack.load(self.merged, self.tensors)
         with torch.no_grad():
-            self.stack.bind(torch.full((1,), -1))
             for piece in self.pieces:
-                piece.own_BTD = self.layers.entering(piece.batch.ids_BT)
-                piece.merged_BTD = piece.base_BTD = piece.own_BTD
+                self._bind(piece, -1)
+                piece.own_BTD = piece.merged_BTD = self.layers.entering(piece.batch.ids_BT)
             plain = []
             for at in range(len(self.layers)):
                 progress(f"fitting layer {at + 1} of {len(self.layers)}")
                 plain += [] if self._fit(at) else [at]
-                self._advance(at)
             first = self.pieces[0]
-            self.stack.bind(torch.full((len(first.batch.ids_BT),), first.source))
+            self._bind(first, first.source)
             self.layers.check(first.batch.ids_BT, first.own_BTD, first.real_BT)
         if plain:
             self.notes.append(
@@ -261,7 +262,7 @@ class _Run:
         """Weights of tokens and metrics of outputs, from one backward pass of each source."""
         names = list(self.stack.modules)
         for piece in self.pieces:
-            self.stack.bind(torch.full((len(piece.batch.ids_BT),), piece.source))
+            self._bind(piece, piece.source)
             with torch.enable_grad(), tapping(self.model.network, names) as tap:
                 surely = self._surely(piece.batch)
                 met = [name for name in names if name in tap]
@@ -297,31 +298,15 @@ class _Run:
 
     # -- layer by layer
 
-    def _advance(self, at: int) -> None:
-        """Take all hidden states through a layer whose fit is done."""
-        for piece in self.pieces:
-            states = (piece.own_BTD, piece.merged_BTD, piece.base_BTD)
-            out = self._pass(at, piece, states, (piece.source, self.merged, -1))
-            piece.own_BTD, piece.merged_BTD, piece.base_BTD = out.chunk(3)
-
-    def _pass(
-        self, at: int, piece: _Piece, states: Sequence[Tensor], adapters: Sequence[int]
-    ) -> Tensor:
-        """Run a layer on the same rows with several adapters, one block of rows for each."""
-        n_rows = len(piece.batch.ids_BT)
-        self.stack.bind(torch.tensor(adapters).repeat_interleave(n_rows))
-        ids = piece.batch.ids_BT.repeat(len(adapters), 1)
-        return self.layers.run(at, ids, torch.cat(list(states)))
+    def _bind(self, piece: _Piece, adapter: int) -> None:
+        self.stack.bind(torch.full((len(piece.batch.ids_BT),), adapter))
 
     def _fit(self, at: int) -> bool:
-        """Fit the layer's modules; False where its stream cannot be followed."""
+        """Fit the layer's modules and go past it; False where its stream cannot be followed."""
         sites = [site for site in self.sites.get(at, []) if "experts" not in site.projection]
-        adapted = [site.name for site in sites if site.name in self.stack.modules]
-        if not adapted:
-            return True
-        groups, writers = self._shape(at, [site.name for site in sites])
+        groups, writers = self._own(at, [site.name for site in sites])
         for group in groups:
-            wanted = [name for name in group if name in adapted]
+            wanted = [name for name in group if name in self.stack.modules]
             if not wanted:
                 continue
             for name, (A_RI, B_OR) in self._solved(at, wanted, writers).items():
@@ -329,57 +314,57 @@ class _Run:
                     kept = self.tensors[name + half]
                     kept[: found.shape[0], : found.shape[1]] = found.to(kept)
             self.stack.load(self.merged, self.tensors)
-        return writers is not None
+        adapted = any(name in self.stack.modules for group in groups for name in group)
+        for piece in self.pieces:
+            if adapted or piece.merged_BTD is not piece.own_BTD:
+                self._bind(piece, self.merged)
+                ids_BT = piece.batch.ids_BT
+                piece.merged_BTD = self.layers.run(at, ids_BT, piece.merged_BTD)
+            else:
+                piece.merged_BTD = piece.next_BTD
+            piece.own_BTD, piece.given = piece.next_BTD, {}
+        return writers is not None or not adapted
 
-    def _shape(
+    def _own(
         self, at: int, names: Sequence[str]
     ) -> tuple[list[list[str]], dict[str, float] | None]:
-        """Modules in groups that share an input, as they are called; and who writes, how strongly.
+        """What the sources give in a layer; its modules in groups that share an input; its writers.
 
         A layer's addition to its stream is fitted by its modules' outputs. Those that explain it
         are writers, with their gain; None when they do not explain it.
         """
-        piece = self.pieces[0]
-        with tapping(self.model.network, names) as tap:
-            out_BTD = self._pass(at, piece, [piece.own_BTD], [piece.source])
         groups: list[list[str]] = []
-        last: Tensor | None = None
-        for name, (x_BTI, _) in tap.items():
-            if last is not None and x_BTI is last:
-                groups[-1].append(name)
-            else:
-                groups.append([name])
-            last = x_BTI
-        real = piece.real_BT
-        added_MD = (out_BTD - piece.own_BTD)[real].double()
-        like = [n for n, (_, y) in tap.items() if y.shape == out_BTD.shape]
-        y_NV = torch.stack([tap[name][1][real].double().flatten() for name in like])
-        gain_N = torch.linalg.lstsq(y_NV @ y_NV.T, y_NV @ added_MD.flatten()).solution
-        left = (added_MD.flatten() - gain_N @ y_NV).norm() / added_MD.norm()
-        if not left < WRITES:
-            return groups, None
-        gains = zip(like, gain_N.tolist(), strict=True)
-        return groups, {name: gain for name, gain in gains if abs(gain) > WRITES}
+        writers: dict[str, float] | None = None
+        for piece in self.pieces:
+            self._bind(piece, piece.source)
+            with tapping(self.model.network, names) as tap:
+                piece.next_BTD = self.layers.run(at, piece.batch.ids_BT, piece.own_BTD)
+            if not groups:
+                groups = _groups(tap)
+                writers = _writers(tap, piece.next_BTD - piece.own_BTD, piece.real_BT)
+            kept = {*self.stack.modules, *(writers or ())}
+            piece.given = {n: y_BTO[piece.real_BT] for n, (_, y_BTO) in tap.items() if n in kept}
+        return groups, writers
 
     def _solved(
         self, at: int, group: Sequence[str], writers: Mapping[str, float] | None
     ) -> dict[str, tuple[Tensor, Tensor]]:
         """A (R, I) and B (O, R) of modules that share an input, those before them being fitted."""
         sums: dict[str, tuple[Tensor, Tensor]] = {}
-        watched = dict.fromkeys([*group, *(writers or ())])
+        watched = list(dict.fromkeys([*group, *(writers or ())]))
+        last = self.model.network.get_submodule(group[-1])
         for piece in self.pieces:
-            with tapping(self.model.network, list(watched)) as tap:
-                both = (piece.own_BTD, piece.merged_BTD)
-                self._pass(at, piece, both, (piece.source, self.merged))
-            real, n_rows = piece.real_BT, len(piece.real_BT)
-            off_MD = (piece.own_BTD - piece.merged_BTD)[real].double()
+            self._bind(piece, self.merged)
+            with tapping(self.model.network, watched) as tap:
+                self.layers.run(at, piece.batch.ids_BT, piece.merged_BTD, until=last)
+            real_BT = piece.real_BT
+            off_MD = (piece.own_BTD - piece.merged_BTD)[real_BT].double()
             for name, (x_BTI, y_BTO) in tap.items():  # in the order of calls
-                y_own, y_merged = (part[real].double() for part in y_BTO.split(n_rows))
-                gap_MO = y_own - y_merged
+                gap_MO = piece.given[name].double() - y_BTO[real_BT].double()
                 gain = (writers or {}).get(name, 0.0)
                 if name in group:
                     wanted_MO = gap_MO + off_MD / gain if gain else gap_MO
-                    x_MI = x_BTI[n_rows:][real].double()
+                    x_MI = x_BTI[real_BT].double()
                     heavy_MI = x_MI * piece.weight[name].double()[:, None]
                     square, cross = sums.get(name, (0.0, 0.0))
                     sums[name] = (square + heavy_MI.T @ x_MI, cross + heavy_MI.T @ wanted_MO)
@@ -418,12 +403,47 @@ class _Run:
 
     # -- in the end
 
+    @torch.no_grad()
     def _strayed(self) -> tuple[float, ...]:
-        away, whole = [0.0] * self.merged, [0.0] * self.merged
-        for piece in self.pieces:
+        """See `Imitation.strayed`; on the first rows of every source."""
+        shares = []
+        for n in range(self.merged):
+            piece = next(piece for piece in self.pieces if piece.source == n)
+            self._bind(piece, -1)
+            base_BTD = self.layers.last(piece.batch.ids_BT)
             row_M, at_M = piece.batch.mask_BC.nonzero(as_tuple=True)
             place = (row_M, piece.batch.position_BC[row_M, at_M])
             own_MD = piece.own_BTD[place].double()
-            away[piece.source] += (own_MD - piece.merged_BTD[place]).square().sum().item()
-            whole[piece.source] += (own_MD - piece.base_BTD[place]).square().sum().item()
-        return tuple(a / w if w > 0 else 0.0 for a, w in zip(away, whole, strict=True))
+            away = (own_MD - piece.merged_BTD[place]).square().sum().item()
+            whole = (own_MD - base_BTD[place]).square().sum().item()
+            shares.append(away / whole if whole > 0 else 0.0)
+        return tuple(shares)
+
+
+def _groups(tap: Mapping[str, tuple[Tensor, Tensor]]) -> list[list[str]]:
+    """Modules in the order of their calls, together where one follows the other on one input."""
+    groups: list[list[str]] = []
+    last: Tensor | None = None
+    for name, (x_BTI, _) in tap.items():
+        if x_BTI is last:
+            groups[-1].append(name)
+        else:
+            groups.append([name])
+        last = x_BTI
+    return groups
+
+
+def _writers(
+    tap: Mapping[str, tuple[Tensor, Tensor]], added_BTD: Tensor, real_BT: Tensor
+) -> dict[str, float] | None:
+    """The modules whose outputs make up what a layer adds to its stream, with their gains."""
+    like = [name for name, (_, y_BTO) in tap.items() if y_BTO.shape == added_BTD.shape]
+    if not like:
+        return None
+    added = added_BTD[real_BT].double().flatten()
+    y_N = torch.stack([tap[name][1][real_BT].double().flatten() for name in like])
+    gain_N = torch.linalg.lstsq(y_N @ y_N.T, (y_N @ added)[:, None]).solution[:, 0]
+    if not (added - gain_N @ y_N).norm() < WRITES * added.norm():
+        return None
+    gains = zip(like, gain_N.tolist(), strict=True)
+    return {name: gain for name, gain in gains if abs(gain) > WRITES}

@@ -78,8 +78,13 @@ class Layers:
             handle.remove()
         return found[0].detach()
 
-    def run(self, at: int, ids_BT: Tensor, hidden_BTD: Tensor) -> Tensor:
-        """What layer `at` makes of the states that are given for what enters it."""
+    def run(
+        self, at: int, ids_BT: Tensor, hidden_BTD: Tensor, *, until: nn.Module | None = None
+    ) -> Tensor:
+        """What layer `at`, or its module `until`, makes of the states that are given for its own.
+
+        The pass ends there.
+        """
         layer, found = self.layers[at], []
 
         def feed(
@@ -90,13 +95,14 @@ class Layers:
             return args, {**kwargs, "hidden_states": hidden_BTD}
 
         def end(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            self._tuples[at] = isinstance(output, tuple)
+            if module is layer:
+                self._tuples[at] = isinstance(output, tuple)
             found.append(output[0] if isinstance(output, tuple) else output)
             raise _Reached
 
         handles = [
             layer.register_forward_pre_hook(feed, with_kwargs=True),
-            layer.register_forward_hook(end),
+            (until or layer).register_forward_hook(end),
         ]
         try:
             with self._passing_by(at):
@@ -107,12 +113,8 @@ class Layers:
         out_BTD: Tensor = found[0]
         return out_BTD
 
-    @torch.no_grad()
-    def check(self, ids_BT: Tensor, last_BTD: Tensor, real_BT: Tensor) -> None:
-        """Raise ModelError unless the whole network's last layer gives these states.
-
-        Where `real_BT` is false nothing is compared.
-        """
+    def last(self, ids_BT: Tensor) -> Tensor:
+        """What the last layer gives when the network is run as a whole."""
         found: list[Tensor] = []
 
         def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -123,7 +125,15 @@ class Layers:
             self.model.network(input_ids=ids_BT, use_cache=False)
         finally:
             handle.remove()
-        whole_MD = found[0][real_BT]
+        return found[0]
+
+    @torch.no_grad()
+    def check(self, ids_BT: Tensor, last_BTD: Tensor, real_BT: Tensor) -> None:
+        """Raise ModelError unless the whole network's last layer gives these states.
+
+        Where `real_BT` is false nothing is compared.
+        """
+        whole_MD = self.last(ids_BT)[real_BT]
         off = (whole_MD - last_BTD[real_BT]).abs().max().item()
         # Batches of another shape round differently, by more the coarser the base's numbers are.
         noise = max(1e-3, 16 * torch.finfo(self.model.dtype).eps)

@@ -58,7 +58,6 @@ GRID: tuple[tuple[str, Options], ...] = (
     ("regmean", {"ridge": 1e-2}),
     ("regmean", {"ridge": 1e-3}),
     (IMITATE, {"ridge": 1e-3}),
-    (IMITATE, {"ridge": 1e-2}),
 )
 """What `auto` tries, simpler first; every method at least once. `rewrite` is training, not here."""
 
