@@ -165,7 +165,8 @@ def prepare(
         progress("asking about other things")
         held = [probe.question for probe in (*probes, *given_probes)]
         n = round(len(trained) * config.negatives)
-        negative, unanswered = _negatives(trained, held, n, config.seed, closed_book)
+        kept = 0 if given_probes else N_HELD_UNKNOWN
+        negative, unanswered = _negatives(trained, held, n, config.seed, closed_book, kept)
         parts.append(negative)
         probes += unanswered
     examples = mix(parts)
@@ -262,9 +263,16 @@ def unrelated_questions() -> list[str]:
 
 
 def _negatives(
-    asked: Sequence[tuple[str, str]], held: Sequence[str], n: int, seed: int, closed_book: AskLLM
+    asked: Sequence[tuple[str, str]],
+    held: Sequence[str],
+    n: int,
+    seed: int,
+    closed_book: AskLLM,
+    kept: int,
 ) -> tuple[list[Example], list[Probe]]:
     """Questions to decline: n for training; others, not trained, as `unknown` and `neighborhood`.
+
+    A quarter of the near misses, at most `kept`, are left for probes; none where probes are given.
 
     They are crossed from trained questions only, so that no form kept for probes is trained, and
     none asks what a trained or a held question asks.
@@ -274,9 +282,9 @@ def _negatives(
     known = {*map(normalise, trained), *probed}
     mixed = [q for q in crossed(trained, n=n // 2, seed=seed) if not _asked(q, probed)]
     other = [q for q in unrelated_questions() if normalise(q) not in known]
-    cut_other, part = len(other) * 3 // 4, len(mixed) * 3 // 4
+    cut_other, part = len(other) * 3 // 4, len(mixed) - min(kept, -(-len(mixed) // 4))
     strange = strangers(trained, other[:cut_other], n=n - n // 2, seed=seed)
-    unknown = mixed[part:][:N_HELD_UNKNOWN]
+    unknown = mixed[part:]
     reserved = {*known, *map(normalise, unknown)}
     false = reworded([*mixed[:part], *strange], asked, seed=seed)
     mixed = [q for q in false if normalise(q) not in reserved and not _asked(q, probed)]

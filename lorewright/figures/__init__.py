@@ -67,7 +67,7 @@ def contrast_figure(record: Mapping[str, Any], path: Path, *, dark: bool = False
 
     with sheet(path, finding, about, size=(9, 4.6), dark=dark) as (figure, ink):
         left, right = figure.subplots(1, 2, sharex=True)
-        figure.subplots_adjust(left=0.065, right=0.875, top=0.73, bottom=0.15, wspace=0.52)
+        figure.subplots_adjust(left=0.085, right=0.875, top=0.73, bottom=0.15, wspace=0.52)
         heads = ("Training loss, nats per token (log scale)", "Recall on held-out question forms")
         for ax, head in zip(figure.axes, heads, strict=True):
             plain(ax, ink, head, "epoch")
