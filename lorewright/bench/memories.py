@@ -59,9 +59,6 @@ ARMS = (
 )
 STACK = 16
 """Memories written at once."""
-N_PAIRS = 128
-N_NEAR = 256
-N_TIMED = 32
 OWN = ("question", "answer")
 """Fields of a fact that are no kind of question: the plain form is what lessons train."""
 
@@ -73,6 +70,8 @@ class Settings:
     n_documents: int = 64
     rank: int = 4
     """Of each memory; the single adapter has n_documents times as much."""
+    margin: float = 0.9
+    """Recalled means p above this at every token, as in `lore demo`."""
     epochs: int = 60
     false_activation: float = FALSE_ACTIVATION
     merge_method: str = "tsv"
@@ -82,6 +81,12 @@ class Settings:
     strangers: str = ""
     """A file of questions about other things, one a line; empty = the packaged ones."""
     n_strangers: int = 600
+    n_near: int = 256
+    n_pairs: int = 128
+    """Questions with a rival memory, and questions that are two in one."""
+    n_routed: int = 256
+    """Questions on which routers are compared."""
+    n_timed: int = 32
 
     def __post_init__(self) -> None:
         """Check ranges; everything else is checked where it is used."""
@@ -94,8 +99,16 @@ class Settings:
 
 def quick(settings: Settings) -> Settings:
     """Few documents and epochs: shows that everything works, and no result."""
-    small = min(settings.n_documents, 4)
-    return replace(settings, n_documents=small, epochs=min(settings.epochs, 3), n_strangers=60)
+    return replace(
+        settings,
+        n_documents=min(settings.n_documents, 4),
+        epochs=min(settings.epochs, 3),
+        n_strangers=40,
+        n_near=16,
+        n_pairs=8,
+        n_routed=16,
+        n_timed=2,
+    )
 
 
 @dataclass(frozen=True)
@@ -204,7 +217,11 @@ def _trained(
 def _config(model: Model, settings: Settings, rank: int) -> WriteConfig:
     lora = LoraConfig(rank, seed=settings.seed)
     return WriteConfig(
-        lora=lora, lr=suggested_lr(model), epochs=settings.epochs, seed=settings.seed
+        lora=lora,
+        lr=suggested_lr(model),
+        epochs=settings.epochs,
+        margin=settings.margin,
+        seed=settings.seed,
     )
 
 
@@ -299,9 +316,7 @@ def single(given: Setting, questions: Sequence[Question]) -> list[Answer]:
     settings, model = given.settings, given.memory.model
     if not (place / "adapter" / "card.json").exists():
         given.watch.step("writing all documents into one adapter")
-        found = entries(given.memory.folder)
-        runs = [given.memory.folder / "runs" / found[name]["run"] for name in sorted(given.pages)]
-        lessons = [stored_lesson(run / "lesson.json") for run in runs]
+        lessons = [lesson_of(given, name) for name in sorted(given.pages)]
         examples = list(dict.fromkeys(e for lesson in lessons for e in lesson.examples))
         config = _config(model, settings, settings.rank * len(given.pages))
         place.mkdir(parents=True, exist_ok=True)
@@ -389,16 +404,21 @@ def score(question: Question, answer: Answer, metric: str) -> float:
 # -- other questions -----------------------------------------------------------------------------
 
 
+def lesson_of(given: Setting, name: str) -> Lesson:
+    """What a memory was trained on."""
+    run = entries(given.memory.folder)[name]["run"]
+    return stored_lesson(given.memory.folder / "runs" / run / "lesson.json")
+
+
 def near_misses(given: Setting) -> list[Question]:
     """Questions that a document's own words make and that it does not answer, evenly drawn."""
-    found = entries(given.memory.folder)
     rng, by_page = random.Random(given.settings.seed), []
     for name in sorted(given.pages):
-        lesson = stored_lesson(given.memory.folder / "runs" / found[name]["run"] / "lesson.json")
-        own = [Question(p.question, "", name, "near") for p in lesson.probes if p.kind == "unknown"]
+        probes = [p for p in lesson_of(given, name).probes if p.kind == "unknown"]
+        own = [Question(probe.question, "", name, "near") for probe in probes]
         by_page.append(rng.sample(own, len(own)))
     turns = range(max(map(len, by_page)))
-    return [own[i] for i in turns for own in by_page if i < len(own)][:N_NEAR]
+    return [own[i] for i in turns for own in by_page if i < len(own)][: given.settings.n_near]
 
 
 def pairs(given: Setting) -> list[tuple[Question, Question]]:
@@ -407,7 +427,7 @@ def pairs(given: Setting) -> list[tuple[Question, Question]]:
     kinds = sorted({q.kind for page in given.pages.values() for q in page.questions})
     pool = [q for page in given.pages.values() for q in page.questions if q.kind == kinds[0]]
     found: list[tuple[Question, Question]] = []
-    while len(found) < min(N_PAIRS, len(pool)):
+    while len(found) < min(given.settings.n_pairs, len(pool)):
         first, second = rng.sample(pool, 2)
         if first.document != second.document:
             found.append((first, second))

@@ -8,7 +8,7 @@ keeps is resampled by document, since questions on one document are not independ
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median, quantiles
@@ -21,12 +21,11 @@ from lorewright.ask import Answer
 from lorewright.bench.memories import (
     ARMS,
     DOCUMENTS,
-    N_PAIRS,
-    N_TIMED,
     STRANGERS,
     Question,
     Setting,
     Settings,
+    lesson_of,
     near_misses,
     pairs,
     read_pages,
@@ -37,6 +36,7 @@ from lorewright.bench.memories import (
     two_memories,
     written,
 )
+from lorewright.bench.routers import first_right, routers
 from lorewright.data import digest, read_text
 from lorewright.memory import Watch
 from lorewright.memory.verdict import usual_metric
@@ -44,7 +44,7 @@ from lorewright.metrics import Estimate, mcnemar, mean_interval, paired_differen
 from lorewright.model import Model
 from lorewright.report import save_json
 from lorewright.route import Trial, activation, oracle_gap
-from lorewright.shelf import read_object
+from lorewright.shelf import entries, read_object
 
 RECORD_FILE = "record.json"
 STRANGE_ARMS = ("base", "routed", "abstaining", "single", "merged", "open", "hybrid")
@@ -88,7 +88,10 @@ def run(
         "metric": usual_metric(model),
         **_shares(given, asked, told),
         "routing": _routing(given, questions, strange),
-        "several": _several(given, questions),
+        "several": {
+            **_kept(given, "several", lambda: _several(given, questions)),
+            **_kept(given, "routers", lambda: _routers(given, questions)),
+        },
         "seconds": {"writing": _writing(folder), "a question": _seconds(given, questions)},
         "made": time.strftime("%Y-%m-%d"),
     }
@@ -220,30 +223,58 @@ def _routing(
     }
 
 
-def _several(given: Setting, questions: Sequence[Question]) -> dict[str, Any]:
-    """Two memories for one question: which way of using both loses least; kept, not asked twice."""
-    path = given.folder / "several.json"
+def _kept(
+    given: Setting, name: str, make: Callable[[], dict[str, dict[str, Any]]]
+) -> dict[str, Any]:
+    """What was measured before with these settings and memories, or is now."""
+    path = given.folder / f"{name}.json"
     ids = sorted(given.memory.names.items())
     key = digest([given.memory.model.digest, asdict(given.settings), ids])
-    if path.exists():
-        found = read_object(path, "delete it")
-        if found.get("key") == key:
-            return dict(found["several"])
-    given.watch.step("two memories for one question")
+    found = read_object(path, "delete it") if path.exists() else {}
+    if found.get("key") != key:
+        given.watch.step(name)
+        found = {"key": key, "found": make()}
+        save_json(found, path)
+    return dict(found["found"])
+
+
+def _several(given: Setting, questions: Sequence[Question]) -> dict[str, dict[str, Any]]:
+    """Two memories for one question: which way of using both loses least."""
     metric = usual_metric(given.memory.model)
-    step = max(1, len(questions) // N_PAIRS)
-    own = list(questions[::step][:N_PAIRS])
+    own = _some(questions, given.settings.n_pairs)
     told = two_memories(given, own)
     both = two_in_one(given, pairs(given))
-    several = {
+    return {
         "right and nearest other": {
             way: _plain(_all([score(q, a, metric) for q, a in zip(own, said, strict=True)]))
             for way, said in told.items()
         },
         "two questions in one": {way: _plain(_all(scores)) for way, scores in both.items()},
     }
-    save_json({"key": key, "several": several}, path)
-    return several
+
+
+def _routers(given: Setting, questions: Sequence[Question]) -> dict[str, dict[str, Any]]:
+    """Share of questions whose first memory is the right one, by router."""
+    found, index = entries(given.memory.folder), given.found.index
+    ids = {name: found[name]["adapter"] for name in given.pages}
+    own = {
+        ids[key]: [e.prompt for e in lesson_of(given, key).examples if e.kind == "qa"]
+        for key in sorted(ids)
+    }
+    adapters = {ids[name]: given.adapter(name) for name in sorted(ids)}
+    asked = [(q.text, ids[q.document]) for q in _some(questions, given.settings.n_routed)]
+    made = routers(given.memory.model, index, adapters, own)
+    return {
+        "first is right": {
+            name: _plain(_all([float(right) for right in first_right(router, asked)]))
+            for name, router in made.items()
+        }
+    }
+
+
+def _some(questions: Sequence[Question], n: int) -> list[Question]:
+    """At most n, evenly spread."""
+    return list(questions[:: max(1, len(questions) // n)][:n])
 
 
 def _writing(folder: Path) -> dict[str, float]:
@@ -253,9 +284,8 @@ def _writing(folder: Path) -> dict[str, float]:
 
 
 def _seconds(given: Setting, questions: Sequence[Question]) -> dict[str, Any]:
-    step = max(1, len(questions) // N_TIMED)
     given.watch.step("one question at a time, with a clock")
-    found = timed(given, questions[::step][:N_TIMED])
+    found = timed(given, _some(questions, given.settings.n_timed))
     return {
         way: {"n": len(own), "median": median(own), "p90": quantiles(own, n=10)[-1]}
         for way, own in found.items()

@@ -14,6 +14,7 @@ it. A memory that came without source and lesson has no keys and is asked by nam
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -25,14 +26,13 @@ from typing import TYPE_CHECKING, Any
 
 from bm25s.stopwords import STOPWORDS_EN_PLUS
 
-from lorewright.data import digest
 from lorewright.errors import ConfigError, DataError, StorageError
 from lorewright.lesson import Lesson, contexts, unrelated_questions
 from lorewright.memory.records import Watch
 from lorewright.memory.verdict import stored_lesson
 from lorewright.metrics import normalise
 from lorewright.report import save_json
-from lorewright.retrieve import Hit, Index, Key, Part, keys_of, tokens
+from lorewright.retrieve import KEYS_FILE, Hit, Index, Key, Part, keys_of, tokens
 from lorewright.route import (
     WITHIN,
     Asked,
@@ -211,19 +211,19 @@ def _up_to_date(folder: Path, step: Callable[[str], None]) -> Finder:
     notes: list[str] = []
     if gone or new:
         step(f"indexing {len(new)} memories" if new else "leaving out memories that are gone")
-        kept = [key for key in index.keys if key.memory not in gone]
-        fresh = [key for one in new for key in _keys(folder, one, by_id[one], notes)]
-        index = Index.build([*kept, *fresh], tokenise=words)
+        for one in gone & set(index.memories):
+            index = index.without(one)
+        index = index.with_keys(key for one in new for key in _keys(folder, one, by_id[one], notes))
     fitted = set(gate.get("fitted", ()))
     changed = len(fitted ^ set(by_id))
     if gone or new or "calibration" not in gate:
         if "calibration" not in gate or changed > STALE * max(len(fitted), len(by_id)):
             step("fitting the probability")
             gate = {**_fitted(folder, by_id, index), "fitted": sorted(by_id)}
-        gate |= {"schema": SCHEMA, "memories": sorted(by_id), "keys": _digest(index)}
+        gate |= {"schema": SCHEMA, "memories": sorted(by_id)}
         with suppress(StorageError):  # a folder that cannot be written can be asked
             index.save(place)
-            save_json(gate, place / GATE_FILE)
+            save_json({**gate, "keys": _digest(place)}, place / GATE_FILE)
     calibration = Calibration(**_tuples(gate["calibration"])) if gate["calibration"] else None
     keyed = set(index.memories)
     keyless = sorted(name for name, identity in ids.items() if identity not in keyed)
@@ -237,15 +237,17 @@ def _stored(place: Path) -> tuple[Index, dict[str, Any]]:
         gate = read_object(place / GATE_FILE, "delete it; it is made again")
         index = Index.load(place, tokenise=words)
         wanted = {"schema", "memories", "keys", "calibration", "strangers", "fitted"}
-        if wanted <= gate.keys() and gate["schema"] == SCHEMA and gate["keys"] == _digest(index):
+        if wanted <= gate.keys() and gate["schema"] == SCHEMA and gate["keys"] == _digest(place):
             return index, gate
     except (DataError, StorageError, ConfigError):
         pass  # derived data: what is missing or damaged is made again
     return Index.build(tokenise=words), {}
 
 
-def _digest(index: Index) -> str:
-    return digest(index.keys)[:16]
+def _digest(place: Path) -> str:
+    """The digest that stands at the head of the keys on disk."""
+    with (place / KEYS_FILE).open(encoding="utf-8") as file:
+        return str(json.loads(file.readline())["digest"])
 
 
 def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
