@@ -185,6 +185,7 @@ def test_losses_leave_the_stop_token_out() -> None:
 def test_placements_name_targets_and_layers(model: Model) -> None:
     assert exact.placement(model, "down_proj@middle") == (("down_proj",), (3,))
     assert exact.placement(model, "q_proj+v_proj@0") == (("q_proj", "v_proj"), (0,))
+    assert exact.placement(model, "mlp@last") == (("mlp",), (4,))
     assert exact.placement(model, "mlp") == (("mlp",), None)
     with pytest.raises(ConfigError, match="no TARGET@LAYER"):
         exact.placement(model, "mlp@top")

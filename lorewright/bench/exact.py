@@ -72,14 +72,15 @@ def base_model(name: str, digest: str) -> Model:
 def placement(model: Model, name: str) -> tuple[tuple[str, ...], tuple[int, ...] | None]:
     """Return targets and layers of a placement such as ``down_proj@3``, ``mlp@middle`` or ``mlp``.
 
-    ``@middle`` is the layer two thirds of the way up, as in the paper; without ``@`` all layers.
+    ``@middle`` is the layer two thirds of the way up, as in the paper, ``@last`` the last one;
+    without ``@`` all layers.
     Raises ConfigError for a layer that is no number, and as `resolve_targets`.
     """
     targets, _, where = name.partition("@")
     layers: tuple[int, ...] | None = None
-    if where == "middle":
-        n_layers = len(decoder_layers(model.network))
-        layers = (min(n_layers - 1, round(n_layers * 2 / 3)),)
+    if where in ("middle", "last"):
+        last = len(decoder_layers(model.network)) - 1
+        layers = (min(last, round((last + 1) * 2 / 3)) if where == "middle" else last,)
     elif where.isascii() and where.isdecimal():
         layers = (int(where),)
     elif where or "@" in name:

@@ -40,7 +40,7 @@ class LongContext:
     model: str = "pocket"
     parts: tuple[str, ...] = PARTS
     ranks: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
-    lengths: tuple[int, ...] = (16, 32, 64, 128, 256, 512)
+    lengths: tuple[int, ...] = (16, 32, 64, 96, 160, 256)
     """Answer tokens."""
     noise: tuple[int, ...] = (0, 50, 100)
     """Per cent of random tokens."""
@@ -50,13 +50,13 @@ class LongContext:
     """A file of natural text; empty: an invented world's."""
     placement: str = "down_proj@middle"
     placements: tuple[str, ...] = (
-        *("attention@0", "attention@middle", "mlp@0", "mlp@middle", "down_proj@0"),
-        *("down_proj@middle", "attention", "mlp", "all-linear"),
+        *("attention@0", "attention@middle", "attention@last", "mlp@0", "mlp@middle", "mlp@last"),
+        *("down_proj@middle", "all-linear"),
     )
     methods: tuple[str, ...] = ("sft", "threshold", "window")
-    failing_ranks: tuple[int, ...] = (2, 3, 4, 6, 8)
+    failing_ranks: tuple[int, ...] = (1, 2, 3, 4, 6)
     """Of the part stubborn: ranks at which texts of that length are not recalled whole."""
-    sequences: int = 160
+    sequences: int = 192
     """Of the part stubborn."""
     paired: int = 6
     """Documents on which methods are compared."""
@@ -132,7 +132,7 @@ def _methods(config: LongContext) -> list[dict[str, Any]]:
 def _placement(config: LongContext) -> list[dict[str, Any]]:
     found = []
     for name in config.placements:
-        how = _how(config, name, config.ranks[:3], ("sft",), repeats=10)
+        how = _how(config, name, config.ranks[:2], ("sft",), repeats=10)
         found += _compared(replace(config, paired=config.documents), how)
     return found
 

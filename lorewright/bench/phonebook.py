@@ -29,8 +29,8 @@ class PhoneBook:
     """A sweep over phone books."""
 
     model: str = "pocket"
-    ranks: tuple[int, ...] = (1, 2, 4, 8)
-    sizes: tuple[int, ...] = (1000,)
+    ranks: tuple[int, ...] = (1, 2, 4)
+    sizes: tuple[int, ...] = (500,)
     """Answer tokens of a book."""
     methods: tuple[str, ...] = tuple(exact.METHODS)
     seeds: int = 5
