@@ -66,8 +66,11 @@ def _drawn(run: Path, folder: Path) -> list[Path]:
     """Every figure of a benchmark as four files."""
     from lorewright.bench.pages import figures
     from lorewright.bench.task import SUMMARY_FILE
+    from lorewright.errors import ConfigError
     from lorewright.shelf import read_object
 
+    if not (run / SUMMARY_FILE).is_file():
+        raise ConfigError(f"--figures draws those of a benchmark; {run} is none; leave it out.")
     found = []
     for figure in figures(read_object(run / SUMMARY_FILE, "run the benchmark again")):
         for dark in (False, True):
