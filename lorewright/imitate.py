@@ -45,6 +45,8 @@ WIDEST_METRIC = 2048
 """Outputs above which a module's metric is its diagonal: a full one grows with their square."""
 WRITES = 1e-2
 """Largest relative error with which outputs of modules may explain what a layer adds."""
+LEAST_GAIN = 0.05
+"""Of a module that writes into the residual stream; less is rounding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -341,7 +343,7 @@ class _Run:
                 piece.next_BTD = self.layers.run(at, piece.batch.ids_BT, piece.own_BTD)
             if not groups:
                 groups = _groups(tap)
-                writers = _writers(tap, piece.next_BTD - piece.own_BTD, piece.real_BT)
+                writers = _writers(tap, piece.own_BTD, piece.next_BTD, piece.real_BT)
             kept = {*self.stack.modules, *(writers or ())}
             piece.given = {n: y_BTO[piece.real_BT] for n, (_, y_BTO) in tap.items() if n in kept}
         return groups, writers
@@ -434,16 +436,18 @@ def _groups(tap: Mapping[str, tuple[Tensor, Tensor]]) -> list[list[str]]:
 
 
 def _writers(
-    tap: Mapping[str, tuple[Tensor, Tensor]], added_BTD: Tensor, real_BT: Tensor
+    tap: Mapping[str, tuple[Tensor, Tensor]], before_BTD: Tensor, after_BTD: Tensor, real_BT: Tensor
 ) -> dict[str, float] | None:
     """The modules whose outputs make up what a layer adds to its stream, with their gains."""
-    like = [name for name, (_, y_BTO) in tap.items() if y_BTO.shape == added_BTD.shape]
+    like = [name for name, (_, y_BTO) in tap.items() if y_BTO.shape == before_BTD.shape]
     if not like:
         return None
-    added = added_BTD[real_BT].double().flatten()
+    after = after_BTD[real_BT].double().flatten()
+    added = after - before_BTD[real_BT].double().flatten()
     y_N = torch.stack([tap[name][1][real_BT].double().flatten() for name in like])
     gain_N = torch.linalg.lstsq(y_N @ y_N.T, (y_N @ added)[:, None]).solution[:, 0]
-    if not (added - gain_N @ y_N).norm() < WRITES * added.norm():
+    rounded = torch.finfo(before_BTD.dtype).eps * after.norm()
+    if not (added - gain_N @ y_N).norm() < WRITES * added.norm() + rounded:
         return None
     gains = zip(like, gain_N.tolist(), strict=True)
-    return {name: gain for name, gain in gains if abs(gain) > WRITES}
+    return {name: gain for name, gain in gains if abs(gain) > LEAST_GAIN}

@@ -11,7 +11,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from families import FAMILIES, gemma3_text, gpt_neox, llama, logits, phi
+from families import FAMILIES, gemma3_text, gpt_neox, llama, logits, phi, qwen3_moe
 from test_model import letters
 from torch import Tensor, nn
 
@@ -137,6 +137,21 @@ def test_a_stream_that_is_normed_before_it_is_added_is_said_not_to_be_followed(
     found = imitate(model, [source(model, 0), source(model, 1)])
     assert bool(found.notes) == noted
     assert all("layers [0, 1]" in note for note in found.notes)
+
+
+def test_a_base_in_bfloat16_is_followed_as_closely_as_its_numbers_allow() -> None:
+    model = tiny(lambda: llama().bfloat16())
+    two = [source(model, 0), source(model, 1)]
+    found = imitate(model, two)
+    assert not found.notes and max(found.strayed) < 0.4
+    assert {tensor.dtype for tensor in found.adapter.tensors.values()} == {torch.float32}
+
+
+def test_attention_beside_a_mixture_of_experts_is_imitated() -> None:
+    model = tiny(qwen3_moe)
+    two = [source(model, n, targets=("attention",)) for n in (0, 1)]
+    found = imitate(model, two)
+    assert max(found.strayed) < 0.5
 
 
 def test_the_gap_to_a_source_does_not_grow_from_layer_to_layer() -> None:

@@ -81,8 +81,10 @@ class Trial:
     @property
     def merit(self) -> tuple[float, float, float]:
         """What decides: the worse-off source, the mean over sources, how sure."""
-        means = [share.mean or 0.0 for share in self.held]
-        return (min(means), sum(means) / len(means), self.sure) if means else (-1.0, -1.0, 0.0)
+        if self.adapter is None and self.why_not:
+            return -1.0, -1.0, 0.0
+        means = [share.mean for share in self.held if share.mean is not None]
+        return min(means), sum(means) / len(means), self.sure
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -158,6 +160,10 @@ def search(
     cut = [held_back(source.examples) for source in sources]
     fitted = [replace(s, examples=kept) for s, (kept, _) in zip(sources, cut, strict=True)]
     held = [rows for _, rows in cut]
+    if not any(held):
+        raise ConfigError(
+            "auto chooses by trained questions, and none of these memories has any; name a method."
+        )
     best: Trial | None = None
     for method, options in grid:
         found = _tried(model, fitted, held, method, weights, rank, options, watch or Watch())
