@@ -19,6 +19,7 @@ from lorewright.bench.memories import (
     read_pages,
 )
 from lorewright.bench.memories_record import RECORD_FILE, markdown, rows, run, sentences
+from lorewright.data import sentences as sentences_of
 from lorewright.errors import ConfigError, DataError
 from lorewright.lesson import unrelated_questions
 from lorewright.memory import Memory, Watch
@@ -38,10 +39,13 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def small(out: Path) -> Settings:
-    """Two of the packaged documents, with the questions on two facts of each."""
+    """The first two sentences of two packaged documents, with the questions on them."""
     found = [json.loads(line) for line in DOCUMENTS.read_text().splitlines()[:2]]
     path = out / "documents.jsonl"
-    lines = (json.dumps({**row, "facts": row["facts"][: N_SOME // 2]}) for row in found)
+    for row in found:
+        row["facts"] = row["facts"][: N_SOME // 2]
+        row["text"] = " ".join(sentences_of(row["text"])[: 1 + N_SOME // 2])
+    lines = (json.dumps(row) for row in found)
     path.write_text("\n".join(lines) + "\n")
     return replace(SMALL, documents=str(path))
 

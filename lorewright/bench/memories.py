@@ -41,7 +41,6 @@ from lorewright.memory import Memory, Watch
 from lorewright.memory.asking import N_PASSAGES, ask_as
 from lorewright.memory.finding import FALSE_ACTIVATION, Finder, finder
 from lorewright.memory.verdict import stored_lesson
-from lorewright.memory.writing import MAX_QUESTION_TOKENS
 from lorewright.merge import merge
 from lorewright.metrics import METRICS, contains
 from lorewright.model import Model
@@ -59,6 +58,8 @@ ARMS = (
 )
 STACK = 16
 """Memories written at once."""
+MAX_LESSON_TOKENS = 192
+"""Longest reply when the base writes questions on a passage, in tokens: some replies never end."""
 OWN = ("question", "answer")
 """Fields of a fact that are no kind of question: the plain form is what lessons train."""
 
@@ -193,7 +194,7 @@ def _prepared(memory: Memory, page: Page, watch: Watch) -> Path:
         model = memory.model
         made = prepare(
             known,
-            ask_llm=partial(model.generate, max_new_tokens=MAX_QUESTION_TOKENS),
+            ask_llm=partial(model.generate, max_new_tokens=MAX_LESSON_TOKENS),
             closed_book=model.generate,
             config=LessonConfig(),
             phrasing=model.phrasing,
