@@ -10,6 +10,7 @@ This room knows writes and files; it knows nothing of plans or of anybody's docu
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import shutil
@@ -71,11 +72,14 @@ class Body:
     """In how many forms each fact is asked for, at most len(ASKS)."""
     share: float
     """The budget, over the epochs that half of the answers are expected to take."""
+    alike: bool = False
+    """Whether questions share the parts of their subjects' names, and are easily confused."""
 
     @property
     def name(self) -> str:
         """What its trials are called."""
-        return f"{self.kind}-{self.n_facts}x{self.forms}-{self.share:g}"
+        alike = "-alike" if self.alike else ""
+        return f"{self.kind}-{self.n_facts}x{self.forms}-{self.share:g}{alike}"
 
 
 @dataclass(frozen=True)
@@ -223,9 +227,11 @@ def made_up(body: Body) -> Knowledge:
     rng = random.Random(f"calibration-{body.name}")
     answer = KINDS[body.kind]
     facts: dict[tuple[str, str], str] = {}
+    n_parts = math.isqrt(body.n_facts) + 1
+    parts = [[_name(rng, n) for _ in range(n_parts)] for n in (3, 2)] if body.alike else []
     while len(facts) < body.n_facts:
-        subject = f"{_name(rng, 3)} {_name(rng, 2)}"
-        facts.setdefault((rng.choice(TOPICS), subject), answer(rng))
+        names = [rng.choice(part) for part in parts] or [_name(rng, 3), _name(rng, 2)]
+        facts.setdefault((rng.choice(TOPICS), " ".join(names)), answer(rng))
     return Knowledge(
         facts=tuple(
             # One id for all forms: they ask for one answer.
@@ -371,14 +377,15 @@ KINDS: dict[str, Callable[[random.Random], str]] = {
 SWEEP = (
     Body("10 digits", 20, 1, 1.0),
     Body("10 digits", 40, 1, 1.05),
-    Body("4 digits", 56, 1, 1.1),
-    Body("4 digits", 16, 1, 0.95),
-    Body("16 hex digits", 10, 1, 1.0),
-    Body("16 hex digits", 28, 1, 1.2),
-    Body("names", 16, 1, 1.2),
-    Body("names", 40, 1, 0.95),
-    Body("10 digits", 8, 5, 1.0),
-    Body("names", 10, 5, 1.2),
-    Body("4 digits", 10, 5, 0.95),
+    Body("10 digits", 16, 1, 1.5, alike=True),
+    Body("4 digits", 32, 1, 1.3, alike=True),
+    Body("4 digits", 16, 1, 1.0),
+    Body("16 hex digits", 10, 1, 1.05),
+    Body("16 hex digits", 16, 1, 1.4, alike=True),
+    Body("names", 28, 1, 1.0),
+    Body("names", 16, 1, 1.4, alike=True),
+    Body("10 digits", 8, 5, 1.05),
+    Body("names", 10, 5, 1.4, alike=True),
+    Body("4 digits", 10, 5, 1.0),
 )
 """The first is written with the recipe's own epochs. Shares around 1, so that some writes fail."""

@@ -2,11 +2,11 @@
 
     python experiments/planner/run.py                 # all, then the page; goes on where it stopped
     python experiments/planner/run.py --quick         # three small ones; shows that it works, no result
-    python experiments/planner/run.py --page          # the page anew, from the records
 
-For each body: the lesson as a write prepares it, the plan from the base's calibration, and one stacked
-write at ranks 1, 2, 4 and the planned one under the same budget, rank 8 where none of these is enough. Recall is the share of answers that
-greedy decoding reproduces exactly, by teacher-forced argmax. The plan is made before anything is written.
+Each body is written with the default recipe at ranks 1, 2, 4 and 8 in one stack, under its budget of epochs.
+Recall is the share of answers that greedy decoding reproduces exactly, by teacher-forced argmax. Then the
+planner, which knows the base's calibration and not these writes, plans each body; a planned rank that is
+none of these is written too. Records hold the writes only, so a new calibration needs no new ones.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,9 @@ import torch
 from corpora import CORPORA, Corpus
 from draw import intervals
 
-from lorewright.calibration import Calibration, find, load_of
+from lorewright.calibration import find, identity, load_of
 from lorewright.data import digest
+from lorewright.forecast import Forecast, Load
 from lorewright.lesson import LessonConfig, prepare
 from lorewright.metrics import Proportion, wilson
 from lorewright.model import Model
@@ -35,39 +36,39 @@ from lorewright.report import save_json, store
 from lorewright.write import suggested_lr, write_all
 
 HERE = Path(__file__).parent
-TRIED = (1, 2, 4)
-BEYOND = (8,)
-"""Tried too where none of the others comes to the wanted recall."""
+TRIED = (1, 2, 4, 8)
 QUICK = 3
 
 
-def measure(model: Model, corpus: Corpus, found: Calibration, seed: int, quick: bool) -> dict[str, Any]:
-    """The plan for one body, and what writes at several ranks came to."""
-    knowledge, default = corpus.knowledge(), WriteConfig(lr=suggested_lr(model))
-    lesson = prepare(knowledge, ask_llm=model.generate, closed_book=model.generate, config=LessonConfig(), phrasing=model.phrasing)
-    load, forecast = load_of(model, lesson.examples), found.forecast
-    epochs = round(corpus.share * forecast.needs(load, 8)) if corpus.share else default.epochs
-    epochs = 2 if quick else max(2, epochs)
-    plan = make(load, forecast, shape_of(model, default.lora), epochs=epochs, wanted=corpus.wanted, n_declined=len(lesson.examples) - load.n_examples)
-    config, started = replace(default, epochs=epochs, seed=seed), time.monotonic()
+def written(model: Model, corpus: Corpus, ranks: Sequence[int], seed: int, epochs: int) -> dict[str, Any]:
+    """What writes of one body at several ranks came to: its load, and the answers that came back."""
+    lesson = prepare(corpus.knowledge(), ask_llm=model.generate, closed_book=model.generate, config=LessonConfig(), phrasing=model.phrasing)
+    config = replace(WriteConfig(lr=suggested_lr(model)), epochs=epochs, seed=seed)
+    jobs = [Job(lesson.examples, replace(config, lora=replace(config.lora, rank=rank, seed=seed))) for rank in ranks]
+    started = time.monotonic()
     rows = [model.render(e.prompt, e.completion) for e in lesson.examples if e.kind != "unknown"]
-    ranks: dict[str, Any] = {}
-    for tried in ({*TRIED, plan.rank}, {*BEYOND} - {plan.rank}):
-        if any(row["n_exact"] >= corpus.wanted * row["n"] for row in ranks.values()) or not tried:
-            break
-        jobs = [Job(lesson.examples, replace(config, lora=replace(config.lora, rank=rank, seed=seed))) for rank in sorted(tried)]
-        for rank, done in zip(sorted(tried), write_all(model, jobs), strict=True):
-            assert isinstance(done, Written), done
-            with model.using(done.adapter):
-                n_exact = sum(token.exact for token in trace(model, rows))
-            ranks[str(rank)] = {
-                "n_exact": n_exact,
-                "n": len(rows),
-                "epochs": len(done.epochs),
-                "forecast": forecast.predict(load, rank, epochs)._asdict(),
-                "chance": forecast.chance(load, rank, epochs, corpus.wanted),
-            }
-    return {"name": corpus.name, "share": corpus.share, "plan": plan.to_json(), "ranks": ranks, "seconds": round(time.monotonic() - started, 1)}
+    found = {}
+    for rank, done in zip(ranks, write_all(model, jobs), strict=True):
+        assert isinstance(done, Written), done
+        with model.using(done.adapter):
+            n_exact = sum(token.exact for token in trace(model, rows))
+        found[str(rank)] = {"n_exact": n_exact, "n": len(rows), "used": len(done.epochs)}
+    return {
+        "name": corpus.name,
+        "epochs": epochs,
+        "load": asdict(load_of(model, lesson.examples)),
+        "n_declined": len(lesson.examples) - len(rows),
+        "ranks": found,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def planned(model: Model, record: dict[str, Any], wanted: float, forecast: Forecast) -> dict[str, Any]:
+    """The plan for a body, which knows nothing of its writes, and a forecast for every rank written."""
+    load, config = Load(**record["load"]), WriteConfig(lr=suggested_lr(model))
+    plan = make(load, forecast, shape_of(model, config.lora), epochs=record["epochs"], wanted=wanted, n_declined=record["n_declined"])
+    ranks = {r: row | {"forecast": forecast.predict(load, int(r), record["epochs"])._asdict()} for r, row in record["ranks"].items()}
+    return record | {"plan": plan.to_json(), "ranks": ranks}
 
 
 def smallest(record: dict[str, Any]) -> int | None:
@@ -102,8 +103,9 @@ def page(records: Sequence[dict[str, Any]], about: dict[str, Any]) -> str:
         "# Is the planner honest?",
         "",
         f"`python experiments/planner/run.py` on the embedded base (digest {about['base'][:12]}), calibrated by `python pocket/calibrate.py`:",
-        f"{len(records)} bodies of knowledge that the calibration has not seen (`corpora.py`), each planned first and then written at ranks 1, 2, 4 and the planned",
-        "one in one stack (and at 8 where none of these was enough), one seed each. Budgets and wanted recall are fixed in `corpora.py`; most budgets are short, so that writes fail.",
+        f"{len(records)} bodies of knowledge that the calibration has not seen (`corpora.py`), each written with the default recipe at ranks 1, 2, 4, 8 and",
+        "the planned one, one seed each. Plans know the calibration and nothing of these writes. Budgets and wanted recall were fixed beforehand; most budgets are",
+        "short, so that writes fail.",
         "",
         f"- Recall of the write at the planned rank inside the predicted 90 % interval: **{said([inside(row) for row in planned])}**.",
         f"  Of those with some answers right and some wrong: {said([inside(row) for row in tried])}. At every rank tried: {said([inside(row) for row in cells])}.",
@@ -133,42 +135,62 @@ def said(yes: Sequence[bool]) -> str:
     return f"{sum(yes)}/{len(yes)} = {found.mean:.2f} [{found.low:.2f}, {found.high:.2f}]" if yes else "none"
 
 
+def kept(path: Path, mark: str) -> dict[str, Any] | None:
+    """A record from before, if it is of the same writes."""
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found if found.get("mark") == mark else None
+
+
 def main() -> None:
-    """Measure what is not measured yet, print the verdict, write the page."""
+    """Write what is not written yet, then plan, print the verdict, draw the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--page", action="store_true", help="only from records")
     parser.add_argument("--out", type=Path, default=HERE)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--backwards", action="store_true", help="the last body first: a second process shares the work")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     out = args.out / "quick" if args.quick else args.out
     model = Model.load()
-    found = find(model, WriteConfig(lr=suggested_lr(model)))
-    if found is None:
-        raise SystemExit("the embedded base has no calibration for its default recipe: python pocket/calibrate.py --keep")
-    records = []
-    for i, corpus in enumerate(CORPORA[:QUICK] if args.quick else CORPORA):
-        mark = digest([found.to_json(), corpus.name, corpus.share, corpus.wanted, corpus.knowledge().digest(), i])
-        path = out / "records" / f"{i:02}.json"
-        record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        if record.get("mark") != mark:
-            if args.page:
-                continue
-            record = {"mark": mark, **measure(model, corpus, found, i, args.quick)}
+    default = WriteConfig(lr=suggested_lr(model))
+    bodies = list(enumerate(CORPORA[:QUICK] if args.quick else CORPORA))
+    done: dict[int, dict[str, Any]] = {}
+    for i, corpus in reversed(bodies) if args.backwards else bodies:
+        epochs = 2 if args.quick else corpus.epochs
+        path, mark = out / "records" / f"{i:02}.json", digest([identity(model, default), corpus.name, epochs, corpus.knowledge().digest(), i])
+        record = kept(path, mark)
+        if record is None:
+            record = {"mark": mark, **written(model, corpus, TRIED, i, epochs)}
             save_json(record, path)
-        records.append(record)
-        row = record["ranks"][str(record["plan"]["rank"])]
+            shares = ", ".join(f"rank {r} {row['n_exact']}/{row['n']}" for r, row in record["ranks"].items())
+            print(f"{corpus.name}: {epochs} epochs, {shares}, {record['seconds']:.0f} s", flush=True)
+        done[i] = record
+    records = [done[i] for i, _ in bodies]
+    found = find(model, default)
+    if found is None:
+        raise SystemExit("all is written; the base has no calibration to plan with: python pocket/calibrate.py --keep")
+    for i, (corpus, record) in enumerate(zip(CORPORA, records, strict=False)):
+        with_plan = planned(model, record, corpus.wanted, found.forecast)
+        rank = str(with_plan["plan"]["rank"])
+        if rank not in record["ranks"]:
+            more = written(model, corpus, [int(rank)], i, record["epochs"])
+            record["ranks"] |= more["ranks"]
+            record["seconds"] += more["seconds"]
+            save_json(record, out / "records" / f"{i:02}.json")
+            with_plan = planned(model, record, corpus.wanted, found.forecast)
+        records[i] = with_plan
+        row, best = with_plan["ranks"][rank], smallest(with_plan)
+        told = row["forecast"]
         print(
-            f"{record['name']}: rank {record['plan']['rank']}, {record['plan']['epochs']} epochs, predicted {row['forecast']['value']:.2f} "
-            f"[{row['forecast']['low']:.2f}, {row['forecast']['high']:.2f}], measured {row['n_exact'] / row['n']:.2f}, smallest {smallest(record)}, {record['seconds']:.0f} s",
+            f"{corpus.name}: planned rank {rank}, predicted {told['value']:.2f} [{told['low']:.2f}, {told['high']:.2f}], "
+            f"measured {row['n_exact'] / row['n']:.2f}; wanted {corpus.wanted:g}, smallest rank {best}",
             flush=True,
         )
     store(page(records, found.about).encode(), out / "README.md")
-    planned = [record["ranks"][str(record["plan"]["rank"])] for record in records]
+    rows = [record["ranks"][str(record["plan"]["rank"])] for record in records]
     for dark, name in ((False, "intervals"), (True, "intervals-dark")):
-        intervals(records, sum(map(inside, planned)), out / f"{name}.svg", dark=dark)
-    print(f"planner n={len(records)} covered={said([inside(row) for row in planned])} rank={said([near(r) for r in records])}")
+        intervals(records, sum(map(inside, rows)), out / f"{name}.svg", dark=dark)
+    print(f"planner n={len(records)} covered={said([inside(row) for row in rows])} rank={said([near(r) for r in records])}")
 
 
 if __name__ == "__main__":
