@@ -123,6 +123,7 @@ def forget(
 
     The proof: the base and every memory left recall what was forgotten no better than the base
     does, and no file of the folder holds words of the source. Exit code 1 when it does not hold.
+    Snapshots and other copies are not touched.
 
     [dim]lore forget atlas handbook[/]
     [dim]lore forget atlas handbook --with-merged --json[/]

@@ -37,12 +37,8 @@ from lorewright.memory import (
     verdict,
     writing,
 )
-from lorewright.memory.adding import Added
-from lorewright.memory.forgetting import Forgotten
-from lorewright.memory.merging import Merged
 from lorewright.memory.records import Outcome, Watch
 from lorewright.memory.standing import Standing
-from lorewright.memory.superseding import Superseded
 from lorewright.model import POCKET, Model
 from lorewright.plan import WANTED, Plan
 from lorewright.recall import RecallReport
@@ -240,7 +236,7 @@ class Memory:
         options: Mapping[str, Any] | None = None,
         metric: str = "",
         watch: Watch | None = None,
-    ) -> Merged:
+    ) -> merging.Merged:
         """Merge memories of this folder into a new one, and measure what that cost each of them.
 
         `method` is a key of `merge.METHODS`, `imitate`, `rewrite` (training), or `auto`: the one
@@ -263,7 +259,7 @@ class Memory:
 
     def forget(
         self, name: str, *, with_merged: bool = False, watch: Watch | None = None
-    ) -> Forgotten:
+    ) -> forgetting.Forgotten:
         """Remove a memory with all that came of its source, and prove it gone.
 
         Adapters, sources, runs, a teacher's replies, its words in records of others, and what was
@@ -286,7 +282,7 @@ class Memory:
         probes: Sequence[Probe] = (),
         metric: str = "",
         watch: Watch | None = None,
-    ) -> Added:
+    ) -> adding.Added:
         """Take in an adapter that was made elsewhere, once it is proved to move this base.
 
         `knowledge` is what it was made from, `probes` what it can be asked: without either there is
@@ -314,7 +310,7 @@ class Memory:
         teacher: AskLLM | None = None,
         metric: str = "",
         watch: Watch | None = None,
-    ) -> Superseded:
+    ) -> superseding.Superseded:
         """Write a changed source under the same name, and ask what changed and what did not.
 
         The old adapter, source and runs go when what did not change is still recalled and what did
