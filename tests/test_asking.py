@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from atlases import HELD, PAGES, known, lesson_of, phones, put
+from typer.testing import CliRunner
 
 import lorewright.ask
+from lorewright.cli import app
 from lorewright.errors import ConfigError, DataError, UnknownMemory
 from lorewright.lora import LoraConfig
 from lorewright.memory import Memory
@@ -262,3 +266,46 @@ def test_nothing_can_be_compared_without_probes(memory: Memory, tmp_path: Path) 
     put(bare, "phones", phones(), None)
     with pytest.raises(ConfigError, match="no memory that was written with probes"):
         bare.compare()
+
+
+# -- the command line ----------------------------------------------------------------------------
+
+
+def lore(*arguments: object) -> Any:
+    """The one object that `lore ARGUMENTS --json` prints."""
+    ran = CliRunner().invoke(app, [*map(str, arguments), "--json"], catch_exceptions=False)
+    assert ran.exit_code == 0, ran.output
+    return json.loads(ran.stdout)
+
+
+def test_lore_ask_says_what_memory_ask_says(unmeasured: Memory) -> None:
+    found = lore("ask", HEAD, "--memory", unmeasured.folder, "--mode", "closed")
+    assert found["text"] == "Maren Oskold" and found["memory"] == "harbour"
+    assert found == json.loads(json.dumps(asdict(unmeasured.ask(HEAD, mode="closed"))))
+
+
+def test_lore_ask_tells_people_memory_passage_and_certainty(unmeasured: Memory) -> None:
+    ran = CliRunner().invoke(app, ["ask", COLOUR, "--memory", str(unmeasured.folder)])
+    assert ran.exit_code == 0 and ran.stdout.startswith("teal\n")
+    for words in ("memory harbour, found with p = ", "mean token probability", "read: # Harbour"):
+        assert words in ran.stdout
+    ran = CliRunner().invoke(app, ["ask", STRANGER, "--memory", str(unmeasured.folder)])
+    assert ran.stdout.startswith(DECLINE) and "no memory here is for it" in ran.stdout
+
+
+def test_lore_route_shows_candidates_with_probabilities(memory: Memory) -> None:
+    found = lore("route", HEAD, "--memory", memory.folder, "--false-activation", 0.1)
+    assert found["chosen"] == ["harbour"] and found["threshold"]["rate"] <= 0.1
+    assert found["candidates"][0]["probability"] > found["threshold"]["value"]
+    none = lore("route", STRANGER, "--memory", memory.folder)
+    assert none["chosen"] == [] and "the nearest is mill" in none["note"]
+    ran = CliRunner().invoke(app, ["route", STRANGER, "--memory", str(memory.folder)])
+    assert "mill" in ran.stdout and "No memory here is for it" in ran.stdout
+
+
+def test_lore_modes_measures_and_lore_ask_goes_by_it(unmeasured: Memory) -> None:
+    found = lore("modes", unmeasured.folder, "--probes", 8)
+    assert found["kinds"]["all"]["hybrid"]["n"] == 8
+    assert lore("ask", HEAD, "--memory", unmeasured.folder)["mode"] == found["best"]
+    ran = CliRunner().invoke(app, ["modes", str(unmeasured.folder)])
+    assert ran.exit_code == 0 and "its better half" in ran.stdout

@@ -174,12 +174,13 @@ def written(
             runs = [_prepared(memory, page, watch) for page in group]
             lessons = [stored_lesson(run / "lesson.json") for run in runs]
             asked = time.monotonic() - began
-            done = _trained(model, lessons, settings, folder / "stacks" / group[0].document.id)
+            stack = folder / "stacks" / group[0].document.id
+            done = _trained(model, lessons, settings, stack, watch)
             took = time.monotonic() - began - asked
             for page, run, adapter in zip(group, runs, done, strict=True):
                 _enter(memory, page, run, adapter)
             spent = {"n": len(group), "lessons": asked, "training": took}
-            save_json(spent, folder / "stacks" / group[0].document.id / "seconds.json")
+            save_json(spent, stack / "seconds.json")
         watch.step(f"{start + len(group)} of {len(todo)} memories written in {took:.0f} s")
     return memory
 
@@ -204,11 +205,17 @@ def _prepared(memory: Memory, page: Page, watch: Watch) -> Path:
 
 
 def _trained(
-    model: Model, lessons: Sequence[Lesson], settings: Settings, run: Path
+    model: Model, lessons: Sequence[Lesson], settings: Settings, run: Path, watch: Watch
 ) -> list[Adapter]:
+    """An adapter of each lesson, trained in one stack; progress is that of the first."""
     config = _config(model, settings, settings.rank)
     run.mkdir(parents=True, exist_ok=True)
-    found = write_all(model, [Job(lesson.examples, config) for lesson in lessons], run=run)
+    found = write_all(
+        model,
+        [Job(lesson.examples, config) for lesson in lessons],
+        run=run,
+        on_epoch=lambda job, epoch: None if job else watch.epoch(epoch),
+    )
     for done in found:
         if isinstance(done, Diverged):
             raise ModelError(done.why)
