@@ -52,6 +52,8 @@ from lorewright.write import Job, Written, suggested_lr, write_all
 
 RELATIONS = ("code", "room", "phone", "budget", "leader", "key", "colour", "floor")
 PASSAGES = 3
+LONGEST = 24
+"""Most tokens of a reply that is scored; answers have about 6."""
 
 
 @dataclass(frozen=True)
@@ -193,11 +195,11 @@ async def round_of(
 
 
 async def score(client: httpx.AsyncClient, way: str, asked: list[Question], timed: Timed) -> None:
-    """How many answers hold what was asked for, replies ending where the model ends them."""
+    """How many answers hold what was asked for, replies ending where the model ends them, or soon."""
     for start in range(0, len(asked), 32):
         part = asked[start : start + 32]
         replies = await asyncio.gather(
-            *(client.post("/v1/chat/completions", json=body(way, each)) for each in part)
+            *(client.post("/v1/chat/completions", json=body(way, q) | {"max_tokens": LONGEST}) for q in part)
         )
         for question, reply in zip(part, replies, strict=True):
             said = reply.raise_for_status().json()["choices"][0]["message"]["content"]

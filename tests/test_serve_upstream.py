@@ -180,6 +180,19 @@ def test_an_engine_that_was_started_anew_is_given_the_memory_again(atlas: Path) 
         assert len(engine.calls) == 2
 
 
+def test_an_engine_that_cannot_load_a_memory_says_why_and_is_asked_again(atlas: Path) -> None:
+    engine = Engine("vllm")
+    identity = shelf.entries(atlas)["north"]["adapter"]
+    hidden = atlas / "adapters" / identity / "adapter_config.json"
+    hidden.rename(hidden.with_suffix(".away"))  # as on a machine that does not have the folder
+    with running(engine.app()) as there, front(atlas, there) as url:
+        with pytest.raises(openai.InternalServerError, match=r"found\); .*RUNTIME") as refused:
+            ask(at(url), "north")
+        assert (refused.value.status_code, refused.value.code) == (503, "memory_unavailable")
+        hidden.with_suffix(".away").rename(hidden)
+        assert said(ask(at(url), "north")) == f"from {identity}"
+
+
 def test_a_memory_that_the_engine_has_already_is_used(atlas: Path) -> None:
     engine = Engine("vllm")
     with running(engine.app()) as there:

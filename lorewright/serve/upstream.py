@@ -274,8 +274,18 @@ class Upstream:
         try:
             await self._json("POST", dialect.load, body)
         except Refused as refused:
-            if "already" not in str(refused):  # loaded before this front was started
+            if "already" in str(refused):  # loaded before this front was started
+                return
+            if refused.code in ("timeout", "engine_unavailable"):
                 raise
+            raise Refused(
+                503,
+                f"the engine did not load adapter {identity} ({str(refused).rstrip('.')}); it must "
+                "see this folder, take adapters while it runs (vLLM: --enable-lora and "
+                "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True), and take this rank.",
+                code="memory_unavailable",
+                param="model",
+            ) from refused
 
     def _tidy(self, dialect: Dialect) -> None:
         """Have the engine unload what no name stands for any more and nobody uses."""
