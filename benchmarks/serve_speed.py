@@ -87,15 +87,22 @@ def knowledge(n_memories: int, n_facts: int) -> list[Knowledge]:
     rng = random.Random(0)
 
     def word() -> str:
-        return "".join(rng.choice(("br", "d", "k", "l", "m", "st", "t", "v")) + rng.choice("aeiou") for _ in range(3))
+        return "".join(
+            rng.choice(("br", "d", "k", "l", "m", "st", "t", "v")) + rng.choice("aeiou")
+            for _ in range(3)
+        )
 
     found = []
     for n in range(n_memories):
         facts, sentences, name = [], [], f"Project {word().capitalize()}"
         for relation in RELATIONS[:n_facts]:
-            value = f"{rng.choice('ABCDEFGHKLM')}{rng.choice('PRSTUVWXYZ')}-{rng.randrange(100, 1000)}"
+            value = (
+                f"{rng.choice('ABCDEFGHKLM')}{rng.choice('PRSTUVWXYZ')}-{rng.randrange(100, 1000)}"
+            )
             sentences.append(f"The {relation} of {name} is {value}.")
-            facts.append(Fact(f"{n}-{relation}", f"What is the {relation} of {name}?", value, source=f"d{n}"))
+            facts.append(
+                Fact(f"{n}-{relation}", f"What is the {relation} of {name}?", value, source=f"d{n}")
+            )
         found.append(Knowledge((Document(f"d{n}", "\n".join(sentences), name),), tuple(facts)))
     return found
 
@@ -103,7 +110,9 @@ def knowledge(n_memories: int, n_facts: int) -> list[Knowledge]:
 def questions(known: list[Knowledge]) -> list[Question]:
     """Every fact of every memory, memories in turn, with what BM25 finds for it."""
     texts = [each.documents[0].text for each in known]
-    index = Index.build(Key(f"memory-{n}", line) for n, text in enumerate(texts) for line in text.splitlines())
+    index = Index.build(
+        Key(f"memory-{n}", line) for n, text in enumerate(texts) for line in text.splitlines()
+    )
     found = []
     for fact_no in range(len(known[0].facts)):
         for n, each in enumerate(known):
@@ -153,7 +162,13 @@ WAYS = ("base", "one", "sixteen", "merged", "retrieval", "full")
 @contextmanager
 def serving(folder: Path, n_clients: int, threads: int) -> Iterator[str]:
     """`lore serve` on a free port."""
-    command = [sys.executable, "-c", "from lorewright.cli import main; main()", "serve", str(folder)]
+    command = [
+        sys.executable,
+        "-c",
+        "from lorewright.cli import main; main()",
+        "serve",
+        str(folder),
+    ]
     options = {"--port": 0, "--threads": threads, "--max-concurrency": n_clients}
     command += ["--json", *(str(part) for pair in options.items() for part in pair)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -175,7 +190,12 @@ async def cpu_seconds(client: httpx.AsyncClient) -> float:
 
 
 async def round_of(
-    client: httpx.AsyncClient, way: str, asked: list[Question], n_clients: int, tokens: int, timed: Timed
+    client: httpx.AsyncClient,
+    way: str,
+    asked: list[Question],
+    n_clients: int,
+    tokens: int,
+    timed: Timed,
 ) -> None:
     """All questions once, `n_clients` at a time."""
     before, began, todo = await cpu_seconds(client), time.perf_counter(), iter(asked)
@@ -199,7 +219,10 @@ async def score(client: httpx.AsyncClient, way: str, asked: list[Question], time
     for start in range(0, len(asked), 32):
         part = asked[start : start + 32]
         replies = await asyncio.gather(
-            *(client.post("/v1/chat/completions", json=body(way, q) | {"max_tokens": LONGEST}) for q in part)
+            *(
+                client.post("/v1/chat/completions", json=body(way, q) | {"max_tokens": LONGEST})
+                for q in part
+            )
         )
         for question, reply in zip(part, replies, strict=True):
             said = reply.raise_for_status().json()["choices"][0]["message"]["content"]
@@ -220,7 +243,10 @@ async def measure(url: str, asked: list[Question], args: argparse.Namespace) -> 
             random.Random(n).shuffle(order)
             for way in order:
                 await round_of(client, way, asked, args.clients, args.tokens, found[way])
-            print(f"# round {n}: " + ", ".join(f"{way} {found[way].cpu[-1]:.2f} s" for way in WAYS), flush=True)
+            print(
+                f"# round {n}: " + ", ".join(f"{way} {found[way].cpu[-1]:.2f} s" for way in WAYS),
+                flush=True,
+            )
     return found
 
 

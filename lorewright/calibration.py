@@ -301,9 +301,7 @@ def _written(
     """Answers reproduced exactly, epochs and seconds of one stacked write, by rank."""
     loras = [replace(config.lora, rank=rank, seed=config.seed) for rank in ranks]
     jobs = [Job(examples, replace(config, lora=lora)) for lora in loras]
-    done = write_all(
-        model, jobs, run=run, on_epoch=lambda job, e: None if job else on_epoch(e)
-    )
+    done = write_all(model, jobs, run=run, on_epoch=lambda job, e: None if job else on_epoch(e))
     rows = [model.render(e.prompt, e.completion) for e in examples if e.kind != DECLINED]
     found = []
     for rank, written in zip(ranks, done, strict=True):
@@ -328,9 +326,7 @@ def _alone(folder: Path) -> Iterator[None]:
     except LorewrightError:
         raise
     except filelock.Timeout as error:
-        raise Locked(
-            f"another process is calibrating in {folder}; wait for it to end."
-        ) from error
+        raise Locked(f"another process is calibrating in {folder}; wait for it to end.") from error
     except OSError as error:
         raise StorageError(
             f"{folder} could not be written: {error}; check space and permissions, or set {CACHE}."

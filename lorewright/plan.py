@@ -301,9 +301,7 @@ def _notes(
     return tuple(notes)
 
 
-def _enough(
-    part: Load, forecast: Forecast, rank: int, epochs: int, wanted: float
-) -> int | None:
+def _enough(part: Load, forecast: Forecast, rank: int, epochs: int, wanted: float) -> int | None:
     """The smallest budget of epochs that is likely to do; None: not MOST_EPOCHS times as many."""
     low, high = epochs, MOST_EPOCHS * epochs
     if forecast.chance(part, rank, high, wanted) < SURE:

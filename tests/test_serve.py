@@ -585,9 +585,7 @@ def test_no_path_leads_out_of_the_folder(served: str, atlas: Path, path: str) ->
     link.unlink(missing_ok=True)
 
 
-def test_an_adapter_of_another_base_is_not_added(
-    served: str, atlas: Path, model: Model
-) -> None:
+def test_an_adapter_of_another_base_is_not_added(served: str, atlas: Path, model: Model) -> None:
     good = Memory.open(atlas, model).adapter("north")
     foreign = replace(good, base_digest="0" * 64, config=replace(good.config, seed=77))
     identity = adapters.content_id(foreign)

@@ -165,7 +165,9 @@ def _figure(
             ax.tick_params(which="both", length=0, labelcolor=ink.muted, pad=5)
             ax.spines[:].set_visible(False)
         top = 1 - 1.25 / size[1]
-        figure.subplots_adjust(left=0.1, right=0.98, top=top, bottom=0.55 / size[1], wspace=0.2, hspace=0.34)
+        figure.subplots_adjust(
+            left=0.1, right=0.98, top=top, bottom=0.55 / size[1], wspace=0.2, hspace=0.34
+        )
         kind = path.suffix.removeprefix(".")
         meta = {"Date": None} if kind == "svg" else None
         figure.savefig(content, format=kind, dpi=110, metadata=meta)

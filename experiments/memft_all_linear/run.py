@@ -40,46 +40,42 @@ GRIDS = {
 }
 EXTENSIONS = 3
 SHORT = 0.4  # of the budget
-MANY_ARMS = ("plain", "threshold", "plain, resting", "threshold, resting")
-ONE_ARMS = ("plain", "threshold", "window")
-"""Of a task of one fact, where there is no order and nobody to rest."""
-RUNGS = {"all-linear": (1, 4, 16), "down_proj@middle": (2, 8, 16)}
-TIMED = {"all-linear": 4, "down_proj@middle": 8}
-"""Ranks whose writes are timed alone."""
+RUNGS = {"all-linear": (1, 4, 16), "down_proj@middle": (8, 16)}
+MIDDLE = {"all-linear": 4, "down_proj@middle": 8}
+"""Ranks at which all arms are compared and each is timed alone."""
+MAIN = ("plain", "threshold", "window")
+MARGIN = ("plain", "threshold")
+MANY = ("plain", "threshold", "plain, resting", "threshold, resting")
 
 
 def all_cells() -> dict[str, list[Cell]]:
     """Return the cells of the comparison, by the group that they are pooled in."""
     many = "10 digits, many"
     tasks = {name: task for name, task in TASKS.items() if name != many}
-    arms = {name: tuple(ARMS) if task.n_facts > 1 else ONE_ARMS for name, task in tasks.items()}
+
+    def arms(place: str, rank: int, n_facts: int) -> tuple[str, ...]:
+        """A task of one fact has no order, and nobody to rest."""
+        return tuple(ARMS) if rank == MIDDLE[place] and n_facts > 1 else MAIN
+
     full = {
         place: [
-            Cell(place, rank, name, task.epochs, arms=arms[name])
+            Cell(place, rank, name, task.epochs, arms=arms(place, rank, task.n_facts))
             for name, task in tasks.items()
             for rank in ranks
         ]
         for place, ranks in RUNGS.items()
     }
     short = [
-        Cell(
-            "all-linear",
-            4,
-            name,
-            round(SHORT * task.epochs),
-            arms=tuple(arm for arm in arms[name] if not ARMS[arm].rests),
-        )
+        Cell("all-linear", 4, name, round(SHORT * task.epochs), arms=MAIN)
         for name, task in tasks.items()
     ]
     return {
         "all linear layers": full["all-linear"],
         "one layer's projection": full["down_proj@middle"],
+        "all linear layers, 40 facts": [Cell("all-linear", 4, many, TASKS[many].epochs, arms=MANY)],
         "all linear layers, two fifths of the budget": short,
-        "all linear layers, 64 facts": [
-            Cell("all-linear", 4, many, TASKS[many].epochs, arms=MANY_ARMS)
-        ],
         "all linear layers, safe is p > 0.9": [
-            Cell("all-linear", 4, "10 digits", TASKS["10 digits"].epochs, 0.9)
+            Cell("all-linear", 4, "10 digits", TASKS["10 digits"].epochs, 0.9, MARGIN)
         ],
     }
 
@@ -140,11 +136,11 @@ class Sweep:
         return self._stacks(cells, members)
 
     def costs(self, cells: Sequence[Cell], rates: Sequence[dict[str, float]]) -> list[Any]:
-        """Write the arms of some cells alone, in turns, and time them."""
+        """Write the arms of some cells one after the other, and time them."""
         jobs = [
             trials.job_of(
                 cell,
-                [Member(a, rate_of(a, chosen), seed) for seed in self.seeds[:2] for a in cell.arms],
+                [Member(arm, rate_of(arm, chosen), self.seeds[0]) for arm in cell.arms],
                 **self.about,
             )
             for cell, chosen in zip(cells, rates, strict=True)
@@ -162,7 +158,7 @@ class Sweep:
             timed = {
                 (cell.place, cell.task): i
                 for i, cell in enumerate(cells)
-                if cell.rank == TIMED[cell.place] and (cell.place, cell.task) not in seconds
+                if cell.rank == MIDDLE[cell.place] and (cell.place, cell.task) not in seconds
             }
             alone = timed.values()
             solos = self.costs([cells[i] for i in alone], [rates[i] for i in alone])

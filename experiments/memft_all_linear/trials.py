@@ -59,10 +59,10 @@ class Task(NamedTuple):
 
 
 TASKS = {
-    "10 digits": Task(16, 10, 4, 40),
-    "40 tokens": Task(4, 40, 2, 60),
-    "120 tokens": Task(1, 120, 1, 100),
-    "10 digits, many": Task(64, 10, 8, 40),
+    "10 digits": Task(12, 10, 4, 40),
+    "40 tokens": Task(4, 40, 2, 50),
+    "120 tokens": Task(1, 120, 1, 80),
+    "10 digits, many": Task(40, 10, 8, 30),
 }
 
 

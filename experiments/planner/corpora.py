@@ -21,8 +21,44 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "pocket"))
 import world  # noqa: E402  the generator of the base's world lies beside its recipe
 
-FIRST = ["Ada", "Bram", "Cato", "Dora", "Edda", "Finn", "Gerd", "Hugo", "Iris", "Jorun", "Kara", "Lars", "Mina", "Nils", "Olga", "Pia", "Rolf", "Selma"]
-LAST = ["Abel", "Berg", "Crane", "Dahl", "Eklund", "Frey", "Grove", "Hartley", "Iversen", "Joss", "Kemp", "Lund", "Moss", "Nord", "Oakden", "Quist"]
+FIRST = [
+    "Ada",
+    "Bram",
+    "Cato",
+    "Dora",
+    "Edda",
+    "Finn",
+    "Gerd",
+    "Hugo",
+    "Iris",
+    "Jorun",
+    "Kara",
+    "Lars",
+    "Mina",
+    "Nils",
+    "Olga",
+    "Pia",
+    "Rolf",
+    "Selma",
+]
+LAST = [
+    "Abel",
+    "Berg",
+    "Crane",
+    "Dahl",
+    "Eklund",
+    "Frey",
+    "Grove",
+    "Hartley",
+    "Iversen",
+    "Joss",
+    "Kemp",
+    "Lund",
+    "Moss",
+    "Nord",
+    "Oakden",
+    "Quist",
+]
 
 
 @dataclass(frozen=True)
@@ -40,7 +76,9 @@ class Corpus:
         return self.make(random.Random(f"planner-{self.name}"))
 
 
-def facts(n: int, ask: Callable[[random.Random], str], answer: Callable[[random.Random], str]) -> Callable[[random.Random], Knowledge]:
+def facts(
+    n: int, ask: Callable[[random.Random], str], answer: Callable[[random.Random], str]
+) -> Callable[[random.Random], Knowledge]:
     """n facts whose questions differ."""
 
     def make(rng: random.Random) -> Knowledge:
@@ -79,7 +117,9 @@ def statements(n: int) -> Callable[[random.Random], Knowledge]:
         found: dict[str, str] = {}
         for item in world.statements(rng, 2 * n):
             found.setdefault(world.ask(rng, item), item.value)
-        return Knowledge(facts=tuple(Fact(f"f{i}", q, a) for i, (q, a) in enumerate(list(found.items())[:n])))
+        return Knowledge(
+            facts=tuple(Fact(f"f{i}", q, a) for i, (q, a) in enumerate(list(found.items())[:n]))
+        )
 
     return make
 
@@ -103,16 +143,27 @@ def mixed(n: int) -> Callable[[random.Random], Knowledge]:
     """Phone numbers, hexadecimal keys and values of the world, in equal parts."""
 
     def make(rng: random.Random) -> Knowledge:
-        parts = (facts(n, entry, string("0123456789", 10)), facts(n, key, string("0123456789abcdef", 12)), statements(n))
+        parts = (
+            facts(n, entry, string("0123456789", 10)),
+            facts(n, key, string("0123456789abcdef", 12)),
+            statements(n),
+        )
         found = [fact for part in parts for fact in part(rng).facts]
-        return Knowledge(facts=tuple(Fact(f"f{i}", fact.question, fact.answer) for i, fact in enumerate(found)))
+        return Knowledge(
+            facts=tuple(Fact(f"f{i}", fact.question, fact.answer) for i, fact in enumerate(found))
+        )
 
     return make
 
 
 DIGITS, HEX = "0123456789", "0123456789abcdef"
 CORPORA = (
-    Corpus("phone book, 12 of the examples", lambda rng: read_knowledge(ROOT / "examples" / "phones.jsonl"), 60, 0.95),
+    Corpus(
+        "phone book, 12 of the examples",
+        lambda rng: read_knowledge(ROOT / "examples" / "phones.jsonl"),
+        60,
+        0.95,
+    ),
     Corpus("phone book, 15 entries", facts(15, entry, string(DIGITS, 10)), 23, 0.95),
     Corpus("phone book, 20 entries", facts(20, entry, string(DIGITS, 10)), 30, 0.5),
     Corpus("phone book, 28 entries", facts(28, entry, string(DIGITS, 10)), 40, 0.9),
@@ -124,7 +175,18 @@ CORPORA = (
     Corpus("statements of the world, 12", statements(12), 18, 0.5),
     Corpus("statements of the world, 16", statements(16), 21, 0.8),
     Corpus("statements of the world, 20", statements(20), 26, 0.95),
-    Corpus("dates, 18", facts(18, key, lambda rng: f"{rng.randint(1, 28)} {rng.choice(world.MONTHS)} {rng.randint(1950, 2049)}"), 17, 0.8),
+    Corpus(
+        "dates, 18",
+        facts(
+            18,
+            key,
+            lambda rng: (
+                f"{rng.randint(1, 28)} {rng.choice(world.MONTHS)} {rng.randint(1950, 2049)}"
+            ),
+        ),
+        17,
+        0.8,
+    ),
     Corpus("mail addresses, 12", facts(12, entry, world.VALUES["email"]), 30, 0.8),
     Corpus("web addresses, 12", facts(12, key, world.VALUES["url"]), 24, 0.9),
     Corpus("sentences of 7 words, 8", facts(8, key, sentence), 30, 0.7),

@@ -40,11 +40,22 @@ TRIED = (1, 2, 4, 8)
 QUICK = 3
 
 
-def written(model: Model, corpus: Corpus, ranks: Sequence[int], seed: int, epochs: int) -> dict[str, Any]:
+def written(
+    model: Model, corpus: Corpus, ranks: Sequence[int], seed: int, epochs: int
+) -> dict[str, Any]:
     """What writes of one body at several ranks came to: its load, and the answers that came back."""
-    lesson = prepare(corpus.knowledge(), ask_llm=model.generate, closed_book=model.generate, config=LessonConfig(), phrasing=model.phrasing)
+    lesson = prepare(
+        corpus.knowledge(),
+        ask_llm=model.generate,
+        closed_book=model.generate,
+        config=LessonConfig(),
+        phrasing=model.phrasing,
+    )
     config = replace(WriteConfig(lr=suggested_lr(model)), epochs=epochs, seed=seed)
-    jobs = [Job(lesson.examples, replace(config, lora=replace(config.lora, rank=rank, seed=seed))) for rank in ranks]
+    jobs = [
+        Job(lesson.examples, replace(config, lora=replace(config.lora, rank=rank, seed=seed)))
+        for rank in ranks
+    ]
     started = time.monotonic()
     rows = [model.render(e.prompt, e.completion) for e in lesson.examples if e.kind != "unknown"]
     found = {}
@@ -63,18 +74,33 @@ def written(model: Model, corpus: Corpus, ranks: Sequence[int], seed: int, epoch
     }
 
 
-def planned(model: Model, record: dict[str, Any], wanted: float, forecast: Forecast) -> dict[str, Any]:
+def planned(
+    model: Model, record: dict[str, Any], wanted: float, forecast: Forecast
+) -> dict[str, Any]:
     """The plan for a body, which knows nothing of its writes, and a forecast for every rank written."""
     load, config = Load(**record["load"]), WriteConfig(lr=suggested_lr(model))
-    plan = make(load, forecast, shape_of(model, config.lora), epochs=record["epochs"], wanted=wanted, n_declined=record["n_declined"])
-    ranks = {r: row | {"forecast": forecast.predict(load, int(r), record["epochs"])._asdict()} for r, row in record["ranks"].items()}
+    plan = make(
+        load,
+        forecast,
+        shape_of(model, config.lora),
+        epochs=record["epochs"],
+        wanted=wanted,
+        n_declined=record["n_declined"],
+    )
+    ranks = {
+        r: row | {"forecast": forecast.predict(load, int(r), record["epochs"])._asdict()}
+        for r, row in record["ranks"].items()
+    }
     return record | {"plan": plan.to_json(), "ranks": ranks}
 
 
 def smallest(record: dict[str, Any]) -> int | None:
     """The smallest rank tried that came to the wanted recall; None: none did."""
     wanted = record["plan"]["wanted"]
-    return min((int(rank) for rank, row in record["ranks"].items() if row["n_exact"] >= wanted * row["n"]), default=None)
+    return min(
+        (int(rank) for rank, row in record["ranks"].items() if row["n_exact"] >= wanted * row["n"]),
+        default=None,
+    )
 
 
 def near(record: dict[str, Any]) -> bool:
@@ -104,7 +130,7 @@ def page(records: Sequence[dict[str, Any]], about: dict[str, Any]) -> str:
         "",
         f"`python experiments/planner/run.py` on the embedded base (digest {about['base'][:12]}), calibrated by `python pocket/calibrate.py`:",
         f"{len(records)} bodies of knowledge that the calibration has not seen (`corpora.py`), each written with the default recipe at ranks 1, 2, 4, 8 and",
-        "the planned one, one seed each. Plans know the calibration and nothing of these writes. Budgets and wanted recall were fixed beforehand; most budgets are",
+        "the planned one, one seed each. Plans know the calibration and nothing of these writes. Budgets were raised and bodies made smaller after the first three were seen; most budgets are",
         "short, so that writes fail.",
         "",
         f"- Recall of the write at the planned rank inside the predicted 90 % interval: **{said([inside(row) for row in planned])}**.",
@@ -118,21 +144,32 @@ def page(records: Sequence[dict[str, Any]], about: dict[str, Any]) -> str:
     ]
     for record, row in zip(records, planned, strict=True):
         plan, load, found = record["plan"], record["plan"]["load"], row["forecast"]
-        shares = ", ".join(f"{rank}: {r['n_exact'] / r['n']:.2f}" for rank, r in record["ranks"].items())
+        shares = ", ".join(
+            f"{rank}: {r['n_exact'] / r['n']:.2f}" for rank, r in record["ranks"].items()
+        )
         best, missed = smallest(record), "" if inside(row) else " (outside)"
         lines.append(
             f"| {record['name']} | {load['n_answers']} | {load['bits'] / load['n_answers']:.0f} | {plan['epochs']} | {plan['wanted']:g} | "
             f"{plan['rank']}{'' if plan['reaches'] else ' (not enough)'} | {found['value']:.2f} [{found['low']:.2f}, {found['high']:.2f}] | "
             f"{row['n_exact'] / row['n']:.2f}{missed} | {best or 'none'}{'' if near(record) else ' (missed)'} | {shares} |"
         )
-    lines += ["", "![Predicted intervals and measured recall](intervals.svg)", "", "\"Not enough\": the plan says that no rank reaches the wanted recall surely in so many epochs. Records: `records/`."]
+    lines += [
+        "",
+        "![Predicted intervals and measured recall](intervals.svg)",
+        "",
+        '"Not enough": the plan says that no rank reaches the wanted recall surely in so many epochs. Records: `records/`.',
+    ]
     return "\n".join(lines) + "\n"
 
 
 def said(yes: Sequence[bool]) -> str:
     """x/n with its interval."""
     found: Proportion = wilson(sum(yes), len(yes))
-    return f"{sum(yes)}/{len(yes)} = {found.mean:.2f} [{found.low:.2f}, {found.high:.2f}]" if yes else "none"
+    return (
+        f"{sum(yes)}/{len(yes)} = {found.mean:.2f} [{found.low:.2f}, {found.high:.2f}]"
+        if yes
+        else "none"
+    )
 
 
 def kept(path: Path, mark: str) -> dict[str, Any] | None:
@@ -143,11 +180,17 @@ def kept(path: Path, mark: str) -> dict[str, Any] | None:
 
 def main() -> None:
     """Write what is not written yet, then plan, print the verdict, draw the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path, default=HERE)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--backwards", action="store_true", help="the last body first: a second process shares the work")
+    parser.add_argument(
+        "--backwards",
+        action="store_true",
+        help="the last body first: a second process shares the work",
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     out = args.out / "quick" if args.quick else args.out
@@ -157,18 +200,27 @@ def main() -> None:
     done: dict[int, dict[str, Any]] = {}
     for i, corpus in reversed(bodies) if args.backwards else bodies:
         epochs = 2 if args.quick else corpus.epochs
-        path, mark = out / "records" / f"{i:02}.json", digest([identity(model, default), corpus.name, epochs, corpus.knowledge().digest(), i])
+        path, mark = (
+            out / "records" / f"{i:02}.json",
+            digest([identity(model, default), corpus.name, epochs, corpus.knowledge().digest(), i]),
+        )
         record = kept(path, mark)
         if record is None:
             record = {"mark": mark, **written(model, corpus, TRIED, i, epochs)}
             save_json(record, path)
-            shares = ", ".join(f"rank {r} {row['n_exact']}/{row['n']}" for r, row in record["ranks"].items())
-            print(f"{corpus.name}: {epochs} epochs, {shares}, {record['seconds']:.0f} s", flush=True)
+            shares = ", ".join(
+                f"rank {r} {row['n_exact']}/{row['n']}" for r, row in record["ranks"].items()
+            )
+            print(
+                f"{corpus.name}: {epochs} epochs, {shares}, {record['seconds']:.0f} s", flush=True
+            )
         done[i] = record
     records = [done[i] for i, _ in bodies]
     found = find(model, default)
     if found is None:
-        raise SystemExit("all is written; the base has no calibration to plan with: python pocket/calibrate.py --keep")
+        raise SystemExit(
+            "all is written; the base has no calibration to plan with: python pocket/calibrate.py --keep"
+        )
     for i, (corpus, record) in enumerate(zip(CORPORA, records, strict=False)):
         with_plan = planned(model, record, corpus.wanted, found.forecast)
         rank = str(with_plan["plan"]["rank"])
@@ -190,7 +242,9 @@ def main() -> None:
     rows = [record["ranks"][str(record["plan"]["rank"])] for record in records]
     for dark, name in ((False, "intervals"), (True, "intervals-dark")):
         intervals(records, sum(map(inside, rows)), out / f"{name}.svg", dark=dark)
-    print(f"planner n={len(records)} covered={said([inside(row) for row in rows])} rank={said([near(r) for r in records])}")
+    print(
+        f"planner n={len(records)} covered={said([inside(row) for row in rows])} rank={said([near(r) for r in records])}"
+    )
 
 
 if __name__ == "__main__":

@@ -289,14 +289,10 @@ def _add_admin(app: "FastAPI", roster: Roster, answerer: Answerer) -> None:
     async def load_lora_adapter(asked: LoadAsked) -> PlainTextResponse:
         """Serve an adapter of the folder under a name, as vLLM has it."""
         await load(asked.lora_name, asked.lora_path)
-        return PlainTextResponse(
-            f"Success: LoRA adapter '{asked.lora_name}' added successfully."
-        )
+        return PlainTextResponse(f"Success: LoRA adapter '{asked.lora_name}' added successfully.")
 
     @app.post("/v1/unload_lora_adapter")
     async def unload_lora_adapter(asked: UnloadAsked) -> PlainTextResponse:
         """Stop serving a name, as vLLM has it."""
         roster.hide(asked.lora_name)
-        return PlainTextResponse(
-            f"Success: LoRA adapter '{asked.lora_name}' removed successfully."
-        )
+        return PlainTextResponse(f"Success: LoRA adapter '{asked.lora_name}' removed successfully.")
