@@ -2,8 +2,8 @@
 
 Facts and documents of the embedded base's own world, phone numbers, other random strings, dates,
 addresses, sentences, the handbook, and mixtures. Each comes with a budget of epochs and with the
-recall that is wanted: both were fixed here before anything was measured, by what an earlier base
-took, so that plans are tested where writes fail as well as where they succeed.
+recall that is wanted, so that plans are tested where writes fail as well as where they succeed. Budgets
+were raised and some bodies made smaller after the first three had been seen on the present base.
 """
 
 from __future__ import annotations
