@@ -104,8 +104,8 @@ def test_every_method_is_measured_and_every_other_way_of_writing_is_a_write(
 
 def test_the_page_says_what_the_records_say(here: SimpleNamespace, tmp_path: Path) -> None:
     records = FOLDER / "records"
-    if not list(records.glob("pair-*.json")):
-        pytest.skip("the experiment has no records yet")
+    if len(list(records.glob("pair-*.json"))) < 10:
+        pytest.skip("the experiment is not finished: the page has no tables yet")
     here.tables.write_page(records, tmp_path)
     start, end = here.tables.MARKS
     tables = [
