@@ -197,7 +197,7 @@ def test_a_setting_that_does_not_exist_is_refused(
         "sing",
         "write",
         "write facts.jsonl",
-        "write facts.jsonl --into a --rank many",
+        "write facts.jsonl --into a --batch many",
         "write facts.jsonl --into a --seconds -1",
         "write facts.jsonl --into a --threads -1",
         "ask --memory a",

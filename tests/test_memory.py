@@ -298,7 +298,16 @@ def test_a_killed_write_resumes_and_gives_the_bytes_of_an_uninterrupted_one(
     dump_jsonl(FACTS.facts, source)
     probes = (Probe("p", "Which code has Gannet?", ("KX-41",), "paraphrase"),)
     dump_jsonl(probes, tmp_path / "probes.jsonl")
-    settings = ["--epochs", "24", "--lr", "1e-5", "--probes", str(tmp_path / "probes.jsonl")]
+    settings = [
+        "--rank",
+        "8",
+        "--epochs",
+        "24",
+        "--lr",
+        "1e-5",
+        "--probes",
+        str(tmp_path / "probes.jsonl"),
+    ]
     command = ["write", str(source), "--into", str(tmp_path / "killed"), *settings]
     with subprocess.Popen([*LORE, *command], stderr=subprocess.DEVNULL) as process:
         wait_for(lambda: n_epochs(tmp_path / "killed") >= 2, process)

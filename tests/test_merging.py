@@ -130,13 +130,13 @@ def test_auto_tries_every_method_and_takes_the_one_that_kept_most(
     assert kept["imitate"] > kept["mean"], "the choice makes a difference"
 
 
-def test_a_merge_keeps_most_of_what_both_recall(merged: tuple[Merged, Path]) -> None:
+def test_a_merge_keeps_at_least_half_of_what_both_recall(merged: tuple[Merged, Path]) -> None:
     found, _ = merged
     alone, after = (
         sum(row.score or 0 for part in found.parts for row in part.report.arms[arm] if row.answers)
         for arm in ("alone", "merged")
     )
-    assert alone >= 4 and after >= alone - 1
+    assert alone >= 4 and after >= alone / 2
 
 
 def test_entry_and_card_name_parents_method_and_weights(merged: tuple[Merged, Path]) -> None:

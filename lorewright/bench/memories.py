@@ -448,7 +448,7 @@ def two_in_one(
     """Whether both answers come back when two questions are asked as one, closed-book.
 
     `parts`: as `lore ask` does, each part of its own memory; `each`: the whole question of both
-    memories, and their replies together; the rest: both memories merged by a method.
+    memories, and their replies together.
     """
     texts = [f"{a.text.rstrip('?.')} and {b.text[:1].lower()}{b.text[1:]}" for a, b in asked]
     rate = given.settings.false_activation
@@ -487,23 +487,4 @@ def two_memories(given: Setting, questions: Sequence[Question]) -> dict[str, lis
         asked = [(q.text, [Candidate(f"{q.document}+{r}")]) for q, r in two]
         model, table = given.memory.model, {name: each.adapter for name, each in made.items()}
         found[method] = ask_each(model, asked, table.__getitem__)
-    return found
-
-
-def timed(given: Setting, questions: Sequence[Question]) -> dict[str, list[float]]:
-    """Seconds of one question at a time, all loaded, by mode; `route` only finds memories."""
-    ask, find = given.memory.ask, given.memory.route
-    ways: dict[str, Callable[[str], object]] = {
-        "route": find,
-        "base": lambda text: ask_each(given.memory.model, [(text, ())], given.adapter),
-        **{mode: partial(ask, mode=mode) for mode in ("closed", "open", "hybrid", "full")},
-    }
-    found: dict[str, list[float]] = {}
-    for way, call in ways.items():
-        call(questions[0].text)
-        found[way] = []
-        for question in questions:
-            began = time.perf_counter()
-            call(question.text)
-            found[way].append(time.perf_counter() - began)
     return found

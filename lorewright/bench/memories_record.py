@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from lorewright import __version__
-from lorewright.ask import Answer
+from lorewright.ask import Answer, ask_each
 from lorewright.bench.memories import (
     ARMS,
     DOCUMENTS,
@@ -31,7 +32,6 @@ from lorewright.bench.memories import (
     read_pages,
     replies,
     score,
-    timed,
     two_in_one,
     two_memories,
     written,
@@ -373,3 +373,22 @@ def _spelt(estimate: Mapping[str, Any] | None) -> str:
 
 def _signed(estimate: Mapping[str, Any]) -> str:
     return f"{estimate['mean']:+.3f} [{estimate['low']:+.3f}, {estimate['high']:+.3f}]"
+
+
+def timed(given: Setting, questions: Sequence[Question]) -> dict[str, list[float]]:
+    """Seconds of one question at a time, all loaded, by mode; `route` only finds memories."""
+    ask, find = given.memory.ask, given.memory.route
+    ways: dict[str, Callable[[str], object]] = {
+        "route": find,
+        "base": lambda text: ask_each(given.memory.model, [(text, ())], given.adapter),
+        **{mode: partial(ask, mode=mode) for mode in ("closed", "open", "hybrid", "full")},
+    }
+    found: dict[str, list[float]] = {}
+    for way, call in ways.items():
+        call(questions[0].text)
+        found[way] = []
+        for question in questions:
+            began = time.perf_counter()
+            call(question.text)
+            found[way].append(time.perf_counter() - began)
+    return found

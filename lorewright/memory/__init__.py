@@ -33,12 +33,12 @@ from lorewright.memory import (
     forgetting,
     merging,
     planning,
+    standing,
     superseding,
     verdict,
     writing,
 )
 from lorewright.memory.records import Outcome, Watch
-from lorewright.memory.standing import Standing
 from lorewright.model import POCKET, Model
 from lorewright.plan import WANTED, Plan
 from lorewright.recall import RecallReport
@@ -376,7 +376,7 @@ class Memory:
 
     def compare(
         self, *, n: int = comparing.N_PROBES, seed: int = 0, watch: Watch | None = None
-    ) -> Standing:
+    ) -> standing.Standing:
         """Measure closed, open and hybrid on the memories' probes; `ask` goes by it from then on.
 
         Raises ConfigError when no memory was written with probes.
