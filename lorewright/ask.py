@@ -7,7 +7,7 @@
 
 How sure a reply was is the geometric mean of its tokens' probabilities. Declining is a reply. Of
 several memories that a question may be for, each is asked alone, and those that decline leave the
-word to the others: two memories merged into one answer worse than either (LOG.md).
+word to the others. `lore bench memories` measures that beside merging the two into one adapter.
 
 This room knows models, adapters and texts. It knows nothing of folders, of routing or of where the
 passages come from.
@@ -193,7 +193,7 @@ def agreed(replies: Sequence[Reply]) -> Reply:
 
     Equal answers add up, and so do all that decline. The most confident alone would often be the
     base that declines, in forms of text or question that it does not know. Of the readers who gave
-    the answer, the most confident is returned. LOG.md has what other rules came to.
+    the answer, the most confident is returned. `lore modes` measures the rule on a folder.
     """
     total: dict[str, float] = {}
     for reply in replies:

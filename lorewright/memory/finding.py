@@ -8,7 +8,7 @@ any time. Keys hang on adapter ids: a memory that is renamed keeps them, one tha
 them. The probability is fitted on the lessons' own trained questions, each asked of an index that
 lacks it, and on questions that no memory is for: packaged ones, and the folder's own topics asked
 of subjects that nobody wrote. Both get up to two words that no key has, because questions in other
-words do: without them three of five such questions were declined (LOG.md). Probes have no part in
+words do; without them such questions look like ones about other things. Probes have no part in
 it. A memory that came without source and lesson has no keys and is asked by name only.
 """
 
