@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lorewright.memory.merging import Merged
 
 Folder = Annotated[Path, typer.Argument(help="The memory's folder.")]
-Names = Annotated[list[str], typer.Argument(help="Memories to merge, two at least.")]
+Names = Annotated[list[str], typer.Argument(help="Memories to merge: two, or one and --rank.")]
 Method = Annotated[
     str,
     typer.Option(

@@ -129,7 +129,7 @@ def merge(
     """Merge memories into a new one; see `Memory.merge`."""
     names, watch = tuple(slug(name) for name in names), watch or Watch()
     into = slug(into or " ".join(names))
-    _check_names(memory, names, into)
+    _check_names(memory, names, into, rank)
     _check_method(method, options or {}, weights, rank, len(names))
     lessons = _unopposed([_lesson(memory, name) for name in names])
     sources = [
@@ -183,11 +183,12 @@ def merge(
 # -- what may be merged --------------------------------------------------------------------------
 
 
-def _check_names(memory: Memory, names: Sequence[str], into: str) -> None:
+def _check_names(memory: Memory, names: Sequence[str], into: str, rank: int | None) -> None:
     known = entries(memory.folder)
-    if len(names) < 2:
+    if not names or (len(names) < 2 and rank is None):
         raise ConfigError(
-            f"asked to merge {', '.join(names) or 'nothing'}; give at least two memories."
+            f"asked to merge {', '.join(names) or 'nothing'}; give at least two memories, or one "
+            "and the rank to truncate it to."
         )
     for name in names:
         entry_of(memory.folder, name)
