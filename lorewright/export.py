@@ -4,18 +4,20 @@ Every export is read back and compared before it counts. GGUF is written as llam
 does it, with the `gguf` package: tensors `<base tensor>.lora_a` (R, I) and `.lora_b` (O, R) in
 float32 under GGUF's names; `adapter.lora.alpha` is scale × rank, for llama.cpp divides by the rank
 and knows no rsLoRA. Where an architecture stores the rows of a weight in another order (Llama's q
-and k, for its rotary embedding; GPT-NeoX's fused q, k, v), the rows of B follow.
+and k, for its rotary embedding; GPT-NeoX's fused q, k, v), the rows of B follow. llama.cpp's script
+converts bases whose tokenizer it knows; the embedded one it does not, so that is written here too.
 
 This room knows file formats. It knows nothing of folders of memories.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from torch import Tensor
 
 from lorewright import adapter as adapters
 from lorewright.adapter import HALVES, Adapter, content_id, validate
+from lorewright.data import slug
 from lorewright.errors import AdapterError, ConfigError, StorageError
 from lorewright.model import POCKET, Model
 
@@ -32,7 +35,10 @@ ENGINE_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM's --max-lora-rank takes; an adapter's rank may be anything up to it."""
 DEFAULT_RANK = 16
 """vLLM's --max-lora-rank where none is given."""
-GGUF_FILE = "adapter.gguf"
+BASE_FILE = "base.gguf"
+"""The embedded base, beside the adapters that were exported into the same folder."""
+PRE_TOKENIZER = "smollm"
+"""llama.cpp's name for how the embedded base splits a text: digits one by one, then as GPT-2."""
 _LAYER = re.compile(r"(?:.*\.)?(?:layers|h)\.(\d+)\.(.+)")
 
 
@@ -93,8 +99,9 @@ def to_vllm(adapter: Adapter, model: Model, out: Path, name: str) -> Exported:
     fitting = [limit for limit in ENGINE_RANKS if limit >= rank]
     if not fitting:
         raise AdapterError(
-            f"the adapter has rank {rank}; vLLM takes at most {ENGINE_RANKS[-1]}; truncate it: "
-            f"lore merge NAME --method svd --rank {ENGINE_RANKS[-1]}."
+            f"the adapter has rank {rank}; vLLM takes at most {ENGINE_RANKS[-1]}; truncate it and "
+            f"export that: lore merge FOLDER {name} --method svd --rank {ENGINE_RANKS[-1]} "
+            f"--into-name {name}-{ENGINE_RANKS[-1]}."
         )
     found = to_peft(adapter, model, out, name)
     base = shlex.quote(_base_path(model))
@@ -177,23 +184,24 @@ ARCHITECTURES: dict[str, Architecture] = {
 def to_gguf(adapter: Adapter, model: Model, out: Path, name: str) -> Exported:
     """One file for llama.cpp, read back: every weight change is what it was, to the last bit.
 
-    Raises ConfigError without the `gguf` package, AdapterError for an architecture that is not in
-    ARCHITECTURES or a module that llama.cpp has no tensor for.
+    Its name ends in the content's id, by which `lore serve --engine-url` knows it. A folder may
+    take several. The embedded base is put beside it. Raises ConfigError without the `gguf` package,
+    AdapterError for an architecture that is not in ARCHITECTURES, a module that llama.cpp has no
+    tensor for, or a file that is there already.
     """
     gguf = _gguf()
     architecture = _architecture(model)
-    path = out / GGUF_FILE
+    identity = content_id(adapter)
+    path = out / f"{slug(name)}-{identity}.gguf"
     if path.exists():
         raise AdapterError(f"{path} exists already; give another folder.")
-    part = out / f".{GGUF_FILE}.{uuid.uuid4().hex[:8]}.part"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        writer = gguf.GGUFWriter(part, architecture.name)
+
+    def fill(writer: Any) -> None:
         writer.add_type(gguf.GGUFType.ADAPTER)
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
         writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, adapter.config.scale * adapter.config.rank)
-        writer.add_name(f"{name} {content_id(adapter)}")
-        writer.add_string("lorewright.adapter", content_id(adapter))
+        writer.add_name(f"{name} {identity}")
+        writer.add_string("lorewright.adapter", identity)
         writer.add_string("lorewright.base_digest", model.digest)
         for module in adapter.modules:
             A_RI, B_OR = (adapter.tensors[module + half] for half in HALVES)
@@ -201,20 +209,43 @@ def to_gguf(adapter: Adapter, model: Model, out: Path, name: str) -> Exported:
             B_OR = B_OR if order_O is None else B_OR[order_O]
             for letter, half in (("a", A_RI), ("b", B_OR)):
                 writer.add_tensor(f"{tensor}.lora_{letter}", half.contiguous().numpy())
+
+    base, note = "BASE.gguf", "is {!r}, converted by llama.cpp's convert_hf_to_gguf.py."
+    if model.name == POCKET:
+        base, note = str(out / BASE_FILE), "is {!r} in float32, with tokenizer and chat template."
+        if not _is_base(out / BASE_FILE, model):
+            export_base(model, out / BASE_FILE)
+    _write_gguf(path, architecture, fill, lambda part: _check_gguf(part, adapter, model))
+    command = f"llama-server -m {shlex.quote(base)} --lora {shlex.quote(str(path))}"
+    notes = (f"{Path(base).name} {note.format(model.name)}",)
+    return Exported("gguf", str(path), identity, len(adapter.modules), (command,), notes)
+
+
+def _write_gguf(
+    path: Path,
+    architecture: Architecture,
+    fill: Callable[[Any], None],
+    check: Callable[[Path], None],
+) -> None:
+    """Write a file under another name, check it, and rename it; StorageError when the disk fails.
+
+    `fill` adds keys and tensors to a writer; `check` raises for a file that came back different.
+    """
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writer = _gguf().GGUFWriter(part, architecture.name)
+        fill(writer)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        _check_gguf(part, adapter, model)
+        check(part)
         os.replace(part, path)
     except OSError as error:
         raise StorageError(f"{path} could not be written: {error}; check the path.") from error
     finally:
         part.unlink(missing_ok=True)
-    command = f"llama-server -m BASE.gguf --lora {shlex.quote(str(path))}"
-    note = f"BASE.gguf is {model.name!r}, converted by llama.cpp's convert_hf_to_gguf.py."
-    identity = content_id(adapter)
-    return Exported("gguf", str(path), identity, len(adapter.modules), (command,), (note,))
 
 
 def read_gguf(path: Path, model: Model) -> tuple[float, dict[str, Tensor]]:
@@ -257,6 +288,107 @@ def _check_gguf(path: Path, adapter: Adapter, model: Model) -> None:
     )
     if not same or abs(scale - adapter.config.scale) > 1e-6 * adapter.config.scale:
         raise AdapterError(f"{path} did not come back as it was written; nothing was exported.")
+
+
+# -- the embedded base as GGUF -------------------------------------------------------------------
+
+
+def export_base(model: Model, path: Path) -> None:
+    """The embedded base as GGUF: weights in float32, tokenizer, chat template; read back.
+
+    Raises ConfigError for any other base and without the `gguf` package, AdapterError when the file
+    came back different, StorageError when the disk does.
+    """
+    if model.name != POCKET:
+        raise ConfigError(
+            f"asked to convert {model.name!r}; only {POCKET!r} is converted here; for others use "
+            "llama.cpp's convert_hf_to_gguf.py."
+        )
+    architecture = _architecture(model)
+    tensors = dict(_base_tensors(model, architecture))
+
+    def fill(writer: Any) -> None:
+        writer.add_name(model.name)
+        writer.add_string("lorewright.base_digest", model.digest)
+        _add_shape(writer, model)
+        _add_tokenizer(writer, model)
+        for name, tensor in tensors.items():
+            writer.add_tensor(name, tensor.numpy())
+
+    def check(part: Path) -> None:
+        reader = _gguf().GGUFReader(part)
+        found = {each.name: torch.from_numpy(each.data.copy()).flatten() for each in reader.tensors}
+        if found.keys() != tensors.keys() or not all(
+            torch.equal(found[name], tensor.flatten()) for name, tensor in tensors.items()
+        ):
+            raise AdapterError(f"{path} did not come back as it was written; check the disk.")
+
+    _write_gguf(path, architecture, fill, check)
+
+
+def _is_base(path: Path, model: Model) -> bool:
+    """Whether the file is this base; AdapterError for a file that is another."""
+    if not path.exists():
+        return False
+    field = _gguf().GGUFReader(path).fields.get("lorewright.base_digest")
+    if field is None or field.contents() != model.digest:
+        raise AdapterError(f"{path} is another base than {model.name!r}; give another folder.")
+    return True
+
+
+def _add_shape(writer: Any, model: Model) -> None:
+    """What llama.cpp builds the network from."""
+    config = model.network.config
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_rope_freq_base(float(config.rope_parameters["rope_theta"]))
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_file_type(_gguf().LlamaFileType.ALL_F32)
+
+
+def _add_tokenizer(writer: Any, model: Model) -> None:
+    """A byte-level BPE; a plain text starts with the token that its template starts with."""
+    gguf, tokenizer = _gguf(), model.tokenizer
+    stored = json.loads(tokenizer.backend_tokenizer.to_str())
+    special = {each["id"]: each["content"] for each in stored["added_tokens"]}
+    by_id = {i: token for token, i in stored["model"]["vocab"].items()} | special
+    control, normal = gguf.TokenType.CONTROL, gguf.TokenType.NORMAL
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(PRE_TOKENIZER)
+    writer.add_token_list([by_id[i] for i in range(len(by_id))])
+    writer.add_token_types([control if i in special else normal for i in range(len(by_id))])
+    writer.add_token_merges([" ".join(pair) for pair in stored["model"]["merges"]])
+    writer.add_bos_token_id(tokenizer.bos_token_id)
+    writer.add_eos_token_id(tokenizer.eos_token_id)
+    writer.add_pad_token_id(tokenizer.pad_token_id)
+    writer.add_add_bos_token(True)  # llama.cpp takes one off where the template wrote it
+    writer.add_chat_template(tokenizer.chat_template)
+
+
+def _base_tensors(model: Model, architecture: Architecture) -> Iterator[tuple[str, Tensor]]:
+    """GGUF's names and the weights in float32, rows in the order that llama.cpp wants."""
+    gguf, config = _gguf(), model.network.config
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for key, tensor in model.network.state_dict().items():
+        if key == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        layer = _LAYER.fullmatch(key.removesuffix(".weight"))
+        order_O = architecture.rows(config, layer[2], len(tensor)) if layer else None
+        tensor = tensor if order_O is None else tensor[order_O]
+        stored = names.get_name(key, try_suffixes=(".weight",))
+        assert stored is not None, f"{key} has no name in GGUF"
+        yield stored, tensor.float().contiguous().cpu()
+
+
+# -- names and orders ----------------------------------------------------------------------------
 
 
 def _linear_names(model: Model) -> Sequence[str]:

@@ -44,9 +44,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs the internet: set LOREWRIGHT_NETWORK=1"))
         if item.get_closest_marker("gpu") and not _has_cuda():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device; torch finds none"))
-        if item.get_closest_marker("llamacpp") and find_spec("llama_cpp") is None:
+        if item.get_closest_marker("llamacpp") and find_spec("xllamacpp") is None:
             item.add_marker(
-                pytest.mark.skip(reason="needs llama.cpp: pip install llama-cpp-python")
+                pytest.mark.skip(reason="needs llama.cpp: pip install lorewright[llamacpp]")
             )
 
 

@@ -1,12 +1,15 @@
-"""Claims about exports: the same weight change in every format, and a real llama.cpp that agrees.
+"""Claims about exports: the same weight change in every format, and what no engine would take.
 
-The last is opt-in: it runs where llama-cpp-python is installed, on the embedded base as GGUF.
+That a real llama.cpp agrees is claimed in test_llamacpp.py.
 """
 
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +23,17 @@ from test_model import an_adapter, letters
 from lorewright import adapter as adapters
 from lorewright.adapter import HALVES, Adapter
 from lorewright.cli import main
+from lorewright.data import Probe
 from lorewright.errors import AdapterError, ConfigError, WrongBase
-from lorewright.export import ARCHITECTURES, ENGINE_RANKS, EXPORTS, export, read_gguf
+from lorewright.export import (
+    ARCHITECTURES,
+    BASE_FILE,
+    ENGINE_RANKS,
+    EXPORTS,
+    export,
+    export_base,
+    read_gguf,
+)
 from lorewright.lora import LoraConfig, attach
 from lorewright.memory import Memory
 from lorewright.model import Model
@@ -35,6 +47,11 @@ def model(request: pytest.FixtureRequest) -> Model:
 @pytest.fixture(scope="module")
 def tiny() -> Model:
     return Model(llama(), letters(), "tiny")
+
+
+@pytest.fixture(scope="module")
+def pocket() -> Model:
+    return Model.load()
 
 
 def of_rank(model: Model, rank: int, **changes: Any) -> Adapter:
@@ -118,7 +135,8 @@ def test_what_llama_cpp_cannot_take_is_refused(tiny: Model, tmp_path: Path) -> N
     export(an_adapter(tiny), tiny, tmp_path / "b", to="gguf")
     with pytest.raises(AdapterError, match="exists already"):
         export(an_adapter(tiny), tiny, tmp_path / "b", to="gguf")
-    assert sorted(p.name for p in tmp_path.rglob("*")) == ["adapter.gguf", "b"]
+    names = sorted(p.name for p in tmp_path.rglob("*"))
+    assert names == ["b", f"memory-{adapters.content_id(an_adapter(tiny))}.gguf"]
 
 
 def test_a_file_of_another_kind_is_no_adapter(tiny: Model, tmp_path: Path) -> None:
@@ -139,6 +157,52 @@ def test_without_the_package_the_extra_is_named(
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(ConfigError, match=r"pip install lorewright\[export\]"):
         export(an_adapter(tiny), tiny, tmp_path / "a", to="gguf")
+
+
+# -- the embedded base as GGUF -------------------------------------------------------------------
+
+
+def test_the_embedded_base_is_put_beside_its_memories_once(pocket: Model, tmp_path: Path) -> None:
+    import gguf
+
+    for name in ("harbour", "mill"):
+        found = export(an_adapter(pocket, seed=len(name)), pocket, tmp_path, to="gguf", name=name)
+        assert Path(found.path).name == f"{name}-{found.adapter}.gguf"
+        assert "'pocket' in float32" in found.notes[0]
+    assert len(list(tmp_path.iterdir())) == 3
+    reader = gguf.GGUFReader(tmp_path / BASE_FILE)
+    told = {key: field.contents() for key, field in reader.fields.items()}
+    tokenizer = pocket.tokenizer
+    assert told["tokenizer.chat_template"] == tokenizer.chat_template
+    assert told["tokenizer.ggml.tokens"] == tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    assert told["tokenizer.ggml.eos_token_id"] == tokenizer.eos_token_id
+    tensors = {tensor.name: tensor.data for tensor in reader.tensors}
+    held = pocket.network.state_dict()
+    np.testing.assert_array_equal(tensors["token_embd.weight"], held["model.embed_tokens.weight"])
+    assert len(tensors) == len(held) - 1  # the head is the embedding
+    assert sum(data.size for data in tensors.values()) == pocket.network.num_parameters()
+
+
+def test_the_base_splits_texts_as_the_pre_tokenizer_that_the_file_names(pocket: Model) -> None:
+    stored = json.loads(pocket.tokenizer.backend_tokenizer.to_str())
+    digits, bytes_ = stored["pre_tokenizer"][
+        "pretokenizers"
+    ]  # llama.cpp: LLAMA_VOCAB_PRE_TYPE_SMOLLM
+    assert (digits["pattern"], digits["behavior"]) == ({"Regex": r"\d"}, "Isolated")
+    assert (bytes_["type"], bytes_["use_regex"]) == ("ByteLevel", True)
+    assert not bytes_["add_prefix_space"] and stored["normalizer"] is None
+
+
+def test_another_base_is_neither_converted_nor_overwritten(
+    tiny: Model, pocket: Model, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"'tiny'; only 'pocket' .* convert_hf_to_gguf"):
+        export_base(tiny, tmp_path / "x.gguf")
+    export(an_adapter(tiny), tiny, tmp_path, to="gguf", name="a")
+    next(tmp_path.iterdir()).rename(tmp_path / BASE_FILE)
+    with pytest.raises(AdapterError, match=r"base\.gguf is another base than 'pocket'"):
+        export(an_adapter(pocket), pocket, tmp_path, to="gguf")
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 # -- PEFT and vLLM -------------------------------------------------------------------------------
@@ -189,119 +253,64 @@ def test_an_unknown_engine_is_refused_with_those_there_are(tiny: Model, tmp_path
     assert set(ARCHITECTURES) >= {"llama", "mistral", "qwen2", "qwen3", "gemma3", "phi3"}
 
 
+Lore = Callable[..., tuple[object, str, str]]
+
+
+@pytest.fixture
+def lore(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Lore:
+    """Run a command: its exit code, what it printed, and what it said on the side, unwrapped."""
+
+    def run(*arguments: object) -> tuple[object, str, str]:
+        monkeypatch.setattr(sys, "argv", ["lore", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ending:
+            main()
+        found = capsys.readouterr()
+        return ending.value.code or 0, found.out, " ".join(found.err.split())
+
+    return run
+
+
 def test_the_command_finds_a_memory_by_path_or_by_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    pocket: Model, tmp_path: Path, lore: Lore
 ) -> None:
-    pocket = Model.load()
     adapters.save(an_adapter(pocket), tmp_path / "made")
     memory = Memory.open(tmp_path / "atlas", pocket)
     memory.add(tmp_path / "made", name="book")
-
-    def lore(*arguments: object) -> tuple[object, str, str]:
-        monkeypatch.setattr(sys, "argv", ["lore", "export", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ending:
-            main()
-        said = capsys.readouterr()
-        return ending.value.code or 0, said.out, said.err
-
-    code, out, _ = lore(tmp_path / "atlas" / "book", "--to", "gguf", "--out", tmp_path / "a")
-    assert code == 0 and "llama-server -m BASE.gguf --lora" in out
     code, out, _ = lore(
-        *("--memory", tmp_path / "atlas", "--name", "book", "--to", "vllm"),
+        "export", tmp_path / "atlas" / "book", "--to", "gguf", "--out", tmp_path / "a"
+    )
+    file = tmp_path / "a" / f"book-{memory.names['book']}.gguf"
+    assert code == 0 and file.exists()
+    assert f"llama-server -m {tmp_path}/a/base.gguf --lora {file}" in out
+    code, out, _ = lore(
+        *("export", "--memory", tmp_path / "atlas", "--name", "book", "--to", "vllm"),
         *("--out", tmp_path / "b", "--json"),
     )
     assert code == 0 and json.loads(out)["adapter"] == memory.names["book"]
     assert "lorewright/pocket --enable-lora" in json.loads(out)["commands"][0]
-    code, _, err = lore("--to", "peft")
+    code, _, err = lore("export", "--to", "peft")
     assert code == 2 and "say which memory to export" in err
 
 
-# -- a real llama.cpp ----------------------------------------------------------------------------
-
-
-@pytest.mark.llamacpp
-def test_llama_cpp_loads_the_export_and_predicts_as_we_do(tmp_path: Path) -> None:
-    from llama_cpp import Llama
-
-    pocket = Model.load()
-    adapter = an_adapter(pocket)
-    adapter = replace(
-        adapter,
-        tensors={k: t * 0.1 if "lora_B" in k else t for k, t in adapter.tensors.items()},
-    )
-    found = export(adapter, pocket, tmp_path / "out", to="gguf")
-    base_as_gguf(pocket, tmp_path / "base.gguf")
-    ids = list(pocket.render("What is the code of Project Gannet?", "KX-41").prompt_ids)
-
-    def theirs(**how: Any) -> np.ndarray[Any, Any]:
-        engine = Llama(
-            str(tmp_path / "base.gguf"), n_ctx=256, logits_all=True, verbose=False, **how
+def test_the_command_that_a_rank_too_large_is_answered_with_works(
+    pocket: Model, tmp_path: Path, lore: Lore
+) -> None:
+    adapters.save(of_rank(pocket, 513), tmp_path / "made")
+    memory = Memory.open(tmp_path / "atlas", pocket)
+    probe = Probe("p", "What is the code of Project Gannet?", ("KX-41",), "paraphrase")
+    memory.add(tmp_path / "made", name="book", probes=[probe])
+    out = tmp_path / "out"
+    code, _, err = lore("export", tmp_path / "atlas" / "book", "--to", "vllm", "--out", out)
+    named = re.search(r"lore (merge FOLDER \S.*--into-name (\S+))\.$", err)
+    assert code == 2 and named is not None, err
+    command = named[1].replace("FOLDER", str(tmp_path / "atlas"))
+    code, _, err = lore(*shlex.split(command))
+    assert code == 0, err
+    code, _, err = lore("export", tmp_path / "atlas" / named[2], "--to", "vllm", "--out", out)
+    assert code == 0 and adapters.load(out).config.rank == ENGINE_RANKS[-1], err
+    for module, whole in (
+        (m, change_of(memory.adapter("book"), m)) for m in memory.adapter("book").modules
+    ):
+        torch.testing.assert_close(
+            change_of(adapters.load(out), module), whole, atol=1e-4, rtol=1e-4
         )
-        engine.eval(ids)
-        return np.array(engine.scores[: len(ids)])
-
-    def ours() -> np.ndarray[Any, Any]:
-        with torch.no_grad():
-            return np.array(pocket.network(torch.tensor([ids])).logits[0])
-
-    alone, base = theirs(), ours()
-    np.testing.assert_allclose(alone, base, atol=0.05)
-    with pocket.using(adapter):
-        adapted = ours()
-    with_lora = theirs(lora_path=found.path)
-    moved = np.abs(adapted - base).max()
-    assert moved > 1 and np.abs(with_lora - alone).max() > 1
-    np.testing.assert_allclose(with_lora, adapted, atol=0.02 * moved)
-    assert (with_lora.argmax(-1) == adapted.argmax(-1)).mean() > 0.95
-
-
-def base_as_gguf(model: Model, path: Path) -> None:
-    """The embedded base for llama.cpp: a Llama with tied embeddings and a byte-level BPE."""
-    import gguf
-
-    config, network = model.network.config, model.network
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    writer.add_rope_freq_base(float(config.rope_parameters["rope_theta"]))
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
-    tokenizer = json.loads(model.tokenizer.backend_tokenizer.to_str())
-    special = {each["id"]: each["content"] for each in tokenizer["added_tokens"]}
-    by_id = {i: token for token, i in tokenizer["model"]["vocab"].items()} | special
-    tokens = [by_id.get(i, f"<unused{i}>") for i in range(config.vocab_size)]
-    control, normal = gguf.TokenType.CONTROL, gguf.TokenType.NORMAL
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("default")
-    writer.add_token_list(tokens)
-    writer.add_token_types([control if i in special else normal for i in range(len(tokens))])
-    merges = tokenizer["model"]["merges"]
-    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in merges])
-    writer.add_eos_token_id(model.tokenizer.eos_token_id)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    for name, tensor in network.state_dict().items():
-        if name == "lm_head.weight" and config.tie_word_embeddings:
-            continue
-        heads = {
-            "q_proj.weight": config.num_attention_heads,
-            "k_proj.weight": config.num_key_value_heads,
-        }.get(name.rsplit("self_attn.", 1)[-1])
-        array = tensor.float().numpy()
-        if heads:
-            halves = array.reshape(heads, 2, len(array) // heads // 2, -1)
-            array = halves.swapaxes(1, 2).reshape(array.shape)
-        stored = names.get_name(name, try_suffixes=(".weight",))
-        assert stored, name
-        writer.add_tensor(stored, np.ascontiguousarray(array))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()

@@ -90,10 +90,10 @@ class Engine:
             who = {"id": "x", "object": "chat.completion", "created": 1, "model": name}
             usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
             if not body.get("stream"):
-                message = {"role": "assistant", "content": f"from {name}"}
+                message = {"role": "assistant", "content": f" from {name}\n"}
                 choice = {"index": 0, "message": message, "finish_reason": "stop"}
                 return {**who, "choices": [choice], "usage": usage}
-            deltas = [{"index": 0, "delta": {"content": text}} for text in ("from ", name)]
+            deltas = [{"index": 0, "delta": {"content": text}} for text in (" ", " from ", name)]
             parts = [json.dumps({**who, "choices": [delta]}) for delta in deltas]
             lines = [f"data: {part}\n\n" for part in [*parts, "[DONE]"]]
             return StreamingResponse(iter(lines), media_type="text/event-stream")
@@ -209,9 +209,10 @@ def test_llama_cpp_is_told_the_scale_of_each_adapter_it_was_started_with(atlas: 
         client = at(url)
         ask(client, "south")
         assert engine.bodies[-1]["lora"] == [{"id": 0, "scale": 1.0}, {"id": 1, "scale": 0.0}]
+        assert engine.bodies[-1]["cache_prompt"] is False
         ask(client, "pocket")
         assert engine.bodies[-1]["lora"] == [{"id": 0, "scale": 0.0}, {"id": 1, "scale": 0.0}]
-        with pytest.raises(openai.InternalServerError, match=rf"--lora {ids['north']}.gguf"):
+        with pytest.raises(openai.InternalServerError, match=rf"--lora NAME-{ids['north']}.gguf"):
             ask(client, "north")
 
 
