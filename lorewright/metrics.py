@@ -278,6 +278,40 @@ def paired_difference(
     return mean_interval(differences, confidence=confidence, seed=seed, n_draws=n_draws)
 
 
+def clustered_interval(
+    clusters: Sequence[Sequence[float]],
+    *,
+    confidence: float = 0.95,
+    seed: int = 0,
+    n_draws: int = 2000,
+) -> Estimate:
+    """Return the mean over all values with an interval that knows they come in clusters.
+
+    Bootstrap of two levels: clusters with replacement (documents, say), then values within each.
+    One value has a mean and no interval. Raises DataError for values that are not finite.
+    """
+    _check_confidence(confidence)
+    kept = [np.asarray(own, dtype=np.float64) for own in clusters if len(own)]
+    value_N = np.concatenate(kept) if kept else np.zeros(0)
+    if not np.isfinite(value_N).all():
+        raise DataError("asked for the mean of values that are not finite; leave unscored out.")
+    n = len(value_N)
+    if n < 2:
+        return Estimate(n, float(value_N[0]) if n else None, None, None)
+    generator = np.random.default_rng(seed)
+    sum_KD = np.stack(
+        [own[generator.integers(len(own), size=(n_draws, len(own)))].sum(axis=1) for own in kept]
+    )
+    size_K = np.array([len(own) for own in kept])
+    chosen_DK = generator.integers(len(kept), size=(n_draws, len(kept)))
+    # A cluster drawn twice is resampled twice: each time it brings one of its resampled sums.
+    which_DK = generator.integers(n_draws, size=(n_draws, len(kept)))
+    draws = sum_KD[chosen_DK, which_DK].sum(axis=1) / size_K[chosen_DK].sum(axis=1)
+    mean, tail = float(value_N.mean()), (1 - confidence) / 2
+    low, high = np.quantile(draws, [tail, 1 - tail])
+    return Estimate(n, mean, min(mean, float(low)), max(mean, float(high)))
+
+
 def mcnemar(b: int, c: int) -> float:
     """Return the exact two-sided p of McNemar's test from the two counts of disagreement.
 

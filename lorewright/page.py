@@ -76,7 +76,7 @@ def sheet_table(sheet: Sheet) -> Table:
         pad_edge=False,
     )
     for name in sheet.head:
-        table.add_column(name)
+        table.add_column(name, overflow="fold")  # a number cut short would be another number
     for row in sheet.rows:
         table.add_row(*map(Text, row))
     return table

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lorewright.bench import tables
 from lorewright.cells import REFERENCE_BITS
 from lorewright.figures import laws, methods, tokens
 from lorewright.page import Listing, Page, Part, Picture, Sheet
@@ -217,8 +218,9 @@ def spelt(found: Mapping[str, Any], form: str = "{:.2f}", *, n: bool = False) ->
 
 
 def figures(summary: Summary) -> list[Figure]:
-    """Return the figures of a summary, drawn when asked."""
-    return list(_FIGURES[summary["bench"]](summary))
+    """Return the figures of a summary, drawn when asked; some benchmarks have tables only."""
+    draw = _FIGURES.get(summary["bench"])
+    return list(draw(summary)) if draw else []
 
 
 def _longcontext_figures(summary: Summary) -> Iterator[Figure]:
@@ -321,6 +323,7 @@ _SHEETS: dict[str, Callable[[Summary], Iterator[Sheet]]] = {
     "longcontext": _longcontext,
     "phonebook": _phonebook,
     "linear-rule": _linear_rule,
+    **tables.SHEETS,
 }
 _FIGURES: dict[str, Callable[[Summary], Iterator[Figure]]] = {
     "longcontext": _longcontext_figures,

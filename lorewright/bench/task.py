@@ -42,6 +42,8 @@ class Task:
     do: scale.Task
     summarise: Callable[[Any, Done], dict[str, Any]]
     """(settings, jobs with records) -> plain JSON."""
+    complete: Callable[[Any, Done, Path], Done] = lambda settings, done, out: done
+    """(settings, jobs with records, folder) -> the same, with what somebody else says of them."""
 
 
 def run(
@@ -64,10 +66,10 @@ def run(
         "command": shlex.join(["lore", *sys.argv[1:]]),
         "versions": versions(),
     }
+    jobs = task.jobs(settings, base.digest)  # refuses data that cannot be read; nothing is begun
     _begin(out, about)
-    jobs = task.jobs(settings, base.digest)
     records = scale.run(task.do, jobs, out / RECORDS, on=on, progress=progress)
-    done = list(zip(jobs, records, strict=True))
+    done = task.complete(settings, list(zip(jobs, records, strict=True)), out)
     summary = {**about, "n_jobs": len(jobs), "seconds": _seconds(out, task, jobs)}
     summary |= task.summarise(settings, done)
     save_json(summary, out / SUMMARY_FILE)

@@ -18,7 +18,18 @@ from rich.console import Console
 from rich.markup import escape
 
 from lorewright import __version__
-from lorewright.cli import ask, bench, bench_memories, law, life, merge, plan, report, serve
+from lorewright.cli import (
+    ask,
+    bench,
+    bench_memories,
+    bench_sets,
+    law,
+    life,
+    merge,
+    plan,
+    report,
+    serve,
+)
 from lorewright.cli.options import (
     AUTO,
     FIND,
@@ -80,6 +91,8 @@ app.command()(ask.ask)
 app.command()(ask.route)
 app.command()(ask.modes)
 bench.app.command()(bench_memories.memories)
+for each in bench_sets.COMMANDS:
+    bench.app.command()(each)
 app.command()(serve.serve)
 app.add_typer(bench.app, name="bench")
 app.command()(report.report)

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lorewright.cli.options import Json, Threads
+from lorewright.cli.options import Base, Json, Threads
 from lorewright.cli.output import console_for, print_json, watching
+from lorewright.cli.sweeps import Markdown, Quick
 
-Base = Annotated[str, typer.Option("--model", "-m", help="Base: pocket, a folder, or a hub name.")]
 Out = Annotated[Path, typer.Option(help="Folder of memories and replies; goes on where it was.")]
 
 
@@ -35,8 +35,8 @@ def memories(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of writes and draws.")] = 0,
     out: Out = Path("bench-memories"),
-    quick: Annotated[bool, typer.Option("--quick", help="A minute; shows no result.")] = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
+    quick: Quick = False,
+    markdown: Markdown = False,
     threads: Threads = 0,
     as_json: Json = False,
 ) -> None:

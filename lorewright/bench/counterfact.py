@@ -1,0 +1,268 @@
+"""CounterFact: false statements are written; are they believed, also reworded, and nothing else?
+
+    efficacy       as trained: the statement's own beginning
+    paraphrase     the same in other words, never trained
+    neighbourhood  other subjects, of which the true object holds and must go on holding
+
+A prompt is a success when the new object is likelier than the true one (for neighbours: the other
+way round), by the mean loss per token of the object; magnitude is the difference of exp(-loss). The
+score S is the harmonic mean of the three shares. All that is preference between two, and can be
+perfect where nothing is recalled; so free-running greedy replies are scored beside it. Every edit
+counts alike.
+
+An edit has a memory of its own, or ``together`` edits share one. Nobody's memory is edited twice.
+
+Papers: ROME (Meng et al. 2022), whose definitions these are, as its released code computes them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from lorewright.bench import arms, exact, sets
+from lorewright.bench.task import Done, Task
+from lorewright.data import Example, Fact, Knowledge, Probe, digest
+from lorewright.errors import ConfigError, DataError
+from lorewright.lesson import LessonConfig, prepare
+from lorewright.metrics import contains, exact_match
+from lorewright.model import Model
+from lorewright.recall import trace
+from lorewright.recipe import Diverged, Job
+from lorewright.write import write_all
+
+KINDS = ("efficacy", "paraphrase", "neighbourhood")
+STACK = 8
+"""Edits of a job, so that memories of one edit are written together."""
+REPLY_TOKENS = 16
+"""Longest free-running reply; objects are short, and a base without a template never stops."""
+N_DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class CounterFact:
+    """A sweep over edits."""
+
+    data: str
+    """A file, or hub, hub:NAME, hub:NAME@SPLIT."""
+    model: str = "pocket"
+    edits: int = 100
+    """The first so many; 0 = all."""
+    together: int = 1
+    """Edits in one memory."""
+    negatives: float = 2.0
+    """Questions to decline or to answer as the base does, by fact written; as `lore write` has."""
+    ranks: tuple[int, ...] = (8,)
+    seeds: int = 3
+    method: str = "sft"
+    placement: str = "all-linear"
+    epochs: int = 60
+    batch: int = 8
+    lr: float = 0.0
+    """Peak rate; 0 = the one that suits base and placement."""
+    margin: float = exact.MARGIN
+
+    def __post_init__(self) -> None:
+        """Refuse unknown methods and numbers out of range."""
+        exact.settings(self.ranks, (self.method,), (0,))
+        LessonConfig(negatives=self.negatives)
+        for name, bound in {"together": 1, "seeds": 1, "edits": 0}.items():
+            if vars(self)[name] < bound:
+                raise ConfigError(f"{name} is {vars(self)[name]}; give at least {bound}.")
+
+
+def quick(config: CounterFact) -> CounterFact:
+    """Return a sweep of a minute that shows that everything works, and no result."""
+    return replace(config, edits=min(config.edits or 4, 4), seeds=2, epochs=min(config.epochs, 10))
+
+
+def jobs(config: CounterFact, base_digest: str) -> list[dict[str, Any]]:
+    """Return jobs of several memories each, so that every one has another to be compared with."""
+    found = sets.edits(config.data, config.edits)
+    how = asdict(config) | {"data": sets.located(config.data), "base": base_digest}
+    how |= {"ranks": list(config.ranks)}
+    n_memories = -(-len(found) // config.together)
+    size = max(2, STACK // config.together)
+    made = []
+    for group in sets.groups(n_memories, size):
+        memories = [_edits_of(found, memory, config.together) for memory in group]
+        made.append(how | {"memories": group, "digest": digest(memories)})
+    return made
+
+
+def _edits_of(found: Sequence[sets.Edit], memory: int, together: int) -> list[sets.Edit]:
+    return list(found[memory * together : (memory + 1) * together])
+
+
+def task(job: dict[str, Any]) -> dict[str, Any]:
+    """Write the memories of a job; put every prompt to its memory, to the next, and to the base."""
+    model = exact.base_model(job["model"], job["base"])
+    found = sets.edits(job["data"], job["edits"])
+    memories = [_edits_of(found, memory, job["together"]) for memory in job["memories"]]
+    if digest(memories) != job["digest"]:
+        raise DataError(f"{job['data']} is not as it was when this sweep began; begin a new one.")
+    examples = [_examples(model, own, job["negatives"]) for own in memories]
+    alone = [asked(model, own) for own in memories]
+    rows = []
+    for own, said in zip(memories, alone, strict=True):
+        rows += _rows(own, said, said, {"arm": "base", "format": "", "rank": 0, "seed": 0})
+        told = asked(model, own, before=" ".join(f"{e.prompt} {e.new}." for e in own))
+        rows += _rows(own, told, said, {"arm": "full", "format": "", "rank": 0, "seed": 0})
+    for setting in exact.settings(job["ranks"], (job["method"],), range(job["seeds"])):
+        config = exact.config_of(model, job, setting)
+        about = {"format": "", "rank": setting.rank, "seed": setting.seed}
+        written = write_all(model, [Job(own, config) for own in examples])
+        n = len(written)
+        for i, (own, said) in enumerate(zip(memories, alone, strict=True)):
+            for arm, which in (("memory", i), *([("wrong", (i + 1) % n)] if n > 1 else [])):
+                made = written[which]
+                if isinstance(made, Diverged):
+                    rows += [about | {"arm": arm, "unit": e.id, "why": made.why} for e in own]
+                    continue
+                with model.using(made.adapter):
+                    rows += _rows(own, asked(model, own), said, about | {"arm": arm})
+    kinds = {edit.id: _kinds(edit) for own in memories for edit in own}
+    return {"kinds": kinds, "rows": rows}
+
+
+def _examples(model: Model, edits: Sequence[sets.Edit], negatives: float) -> Sequence[Example]:
+    """What a memory of the edits is trained on: as `lore write` does with facts."""
+    facts = tuple(Fact(edit.id, edit.prompt, edit.new) for edit in edits)
+    held = [
+        Probe(f"{edit.id}-{n}", prompt, (edit.new,), "paraphrase", edit.id)
+        for edit in edits
+        for n, prompt in enumerate((*edit.paraphrases, *edit.neighbours))
+    ]
+    return prepare(
+        Knowledge(facts=facts),
+        ask_llm=model.generate,
+        closed_book=model.generate,
+        config=LessonConfig(negatives=negatives),
+        given_probes=held,
+    ).examples
+
+
+# -- what is asked, and what it comes to ---------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Told:
+    """What came of one prompt."""
+
+    new_nats: float
+    """Mean loss per token of the new object."""
+    true_nats: float
+    reply: str
+
+
+def prompts(edit: sets.Edit) -> list[str]:
+    """Return all prompts of an edit; `_kinds` says what each is."""
+    return [edit.prompt, *edit.paraphrases, *edit.neighbours]
+
+
+def _kinds(edit: sets.Edit) -> list[str]:
+    counts = (1, len(edit.paraphrases), len(edit.neighbours))
+    return [kind for kind, n in zip(KINDS, counts, strict=True) for _ in range(n)]
+
+
+def asked(model: Model, edits: Sequence[sets.Edit], *, before: str = "") -> list[list[Told]]:
+    """Put every prompt of the edits to whoever is attached; ``before`` stands before each."""
+    flat = [(edit, prompt) for edit in edits for prompt in prompts(edit)]
+    texts = [f"{before}\n\n{prompt}" if before else prompt for _, prompt in flat]
+    replies = model.generate(texts, max_new_tokens=REPLY_TOKENS)
+    new = object_nats(model, texts, [edit.new for edit, _ in flat])
+    true = object_nats(model, texts, [edit.true for edit, _ in flat])
+    told = iter([Told(*each) for each in zip(new, true, replies, strict=True)])
+    return [list(itertools.islice(told, len(prompts(edit)))) for edit in edits]
+
+
+def object_nats(model: Model, texts: Sequence[str], objects: Sequence[str]) -> list[float]:
+    """Return each object's mean loss per token after its text; the stop token is left out."""
+    rows = [model.render(text, name) for text, name in zip(texts, objects, strict=True)]
+    return [exact.nats([each]) for each in trace(model, rows)]
+
+
+def scored(edit: sets.Edit, told: Sequence[Told], alone: Sequence[Told]) -> dict[str, list[Any]]:
+    """Return the scores of all prompts of an edit; ``alone`` is what the base said to them."""
+    found: dict[str, list[Any]] = {name: [] for name in METRICS}
+    for kind, now, before in zip(_kinds(edit), told, alone, strict=True):
+        stays = kind == "neighbourhood"
+        gain = math.exp(-now.new_nats) - math.exp(-now.true_nats)
+        wanted = edit.true if stays else edit.new
+        better = now.true_nats < now.new_nats if stays else now.new_nats < now.true_nats
+        found["success"].append(float(better))
+        found["magnitude"].append(round(-gain if stays else gain, 6))
+        found["exact reply"].append(exact_match(now.reply, (wanted,)))
+        found["reply holds it"].append(contains(now.reply, (wanted,)))
+        found["reply as the base's"].append(float(now.reply == before.reply) if stays else None)
+    return found
+
+
+def _rows(
+    edits: Sequence[sets.Edit],
+    told: Sequence[Sequence[Told]],
+    alone: Sequence[Sequence[Told]],
+    about: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    return [
+        {**about, "unit": edit.id, "scores": scored(edit, own, base)}
+        | {"told": [asdict(each) for each in own]}
+        for edit, own, base in zip(edits, told, alone, strict=True)
+    ]
+
+
+# -- the summary ---------------------------------------------------------------------------------
+
+
+def harmonic(shares: Sequence[float]) -> float:
+    """Return the harmonic mean; 0 where any share is 0."""
+    return len(shares) / sum(1 / share for share in shares) if all(shares) else 0.0
+
+
+def score(table: arms.Table, arm: str, setting: tuple[str, int]) -> dict[str, Any]:
+    """Return S of an arm with its interval: edits are resampled with all their prompts."""
+    shares = [arms.by_unit(table.items(arm, "success", kind, setting)) for kind in KINDS]
+    units = sorted(set.intersection(*(set(own) for own in shares)))
+    if not units:
+        return {"n": 0, "mean": None, "low": None, "high": None}
+    share_KU = np.array([[own[unit][0] for unit in units] for own in shares])
+    mean = harmonic(share_KU.mean(axis=1).tolist())
+    if len(units) == 1:
+        return {"n": 1, "mean": mean, "low": None, "high": None}
+    drawn_DU = np.random.default_rng(0).integers(len(units), size=(N_DRAWS, len(units)))
+    draws = [harmonic(row) for row in share_KU[:, drawn_DU].mean(axis=2).T.tolist()]
+    low, high = map(float, np.quantile(draws, [0.025, 0.975]))
+    return {"n": len(units), "mean": mean, "low": min(mean, low), "high": max(mean, high)}
+
+
+def summarise(config: CounterFact, done: Done) -> dict[str, Any]:
+    """Return every score by kind and arm, S by arm, and what is missing."""
+    table = arms.table_of(record for _, record in done)
+    rows = [row for _, record in done for row in record["rows"]]
+    return {
+        "arms": [
+            entry
+            for entry in arms.compared(table, each_unit_alike=METRICS)
+            if entry["kind"] != arms.ALL  # neighbours are to stay: no mean with what is to change
+        ],
+        "score": [
+            {
+                "format": setting[0],
+                "rank": setting[1],
+                "arms": {arm: score(table, arm, setting) for arm in arms.ARMS},
+            }
+            for setting in table.settings
+        ],
+        "n_edits": len(table.kinds),
+        "n_prompts": {kind: sum(own.count(kind) for own in table.kinds.values()) for kind in KINDS},
+        "n_diverged": sum("why" in row and row["arm"] == "memory" for row in rows),
+    }
+
+
+METRICS = ("success", "magnitude", "exact reply", "reply holds it", "reply as the base's")
+TASK = Task("counterfact", jobs, task, summarise)

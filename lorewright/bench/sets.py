@@ -1,0 +1,328 @@
+"""Public data sets as they are published, from a file or the hub: edits; texts with questions.
+
+    counterfact   requested_rewrite {prompt, subject, target_new {str}, target_true {str}},
+                  paraphrase_prompts, neighborhood_prompts                       (ROME, MEMIT)
+    paperqa       title, introduction, QA [{question, answer, level}]            (one paper a row)
+    narrativeqa   document {id, kind, summary {text}, text}, question {text}, answers [{text}]
+    quality       article_id, article, questions [{question, options, gold_label, difficult}]; or a
+                  question a row
+
+A file is JSON (a list, or an object with ``data``) or JSON lines; rows of one text are joined;
+other keys are ignored. This room knows shapes; it knows no model and not what is done with texts.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lorewright.data import jsonl_rows, read_text
+from lorewright.errors import ConfigError, DataError
+
+HUB = "hub"
+PARTS = ("summary", "text")
+"""What is read of a NarrativeQA document: the summary, or the whole book or script."""
+EASY, HARD = "easy", "hard"
+_MARKUP = re.compile(r"</?(?:p|br|div|span|html|body|i|b)\b[^>]*>", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A false statement to be written, how else it can be asked, and what must stay as it is."""
+
+    id: str
+    prompt: str
+    """The beginning of the statement, with the subject in it."""
+    new: str
+    true: str
+    paraphrases: tuple[str, ...]
+    neighbours: tuple[str, ...]
+    """Prompts about other subjects, of which ``true`` holds."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question on a text."""
+
+    text: str
+    answers: tuple[str, ...]
+    kind: str = ""
+    """Level or difficulty, as the set has it."""
+    options: tuple[str, ...] = ()
+    right: int = 0
+    """Index of the right option."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text with what is asked about it."""
+
+    id: str
+    title: str
+    text: str
+    questions: tuple[Question, ...]
+
+
+@functools.lru_cache(maxsize=4)
+def edits(data: str, limit: int = 0) -> tuple[Edit, ...]:
+    """Return the first edits of a file or of the hub, all with 0.
+
+    Raises DataError for what has another shape, ConfigError for a hub that cannot be reached.
+    """
+    rows = _rows("counterfact", data)
+    found = tuple(map(_edit, islice(rows, limit or None)))
+    _refuse_repeated(data, [edit.id for edit in found])
+    return found
+
+
+@functools.lru_cache(maxsize=4)
+def texts(name: str, data: str, limit: int = 0, part: str = PARTS[0]) -> tuple[Text, ...]:
+    """Return the first texts of a set from a file or the hub, all with 0; ``part``: see PARTS.
+
+    Raises DataError for what has another shape, ConfigError for an unknown set or part, or a hub
+    that cannot be reached.
+    """
+    if name not in _SHAPES or _SHAPES[name].parse is None:
+        known = [key for key, shape in _SHAPES.items() if shape.parse]
+        raise ConfigError(f"set {name!r} is unknown; use one of {', '.join(known)}.")
+    if part not in PARTS:
+        raise ConfigError(f"part {part!r} is unknown; use one of {', '.join(PARTS)}.")
+    parse = _SHAPES[name].parse
+    assert parse is not None
+    joined: dict[str, Text] = {}
+    for row in _rows(name, data):
+        text = parse(row, part)
+        if text.id in joined:
+            before = joined[text.id]
+            joined[text.id] = replace(before, questions=before.questions + text.questions)
+        elif limit and len(joined) == limit:
+            break
+        else:
+            joined[text.id] = text
+    return tuple(joined.values())
+
+
+def located(data: str) -> str:
+    """Return data as it is found from any folder: a file by its whole path, the hub as it is."""
+    return data if data.partition(":")[0] == HUB else str(Path(data).resolve())
+
+
+# -- rows ----------------------------------------------------------------------------------------
+
+
+class _Row(NamedTuple):
+    """An object and where it stands; what it must hold is asked of it by key."""
+
+    where: str
+    shape: str
+    values: Mapping[str, Any]
+
+    def refuse(self, wanted: str) -> DataError:
+        keys = ", ".join(map(str, self.values)) or "none"
+        return DataError(f"{self.where} has the keys {keys}; {self.shape} needs {wanted}.")
+
+    def text(self, key: str) -> str:
+        value = self.values.get(key)
+        if isinstance(value, int) and not isinstance(value, bool):
+            value = str(value)
+        if not isinstance(value, str) or not value.strip():
+            raise self.refuse(f"{key!r}, a text that is not empty")
+        return value.strip()
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        value = self.values.get(key)
+        if not isinstance(value, list) or not all(isinstance(v, str) and v.strip() for v in value):
+            raise self.refuse(f"{key!r}, a list of texts")
+        return tuple(v.strip() for v in value)
+
+    def number(self, key: str) -> int:
+        value = self.values.get(key)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise self.refuse(f"{key!r}, a whole number")
+        return value
+
+    def child(self, key: str) -> _Row:
+        value = self.values.get(key)
+        if not isinstance(value, Mapping):
+            raise self.refuse(f"{key!r}, an object")
+        return _Row(f"{self.where}, {key}", self.shape, value)
+
+    def children(self, key: str) -> list[_Row]:
+        value = self.values.get(key)
+        if not isinstance(value, list) or not value:
+            raise self.refuse(f"{key!r}, a list of objects that is not empty")
+        if not all(isinstance(each, Mapping) for each in value):
+            raise self.refuse(f"{key!r}, a list of objects")
+        places = (f"{self.where}, {key} {n}" for n in range(1, len(value) + 1))
+        return [_Row(place, self.shape, each) for place, each in zip(places, value, strict=True)]
+
+
+def _rows(name: str, data: str) -> Iterator[_Row]:
+    """The rows of a file, or of the hub for ``hub``, ``hub:NAME`` and ``hub:NAME@SPLIT``."""
+    kind, _, place = data.partition(":")
+    found = _hub_rows(name, place) if kind == HUB else _file_rows(name, Path(data))
+    first = next(found, None)
+    if first is None:
+        raise DataError(f"{data} holds no rows; give at least one.")
+    yield first
+    yield from found
+
+
+def _file_rows(name: str, path: Path) -> Iterator[_Row]:
+    text, shape = read_text(path), _SHAPES[name].spelt
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        if path.suffix == ".jsonl" or (error.msg == "Extra data" and text.lstrip()[:1] == "{"):
+            for line, values in jsonl_rows(text, path):
+                yield _Row(f"{path} line {line}", shape, values)
+            return
+        raise DataError(
+            f"{path} line {error.lineno} is not valid JSON ({error.msg}); give {shape} as JSON or "
+            "JSON lines."
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read as JSON ({error}); repair it.") from error
+    rows = content.get("data", [content]) if isinstance(content, dict) else content
+    if not isinstance(rows, list):
+        raise DataError(f"{path} holds a {type(rows).__name__}; give a list of rows: {shape}.")
+    for n, values in enumerate(rows, start=1):
+        if not isinstance(values, dict):
+            found = type(values).__name__
+            raise DataError(f"{path} item {n} is a {found}; give an object per item: {shape}.")
+        yield _Row(f"{path} item {n}", shape, values)
+
+
+def _hub_rows(name: str, given: str) -> Iterator[_Row]:
+    """Rows as they come over the line, so that no more is fetched than is used."""
+    shape = _SHAPES[name]
+    place, _, split = given.partition("@")
+    place, split = place or shape.hub, split or shape.split
+    if not place:
+        raise ConfigError(f"{name} is not on the hub; {shape.instead}, and give --data FILE.")
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise ConfigError(
+            "the hub is read with `datasets`, which is not installed; run `pip install "
+            "lorewright[bench]`, or give --data FILE."
+        ) from error
+    try:
+        for n, values in enumerate(load_dataset(place, split=split, streaming=True), start=1):
+            yield _Row(f"{place} row {n}", shape.spelt, values)
+    except (OSError, ValueError, RuntimeError) as error:  # no network, no such set or split
+        why = str(error).strip().splitlines() or [type(error).__name__]
+        raise ConfigError(
+            f"asked the hub for {place!r}, split {split!r}; it could not be read: "
+            f"{why[0].rstrip('.')}. Check name and network, or download it and give --data FILE."
+        ) from error
+
+
+def _refuse_repeated(data: str, names: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise DataError(f"{data} holds {name} twice; give each its own case_id.")
+        seen.add(name)
+
+
+# -- shapes --------------------------------------------------------------------------------------
+
+
+def _edit(row: _Row) -> Edit:
+    asked = row.child("requested_rewrite")
+    prompt, subject = asked.text("prompt"), asked.text("subject")
+    if prompt.count("{}") != 1:
+        raise asked.refuse(f"one {{}} in 'prompt', for the subject; found {prompt!r}")
+    new, true = (asked.child(key).text("str") for key in ("target_new", "target_true"))
+    if new == true:
+        raise asked.refuse(f"two targets that differ; both are {new!r}")
+    name = row.text("case_id") if "case_id" in row.values else row.where.rpartition(" ")[2]
+    paraphrases, neighbours = row.texts("paraphrase_prompts"), row.texts("neighborhood_prompts")
+    return Edit(name, prompt.replace("{}", subject), new, true, paraphrases, neighbours)
+
+
+def _paper(row: _Row, part: str) -> Text:
+    title = row.text("title")
+    questions = tuple(
+        Question(
+            each.text("question"),
+            (each.text("answer"),),
+            f"level {each.text('level')}" if "level" in each.values else "",
+        )
+        for each in row.children("QA")
+    )
+    name = row.text("id") if "id" in row.values else title
+    return Text(name, title, row.text("introduction"), questions)
+
+
+def _story(row: _Row, part: str) -> Text:
+    document, asked = row.child("document"), row.child("question")
+    summary = document.child("summary") if part == PARTS[0] else document
+    answers = tuple(dict.fromkeys(each.text("text") for each in row.children("answers")))
+    title = document.values.get("summary")
+    named = title.get("title") if isinstance(title, Mapping) else None
+    kind = document.values.get("kind")
+    question = Question(asked.text("text"), answers, kind if isinstance(kind, str) else "")
+    return Text(document.text("id"), str(named or ""), summary.text("text"), (question,))
+
+
+def _article(row: _Row, part: str) -> Text:
+    text = row.text("article")
+    if len(_MARKUP.findall(text)) > 1:
+        raise row.refuse("an article without HTML; give the files named htmlstripped")
+    asked = row.children("questions") if "questions" in row.values else [row]
+    title = row.values.get("title")
+    questions = tuple(map(_choice, asked))
+    return Text(row.text("article_id"), str(title or ""), text, questions)
+
+
+def _choice(row: _Row) -> Question:
+    options = row.texts("options")
+    if "gold_label" not in row.values:
+        raise row.refuse("'gold_label', from 1 (the test split has none; give train or dev)")
+    right = row.number("gold_label") - 1
+    if len(options) < 2 or not 0 <= right < len(options):
+        raise row.refuse(f"a 'gold_label' from 1 to {len(options)}, of at least two options")
+    hard = row.values.get("difficult")
+    kind = "" if hard is None else HARD if hard else EASY
+    return Question(row.text("question"), (options[right],), kind, options, right)
+
+
+class _Shape(NamedTuple):
+    spelt: str
+    """The shape's name in messages."""
+    parse: Callable[[_Row, str], Text] | None
+    hub: str
+    split: str
+    instead: str = ""
+    """Where it is, if not on the hub."""
+
+
+_SHAPES: dict[str, _Shape] = {
+    "counterfact": _Shape("CounterFact", None, "azhx/counterfact", "test"),
+    "paperqa": _Shape(
+        "PaperQA",
+        _paper,
+        "",
+        "",
+        "take it from the repository of 'Understanding LoRA as Knowledge Memory'",
+    ),
+    "narrativeqa": _Shape("NarrativeQA", _story, "deepmind/narrativeqa", "test"),
+    "quality": _Shape("QuALITY", _article, "tasksource/QuALITY", "validation"),
+}
+
+
+def groups(n: int, size: int) -> list[list[int]]:
+    """Return 0 … n - 1 in groups of a size; one left over joins the last, so that none is alone."""
+    found: list[Sequence[int]] = [range(i, min(i + size, n)) for i in range(0, n, size)]
+    if len(found) > 1 and len(found[-1]) == 1:
+        last = found.pop()
+        found[-1] = [*found[-1], *last]
+    return [list(group) for group in found]
