@@ -40,8 +40,8 @@ from lorewright.write import write_all
 
 TEXTS = 2
 """Texts of a job: each has another to be compared with."""
-QUESTION_TOKENS = 512
-"""Longest reply when the base writes questions, in tokens."""
+QUESTION_TOKENS = 256
+"""Longest reply when the base writes about a passage, in tokens: some replies never end."""
 VIEWS = {"raw": "verbatim", "qa": "qa", "summary": "summary", "rewrite": "rewrite"}
 """Parts of a format and the views that make them."""
 FORMATS = {
@@ -83,6 +83,8 @@ class ClosedBook:
     margin: float = 0.6
     answer_tokens: int = 64
     """Longest free answer."""
+    sets: int = len(LessonConfig().train_sets)
+    """Times that questions are written on each passage, in other words each time."""
     teacher: str = ""
     """Address of the model that writes questions, summaries and rewrites; empty = the base."""
     judge: str = ""
@@ -98,7 +100,7 @@ class ClosedBook:
             views_of(name)
         if self.part != sets.PARTS[0] and self.bench != "narrativeqa":
             raise ConfigError(f"part {self.part!r} is for narrativeqa; {self.bench} has no parts.")
-        least = {"documents": 0, "questions": 0, "seeds": 1, "answer_tokens": 1}
+        least = {"documents": 0, "questions": 0, "seeds": 1, "sets": 1, "answer_tokens": 1}
         for name, bound in least.items():
             if vars(self)[name] < bound:
                 raise ConfigError(f"{name} is {vars(self)[name]}; give at least {bound}.")
@@ -106,7 +108,7 @@ class ClosedBook:
 
 def quick(config: ClosedBook) -> ClosedBook:
     """Return a sweep of a minute that shows that everything works, and no result."""
-    few = replace(config, documents=2, questions=4, seeds=2, epochs=min(config.epochs, 5))
+    few = replace(config, documents=2, questions=4, seeds=2, epochs=min(config.epochs, 5), sets=1)
     return replace(few, formats=config.formats[:2])
 
 
@@ -121,9 +123,10 @@ def views_of(name: str) -> tuple[str, ...]:
 
 def jobs(config: ClosedBook, base_digest: str) -> list[dict[str, Any]]:
     """Return a job for every few texts; all formats, ranks and seeds of them are in it."""
-    found = _texts(asdict(config))
+    found = _texts(asdict(config))[: config.documents or None]
     how = {name: value for name, value in asdict(config).items() if name != "judge"}
     how |= {"data": sets.located(config.data), "base": base_digest}
+    how |= {"documents": sets.limit_of(config.data, config.documents)}
     how |= {"formats": list(config.formats), "ranks": list(config.ranks)}
     return [
         how | {"texts": group, "digest": digest([found[i] for i in group])}
@@ -133,7 +136,8 @@ def jobs(config: ClosedBook, base_digest: str) -> list[dict[str, Any]]:
 
 def _texts(how: Mapping[str, Any]) -> list[sets.Text]:
     """The texts of a sweep, each with no more questions than were asked for."""
-    found = sets.texts(how["bench"], how["data"], how["documents"], how["part"])
+    limit = sets.limit_of(how["data"], how["documents"])
+    found = sets.texts(how["bench"], sets.located(how["data"]), limit, how["part"])
     n = how["questions"] or None
     return [replace(text, questions=text.questions[:n]) for text in found]
 
@@ -175,6 +179,7 @@ def _lessons(model: Model, text: sets.Text, job: Mapping[str, Any]) -> dict[str,
         Probe(f"{text.id}-{n}", question.text, question.answers, "paraphrase", text.id)
         for n, question in enumerate(text.questions, 1)
     ]
+    numbers = LessonConfig().train_sets[: job["sets"]]
     made: dict[str, Lesson | str] = {}
     for name in job["formats"]:
         try:
@@ -182,7 +187,7 @@ def _lessons(model: Model, text: sets.Text, job: Mapping[str, Any]) -> dict[str,
                 known,
                 ask_llm=ask,
                 closed_book=model.generate,
-                config=LessonConfig(views=views_of(name), probe_sets=()),
+                config=LessonConfig(views_of(name), train_sets=numbers, probe_sets=()),
                 phrasing="general" if told else model.phrasing,
                 given_probes=probes,
             )

@@ -83,9 +83,10 @@ def quick(config: CounterFact) -> CounterFact:
 
 def jobs(config: CounterFact, base_digest: str) -> list[dict[str, Any]]:
     """Return jobs of several memories each, so that every one has another to be compared with."""
-    found = sets.edits(config.data, config.edits)
+    limit = sets.limit_of(config.data, config.edits)
+    found = sets.edits(sets.located(config.data), limit)[: config.edits or None]
     how = asdict(config) | {"data": sets.located(config.data), "base": base_digest}
-    how |= {"ranks": list(config.ranks)}
+    how |= {"edits": sets.limit_of(config.data, config.edits), "ranks": list(config.ranks)}
     n_memories = -(-len(found) // config.together)
     size = max(2, STACK // config.together)
     made = []
@@ -111,8 +112,7 @@ def task(job: dict[str, Any]) -> dict[str, Any]:
     rows = []
     for own, said in zip(memories, alone, strict=True):
         rows += _rows(own, said, said, {"arm": "base", "format": "", "rank": 0, "seed": 0})
-        told = asked(model, own, before=" ".join(f"{e.prompt} {e.new}." for e in own))
-        rows += _rows(own, told, said, {"arm": "full", "format": "", "rank": 0, "seed": 0})
+        rows += _full_rows(model, own, said)
     for setting in exact.settings(job["ranks"], (job["method"],), range(job["seeds"])):
         config = exact.config_of(model, job, setting)
         about = {"format": "", "rank": setting.rank, "seed": setting.seed}
@@ -203,6 +203,18 @@ def scored(edit: sets.Edit, told: Sequence[Told], alone: Sequence[Told]) -> dict
     return found
 
 
+def _full_rows(
+    model: Model, edits: Sequence[sets.Edit], alone: Sequence[Sequence[Told]]
+) -> list[dict[str, Any]]:
+    """What the base says with all of a memory's statements in its prompt, if they fit."""
+    about = {"arm": "full", "format": "", "rank": 0, "seed": 0}
+    try:
+        told = asked(model, edits, before=" ".join(f"{e.prompt} {e.new}." for e in edits))
+    except DataError as error:
+        return [{**about, "unit": edit.id, "why": str(error)} for edit in edits]
+    return _rows(edits, told, alone, about)
+
+
 def _rows(
     edits: Sequence[sets.Edit],
     told: Sequence[Sequence[Told]],
@@ -260,6 +272,7 @@ def summarise(config: CounterFact, done: Done) -> dict[str, Any]:
         ],
         "n_edits": len(table.kinds),
         "n_prompts": {kind: sum(own.count(kind) for own in table.kinds.values()) for kind in KINDS},
+        "n_without_full": sum("why" in row and row["arm"] == "full" for row in rows),
         "n_diverged": sum("why" in row and row["arm"] == "memory" for row in rows),
     }
 

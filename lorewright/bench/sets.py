@@ -108,6 +108,14 @@ def texts(name: str, data: str, limit: int = 0, part: str = PARTS[0]) -> tuple[T
     return tuple(joined.values())
 
 
+def limit_of(data: str, n: int) -> int:
+    """Return how much of a set its jobs read: of the hub what was asked for, of a file all.
+
+    So that a sweep over a file can be made longer and does only what is new.
+    """
+    return n if data.partition(":")[0] == HUB else 0
+
+
 def located(data: str) -> str:
     """Return data as it is found from any folder: a file by its whole path, the hub as it is."""
     return data if data.partition(":")[0] == HUB else str(Path(data).resolve())

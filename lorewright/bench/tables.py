@@ -78,8 +78,15 @@ def counterfact(summary: Mapping[str, Any]) -> Iterator[Sheet]:
 
 
 def _lost(summary: Mapping[str, Any]) -> list[str]:
-    n = summary["n_diverged"]
-    return [f"{n} edits were lost to writes that diverged."] if n else []
+    told = []
+    if summary["n_without_full"]:
+        n = summary["n_without_full"]
+        told.append(
+            f"The statements of {n} edits do not fit into the prompt: full leaves them out."
+        )
+    if summary["n_diverged"]:
+        told.append(f"{summary['n_diverged']} writes of edits diverged and are left out.")
+    return told
 
 
 # -- texts ---------------------------------------------------------------------------------------

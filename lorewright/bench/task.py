@@ -58,15 +58,16 @@ def run(
 
     Raises DataError when the folder holds another benchmark, and as `scale.run`.
     """
-    out, base = Path(out), Model.load(settings.model)
+    # Jobs load the base themselves; kept here as well, it would be in memory twice.
+    out, base_digest = Path(out), Model.load(settings.model).digest
     about = {
         "bench": task.name,
         "config": asdict(settings),
-        "base": {"id": settings.model, "digest": base.digest},
+        "base": {"id": settings.model, "digest": base_digest},
         "command": shlex.join(["lore", *sys.argv[1:]]),
         "versions": versions(),
     }
-    jobs = task.jobs(settings, base.digest)  # refuses data that cannot be read; nothing is begun
+    jobs = task.jobs(settings, base_digest)  # refuses data that cannot be read; nothing is begun
     _begin(out, about)
     records = scale.run(task.do, jobs, out / RECORDS, on=on, progress=progress)
     done = task.complete(settings, list(zip(jobs, records, strict=True)), out)

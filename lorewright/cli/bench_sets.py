@@ -25,6 +25,7 @@ from lorewright.cli.sweeps import (
     Quick,
     Ranks,
     Rate,
+    Sets,
     Tokens,
     Writes,
     given,
@@ -77,7 +78,8 @@ def counterfact(
         **given(ranks=numbers("ranks", ranks)),
     )
     config = bench.quick(config) if quick else config
-    sets.edits(sets.located(data), config.edits)  # refused before a model is loaded
+    # Refused before a model is loaded.
+    sets.edits(sets.located(data), sets.limit_of(data, config.edits))
     sweep(bench.TASK, config, console, out=out, on=on, as_json=as_json, markdown=markdown)
 
 
@@ -93,6 +95,7 @@ def _closed_book(name: str, about: str) -> Callable[..., None]:
             str, typer.Option(help="Of a NarrativeQA document: summary or text.")
         ] = "summary",
         formats: Formats = None,
+        sets: Sets = 5,
         teacher: Teacher = "",
         judge: Judge = "",
         answer_tokens: Tokens = 64,
@@ -110,7 +113,7 @@ def _closed_book(name: str, about: str) -> Callable[..., None]:
         as_json: Json = False,
     ) -> None:
         from lorewright.bench import closedbook as bench
-        from lorewright.bench import sets
+        from lorewright.bench.sets import limit_of, located, texts
 
         console = console_for(threads)
         config = bench.ClosedBook(
@@ -120,6 +123,7 @@ def _closed_book(name: str, about: str) -> Callable[..., None]:
             documents=documents,
             questions=questions,
             part=part,
+            sets=sets,
             teacher=teacher,
             judge=judge,
             answer_tokens=answer_tokens,
@@ -132,7 +136,7 @@ def _closed_book(name: str, about: str) -> Callable[..., None]:
         )
         config = bench.quick(config) if quick else config
         # Refused before a model is loaded.
-        sets.texts(name, sets.located(data), config.documents, config.part)
+        texts(name, located(data), limit_of(data, config.documents), config.part)
         task = bench.TASKS[name]
         sweep(task, config, console, out=out, on=on, as_json=as_json, markdown=markdown)
 

@@ -41,6 +41,7 @@ Formats = Annotated[
     typer.Option("--format", help="What is trained: raw, qa, summary, rewrite, joined by +."),
 ]
 Tokens = Annotated[int, typer.Option("--answer-tokens", min=1, help="Longest free answer.")]
+Sets = Annotated[int, typer.Option(min=1, help="Question sets written on each passage, up to 5.")]
 Judge = Annotated[str, typer.Option(help="OpenAI-compatible address that scores free answers.")]
 Out = Annotated[Path, typer.Option(help="Folder of records; what is there is not done again.")]
 On = Annotated[str, typer.Option(help="here, local:K, ray, or ray://host:port.")]
