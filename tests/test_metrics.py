@@ -2,6 +2,7 @@
 
 import math
 import random
+from itertools import combinations
 
 import pytest
 from hypothesis import given
@@ -117,6 +118,20 @@ def test_exact_match_implies_the_others(output: str, answers: tuple[str, ...]) -
 @given(st.text("ab ", max_size=30), st.text("ab ", min_size=1, max_size=30).filter(str.strip))
 def test_rouge_l_is_at_most_token_f1(output: str, answer: str) -> None:
     assert metrics.rouge_l(output, (answer,)) <= metrics.token_f1(output, (answer,))
+
+
+WORDS = st.lists(st.sampled_from(["ab", "cd", "ef"]), max_size=7)
+
+
+@given(WORDS, WORDS)
+def test_rouge_l_is_the_longest_common_subsequence(output: list[str], answer: list[str]) -> None:
+    chosen = [tuple(c) for n in range(len(answer) + 1) for c in combinations(output, n)]
+    asked = {tuple(c) for n in range(len(answer) + 1) for c in combinations(answer, n)}
+    longest = max(len(c) for c in chosen if c in asked)
+    wanted = 2 * longest / (len(output) + len(answer)) if longest else 0.0
+    if answer:
+        found = metrics.rouge_l(" ".join(output), (" ".join(answer),))
+        assert found == pytest.approx(wanted)
 
 
 def test_f1_and_rouge_on_a_worked_case() -> None:
@@ -248,6 +263,38 @@ def test_mean_interval_covers_the_truth_about_as_often_as_it_says() -> None:
 def test_mean_interval_refuses_what_is_not_finite() -> None:
     with pytest.raises(DataError, match="not finite"):
         metrics.mean_interval([1.0, math.nan])
+
+
+CLUSTERS = st.lists(st.lists(FLOATS, max_size=4), max_size=5)
+
+
+@given(CLUSTERS)
+def test_clustered_interval_contains_the_mean_of_all_values(clusters: list[list[float]]) -> None:
+    values = [value for own in clusters for value in own]
+    found = metrics.clustered_interval(clusters, n_draws=50)
+    assert found.n == len(values)
+    if not values:
+        assert found.mean is None
+    elif len(values) > 1:
+        assert found.low is not None and found.mean is not None and found.high is not None
+        assert found.low <= found.mean <= found.high
+        assert found.mean == pytest.approx(sum(values) / len(values), abs=1e-6)
+
+
+def test_clustered_interval_is_wide_where_clusters_differ_and_as_usual_where_they_do_not() -> None:
+    def width(clusters: list[list[float]]) -> float:
+        found = metrics.clustered_interval(clusters)
+        assert found.low is not None and found.high is not None
+        return found.high - found.low
+
+    alike = width([[0.0, 1.0] * 10] * 10)
+    apart = width([[float(i % 2)] * 20 for i in range(10)])
+    flat = metrics.mean_interval([0.0, 1.0] * 100)
+    assert flat.low is not None and flat.high is not None
+    assert alike == pytest.approx(flat.high - flat.low, rel=0.15)
+    assert apart > 3 * alike
+    with pytest.raises(DataError, match="unscored"):
+        metrics.clustered_interval([[1.0], [math.nan]])
 
 
 def test_paired_difference_is_narrower_than_the_spread() -> None:

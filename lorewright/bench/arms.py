@@ -37,7 +37,7 @@ class Table:
     kinds: Mapping[str, Sequence[str]]
     """The kind of every item, by unit."""
     rows: Sequence[Row]
-    """unit, arm, format, rank, seed, scores."""
+    """unit, arm, format, rank, seed, and scores, which those that came to nothing lack."""
 
     @property
     def settings(self) -> list[tuple[str, int]]:
@@ -47,7 +47,7 @@ class Table:
     @property
     def metrics(self) -> list[str]:
         """The names of the scores."""
-        return list(dict.fromkeys(name for row in self.rows for name in row["scores"]))
+        return list(dict.fromkeys(name for row in self.rows for name in row.get("scores", ())))
 
     def items(
         self, arm: str, metric: str, kind: str, setting: tuple[str, int], seed: int | None = None
@@ -57,7 +57,7 @@ class Table:
         for row in self.rows:
             same = arm not in OWN or (row["format"], row["rank"]) == setting
             same = same and (arm not in OWN or seed is None or row["seed"] == seed)
-            if row["arm"] == arm and same and metric in row["scores"]:
+            if row["arm"] == arm and same and metric in row.get("scores", ()):
                 several[row["unit"]].append(row["scores"][metric])
         found: Items = {}
         for unit, lists in several.items():
@@ -145,5 +145,5 @@ def table_of(records: Iterable[Mapping[str, Any]]) -> Table:
     rows: list[Row] = []
     for record in records:
         kinds |= record["kinds"]
-        rows += [row for row in record["rows"] if "scores" in row]
+        rows += record["rows"]
     return Table(kinds, rows)

@@ -349,7 +349,7 @@ def summarise(config: ClosedBook, done: Done) -> dict[str, Any]:
     rows = [row for record in records for row in record["rows"]]
     lessons = [about for record in records for about in record["lessons"].values()]
     asked = [q for record in records for own in record["asked"].values() for q in own]
-    scores = [s for row in table.rows for s in row["scores"].get("judge", ())]
+    scores = [s for row in rows for s in row.get("scores", {}).get("judge", ())]
     return {
         "arms": arms.compared(table),
         "n_texts": len(table.kinds),
