@@ -52,11 +52,12 @@ def connect(
 ) -> AskLLM:
     """Return a function that puts prompts to the model at ``url`` and gives its replies in order.
 
-    ``url`` is the server's root or ends in /v1. Without ``model`` the server is asked which one it
-    has. 429, 5xx, time-outs and dropped connections are tried again ``retries`` times; ``cache`` is
-    a JSON-lines file of replies by (model, prompt). Raises ConfigError for settings that do not fit
-    or a choice of several models; TeacherError, also later, when no usable reply comes; a reply cut
-    off at ``max_tokens`` is refused, since half an answer would be learnt as a whole one.
+    ``url`` is the server's root or ends in /v1; ``url#name`` names the model too, where ``model``
+    does not. Without either the server is asked which one it has. 429, 5xx, time-outs and dropped
+    connections are tried again ``retries`` times; ``cache`` is a JSON-lines file of replies by
+    (model, prompt). Raises ConfigError for settings that do not fit or a choice of several models;
+    TeacherError, also later, when no usable reply comes; a reply cut off at ``max_tokens`` is
+    refused, since half an answer would be learnt as a whole one.
     """
     for name, value in (("timeout_seconds", timeout_seconds), ("max_tokens", max_tokens)):
         if not value > 0:
@@ -65,9 +66,10 @@ def connect(
         raise ConfigError(
             f"retries is {retries} and workers {workers}; give at least 0 and at least 1."
         )
-    server = _Server(_root(url), _key(api_key), timeout_seconds, retries)
+    address, _, named = url.partition("#")
+    server = _Server(_root(address), _key(api_key), timeout_seconds, retries)
     with server.client() as client:
-        chosen = model if model is not None else _only_model(server, client)
+        chosen = model or named or _only_model(server, client)
     replies = _Replies(cache)
 
     def ask(prompts: list[str]) -> list[str]:
@@ -166,7 +168,10 @@ def _only_model(server: _Server, client: httpx.Client) -> str:
         )
     if len(names) > 1:
         some = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
-        raise ConfigError(f"{server.shown} has {len(names)} models ({some}); choose one by model=.")
+        raise ConfigError(
+            f"{server.shown} has {len(names)} models ({some}); choose one by model=, or in the "
+            f"address: {server.shown}#{names[0]}."
+        )
     return names[0]
 
 

@@ -184,10 +184,10 @@ def test_a_judges_scores_stand_beside_the_others(
 
 
 def test_a_text_on_which_nothing_is_written_is_counted_and_not_zero(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, server: Server
 ) -> None:
-    monkeypatch.setattr(closedbook, "connect", lambda url: lambda prompts: ["…"] * len(prompts))
-    config = replace(SMALL, formats=("qa",), seeds=1, epochs=1, teacher="http://silent")
+    server.reply = lambda prompt, n: completion("Nothing comes to mind.")
+    config = replace(SMALL, formats=("qa",), seeds=1, epochs=1, teacher=server.url)
     found = task.run(closedbook.TASKS["quality"], config, tmp_path / "q")
     assert found["not_written"]["n"] == {"qa": 2}
     assert "nothing came out to learn" in found["not_written"]["first"]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import lorewright
 from lorewright.bench import arms, counterfact, tables, task
 from lorewright.bench.counterfact import CounterFact, Told, harmonic
 from lorewright.bench.sets import Edit, edits
@@ -139,6 +141,20 @@ def test_a_sweep_that_is_there_is_not_done_again_and_grows(
     assert len(one) == len(many) == 1 and one != many
     with pytest.raises(JobFailed, match="1 of 1 jobs failed"):
         task.run(counterfact.TASK, replace(SMALL, edits=6), out)
+
+
+def test_a_base_without_a_template_goes_on_with_the_statement(
+    tmp_path: Path,
+) -> None:
+    base = tmp_path / "plain"
+    shutil.copytree(Path(lorewright.__file__).parent / "pocket", base)
+    (base / "chat_template.jinja").unlink()
+    model = Model.load(str(base))
+    row = model.render("Ann lives in", "Rome")
+    assert model.decode([*row.prompt_ids, *row.completion_ids]) == "Ann lives in Rome"
+    config = replace(SMALL, model=str(base), edits=2, seeds=1, epochs=1)
+    found = task.run(counterfact.TASK, config, tmp_path / "cf")
+    assert found["n_edits"] == 2 and found["base"]["digest"] == model.digest
 
 
 def test_edits_may_share_a_memory() -> None:

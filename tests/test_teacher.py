@@ -162,6 +162,14 @@ def test_several_models_must_be_chosen_from(server: Server) -> None:
         connect(server.url)
 
 
+def test_an_address_may_name_the_model(server: Server) -> None:
+    server.models = ["large", "small"]
+    connect(f"{server.url}/v1#small")(["Hello?"])
+    assert server.requests[0]["model"] == "small" and server.paths == ["/v1/chat/completions"]
+    connect(f"{server.url}#small", model="large")(["Hello?"])
+    assert server.requests[1]["model"] == "large"
+
+
 def test_a_server_without_models_is_refused(server: Server) -> None:
     server.models = []
     with pytest.raises(TeacherError, match="it names none"):

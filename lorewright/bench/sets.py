@@ -214,6 +214,8 @@ def _hub_rows(name: str, given: str) -> Iterator[_Row]:
     place, split = place or shape.hub, split or shape.split
     if not place:
         raise ConfigError(f"{name} is not on the hub; {shape.instead}, and give --data FILE.")
+    import httpx
+
     try:
         from datasets import load_dataset
     except ImportError as error:
@@ -224,7 +226,8 @@ def _hub_rows(name: str, given: str) -> Iterator[_Row]:
     try:
         for n, values in enumerate(load_dataset(place, split=split, streaming=True), start=1):
             yield _Row(f"{place} row {n}", shape.spelt, values)
-    except (OSError, ValueError, RuntimeError) as error:  # no network, no such set or split
+    # No network, no such set or split, or a connection that broke.
+    except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
         why = str(error).strip().splitlines() or [type(error).__name__]
         raise ConfigError(
             f"asked the hub for {place!r}, split {split!r}; it could not be read: "

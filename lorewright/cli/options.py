@@ -27,7 +27,9 @@ Views = Annotated[
     typer.Option(help="What is trained: qa, verbatim, rewrite, summary, cloze, reverse."),
 ]
 Probes = Annotated[Path | None, typer.Option(help="Your own questions, as JSON lines.")]
-Teacher = Annotated[str, typer.Option(help="OpenAI-compatible address that writes the questions.")]
+Teacher = Annotated[
+    str, typer.Option(help="OpenAI-compatible URL, or URL#MODEL, that writes the questions.")
+]
 Targets = Annotated[
     list[str] | None, typer.Option(help="all-linear, attention, mlp, or names of layers.")
 ]

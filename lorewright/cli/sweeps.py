@@ -42,7 +42,9 @@ Formats = Annotated[
 ]
 Tokens = Annotated[int, typer.Option("--answer-tokens", min=1, help="Longest free answer.")]
 Sets = Annotated[int, typer.Option(min=1, help="Question sets written on each passage, up to 5.")]
-Judge = Annotated[str, typer.Option(help="OpenAI-compatible address that scores free answers.")]
+Judge = Annotated[
+    str, typer.Option(help="OpenAI-compatible URL, or URL#MODEL, that scores free answers.")
+]
 Out = Annotated[Path, typer.Option(help="Folder of records; what is there is not done again.")]
 On = Annotated[str, typer.Option(help="here, local:K, ray, or ray://host:port.")]
 Quick = Annotated[bool, typer.Option("--quick", help="A minute; shows that it works, no result.")]
