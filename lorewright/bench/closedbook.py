@@ -40,6 +40,8 @@ from lorewright.write import write_all
 
 TEXTS = 2
 """Texts of a job: each has another to be compared with."""
+STACK = 12
+"""Memories written at once."""
 QUESTION_TOKENS = 256
 """Longest reply when the base writes about a passage, in tokens: some replies never end."""
 VIEWS = {"raw": "verbatim", "qa": "qa", "summary": "summary", "rewrite": "rewrite"}
@@ -151,10 +153,11 @@ def task(job: dict[str, Any]) -> dict[str, Any]:
         raise DataError(f"{job['data']} is not as it was when this sweep began; begin a new one.")
     lessons = [_lessons(model, text, job) for text in texts]
     rows = [row for text in texts for row in _base_rows(model, text, job)]
+    settings = exact.settings(job["ranks"], (job["method"],), range(job["seeds"]))
     for name in job["formats"]:
-        for setting in exact.settings(job["ranks"], (job["method"],), range(job["seeds"])):
+        written = _written(model, [own[name] for own in lessons], settings, job)
+        for setting, made in zip(settings, written, strict=True):
             about = {"format": name, "rank": setting.rank, "seed": setting.seed}
-            made = _written(model, [own[name] for own in lessons], setting, job)
             rows += _own_rows(model, texts, made, about, job)
     return {
         "kinds": {text.id: [question.kind for question in text.questions] for text in texts},
@@ -211,15 +214,23 @@ def _once(ask: AskLLM) -> AskLLM:
 def _written(
     model: Model,
     lessons: Sequence[Lesson | str],
-    setting: exact.Setting,
+    settings: Sequence[exact.Setting],
     job: Mapping[str, Any],
-) -> list[Written | str]:
-    """A memory of every lesson, all in one stack; or why there is none."""
-    config = exact.config_of(model, job, setting)
-    works = [Job(own.examples, config) for own in lessons if isinstance(own, Lesson)]
-    done = iter(write_all(model, works) if works else ())
-    made = [own if isinstance(own, str) else next(done) for own in lessons]
-    return [each.why if isinstance(each, Diverged) else each for each in made]
+) -> list[list[Written | str]]:
+    """For every setting a memory of every lesson, written in stacks; or why there is none."""
+    works = [
+        Job(own.examples, exact.config_of(model, job, setting))
+        for setting in settings
+        for own in lessons
+        if isinstance(own, Lesson)
+    ]
+    stacks = [works[start : start + STACK] for start in range(0, len(works), STACK)]
+    done = (
+        each.why if isinstance(each, Diverged) else each
+        for stack in stacks
+        for each in write_all(model, stack)
+    )
+    return [[own if isinstance(own, str) else next(done) for own in lessons] for _ in settings]
 
 
 def _about(text: sets.Text, lesson: Lesson | str) -> dict[str, Any]:
