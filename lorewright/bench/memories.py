@@ -35,11 +35,14 @@ from lorewright.adapter import Adapter
 from lorewright.ask import Answer, Candidate, ask_each
 from lorewright.data import Document, Knowledge, digest, dump_jsonl, load_jsonl
 from lorewright.errors import ConfigError, DataError, ModelError
+from lorewright.imitate import Source
 from lorewright.lesson import Lesson, LessonConfig, prepare
 from lorewright.lora import LoraConfig
 from lorewright.memory import Memory, Watch
 from lorewright.memory.asking import N_PASSAGES, ask_as
+from lorewright.memory.choosing import made_by
 from lorewright.memory.finding import FALSE_ACTIVATION, Finder, finder
+from lorewright.memory.merging import unopposed
 from lorewright.memory.verdict import stored_lesson
 from lorewright.merge import merge
 from lorewright.metrics import METRICS, contains
@@ -58,6 +61,7 @@ ARMS = (
 )
 STACK = 16
 """Memories written at once."""
+MERGED = "all, merged"  # no name of a memory has a comma
 MAX_LESSON_TOKENS = 192
 """Longest reply when the base writes questions on a passage, in tokens: some replies never end."""
 OWN = ("question", "answer")
@@ -336,10 +340,14 @@ def single(given: Setting, questions: Sequence[Question]) -> list[Answer]:
 
 def merged(given: Setting, questions: Sequence[Question]) -> list[Answer]:
     """All memories merged into one adapter."""
-    whole = merge(
-        [given.adapter(name) for name in sorted(given.pages)], method=given.settings.merge_method
-    )
-    return _alone(given, questions, whole.adapter)
+    if MERGED not in given.loaded:
+        names = sorted(given.pages)
+        lessons = unopposed([lesson_of(given, name) for name in names])
+        own = zip(map(given.adapter, names), lessons, strict=True)
+        sources = [Source(adapter, lesson.examples) for adapter, lesson in own]
+        method, model = given.settings.merge_method, given.memory.model
+        given.loaded[MERGED] = made_by(model, sources, method, given.watch)
+    return _alone(given, questions, given.loaded[MERGED])
 
 
 def _alone(given: Setting, questions: Sequence[Question], adapter: Adapter) -> list[Answer]:

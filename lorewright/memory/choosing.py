@@ -120,6 +120,16 @@ def make(
     return found.adapter, found.notes + (cut if found.kept < KEPT else ())
 
 
+def made_by(
+    model: Model, sources: Sequence[Source], method: str, watch: Watch | None = None
+) -> Adapter:
+    """One adapter of all by one method, or by the one that `auto` takes; raises as the method."""
+    if method != AUTO:
+        return make(model, sources, method, watch=watch)[0]
+    best = max(search(model, sources, watch=watch), key=lambda trial: trial.merit)
+    return make(model, sources, best.method, None, best.rank, best.options, watch)[0]
+
+
 def _check_options(options: Options, known: Sequence[str], method: str) -> None:
     if strange := sorted(options.keys() - {*known}):
         raise ConfigError(f"{method} takes options {list(known)}; unknown: {strange}.")

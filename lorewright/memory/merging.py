@@ -131,7 +131,7 @@ def merge(
     into = slug(into or " ".join(names))
     _check_names(memory, names, into, rank)
     _check_method(method, options or {}, weights, rank, len(names))
-    lessons = _unopposed([_lesson(memory, name) for name in names])
+    lessons = unopposed([_lesson(memory, name) for name in names])
     sources = [
         Source(memory.adapter(name), lesson.examples)
         for name, lesson in zip(names, lessons, strict=True)
@@ -247,7 +247,7 @@ def _known(memory: Memory, names: Sequence[str]) -> Knowledge:
     return Knowledge(tuple(documents.values()), tuple(facts.values()))
 
 
-def _unopposed(lessons: Sequence[Lesson]) -> list[Lesson]:
+def unopposed(lessons: Sequence[Lesson]) -> list[Lesson]:
     """The lessons, none declining what another answers."""
     rows = [row for lesson in lessons for row in lesson.examples if row.kind != "unknown"]
     answered = {normalise(row.prompt) for row in rows}
