@@ -1,13 +1,16 @@
-"""How long a folder of 10,000 memories takes to open, list, search and change, beside one of 10.
+"""How long a folder of 10,000 memories takes to open, list, search, ask and change, beside one of 10.
 
     python benchmarks/folder_speed.py
     python benchmarks/folder_speed.py --quick
 
-Every memory has an adapter of its own (rank 1 on one layer of the embedded base), a card, a source, a run
-with settings, lesson and report, as a write leaves them; only memory.json is written once instead of
-10,000 times, and files are not forced to the disk one by one. Seconds are medians over repeats, files in
-the page cache, by the clock and of CPU (system calls included), which other processes do not inflate. `open` is with the base already loaded. `every card` is what a list would cost that read
-them. The last line can be read by a script.
+Every memory has an adapter of its own (rank 1 on one layer of the embedded base), a card, a source of three
+facts, a run with settings, lesson and report, as a write leaves them; only memory.json is written once
+instead of 10,000 times, and files are not forced to the disk one by one. Seconds are medians over repeats, files in
+the page cache, by the clock and of CPU (system calls included), which other processes do not inflate. `open` is
+with the base already loaded. `every card` is what a list would cost that read them. `index all` is the
+first question ever, taken once; `route, new process` reads what that left on disk, `route` has asked
+before, `route, less and more` takes a memory out of memory.json, asks, puts it back and asks. The last line
+can be read by a script.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from lorewright.data import Fact, Knowledge, dump_jsonl
 from lorewright.lesson import LessonConfig, prepare
 from lorewright.lora import LoraConfig, attach
 from lorewright.memory import Memory
+from lorewright.memory.finding import drop
 from lorewright.memory.removal import plan_removal
 from lorewright.migrations import brief
 from lorewright.model import Model
@@ -108,7 +112,20 @@ def operations(folder: Path, model: Model, n: int) -> dict[str, Callable[[], obj
         rename(folder, last, "other")
         rename(folder, "other", last)
 
+    question = f"Tell me which room Project {n // 2} has."
+
+    def less_and_more() -> None:
+        for entries in ({}, {last: entry}):
+            with writing(folder, memory.base()):
+                change(
+                    folder, lambda memories, e=entries: (memories.pop(last, 0), memories.update(e))
+                )
+            memory.route(question)
+
     return {
+        "route, new process": lambda: Memory.open(folder, model).route(question),
+        "route": lambda: memory.route(question),
+        "route, less and more": less_and_more,
         "read memory.json": lambda: index(folder),
         "open": lambda: Memory.open(folder, model),
         "list": listed,
@@ -156,16 +173,26 @@ def main() -> None:
             build(folder, model, size)
             about = f"{size} memories built in {time.perf_counter() - start:.1f} s"
             print(f"{about}; memory.json {(folder / 'memory.json').stat().st_size:,} bytes")
+            drop(folder)
+            began, start = time.perf_counter(), time.process_time()
+            found_one = Memory.open(folder, model).route(
+                f"What is the room of Project {size // 2}?"
+            )
+            all_of_it = time.perf_counter() - began, time.process_time() - start
+            assert found_one.chosen[0].memory == f"memory-{size // 2:05d}", found_one
             acts = operations(folder, model, size)
-            found[size] = {name: seconds(act, repeats) for name, act in acts.items()}
+            found[size] = {"index all": all_of_it}
+            found[size] |= {name: seconds(act, repeats) for name, act in acts.items()}
     print(f"{'seconds: clock, CPU':24}{'10 memories':>20}{f'{n} memories':>24}")
     for name in found[n]:
         cells = "".join(
             f"{wall:>14.4f}{cpu:>8.4f}" for wall, cpu in (found[10][name], found[n][name])
         )
         print(f"{name:24}{cells}")
-    shown = ("open", "list", "resolve a name")
-    said = " ".join(f"{name.replace(' ', '_')}={found[n][name][1]:.4f}" for name in shown)
+    shown = ("open", "list", "resolve a name", "route", "route, new process")
+    said = " ".join(
+        f"{name.replace(',', '').replace(' ', '_')}={found[n][name][1]:.4f}" for name in shown
+    )
     print(f"folder_speed n={n} {said}")
 
 
