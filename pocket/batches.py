@@ -122,6 +122,22 @@ LEVELS = (
         0.9,
         usual=14,
     ),
+    Level(
+        50,
+        SHARES
+        | {
+            "pairs": 0.34,
+            "pairs_short": 0.12,
+            "reading": 0.24,
+            "refusing": 0.1,
+            "refusing_long": 0.2,
+            "summary": 0.1,
+            "reciting": 0.2,
+            "plain_reading": 0.02,
+        },
+        0.95,
+        usual=14,
+    ),
 )
 """Plain words first, then everything, then ever longer passages; last, more of writing and refusing."""
 

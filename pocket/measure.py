@@ -104,6 +104,12 @@ def _hex(rng: random.Random) -> str:
     return "".join(rng.choice("0123456789abcdef") for _ in range(16))
 
 
+def together(found: dict[str, Proportion], start: str, within: str) -> Proportion:
+    """The rows so far whose name begins and contains so, as one."""
+    rows = [p for name, p in found.items() if name.startswith(start) and within in name]
+    return wilson(sum(round((p.mean or 0) * p.n) for p in rows), sum(p.n for p in rows))
+
+
 def measure(model: Model, n: int) -> dict[str, Proportion]:
     """Every skill on the card, by name."""
     found: dict[str, Proportion] = {}
@@ -113,10 +119,14 @@ def measure(model: Model, n: int) -> dict[str, Proportion]:
     for n_facts in (0, 3, 6, 12, 24):
         for form, ask in (("trained", world.ask), ("held", world.held_ask)):
             found[f"declining, {n_facts} facts, {form} forms"] = declining(model, n_facts, n, ask)
+    for form in ("trained", "held"):
+        found[f"declining, all of these, {form} forms"] = together(found, "declining", form)
     for n_facts in (1, 3, 6, 10):
         right, covered = pairs(model, n_facts, max(20, n // n_facts))
         found[f"pairs right, {n_facts} facts"] = right
         found[f"facts covered by pairs, {n_facts} facts"] = covered
+    for what in ("pairs right", "facts covered by pairs"):
+        found[f"{what}, all of these"] = together(found, what, "facts")
     found["rewriting, 4 facts"] = texts(model, world.rewriting, 4, n // 2, "rewrite")
     found["summary, 4 facts"] = texts(model, world.summary, 4, n // 2, "summary")
     found["rephrasing a question"] = texts(model, world.rephrasing, 1, n // 2, "rephrase")

@@ -67,6 +67,26 @@ ASK = (
     "State the {r} that belongs to {s}.",
     "Look up {s}. What is its {r}?",
     "{r} of {s}?",
+    "Name {s}'s {r}.",
+    "The {r} of {s} is what?",
+    "According to the page, what is the {r} of {s}?",
+    "{s} has which {r}?",
+    "Let me have the {r} of {s}.",
+    "About {s}: which {r}?",
+    "Somebody asks for {s}'s {r}. What is it?",
+    "Find the {r} for {s}.",
+    "Is there a {r} at {s}? Which one?",
+    "May I have {s}'s {r}?",
+    "Say what the {r} of {s} is.",
+    "In the case of {s}, which {r} applies?",
+    "Of {s} I only want the {r}.",
+    "How does the text give the {r} of {s}?",
+    "We must have {s}'s {r}.",
+    "{s}, {r}?",
+    "Question about {s}. The {r}?",
+    "Check the {r} at {s} and tell me.",
+    "Quote {s}'s {r}.",
+    "When it comes to {s}, what is the {r}?",
 )
 HELD_ASK = (
     "What {r} is recorded for {s}?",
@@ -587,6 +607,11 @@ def refusing(rng: random.Random, n: int) -> list[Turn]:
     return reading(rng, n, untold=near_miss, share=0.8)
 
 
+def refusing_long(rng: random.Random, n: int) -> list[Turn]:
+    """`refusing` on pages of 10 to 26 facts, where most near misses were answered."""
+    return refusing(rng, rng.randint(10, 26))
+
+
 def plain_reading(rng: random.Random, n: int) -> list[Turn]:
     """`reading` in the plainest words there are: where telling facts apart is learnt."""
     return reading(rng, n, plain=True)
@@ -644,6 +669,11 @@ def pairs(rng: random.Random, n: int) -> list[Turn]:
     return [Turn(pairs_prompt(page.text, number), pairs_reply(page.statements, number))]
 
 
+def pairs_short(rng: random.Random, n: int) -> list[Turn]:
+    """`pairs` for one fact or two: knowing when to stop."""
+    return pairs(rng, rng.randint(1, 2))
+
+
 def rewriting(rng: random.Random, n: int) -> list[Turn]:
     """The passage in another form: style k is `SAY[k-1]` throughout."""
     page = passage(rng, n)
@@ -682,8 +712,10 @@ Task = Callable[[random.Random, int], list[Turn]]
 TASKS: dict[str, tuple[Task, float]] = {
     "reading": (reading, 0.50),
     "refusing": (refusing, 0.0),
+    "refusing_long": (refusing_long, 0.0),
     "plain_reading": (plain_reading, 0.05),
     "pairs": (pairs, 0.16),
+    "pairs_short": (pairs_short, 0.0),
     "reversing": (reversing, 0.05),
     "plain_reversing": (plain_reversing, 0.0),
     "filling": (filling, 0.03),
