@@ -16,6 +16,7 @@ from lorewright.bench import arms, counterfact, tables, task
 from lorewright.bench.counterfact import CounterFact, Told, harmonic
 from lorewright.bench.sets import Edit, edits
 from lorewright.errors import ConfigError, JobFailed
+from lorewright.metrics import wilson
 from lorewright.model import Model
 from lorewright.recall import trace
 
@@ -78,6 +79,16 @@ def test_s_of_arms_resamples_edits_whole() -> None:
     assert found["mean"] == pytest.approx(harmonic((1, 3 / 4, 1 / 2)))
     assert found["low"] < found["mean"] < found["high"] and found["n"] == 4
     assert counterfact.score(table, "base", ("", 1))["mean"] is None
+
+
+def test_s_of_a_share_that_never_varies_has_no_interval_without_width() -> None:
+    own = {"arm": "memory", "format": "", "rank": 1, "seed": 0}
+    kinds = {unit: list(counterfact.KINDS) for unit in "abcd"}
+    rows = [{**own, "unit": u, "scores": {"success": [1, n % 2, 0]}} for n, u in enumerate("abcd")]
+    found = counterfact.score(arms.table_of([{"kinds": kinds, "rows": rows}]), "memory", ("", 1))
+    assert found["mean"] == found["low"] == 0
+    bounds = [wilson(n, 4).high for n in (4, 2, 0)]
+    assert found["high"] == pytest.approx(harmonic([b or 0 for b in bounds])) and found["high"] > 0
 
 
 def test_losses_are_means_over_the_objects_own_tokens() -> None:

@@ -30,7 +30,7 @@ from lorewright.bench.task import Done, Task
 from lorewright.data import Example, Fact, Knowledge, Probe, digest
 from lorewright.errors import ConfigError, DataError
 from lorewright.lesson import LessonConfig, prepare
-from lorewright.metrics import contains, exact_match
+from lorewright.metrics import Estimate, contains, exact_match
 from lorewright.model import Model
 from lorewright.recall import trace
 from lorewright.recipe import Diverged, Job
@@ -237,19 +237,29 @@ def harmonic(shares: Sequence[float]) -> float:
 
 
 def score(table: arms.Table, arm: str, setting: tuple[str, int]) -> dict[str, Any]:
-    """Return S of an arm with its interval: edits are resampled with all their prompts."""
+    """Return S of an arm with its interval: edits are resampled with all their prompts.
+
+    Where a share is alike for all edits, resampling says too little: S of the shares' bounds.
+    """
     shares = [arms.by_unit(table.items(arm, "success", kind, setting)) for kind in KINDS]
     units = sorted(set.intersection(*(set(own) for own in shares)))
     if not units:
         return {"n": 0, "mean": None, "low": None, "high": None}
     share_KU = np.array([[own[unit][0] for unit in units] for own in shares])
     mean = harmonic(share_KU.mean(axis=1).tolist())
-    if len(units) == 1:
-        return {"n": 1, "mean": mean, "low": None, "high": None}
+    same = [len(set(share_U.tolist())) == 1 for share_U in share_KU]
+    if any(same):
+        found = [arms.estimated(own) for own in shares]
+        low, high = (harmonic([b or 0.0 for b in ends]) for ends in _ends(found))
+        return {"n": len(units), "mean": mean, "low": min(mean, low), "high": max(mean, high)}
     drawn_DU = np.random.default_rng(0).integers(len(units), size=(N_DRAWS, len(units)))
     draws = [harmonic(row) for row in share_KU[:, drawn_DU].mean(axis=2).T.tolist()]
     low, high = map(float, np.quantile(draws, [0.025, 0.975]))
     return {"n": len(units), "mean": mean, "low": min(mean, low), "high": max(mean, high)}
+
+
+def _ends(found: Sequence[Estimate]) -> tuple[list[float | None], list[float | None]]:
+    return [each.low for each in found], [each.high for each in found]
 
 
 def summarise(config: CounterFact, done: Done) -> dict[str, Any]:

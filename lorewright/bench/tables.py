@@ -102,7 +102,7 @@ def closedbook(summary: Mapping[str, Any]) -> Iterator[Sheet]:
     yield Sheet(title, head, _rows(whole, "metric"), tuple(_notes(summary)))
     first = "judge" if config["judge"] else HEADLINES[name]
     parts = [e for e in summary["arms"] if e["kind"] != ALL and e["metric"] == first]
-    if parts:
+    if len({entry["kind"] for entry in parts}) > 1:
         title = f"{_named(first)}, by kind of question"
         yield Sheet(title, ("written", "questions", *HEAD), _rows(parts, "kind"))
 
