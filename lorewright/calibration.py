@@ -1,9 +1,10 @@
 """Calibration: short writes of made-up facts, from which the planner knows what a base can hold.
 
-One stack of ranks for each of a dozen small bodies of facts, on the very recipe of the write that
-is planned, with budgets of epochs around what a first write takes, so that some of them fail. It
-holds for the base, the targets, the recipe and this version of the sweep; asked for anything else
-it is not found. Trials are kept one by one, so that an interrupted calibration goes on.
+One stack of ranks for each of some twenty small bodies of facts, on the very recipe of the write
+that is planned, with budgets of epochs around what a first write takes, so that some of them fail.
+Questions come with others that are to be declined, entries of a list with few of those. It holds
+for the base, the targets, the recipe and this version of the sweep; asked for anything else it is
+not found. Trials are kept one by one, so that an interrupted calibration goes on.
 
 This room knows writes and files; it knows nothing of plans or of anybody's documents.
 """
@@ -35,7 +36,7 @@ from lorewright.report import save_json
 from lorewright.shelf import read_object
 from lorewright.write import write_all
 
-VERSION = 1
+VERSION = 2
 """Of the sweep: raised when it changes, so that older calibrations are made again."""
 RANKS = (1, 2, 8)
 PACKAGED = Path(__file__).parent / "pocket" / "calibration.json"
@@ -72,14 +73,16 @@ class Body:
     """In how many forms each fact is asked for, at most len(ASKS)."""
     share: float
     """The budget, over the epochs that half of the answers are expected to take."""
-    alike: bool = False
-    """Whether questions share the parts of their subjects' names, and are easily confused."""
+    keys: str = "own"
+    """What is asked by: subjects with names of their `own`; or `alike`, whose names share their
+    parts and are easily confused; or `entries` of a list, ordinary persons and a colon, beside
+    which a lesson finds little to decline."""
 
     @property
     def name(self) -> str:
         """What its trials are called."""
-        alike = "-alike" if self.alike else ""
-        return f"{self.kind}-{self.n_facts}x{self.forms}-{self.share:g}{alike}"
+        keys = "" if self.keys == "own" else f"-{self.keys}"
+        return f"{self.kind}-{self.n_facts}x{self.forms}-{self.share:g}{keys}"
 
 
 @dataclass(frozen=True)
@@ -225,19 +228,18 @@ def calibrate(
 def made_up(body: Body) -> Knowledge:
     """The facts of a body, the same every time."""
     rng = random.Random(f"calibration-{body.name}")
-    answer = KINDS[body.kind]
+    answer, parts = KINDS[body.kind], KEYS[body.keys](rng, body.n_facts)
+    asks, topics = (ENTRY, ("entry",)) if body.keys == "entries" else (ASKS, TOPICS)
     facts: dict[tuple[str, str], str] = {}
-    n_parts = math.isqrt(body.n_facts) + 1
-    parts = [[_name(rng, n) for _ in range(n_parts)] for n in (3, 2)] if body.alike else []
     while len(facts) < body.n_facts:
         names = [rng.choice(part) for part in parts] or [_name(rng, 3), _name(rng, 2)]
-        facts.setdefault((rng.choice(TOPICS), " ".join(names)), answer(rng))
+        facts.setdefault((rng.choice(topics), " ".join(names)), answer(rng))
     return Knowledge(
         facts=tuple(
             # One id for all forms: they ask for one answer.
-            Fact(f"{subject}, {topic}", ASKS[f].format(s=subject, t=topic), reply)
+            Fact(f"{subject}, {topic}", form.format(s=subject, t=topic), reply)
             for (topic, subject), reply in facts.items()
-            for f in range(body.forms)
+            for form in asks[: body.forms]
         )
     )
 
@@ -245,8 +247,8 @@ def made_up(body: Body) -> Knowledge:
 def load_of(model: Model, examples: Sequence[Example]) -> Load:
     """What examples ask of a memory: their answers, and the nats that the base lacks of them.
 
-    Examples that are to be declined do not count; an answer of one source in several forms counts
-    once. Raises DataError where nothing is left.
+    Examples that are to be declined count as such; an answer of one source in several forms counts
+    once. Raises DataError where no answer is left.
     """
     asked = [example for example in examples if example.kind != DECLINED]
     if not asked:
@@ -264,7 +266,8 @@ def load_of(model: Model, examples: Sequence[Example]) -> Load:
         forms.setdefault((example.source, example.completion), []).append(i)
     mean = [sum(nats[i] for i in same) / len(same) for same in forms.values()]
     n_tokens = sum(len(rows[same[0]].completion_ids) for same in forms.values())
-    return Load(len(forms), len(asked), n_tokens, max(sum(mean), LEAST_NATS))
+    n_declined = len(examples) - len(asked)
+    return Load(len(forms), len(asked), n_tokens, max(sum(mean), LEAST_NATS), n_declined)
 
 
 def _examples(model: Model, knowledge: Knowledge) -> tuple[Example, ...]:
@@ -364,24 +367,55 @@ ASKS = (
     "For {s}, what is the {t}?",
     "{s}: what is the {t}?",
 )
+ENTRY = ("{s}:",)
+PERSONS = (
+    ("Anna", "Paul", "Maria", "Peter", "Laura", "David", "Emma", "Thomas", "Julia", "Martin"),
+    ("Adams", "Baker", "Carter", "Evans", "Fisher", "Hunter", "Miller", "Parker", "Reed", "Young"),
+)
+WORDS = (
+    *("stone", "river", "lamp", "copper", "winter", "garden", "bridge", "letter", "window"),
+    *("market", "forest", "engine", "harbour", "silver", "meadow", "paper", "tower", "island"),
+    *("mirror", "bottle", "carpet", "ladder", "basket", "candle"),
+)
+
+
+def _alike(rng: random.Random, n_facts: int) -> tuple[list[str], ...]:
+    """So few names that subjects share them."""
+    n_parts = math.isqrt(n_facts) + 1
+    return tuple([_name(rng, n) for _ in range(n_parts)] for n in (3, 2))
+
+
+KEYS: dict[str, Callable[[random.Random, int], tuple[Sequence[str], ...]]] = {
+    "own": lambda rng, n_facts: (),
+    "alike": _alike,
+    "entries": lambda rng, n_facts: PERSONS,
+}
+"""First and last names of the subjects; none: every subject gets its own."""
 KINDS: dict[str, Callable[[random.Random], str]] = {
     "4 digits": _string("0123456789", 4),
     "10 digits": _string("0123456789", 10),
     "16 hex digits": _string("0123456789abcdef", 16),
     "names": lambda rng: f"{_name(rng, 2)} {_name(rng, 3)}",
+    "words": lambda rng: " ".join(rng.choice(WORDS) for _ in range(5)),
 }
 SWEEP = (
     Body("10 digits", 20, 1, 1.0),
     Body("10 digits", 40, 1, 1.05),
-    Body("10 digits", 16, 1, 1.5, alike=True),
-    Body("4 digits", 32, 1, 1.3, alike=True),
+    Body("10 digits", 16, 1, 1.5, "alike"),
+    Body("4 digits", 32, 1, 1.3, "alike"),
     Body("4 digits", 16, 1, 1.0),
     Body("16 hex digits", 10, 1, 1.05),
-    Body("16 hex digits", 16, 1, 1.4, alike=True),
+    Body("16 hex digits", 16, 1, 1.4, "alike"),
     Body("names", 28, 1, 1.0),
-    Body("names", 16, 1, 1.4, alike=True),
+    Body("names", 16, 1, 1.4, "alike"),
     Body("10 digits", 8, 5, 1.05),
-    Body("names", 10, 5, 1.4, alike=True),
+    Body("names", 10, 5, 1.4, "alike"),
     Body("4 digits", 10, 5, 1.0),
+    Body("10 digits", 16, 1, 1.1, "entries"),
+    Body("4 digits", 24, 1, 1.3, "entries"),
+    Body("names", 12, 1, 1.0, "entries"),
+    Body("words", 8, 1, 1.2, "entries"),
+    Body("16 hex digits", 6, 1, 1.2, "entries"),
+    Body("4 digits", 72, 1, 1.2, "entries"),
 )
 """The first is written with the recipe's own epochs. Shares around 1, so that some writes fail."""

@@ -2,10 +2,12 @@
 
     load, forecast, shape of the adapter  ->  rank, memories, bytes, minutes, predicted recall
 
-The smallest rank is chosen with which a run reaches the wanted recall with the chance `SURE`; where
-none does, the load is cut into several memories or, if it is small, more epochs are advised. What
-is predicted is the share of answers reproduced exactly as trained. Recall in other words than
-trained is not predicted: a write verifies it.
+Bodies of knowledge are harder or easier to write than their numbers say, at all ranks alike. So the
+rank that is planned is the smallest that does where any does, as far as a chance of `ENOUGH` goes;
+whether any does is said beside it. Where not even the largest rank reaches the wanted recall with
+the chance `SURE`, the load is cut into several memories or, if it is small, more epochs are
+advised. What is predicted is the share of answers reproduced exactly as trained. Recall in other
+words than trained is not predicted: a write verifies it.
 
 This room knows forecasts and the sizes of layers; it knows nothing of folders.
 """
@@ -30,20 +32,24 @@ from lorewright.write import write
 WANTED = 0.95
 """Share of the answers that must come back exactly, unless another is asked for."""
 SURE = 0.8
-"""Chance of that with which a rank is good enough."""
+"""Chance of that with which a plan counts as enough."""
+ENOUGH = 0.6
+"""Of the largest rank's chance; the planned rank has as much."""
 CONFIDENCE = 0.9
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 320, 512)
 ENGINES: Mapping[str, tuple[int, ...]] = {"vllm": (8, 16, 32, 64, 128, 256, 320, 512)}
 """Ranks that a serving engine can be started for; an adapter runs under the next one above."""
 WANTED_OF_WRITE, LEAST_WRITTEN = 0.99, 8
 """What a write plans for: rank 8 at least, since engines reserve its room for any smaller one."""
+ENOUGH_TO_WRITE = 0.9
+"""The same for a write, which is to succeed rather than to be small."""
 FIXED_RANK = 8
 """Of a write whose base and recipe have no calibration."""
 LEAST_PART = 50
 """Answers; smaller loads are not cut into several memories."""
 MOST_MEMORIES = 64
 NEAR = 0.03
-"""Where no rank is good enough: so much longer than the largest may the chosen one take."""
+"""Or it takes at most so much longer than the largest: more rank would hardly help."""
 MOST_EPOCHS = 16
 """Times the budget: as far as more epochs are looked for."""
 PACE_ROWS, PACE_EPOCHS = 32, 3
@@ -99,8 +105,6 @@ class Plan:
     epochs: int
     """The budget of every memory."""
     load: Load
-    n_declined: int
-    """Examples that are trained to be declined, or left as they are, beside the answers."""
     n_parameters: int
     """Of one memory."""
     n_bytes: int
@@ -147,13 +151,13 @@ def make(
     epochs: int,
     wanted: float = WANTED,
     ranks: Sequence[int] = RANKS,
-    n_declined: int = 0,
+    enough: float = ENOUGH,
 ) -> Plan:
     """Return the plan for a load.
 
-    Of loads that one memory holds, more of the same never gets a smaller rank.
-
-    Raises ConfigError for a wanted recall that is no share, or ranks of which none fits the base.
+    The rank is the smallest with `enough` of the largest one's chance, or where a larger one would
+    hardly help. Raises ConfigError for a wanted recall that is no share, or ranks of which none
+    fits the base.
     """
     if not 0 < wanted < 1:
         raise ConfigError(
@@ -177,10 +181,10 @@ def make(
     options = tuple(
         _option(part, forecast, shape, rank, epochs, wanted, n_memories) for rank in fitting
     )
-    chosen = next((option for option in options if option.chance >= SURE), None)
-    if chosen is None:  # a larger rank would hardly help
-        enough = (1 + NEAR) * forecast.needs(part, fitting[-1])
-        chosen = next(o for o in options if forecast.needs(part, o.rank) <= enough)
+    if n_memories > 1:  # it was split so that some rank is sure
+        chosen = next(option for option in options if option.chance >= SURE)
+    else:
+        chosen = _choose(options, part, forecast, epochs, wanted, enough)
     return Plan(
         chosen.rank,
         n_memories,
@@ -190,18 +194,17 @@ def make(
         CONFIDENCE,
         epochs,
         load,
-        n_declined,
         shape.n_parameters(chosen.rank),
         chosen.n_bytes,
         options,
         {name: engine_rank(chosen.rank, known) for name, known in ENGINES.items()},
-        _notes(part, forecast, chosen, epochs, wanted, n_memories),
+        _notes(part, forecast, chosen, options, epochs, wanted, n_memories),
     )
 
 
 def timed(plan: Plan, forecast: Forecast, seconds_per_example: float) -> Plan:
     """The plan with its training time, at so many seconds an example and epoch."""
-    n_examples = plan.load.n_examples + plan.n_declined
+    n_examples = plan.load.n_examples + plan.load.n_declined
     need = forecast.stop * forecast.needs(plan.load.part(plan.n_memories), plan.rank)
     each = seconds_per_example * n_examples
     return replace(
@@ -279,8 +282,34 @@ def _option(
     )
 
 
+def _choose(
+    options: Sequence[Option],
+    load: Load,
+    forecast: Forecast,
+    epochs: int,
+    wanted: float,
+    enough: float,
+) -> Option:
+    """The smallest rank with enough of the largest one's chance, or that takes hardly longer."""
+    largest = options[-1].rank
+    least = forecast.log_chance(load, largest, epochs, wanted) + math.log(enough)
+    soon = (1 + NEAR) * forecast.needs(load, largest)
+    return next(
+        option
+        for option in options
+        if forecast.log_chance(load, option.rank, epochs, wanted) >= least
+        or forecast.needs(load, option.rank) <= soon
+    )
+
+
 def _notes(
-    part: Load, forecast: Forecast, chosen: Option, epochs: int, wanted: float, n_memories: int
+    part: Load,
+    forecast: Forecast,
+    chosen: Option,
+    options: Sequence[Option],
+    epochs: int,
+    wanted: float,
+    n_memories: int,
 ) -> tuple[str, ...]:
     """What the numbers do not say, in sentences."""
     notes = []
@@ -289,7 +318,13 @@ def _notes(
             f"One memory does not hold it: split into {n_memories} of about {part.n_answers} "
             "answers each."
         )
-    if chosen.chance < SURE:
+    sure = next((option for option in options if option.chance >= SURE), None)
+    if chosen.chance < SURE and sure is not None:
+        notes.append(
+            f"Rank {chosen.rank} reaches {wanted:g} with a chance of {chosen.chance:.2f}; to be "
+            f"surer take rank {sure.rank} (chance {sure.chance:.2f})."
+        )
+    elif chosen.chance < SURE:
         more = _enough(part, forecast, chosen.rank, epochs, wanted)
         advice = f"{more} epochs would" if more else "neither would many more epochs"
         notes.append(f"No rank reaches {wanted:g} surely in {epochs} epochs; {advice}.")

@@ -17,6 +17,7 @@ from test_model import letters
 import lorewright.calibration as room
 from lorewright.calibration import (
     ASKS,
+    KEYS,
     KINDS,
     RANKS,
     SWEEP,
@@ -204,7 +205,7 @@ def test_the_cache_is_where_the_environment_says(
     assert room.cache_folder().name == "lorewright"
 
 
-def test_a_load_counts_an_answer_once_and_what_is_declined_never(model: Model) -> None:
+def test_a_load_counts_an_answer_once_and_what_is_declined_apart(model: Model) -> None:
     asked = [
         Example("Code of red?", "48", "qa", "a"),
         Example("Red's code?", "48", "qa", "a"),
@@ -213,6 +214,7 @@ def test_a_load_counts_an_answer_once_and_what_is_declined_never(model: Model) -
     ]
     load = load_of(model, asked)
     assert (load.n_answers, load.n_examples, load.n_answer_tokens) == (2, 3, 6)
+    assert load.n_declined == 1
     alone = load_of(model, asked[2:])
     assert load.nats > alone.nats > 0
     with pytest.raises(DataError, match="no answer"):
@@ -238,6 +240,7 @@ def test_made_up_facts_are_distinct_and_the_same_every_time(body: Body) -> None:
 
 def test_the_sweep_covers_kinds_forms_and_ranks() -> None:
     assert {body.kind for body in SWEEP} == set(KINDS) and {b.forms for b in SWEEP} >= {1, 5}
+    assert {body.keys for body in SWEEP} == set(KEYS)
     assert len({body.name for body in SWEEP}) == len(SWEEP)
     assert max(b.forms for b in SWEEP) <= len(ASKS) and len(set(TOPICS)) == len(TOPICS)
     assert min(RANKS) == 1 and len(RANKS) >= 3

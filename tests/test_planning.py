@@ -80,7 +80,7 @@ def test_the_first_plan_calibrates_and_the_next_does_not_unless_asked(memory: Me
     assert find(memory.model, CONFIG) is not None
     first, second, third = (replace(p, seconds=0.0, most_seconds=0.0) for p in plans)
     assert first == second == third
-    assert first.load.n_answers == 3 and first.n_declined == 0
+    assert first.load.n_answers == 3 and first.load.n_declined == 0
     assert plans[0].seconds > 0 and not memory.folder.exists()
 
 

@@ -1,4 +1,4 @@
-"""The figure of the planner's test: what was predicted, what was measured, one line a body."""
+"""The figures of the planner's test: what was predicted beside what was measured."""
 
 from __future__ import annotations
 
@@ -6,54 +6,57 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from tables import at_plan, inside, share
+
 from lorewright.figures.ink import plain, sheet
+from lorewright.forecast import Forecast
+
+ROW_INCHES, FRAME_INCHES = 0.27, 1.8
 
 
-def intervals(records: Sequence[dict[str, Any]], n_inside: int, path: Path, *, dark: bool) -> None:
+def intervals(records: Sequence[dict[str, Any]], path: Path, *, dark: bool) -> None:
     """Draw the predicted interval and the measured recall of every body at its planned rank."""
-    rows = [record["ranks"][str(record["plan"]["rank"])] for record in records]
-    order = sorted(range(len(rows)), key=lambda i: rows[i]["forecast"]["value"])
-    title = f"Of {len(rows)} writes, {n_inside} came to what was predicted"
-    about = (
-        "recall at the planned rank: 90 % interval and median before the write; measured after it"
-    )
-    with sheet(path, title, about, size=(9.6, 0.27 * len(rows) + 1.8), dark=dark) as (figure, ink):
-        ax = figure.add_axes(
-            (
-                0.30,
-                0.09,
-                0.66,
-                1 - (0.95 + 0.09 * (0.27 * len(rows) + 1.8)) / (0.27 * len(rows) + 1.8),
-            )
-        )
+    rows = [at_plan(record) for record in records]
+    order = sorted(range(len(rows)), key=lambda i: (rows[i]["forecast"]["value"], share(rows[i])))
+    n_inside = sum(map(inside, rows))
+    title = f"{n_inside} of {len(rows)} writes came to what was predicted"
+    about = "at the planned rank: 90 % interval and median before the write (blue), recall after it"
+    height = ROW_INCHES * len(rows) + FRAME_INCHES
+    with sheet(path, title, about, size=(9.6, height), dark=dark) as (figure, ink):
+        ax = figure.add_axes((0.30, 0.6 / height, 0.66, 1 - 1.5 / height))
         plain(ax, ink, x="share of answers reproduced exactly", grid="x")
         for y, i in enumerate(order):
-            found, share = rows[i]["forecast"], rows[i]["n_exact"] / rows[i]["n"]
-            inside = found["low"] <= share <= found["high"]
-            ax.plot(
-                [found["low"], found["high"]],
-                [y, y],
-                color=ink.lines[1],
-                linewidth=5,
-                alpha=0.35,
-                solid_capstyle="round",
-            )
-            ax.plot(
-                [found["value"]],
-                [y],
-                marker="|",
-                markersize=10,
-                color=ink.lines[1],
-                linestyle="none",
-            )
-            ax.plot(
-                [share],
-                [y],
-                marker="o",
-                markersize=5.5,
-                color=ink.text if inside else ink.lines[0],
-                linestyle="none",
-            )
+            told, came, held = rows[i]["forecast"], share(rows[i]), inside(rows[i])
+            span, band = [told["low"], told["high"]], ink.lines[1]
+            ax.plot(span, [y, y], color=band, linewidth=5, alpha=0.35, solid_capstyle="round")
+            ax.plot([told["value"]], [y], marker="|", markersize=10, color=band, linestyle="none")
+            colour = ink.text if held else ink.lines[0]
+            ax.plot([came], [y], marker="o", markersize=5.5, color=colour, linestyle="none")
         ax.set_yticks(range(len(order)), [records[i]["name"] for i in order], fontsize=9)
         ax.set_ylim(-0.8, len(order) - 0.2)
         ax.set_xlim(-0.03, 1.03)
+
+
+def curve(records: Sequence[dict[str, Any]], forecast: Forecast, path: Path, *, dark: bool) -> None:
+    """Draw recall of every write against its budget over the epochs it was said to need."""
+    title = "Recall turns from none to all within half as many epochs again"
+    about = "every body and rank; the curve as calibrated, with bodies of knowledge 90 % around it"
+    kappa, most = forecast.constants["kappa"], 2.6
+    with sheet(path, title, about, size=(7.6, 5.2), dark=dark) as (figure, ink):
+        ax = figure.add_axes((0.10, 0.13, 0.86, 0.68))
+        plain(ax, ink, x="epochs given over epochs said to be needed for half", y="recall")
+        ratio = np.linspace(0.5, most, 300)
+        shares = [
+            1 / (1 + np.exp(-kappa * (np.log(ratio) + z * forecast.spread)))
+            for z in (-1.645, 0.0, 1.645)
+        ]
+        ax.fill_between(ratio, shares[0], shares[2], color=ink.lines[1], alpha=0.2, linewidth=0)
+        ax.plot(ratio, shares[1], color=ink.lines[1], linewidth=1.6)
+        for record in records:
+            for row in record["ranks"].values():
+                x = min(record["epochs"] / row["needs"], most)
+                colour = ink.text if inside(row) else ink.lines[0]
+                ax.plot([x], [share(row)], marker="o", markersize=4, color=colour, alpha=0.65)
+        ax.set_xlim(0.5, most + 0.04)
+        ax.set_ylim(-0.03, 1.03)

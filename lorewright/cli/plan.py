@@ -91,7 +91,7 @@ def _print_plan(name: str, planned: Plan) -> None:
     out = Console()
     load = planned.load
     about = f"{name}: {load.n_answers} answers ({load.n_examples} questions, "
-    about += f"{planned.n_declined} more beside them), {load.n_answer_tokens} tokens, "
+    about += f"{load.n_declined} more beside them), {load.n_answer_tokens} tokens, "
     about += f"{load.bits:.0f} bits that the base lacks"
     out.print(Text(about), soft_wrap=True)
     out.print(Text(str(planned), style="bold"), soft_wrap=True)

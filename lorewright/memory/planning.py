@@ -64,7 +64,6 @@ def plan(
         shape,
         epochs=config.epochs,
         wanted=wanted,
-        n_declined=len(made.examples) - load.n_examples,
     )
     watch.step("timing a few steps")
     lora = replace(config.lora, rank=planned.rank)
@@ -106,7 +105,7 @@ def _ranked(
         epochs=config.epochs,
         wanted=plans.WANTED_OF_WRITE,
         ranks=ranks if min(ranks) <= shape.largest else [shape.largest],
-        n_declined=len(examples) - load.n_examples,
+        enough=plans.ENOUGH_TO_WRITE,
     )
     advice = " ".join(planned.notes[:-1])
     return {"rank": planned.rank, "note": f"Planned: {planned}. {advice}".strip()} | {
