@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -70,6 +71,17 @@ def test_differences_are_paired_by_unit_and_position() -> None:
     assert found.n == 2 and found.mean == pytest.approx(0.5)
     # Levels differ and the difference never: only pairing can see that.
     assert found.low == pytest.approx(0.5) and found.high == pytest.approx(0.5)
+
+
+def test_a_difference_of_arms_that_never_vary_has_newcombes_interval() -> None:
+    ones, zeros = ({"a": dict.fromkeys(range(9), value)} for value in (1.0, 0.0))
+    low = wilson(9, 9).low
+    assert low is not None
+    found = arms.difference(ones, zeros)
+    assert (found.n, found.mean, found.high) == (9, 1, 1)
+    assert found.low == pytest.approx(1 - math.hypot(1 - low, 1 - low))
+    same = arms.difference(zeros, zeros)
+    assert same.mean == 0 and same.high == pytest.approx(1 - low) == pytest.approx(-same.low)  # type: ignore[operator]
 
 
 def test_every_unit_counts_alike_where_that_is_asked() -> None:

@@ -13,6 +13,7 @@ plain records; it knows no model.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -86,12 +87,29 @@ def estimated(items: Items) -> Estimate:
 
 
 def difference(a: Items, b: Items) -> Estimate:
-    """Return the mean of a - b over the items that both have, with its bootstrap interval."""
-    pairs = [[a[u][i] - b[u][i] for i in a[u] if i in b[u]] for u in a if u in b]
-    clusters = [own for own in pairs if own]
+    """Return the mean of a - b over the items that both have, with its bootstrap interval.
+
+    Where each arm scores all 0 or all 1, resampling would say nothing: Newcombe's interval, which
+    joins the two of Wilson (1998, method 10, without the gain of pairing).
+    """
+    pairs = [[(a[u][i], b[u][i]) for i in a[u] if i in b[u]] for u in a if u in b]
+    flat = [pair for own in pairs for pair in own]
+    if len(set(flat)) == 1 and set(flat[0]) <= {0.0, 1.0}:
+        return _newcombe(*flat[0], len(flat))
+    clusters = [[x - y for x, y in own] for own in pairs if own]
     if all(len(own) == 1 for own in clusters):
         return mean_interval([own[0] for own in clusters])
     return clustered_interval(clusters)
+
+
+def _newcombe(a: float, b: float, n: int) -> Estimate:
+    """The interval of a - b, where one arm scores a on all n items and the other b."""
+    first, second = wilson(round(a * n), n), wilson(round(b * n), n)
+    assert first.low is not None and first.high is not None
+    assert second.low is not None and second.high is not None
+    down = math.hypot(a - first.low, second.high - b)
+    up = math.hypot(first.high - a, b - second.low)
+    return Estimate(n, a - b, a - b - down, a - b + up)
 
 
 def by_unit(items: Items) -> Items:
