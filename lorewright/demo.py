@@ -46,6 +46,7 @@ MARGIN = 0.9
 NEGATIVES = 4.0
 """Questions to be declined are four times those to be answered, as far as there are so many: most
 of what a document could be asked it does not say."""
+LESSON = LessonConfig(negatives=NEGATIVES)
 NEW = "new-"
 """Ids of probes whose question form the base never saw either begin so: the stricter test."""
 
@@ -100,8 +101,8 @@ def run(
         outcome = memory.write(
             document,
             name="handbook",
-            config=replace(config, lora=replace(config.lora, layers=_upper(model))),
-            lesson=LessonConfig(negatives=NEGATIVES),
+            config=asked_config(model, config.epochs),
+            lesson=LESSON,
             probes=probes,
             watch=Watch(step, on_epoch),
         )
@@ -164,9 +165,14 @@ def _config(model: Model, epochs: int, *, batch: int) -> WriteConfig:
     )
 
 
-def _upper(model: Model) -> tuple[int, ...]:
-    """All layers but the first, which knows words: near misses are then declined more often."""
-    return tuple(range(1, int(model.network.config.get_text_config().num_hidden_layers)))
+def asked_config(model: Model, epochs: int = QUESTION_EPOCHS) -> WriteConfig:
+    """How the demo's second write is trained, beside `LESSON`.
+
+    All layers but the first, which knows words: near misses are then declined more often.
+    """
+    config = _config(model, epochs, batch=16)
+    upper = tuple(range(1, int(model.network.config.get_text_config().num_hidden_layers)))
+    return replace(config, lora=replace(config.lora, layers=upper))
 
 
 def _nobody(prompts: list[str]) -> list[str]:

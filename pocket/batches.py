@@ -132,7 +132,6 @@ LEVELS = (
             "refusing": 0.1,
             "refusing_long": 0.2,
             "summary": 0.1,
-            "reciting": 0.2,
             "plain_reading": 0.02,
         },
         0.95,

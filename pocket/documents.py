@@ -25,8 +25,8 @@ SEED = "bench-memories"
 N_DOCUMENTS = 64
 N_FACTS = 8
 N_STRANGERS = 600
-UNTRAINED = world.ASK[6:]
-"""Forms that the base knows and that no set of written questions takes."""
+UNTRAINED = world.ASK[6:14]
+"""Forms that the base knows and no set of written questions takes, of those at the time of drawing."""
 OUT = Path(__file__).parent.parent / "lorewright" / "bench"
 
 
