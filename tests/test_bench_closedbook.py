@@ -68,6 +68,15 @@ def test_every_format_stands_beside_its_controls(swept: tuple[Path, dict[str, An
     assert found["chance"] == 0.25 and found["n_examples"]["raw"] == 2
 
 
+def test_what_was_dropped_of_a_lesson_is_said() -> None:
+    about = {"qa": {"n_examples": {"qa": 1}, "n_seen": 0, "notes": ["a: 2 of 3 were dropped."]}}
+    record = {"kinds": {}, "rows": [], "asked": {}, "lessons": {"a": about}}
+    found = closedbook.summarise(replace(SMALL, formats=("qa",)), [({}, record)])
+    assert found["lesson_notes"] == ["a: 2 of 3 were dropped."]
+    (sheet, *_) = tables.closedbook({**found, "bench": "quality", "config": asdict(SMALL)})
+    assert any("2 of 3 were dropped" in note for note in sheet.notes)
+
+
 def test_kinds_of_question_are_told_apart(swept: tuple[Path, dict[str, Any]]) -> None:
     _, found = swept
     ns = {k: by(found, k)["qa", "choice"]["arms"]["memory"]["n"] for k in (sets.EASY, sets.HARD)}

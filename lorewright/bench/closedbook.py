@@ -373,11 +373,20 @@ def summarise(config: ClosedBook, done: Done) -> dict[str, Any]:
             name: sum(sum(own[name].get("n_examples", {}).values()) for own in lessons)
             for name in config.formats
         },
+        "lesson_notes": list(
+            dict.fromkeys(note for own in lessons for each in own.values() for note in _told(each))
+        ),
         "n_without_full": sum("why" in row for row in rows if row["arm"] == "full"),
         "not_written": _not_written(rows),
         "n_unjudged": scores.count(None),
         "n_judged": len(scores),
     }
+
+
+def _told(about: Mapping[str, Any]) -> Sequence[str]:
+    """What was dropped or left out of a lesson, in sentences."""
+    notes: Sequence[str] = about.get("notes", ())
+    return notes
 
 
 def _chance(asked: Sequence[Mapping[str, Any]]) -> float:

@@ -132,6 +132,9 @@ def _notes(summary: Mapping[str, Any]) -> Iterator[str]:
         yield f"Choice: the option with the least loss; chance is {summary['chance']:.2f}."
     trained = ", ".join(f"{name} {n}" for name, n in summary["n_examples"].items())
     yield f"Examples trained: {trained}."
+    notes = summary["lesson_notes"]
+    if notes:
+        yield f"On what was written for training, the first of {len(notes)} notes: {notes[0]}"
     seen = {name: n for name, n in summary["n_seen"].items() if n}
     if seen:
         told = ", ".join(f"{name} {n}" for name, n in seen.items())
