@@ -186,6 +186,9 @@ def main() -> None:
     parser.add_argument("--set", choices=sorted(SETS), default="fresh")
     parser.add_argument("--plans", action="store_true")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument(
+        "--backwards", action="store_true", help="last body first: two processes share the work"
+    )
     parser.add_argument("--out", type=Path, default=HERE)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
@@ -194,7 +197,8 @@ def main() -> None:
     bodies = list(enumerate(SETS[args.set]))[: QUICK if args.quick else None]
     out = args.out / "quick" if args.quick else args.out
     folder = out / "records" / args.set
-    done = {} if args.plans else written_or_kept(model, bodies, folder, args.quick)
+    order = bodies[::-1] if args.backwards else bodies
+    done = {} if args.plans else written_or_kept(model, order, folder, args.quick)
     known = find(model, WriteConfig(lr=suggested_lr(model)))
     if known is None:
         raise SystemExit("the base is not calibrated: python pocket/calibrate.py --keep")
