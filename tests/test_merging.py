@@ -25,7 +25,7 @@ from lorewright.imitate import Source
 from lorewright.lesson import Lesson
 from lorewright.lora import LoraConfig
 from lorewright.memory import Memory, Watch
-from lorewright.memory.choosing import GRID, NAMES, REWRITE, Trial, held_back, make, search
+from lorewright.memory.choosing import GRID, NAMES, REWRITE, Trial, held_back, made_by, make, search
 from lorewright.memory.merging import Merged
 from lorewright.memory.removal import descendants
 from lorewright.merge import METHODS
@@ -243,6 +243,17 @@ def test_a_search_holds_back_the_same_questions_for_all_and_tries_half_the_rank(
     assert [[share.n for share in trial.held] for trial in trials] == [[3, 3]] * 4
     fixed = list(search(model, sources, rank=5, grid=SMALL[:1]))
     assert [trial.rank for trial in fixed] == [5]
+
+
+def test_one_adapter_is_made_by_the_method_or_by_the_best_that_auto_tries(
+    model: Model, sources: list[Source]
+) -> None:
+    grid = SMALL[:1]
+    best = max(search(model, sources, grid=grid), key=lambda trial: trial.merit)
+    again, _ = make(model, sources, "tsv", rank=best.rank)
+    assert content_id(made_by(model, sources, "auto", grid=grid)) == content_id(again)
+    summed, _ = make(model, sources, "cat")
+    assert content_id(made_by(model, sources, "cat")) == content_id(summed)
 
 
 def test_a_way_that_cannot_be_had_is_a_trial_that_says_why(

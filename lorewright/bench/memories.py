@@ -79,7 +79,7 @@ class Settings:
     """Recalled means p above this at every token, as in `lore demo`."""
     epochs: int = 60
     false_activation: float = FALSE_ACTIVATION
-    merge_method: str = "tsv"
+    merge_method: str = "imitate"
     seed: int = 0
     documents: str = ""
     """A file of documents; empty = the packaged ones."""

@@ -25,7 +25,7 @@ def memories(
     false_activation: Annotated[
         float, typer.Option(help="Share of strangers' questions that may be let through.")
     ] = 0.05,
-    merge_method: Annotated[str, typer.Option(help="How all are merged into one.")] = "tsv",
+    merge_method: Annotated[str, typer.Option(help="As in `lore merge`, or auto.")] = "imitate",
     arm: Annotated[list[str] | None, typer.Option(help="Some of the arms; all by default.")] = None,
     source: Annotated[
         Path | None, typer.Option("--from", help="Your documents as JSON lines, with questions.")

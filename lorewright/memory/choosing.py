@@ -121,12 +121,17 @@ def make(
 
 
 def made_by(
-    model: Model, sources: Sequence[Source], method: str, watch: Watch | None = None
+    model: Model,
+    sources: Sequence[Source],
+    method: str,
+    watch: Watch | None = None,
+    grid: Sequence[tuple[str, Options]] | None = None,
 ) -> Adapter:
-    """One adapter of all by one method, or by the one that `auto` takes; raises as the method."""
+    """One adapter of all by one method, or by the one of a grid that `auto` takes; raises alike."""
     if method != AUTO:
         return make(model, sources, method, watch=watch)[0]
-    best = max(search(model, sources, watch=watch), key=lambda trial: trial.merit)
+    trials = search(model, sources, watch=watch, grid=grid or GRID)
+    best = max(trials, key=lambda trial: trial.merit)
     return make(model, sources, best.method, None, best.rank, best.options, watch)[0]
 
 

@@ -1,0 +1,86 @@
+"""What is left of several memories when all are merged into one adapter, by method.
+
+    python benchmarks/merge_many.py --out many
+    python benchmarks/merge_many.py --quick --out some
+
+The first documents of `lore bench memories`, a memory each, written as there; then its arms `oracle` (the
+right memory) and `merged` by each method, on its questions, in forms that no lesson trains. Memories are kept
+in the folder and not written again. Seconds are of CPU and for the merge with its questions. The last line can be
+read by a script.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from ratio import machine
+
+from lorewright.bench.memories import (
+    BY_NAME,
+    DOCUMENTS,
+    Setting,
+    Settings,
+    read_pages,
+    score,
+    written,
+)
+from lorewright.memory import Watch
+from lorewright.memory.verdict import usual_metric
+from lorewright.metrics import paired_difference, wilson
+from lorewright.model import Model
+
+
+def main() -> None:
+    """Write, merge, ask, print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--documents", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=60, help="budget of every write")
+    parser.add_argument("--method", nargs="+", default=["tsv", "imitate", "auto"])
+    parser.add_argument("--out", type=Path, required=True, help="folder of the memories")
+    parser.add_argument("--quick", action="store_true", help="two documents, two epochs, tsv")
+    arguments = parser.parse_args()
+    settings = Settings(n_documents=arguments.documents, epochs=arguments.epochs)
+    methods = arguments.method
+    if arguments.quick:
+        settings, methods = replace(settings, n_documents=2, epochs=2), ["tsv"]
+    print(machine(1))
+    model, watch = Model.load(), Watch()
+    pages = read_pages(DOCUMENTS, settings.n_documents)
+    memory = written(arguments.out, model, pages, settings, watch)
+    by_name = {page.document.id: page for page in pages}
+    questions = [q for page in pages for q in page.questions]
+    metric, scores = usual_metric(model), {}
+    print(f"{len(pages)} memories of rank {settings.rank}, {len(questions)} questions, {metric}")
+    for name in ("oracle", *methods):
+        given = Setting(
+            memory, arguments.out, by_name, replace(settings, merge_method=name), watch, {}
+        )
+        began = time.process_time()
+        answers = BY_NAME["oracle" if name == "oracle" else "merged"](given, questions)
+        took = time.process_time() - began
+        scores[name] = [score(q, a, metric) for q, a in zip(questions, answers, strict=True)]
+        kinds = sorted({q.kind for q in questions})
+        shares = {
+            kind: [
+                s for q, s in zip(questions, scores[name], strict=True) if kind in ("all", q.kind)
+            ]
+            for kind in ("all", *kinds)
+        }
+        told = ", ".join(
+            f"{kind} {wilson(round(sum(own)), len(own))}" for kind, own in shares.items()
+        )
+        print(f"{name}: {told}; {took:.0f} s", flush=True)
+    first = methods[0]
+    for other in methods[1:]:
+        print(f"{other} less {first}: {paired_difference(scores[other], scores[first])}")
+    said = " ".join(f"{name}={sum(own) / len(own):.3f}" for name, own in scores.items())
+    print(f"merge_many documents={len(pages)} {said}")
+
+
+if __name__ == "__main__":
+    main()
