@@ -30,7 +30,7 @@ SMALL = ClosedBook(
     formats=("qa", "raw"),
     ranks=(4,),
     seeds=2,
-    epochs=5,
+    epochs=4,
     sets=1,
     answer_tokens=12,
 )

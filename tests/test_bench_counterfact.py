@@ -21,7 +21,7 @@ from lorewright.model import Model
 from lorewright.recall import trace
 
 DATA = str(Path(__file__).parent / "fixtures" / "sets" / "counterfact.json")
-SMALL = CounterFact(DATA, edits=3, negatives=0, ranks=(2,), seeds=2, epochs=2)
+SMALL = CounterFact(DATA, edits=2, negatives=0, ranks=(2,), seeds=2, epochs=2)
 EDIT = Edit("0", "Ann lives in", "Rome", "Oslo", ("Ann's town is",), ("Bo lives in", "Cy lives in"))
 
 
@@ -109,13 +109,13 @@ def test_a_sweep_has_every_kind_under_every_arm_with_n(
     swept: tuple[Path, dict[str, Any]],
 ) -> None:
     _, found = swept
-    assert found["n_edits"] == 3 and found["n_jobs"] == 1
-    assert found["n_prompts"] == {"efficacy": 3, "paraphrase": 6, "neighbourhood": 7}
+    assert found["n_edits"] == 2 and found["n_jobs"] == 1
+    assert found["n_prompts"] == {"efficacy": 2, "paraphrase": 4, "neighbourhood": 5}
     by = {(entry["kind"], entry["metric"]): entry for entry in found["arms"]}
     assert {kind for kind, _ in by} == set(counterfact.KINDS)
     for entry in by.values():
         assert set(entry["arms"]) == set(arms.ARMS) and len(entry["by_seed"]) == 2
-        assert all(arm["n"] == 3 and arm["low"] is not None for arm in entry["arms"].values())
+        assert all(arm["n"] == 2 and arm["low"] is not None for arm in entry["arms"].values())
     assert by["neighbourhood", "reply as the base's"]["arms"]["base"]["mean"] == 1
     # The base that reads the statement says it, which the embedded base can.
     assert by["paraphrase", "exact reply"]["arms"]["full"]["mean"] == 1
@@ -134,7 +134,7 @@ def test_a_trained_statement_is_preferred_by_its_own_memory_only(
         if row["arm"] in arms.OWN
     }
     for seed in (0, 1):
-        for unit in ("0", "1", "2"):
+        for unit in ("0", "1"):
             assert first["memory", seed, unit] < first["wrong", seed, unit]
 
 
@@ -154,15 +154,16 @@ def test_a_sweep_that_is_there_is_not_done_again_and_grows(
 
 
 def test_a_base_without_a_template_goes_on_with_the_statement(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(counterfact, "REPLY_TOKENS", 2)  # such a base never stops by itself
     base = tmp_path / "plain"
     shutil.copytree(Path(lorewright.__file__).parent / "pocket", base)
     (base / "chat_template.jinja").unlink()
     model = Model.load(str(base))
     row = model.render("Ann lives in", "Rome")
     assert model.decode([*row.prompt_ids, *row.completion_ids]) == "Ann lives in Rome"
-    config = replace(SMALL, model=str(base), edits=2, seeds=1, epochs=1)
+    config = replace(SMALL, model=str(base), seeds=1, epochs=1)
     found = task.run(counterfact.TASK, config, tmp_path / "cf")
     assert found["n_edits"] == 2 and found["base"]["digest"] == model.digest
 
@@ -176,7 +177,7 @@ def test_edits_may_share_a_memory() -> None:
 
 def test_tables_say_what_the_numbers_mean(swept: tuple[Path, dict[str, Any]]) -> None:
     (sheet,) = tables.counterfact(swept[1])
-    assert sheet.title == "CounterFact: 3 edits, 1 in a memory, 2 seeds"
+    assert sheet.title == "CounterFact: 2 edits, 1 in a memory, 2 seeds"
     assert sheet.rows[-1][2] == "score S" and len(sheet.rows) == 3 * 4 + 1 + 1
     assert any("harmonic mean" in note for note in sheet.notes)
 
