@@ -21,7 +21,7 @@ def intervals(records: Sequence[dict[str, Any]], path: Path, *, dark: bool) -> N
     order = sorted(range(len(rows)), key=lambda i: (rows[i]["forecast"]["value"], share(rows[i])))
     n_inside = sum(map(inside, rows))
     title = f"{n_inside} of {len(rows)} writes came to what was predicted"
-    about = "at the planned rank: 90 % interval and median before the write (blue), recall after it"
+    about = "at the planned rank: 90 % interval and median before the write (blue), recall after it; orange: outside"
     height = ROW_INCHES * len(rows) + FRAME_INCHES
     with sheet(path, title, about, size=(9.6, height), dark=dark) as (figure, ink):
         ax = figure.add_axes((0.30, 0.6 / height, 0.66, 1 - 1.5 / height))
@@ -40,8 +40,11 @@ def intervals(records: Sequence[dict[str, Any]], path: Path, *, dark: bool) -> N
 
 def curve(records: Sequence[dict[str, Any]], forecast: Forecast, path: Path, *, dark: bool) -> None:
     """Draw recall of every write against its budget over the epochs it was said to need."""
-    title = "Recall turns from none to all within half as many epochs again"
-    about = "every body and rank; the curve as calibrated, with bodies of knowledge 90 % around it"
+    held = [inside(row) for record in records for row in record["ranks"].values()]
+    title = f"{sum(held)} of {len(held)} writes at all ranks came to what was predicted"
+    about = (
+        "curve as calibrated, 90 % of bodies of knowledge around it; orange: outside its interval"
+    )
     kappa, most = forecast.constants["kappa"], 2.6
     with sheet(path, title, about, size=(7.6, 5.2), dark=dark) as (figure, ink):
         ax = figure.add_axes((0.10, 0.13, 0.86, 0.68))
