@@ -34,6 +34,7 @@ SMALL = longcontext.LongContext(
     paired=2,
     compared=10,
     steps=20,
+    compared_steps=20,
 )
 
 

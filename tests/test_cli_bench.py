@@ -63,7 +63,17 @@ def test_a_text_of_ones_own_is_recited(lore: Any, tmp_path: Path) -> None:
     text = Path(__file__).parent.parent / "examples" / "handbook.md"
     some = ["--part", "law", "--ranks", "1,2", "--lengths", "8", "--noise", "0", "--seeds", 2]
     ran = lore(
-        "bench", "longcontext", *some, "--steps", 20, "--text", text, "--out", tmp_path / "a"
+        "bench",
+        "longcontext",
+        *some,
+        "--steps",
+        20,
+        "--compared-steps",
+        20,
+        "--text",
+        text,
+        "--out",
+        tmp_path / "a",
     )
     assert ran.code == 0 and "Capacity and efficiency" in ran.out
     (config,) = [json.loads((tmp_path / "a" / "config.json").read_text())["config"]]

@@ -49,7 +49,8 @@ def longcontext(
     objective: Methods = None,
     placement: Placement = "down_proj@middle",
     text: Annotated[Path | None, typer.Option(help="Natural text of your own.")] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Budget of steps a write.")] = 200,
+    steps: Annotated[int, typer.Option(min=1, help="Budget of steps a write; the law.")] = 500,
+    compared_steps: Annotated[int, typer.Option(min=1, help="And of the other parts.")] = 200,
     lr: Rate = 0.0,
     out: Out = Path("bench-longcontext"),
     on: On = "here",
@@ -75,7 +76,13 @@ def longcontext(
         text=str(text or ""),
     )
     config = bench.LongContext(
-        model=model, documents=seeds, placement=placement, steps=steps, lr=lr, **asked
+        model=model,
+        documents=seeds,
+        placement=placement,
+        steps=steps,
+        compared_steps=compared_steps,
+        lr=lr,
+        **asked,
     )
     config = bench.quick(config) if quick else config
     sweep(bench.TASK, config, console, out=out, on=on, as_json=as_json, markdown=markdown)
