@@ -36,7 +36,7 @@ from lorewright.model import Model  # noqa: E402
 from lorewright.report import save_json, store  # noqa: E402
 
 RECORDS = HERE / "records"
-N_DOCUMENTS, N_SUBJECTS, N_EACH, N_UNKNOWN = 8, 8, 6, 48
+N_DOCUMENTS, N_SUBJECTS, N_EACH, N_UNKNOWN = 5, 8, 6, 48
 UNTRAINED = world.ASK[6:]
 """Question forms that the base knows and that no lesson trains."""
 MARKS = ("<!-- table: written by run.py -->\n", "<!-- end of table -->\n")
