@@ -315,7 +315,7 @@ def test_ctrl_c_in_training_exits_130_and_the_same_command_resumes(
 ) -> None:
     atlas = tmp_path / "atlas"
     command = ["write", str(place / "facts.jsonl"), "--into", str(atlas), "--lr", "1e-5"]
-    command += ["--epochs", "20", "--probes", str(place / "probes.jsonl"), "--json"]
+    command += ["--epochs", "60", "--probes", str(place / "probes.jsonl"), "--json"]
     with subprocess.Popen(
         [*LORE, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -329,7 +329,7 @@ def test_ctrl_c_in_training_exits_130_and_the_same_command_resumes(
     assert "Traceback" not in err and err.strip().splitlines()[-1].startswith("Interrupted.")
     assert Memory.open(atlas).names == {}
     ran = lore(*command)
-    assert ran.code == 0 and ran.json["epochs"] == 20
+    assert ran.code == 0 and ran.json["epochs"] == 60
     assert len(list((atlas / "runs").iterdir())) == 1
 
 
