@@ -317,7 +317,12 @@ def test_ctrl_c_in_training_exits_130_and_the_same_command_resumes(
     command = ["write", str(place / "facts.jsonl"), "--into", str(atlas), "--lr", "1e-5"]
     command += ["--epochs", "60", "--probes", str(place / "probes.jsonl"), "--json"]
     with subprocess.Popen(
-        [*LORE, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*LORE, *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A suite in the background of a shell ignores Ctrl-C, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         until = time.monotonic() + 300
         while not list(atlas.glob(f"runs/*/{CHECKPOINT}")):
