@@ -27,7 +27,7 @@ help: ## list these targets
 setup: $(STAMP) ## create .venv and install everything (the others do it when needed)
 
 demo: $(STAMP) ## watch the embedded model learn a document, offline
-	$(OFFLINE) OMP_NUM_THREADS=$(THREADS) $(BIN)/lore demo $(DEMO)
+	$(OFFLINE) OMP_NUM_THREADS=$(THREADS) $(BIN)/lore demo --threads 1 $(DEMO)
 
 test: $(STAMP) ## run the tests, offline (one thread for each of WORKERS processes)
 	$(if $(LOREWRIGHT_NETWORK),,$(OFFLINE)) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST)
