@@ -41,7 +41,7 @@ LAYERS = (
         "checkpoint",
     },
     {"adapter", "recipe"},
-    {"model", "trunk", "layerwise", "distil", "progress"},
+    {"model", "trunk", "layerwise", "distil", "progress", "questions"},
     {"write", "recall", "merge", "imitate", "route"},
     {
         *("ask", "lesson", "calibration", "plan", "diagnose", "report", "figures", "tune"),

@@ -32,6 +32,7 @@ from lorewright.errors import ConfigError, DataError
 from lorewright.lesson import Lesson, LessonConfig, prepare
 from lorewright.metrics import METRICS, normalise
 from lorewright.model import Model
+from lorewright.questions import write_about
 from lorewright.recall import answer, trace
 from lorewright.recipe import Diverged, Job, Written
 from lorewright.teacher import connect
@@ -42,8 +43,6 @@ TEXTS = 2
 """Texts of a job: each has another to be compared with."""
 STACK = 12
 """Memories written at once."""
-QUESTION_TOKENS = 256
-"""Longest reply when the base writes about a passage, in tokens: some replies never end."""
 VIEWS = {"raw": "verbatim", "qa": "qa", "summary": "summary", "rewrite": "rewrite"}
 """Parts of a format and the views that make them."""
 FORMATS = {
@@ -176,7 +175,7 @@ def task(job: dict[str, Any]) -> dict[str, Any]:
 def _lessons(model: Model, text: sets.Text, job: Mapping[str, Any]) -> dict[str, Lesson | str]:
     """What is trained in each format, from the same written questions; or why nothing is."""
     told = job["teacher"]
-    ask = _once(connect(told) if told else partial(model.generate, max_new_tokens=QUESTION_TOKENS))
+    ask = _once(connect(told) if told else partial(write_about, model))
     known = Knowledge((Document(text.id, text.text, text.title),))
     probes = [
         Probe(f"{text.id}-{n}", question.text, question.answers, "paraphrase", text.id)

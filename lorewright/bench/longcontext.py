@@ -120,8 +120,7 @@ def _content(text: str) -> str:
 
 
 def _law(config: LongContext) -> list[dict[str, Any]]:
-    how = _how(config, config.placement, config.ranks, ("sft",), repeats=10)
-    how["epochs"] = max(1, config.steps // 10)
+    how = _how(config, config.placement, config.ranks, ("sft",), repeats=10, steps=config.steps)
     return [
         how | {"length": length, "noise": noise, "document": document}
         for length in config.lengths
@@ -169,13 +168,15 @@ def _how(
     methods: Sequence[str],
     *,
     repeats: int,
+    steps: int = 0,
 ) -> dict[str, Any]:
+    """How a job's texts are written; `steps` optimiser steps, 0 = as many as what is compared."""
     return {
         "placement": placement,
         "ranks": list(ranks),
         "methods": list(methods),
         "repeats": repeats,
-        "epochs": max(1, config.compared_steps // repeats),
+        "epochs": max(1, (steps or config.compared_steps) // repeats),
     }
 
 

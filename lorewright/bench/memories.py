@@ -47,6 +47,7 @@ from lorewright.memory.verdict import stored_lesson
 from lorewright.merge import merge
 from lorewright.metrics import METRICS, contains
 from lorewright.model import Model
+from lorewright.questions import write_about
 from lorewright.recipe import Diverged, Job, WriteConfig
 from lorewright.report import save_json
 from lorewright.shelf import enter, entries, run_folder, writing
@@ -62,8 +63,6 @@ ARMS = (
 STACK = 16
 """Memories written at once."""
 MERGED = "all, merged"  # no name of a memory has a comma
-MAX_LESSON_TOKENS = 192
-"""Longest reply when the base writes questions on a passage, in tokens: some replies never end."""
 OWN = ("question", "answer")
 """Fields of a fact that are no kind of question: the plain form is what lessons train."""
 
@@ -199,7 +198,7 @@ def _prepared(memory: Memory, page: Page, watch: Watch) -> Path:
         model = memory.model
         made = prepare(
             known,
-            ask_llm=partial(model.generate, max_new_tokens=MAX_LESSON_TOKENS),
+            ask_llm=partial(write_about, model),
             closed_book=model.generate,
             config=LessonConfig(),
             phrasing=model.phrasing,

@@ -15,14 +15,13 @@ from lorewright.lesson import LessonConfig, prepare
 from lorewright.memory.records import Watch
 from lorewright.model import Model
 from lorewright.plan import Plan
+from lorewright.questions import write_about
 from lorewright.recipe import WriteConfig
 from lorewright.report import save_json
 from lorewright.shelf import read_object
 from lorewright.views import AskLLM
 from lorewright.write import suggested_lr
 
-MAX_QUESTION_TOKENS = 512
-"""Longest reply when the base writes questions, in tokens."""
 PLAN_FILE = "plan.json"
 
 
@@ -46,7 +45,7 @@ def plan(
     shape = plans.shape_of(model, config.lora)
     made = prepare(
         known,
-        ask_llm=teacher or partial(_write_questions, model),
+        ask_llm=teacher or partial(write_about, model),
         closed_book=model.generate,
         config=lesson or LessonConfig(),
         progress=watch.step,
@@ -111,7 +110,3 @@ def _ranked(
     return {"rank": planned.rank, "note": f"Planned: {planned}. {advice}".strip()} | {
         "plan": planned.to_json()
     }
-
-
-def _write_questions(model: Model, prompts: list[str]) -> list[str]:
-    return model.generate(prompts, max_new_tokens=MAX_QUESTION_TOKENS)

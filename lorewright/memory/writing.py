@@ -25,6 +25,7 @@ from lorewright.memory.planning import rank_for
 from lorewright.memory.records import Outcome, Watch
 from lorewright.memory.verdict import stored_lesson, take, usual_metric
 from lorewright.metrics import METRICS
+from lorewright.questions import write_about
 from lorewright.recall import Audit, audit
 from lorewright.recipe import WriteConfig, Written
 from lorewright.report import save_json
@@ -35,13 +36,6 @@ from lorewright.views import AskLLM
 
 if TYPE_CHECKING:
     from lorewright.memory import Memory
-
-MAX_QUESTION_TOKENS = 512
-"""Longest reply when the base writes questions, in tokens, however long the passage."""
-QUESTION_TOKENS = 64
-"""What it may write about any passage; and so often it is looked at whether it still gets on."""
-QUESTION_SHARE = 4
-"""What it may write besides, as a multiple of the passage's tokens; complete replies need 2."""
 
 
 def write(
@@ -139,7 +133,7 @@ def _lesson(
     if not path.exists():
         made = prepare(
             known,
-            ask_llm=teacher or partial(_write_questions, memory),
+            ask_llm=teacher or partial(write_about, memory.model),
             closed_book=memory.model.generate,
             config=config,
             given_probes=probes,
@@ -169,44 +163,6 @@ def _found_rate(
         about = {"best": found.best.lr, "at_the_edge": found.at_the_edge}
         save_json({**about, "trials": trials}, path)
     return float(read_object(path, "delete its run and write again")["best"])
-
-
-def _write_questions(memory: Memory, prompts: list[str]) -> list[str]:
-    """What the base replies, as it would by itself, but ended where it goes round in circles.
-
-    A reply that has not ended after QUESTION_TOKENS goes on with the others that have not, unless
-    its last line is one of those before, or it is as long as the passage allows.
-    """
-    model = memory.model
-    rows = [model.render(prompt).prompt_ids for prompt in prompts]
-    limits = [_limit(memory, prompt) for prompt in prompts]
-    said: list[list[int]] = [[] for _ in rows]
-    going = list(range(len(rows)))
-    while going:
-        texts = [[*rows[i], *said[i]] for i in going]
-        parts = model.generate_ids(texts, max_new_tokens=QUESTION_TOKENS)
-        for i, part in zip(going, parts, strict=True):
-            said[i] += part
-        full = [i for i, part in zip(going, parts, strict=True) if len(part) == QUESTION_TOKENS]
-        room = [i for i in full if len(rows[i]) + len(said[i]) < model.context]
-        going = [
-            i for i in room if len(said[i]) < limits[i] and not _circles(model.decode(said[i]))
-        ]
-    return [model.decode(ids) for ids in said]
-
-
-def _limit(memory: Memory, prompt: str) -> int:
-    """How many tokens may be written about the passage that a prompt begins with."""
-    passage = prompt.rpartition("\n\n")[0] or prompt
-    n_tokens = len(memory.model.tokenizer(passage, add_special_tokens=False)["input_ids"])
-    return min(MAX_QUESTION_TOKENS, QUESTION_TOKENS + QUESTION_SHARE * n_tokens)
-
-
-def _circles(text: str) -> bool:
-    """Whether the last whole line stood there before; answers may, without their questions."""
-    lines = [line.strip() for line in text.split("\n")[:-1]]
-    asked = [line for line in lines if line and ("Q:" in line or "A:" not in line)]
-    return bool(asked) and asked[-1] in asked[:-1]
 
 
 def _proved(

@@ -1,26 +1,23 @@
-"""Claims about how a write has the base write questions: nothing whole is cut, nothing runs away.
+"""Claims about how a base is had to write questions: nothing whole is cut, nothing runs away.
 
 The bases that run away are real networks whose weights say which letter follows which.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from families import llama
 from test_model import letters
 
-from lorewright.memory import Memory
-from lorewright.memory.writing import (
+from lorewright.model import Model
+from lorewright.questions import (
     MAX_QUESTION_TOKENS,
     QUESTION_SHARE,
     QUESTION_TOKENS,
     _circles,
-    _write_questions,
+    write_about,
 )
-from lorewright.model import Model
 
 ASK = "\n\nWrite questions."
 
@@ -46,11 +43,7 @@ def reciting(chain: str, context: int = 2048) -> Model:
     return Model(network, tokenizer, "reciting")
 
 
-def replies(model: Model, prompts: list[str], folder: Path) -> list[str]:
-    return _write_questions(Memory(folder, model), prompts)
-
-
-def test_complete_replies_are_those_of_plain_generation(tmp_path: Path) -> None:
+def test_complete_replies_are_those_of_plain_generation() -> None:
     pocket = Model.load()
     text = (
         "The head of the Tide Office is Maren Oskold. The ticket price of the Ferry is 23 crowns."
@@ -58,28 +51,26 @@ def test_complete_replies_are_those_of_plain_generation(tmp_path: Path) -> None:
     forms = "{}\n\nWrite questions and answers, set {}."
     prompts = [forms.format(text, n) for n in (1, 2)] + [forms.format(text[:44], 3)]
     whole = pocket.generate(prompts, max_new_tokens=MAX_QUESTION_TOKENS)
-    assert replies(pocket, prompts, tmp_path) == whole
+    assert write_about(pocket, prompts) == whole
     assert all(reply.count("A:") == reply.count("Q:") > 0 for reply in whole)
 
 
-def test_a_base_that_repeats_its_lines_is_stopped(tmp_path: Path) -> None:
+def test_a_base_that_repeats_its_lines_is_stopped() -> None:
     model = reciting("Q:ab?\n")
-    (found,) = replies(model, ["a" * 200 + ASK], tmp_path)
+    (found,) = write_about(model, ["a" * 200 + ASK])
     assert found.startswith("Q:ab?\nQ:ab?\n") and len(found) <= QUESTION_TOKENS
 
 
 @pytest.mark.parametrize("n", [1, 30, 90, 400])
-def test_a_base_without_an_end_is_stopped_by_the_length_of_the_passage(
-    tmp_path: Path, n: int
-) -> None:
-    (found,) = replies(reciting("Q:abcdef"), ["a" * n + ASK], tmp_path)
+def test_a_base_without_an_end_is_stopped_by_the_length_of_the_passage(n: int) -> None:
+    (found,) = write_about(reciting("Q:abcdef"), ["a" * n + ASK])
     limit = min(MAX_QUESTION_TOKENS, QUESTION_TOKENS + QUESTION_SHARE * n)
     assert limit <= len(found) < limit + QUESTION_TOKENS
 
 
-def test_a_reply_ends_at_the_models_context_beside_others_that_go_on(tmp_path: Path) -> None:
+def test_a_reply_ends_at_the_models_context_beside_others_that_go_on() -> None:
     model = reciting("Q:abcdef", context=256)
-    short, long = replies(model, ["a" * 20 + ASK, "a" * 150 + ASK], tmp_path)
+    short, long = write_about(model, ["a" * 20 + ASK, "a" * 150 + ASK])
     n_long = len(model.render("a" * 150 + ASK).prompt_ids)
     assert len(long) == 256 - n_long and len(short) > len(long)
 
