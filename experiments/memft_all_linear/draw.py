@@ -79,7 +79,7 @@ def effects(groups: Groups, path: Path, *, dark: bool) -> None:
                 cells = [at for at in groups[name] if at.cell.task == task]
                 for i, at in enumerate(cells):
                     _marks(ax, at, i * HEIGHT, ink, ratio=name == FULL[0])
-                middles = [-i * HEIGHT - (len(OTHERS) - 1) / 2 for i in range(len(cells))]
+                middles = [-i * HEIGHT - (_n_marks(at) - 1) / 2 for i, at in enumerate(cells)]
                 names = [f"rank {at.cell.rank}" if ax is line[0] else "" for at in cells]
                 ax.set_yticks(middles, names)
                 ax.set_title(_task(task), loc="left", size=10.5, color=ink.text)
@@ -91,6 +91,11 @@ def effects(groups: Groups, path: Path, *, dark: bool) -> None:
         panels[1][1].set_xlabel(f"one layer's projection: {of}", color=ink.muted)
         about = "mean over the fresh seeds of a cell, with 95 % intervals of the paired difference"
         _head(panels, "MemFT against plain loss at equal tokens", about, ink)
+
+
+def _n_marks(at: Measured) -> int:
+    """Lines from a cell's first mark to its last."""
+    return 1 + max((j for j, arm in enumerate(OTHERS) if arm in at.cell.arms), default=0)
 
 
 def _marks(ax: Axes, at: Measured, down: float, ink: Ink, *, ratio: bool) -> None:
@@ -179,8 +184,9 @@ def _head(panels: Sequence[Sequence[Axes]], title: str, about: str, ink: Ink) ->
     height = figure.get_figheight()  # type: ignore[union-attr]
     figure.text(0.02, 1 - 0.22 / height, title, va="center", size=14, weight="bold", color=ink.text)
     figure.text(0.02, 1 - 0.47 / height, about, va="center", size=9.5, color=ink.muted)
-    handles, names = panels[0][0].get_legend_handles_labels()
-    chosen = dict(zip(names, handles, strict=True))
+    found = [ax.get_legend_handles_labels() for line in panels for ax in line]
+    shown = {n: h for handles, names in found for h, n in zip(handles, names, strict=True)}
+    chosen = {name: shown[name] for name in DRAWN if name in shown}
     figure.legend(
         chosen.values(), chosen.keys(), loc="upper left", ncols=len(chosen), frameon=False,
         fontsize=9, labelcolor=ink.text, bbox_to_anchor=(0.01, 1 - 0.58 / height),
