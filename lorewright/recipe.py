@@ -110,6 +110,8 @@ class Job:
     config: WriteConfig
     contexts: Sequence[str] = ()
     """For `distill`: what the teacher reads before each prompt; an empty one is no document."""
+    start: Adapter | None = None
+    """An adapter of config.lora's form to go on from; None = a first A drawn by its seed, B = 0."""
 
 
 @dataclass(frozen=True)

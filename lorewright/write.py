@@ -30,12 +30,12 @@ import torch
 from torch import Tensor
 
 from lorewright import checkpoint
-from lorewright.adapter import capture
+from lorewright.adapter import Adapter, capture, content_id, validate
 from lorewright.batching import by_length
 from lorewright.data import Example, digest
 from lorewright.distil import SoftTargets, soft_targets
-from lorewright.errors import DataError, ModelError
-from lorewright.lora import Stack, attach
+from lorewright.errors import ConfigError, DataError, ModelError
+from lorewright.lora import LoraConfig, Stack, attach
 from lorewright.losses import TokenNats, distill_topk, token_nats, weighted_mean
 from lorewright.model import Batch, Model
 from lorewright.optim import Optimizer
@@ -57,20 +57,22 @@ def write(
     config: WriteConfig,
     *,
     contexts: Sequence[str] = (),
+    start: Adapter | None = None,
     run: Path | None = None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
 ) -> Written:
     """Train one adapter on the examples until every completion is recalled or the budget is spent.
 
-    With a `run` folder, metrics go to metrics.jsonl and a checkpoint is kept; the same call on the
-    same folder resumes, and reports its past epochs again. Raises DataError for no examples or one
-    that does not fit the context, ConfigError when the folder holds another write's checkpoint,
+    It goes on from `start`, whose form config.lora then is. With a `run` folder, metrics go to
+    metrics.jsonl and a checkpoint is kept; the same call on the same folder resumes, and reports
+    its past epochs again. Raises DataError for no examples or one that does not fit the context,
+    ConfigError when the folder holds another write's checkpoint or `start` has another form,
     ModelError when loss or weights are no longer numbers or a layer learns nothing, StorageError
     when the disk refuses. The network is as before in every case.
     """
     (done,) = write_all(
         model,
-        [Job(examples, config, contexts)],
+        [Job(examples, config, contexts, start)],
         run=run,
         on_epoch=lambda job, epoch: on_epoch(epoch),
     )
@@ -105,12 +107,25 @@ def write_all(
                 f"{which}distill needs one context for each of {len(job.examples)} examples (an "
                 f"empty one is no document); found {len(job.contexts)}."
             )
+        if job.start is not None:
+            _check_start(model, job.start, job.config.lora, which)
     stack = attach(model.network, [job.config.lora for job in jobs])
     try:
         with torch.enable_grad():  # whatever the caller has switched off
             return _Loop(model, stack, jobs, run, on_epoch).run()
     finally:
         stack.detach()
+
+
+def _check_start(model: Model, start: Adapter, lora: LoraConfig, which: str) -> None:
+    """Raise ConfigError unless an adapter to go on from has the form that is asked for."""
+    validate(start, model.network, model.digest)
+    here, asked = ((c.rank, c.scale, c.targets, c.layers) for c in (start.config, lora))
+    if here != asked:
+        raise ConfigError(
+            f"{which}the adapter to go on from has (rank, scale, targets, layers) {here}; "
+            f"config.lora asks for {asked}; give its own config."
+        )
 
 
 class _Loop:
@@ -137,24 +152,25 @@ class _Loop:
             Progress(i, job, [place[row] for row in rows], model.device)
             for i, (job, rows) in enumerate(zip(jobs, rendered, strict=True))
         ]
+        for i, job in enumerate(jobs):
+            if job.start is not None:
+                stack.load(i, job.start.tensors)
         self.results: dict[int, Written | Diverged] = {}
         self.optimizer = Optimizer(stack, [job.config.moving for job in jobs])
+        asked = [[[asdict(e) for e in j.examples], asdict(j.config), [*j.contexts]] for j in jobs]
+        begun = [content_id(job.start) if job.start else None for job in jobs]
         self.mark = digest(
-            [
-                model.digest,
-                model.template_digest,
-                [[[asdict(e) for e in j.examples], asdict(j.config), [*j.contexts]] for j in jobs],
-            ]
+            [model.digest, model.template_digest, asked, *([begun] if any(begun) else [])]
         )
         self.started = time.monotonic()
         self.saved_at, self.appending = -math.inf, False
         self.soft: dict[int, SoftTargets] = {}
         self.trunk: Trunk | None = None
         self._resume()  # refuses a folder of another write before anything is computed
-        asked: dict[str, SoftTargets] = {}
+        taught: dict[str, SoftTargets] = {}
         for member in self.members:
             if member.config.objective == "distill":
-                self.soft[member.index] = self._soft(jobs[member.index], asked)
+                self.soft[member.index] = self._soft(jobs[member.index], taught)
         if self.members:
             self.trunk = self._frozen()
 

@@ -25,7 +25,17 @@ from lorewright.imitate import Source
 from lorewright.lesson import Lesson
 from lorewright.lora import LoraConfig
 from lorewright.memory import Memory, Watch
-from lorewright.memory.choosing import GRID, NAMES, REWRITE, Trial, held_back, made_by, make, search
+from lorewright.memory.choosing import (
+    GRID,
+    NAMES,
+    REFINE,
+    REWRITE,
+    Trial,
+    held_back,
+    made_by,
+    make,
+    search,
+)
 from lorewright.memory.merging import Merged
 from lorewright.memory.removal import descendants
 from lorewright.merge import METHODS
@@ -122,7 +132,7 @@ def test_auto_tries_every_method_and_takes_the_one_that_kept_most(
     merged: tuple[Merged, Path],
 ) -> None:
     found, _ = merged
-    assert {trial.method for trial in found.trials} == {*METHODS, "imitate"}
+    assert {trial.method for trial in found.trials} == {*METHODS, "imitate", REFINE}
     best = max(found.trials, key=lambda trial: trial.merit)
     assert (found.method, found.options, found.rank) == (best.method, best.options, best.rank)
     assert found.rank <= 8 and all(len(trial.held) == 2 for trial in found.trials)
@@ -225,13 +235,45 @@ def test_rewrite_says_that_it_is_training_and_learns_both(
     model: Model, sources: list[Source]
 ) -> None:
     adapter, notes = make(model, sources, REWRITE, options={"epochs": 2})
-    assert "training" in notes[0] and adapter.config.rank == 8
+    assert "trains" in notes[0] and adapter.config.rank == 8
     assert adapter.card["merge"]["method"] == REWRITE
 
 
-def test_every_method_is_in_the_grid_and_training_is_not() -> None:
-    assert {name for name, _ in GRID} == {*METHODS, "imitate"}
-    assert set(NAMES) == {"auto", *METHODS, "imitate", "rewrite"}
+def test_refine_goes_on_from_what_imitates_both_at_the_scale_of_a_fresh_adapter(
+    model: Model, sources: list[Source]
+) -> None:
+    copy, _ = make(model, sources, "imitate")
+    still, _ = make(model, sources, REFINE, options={"epochs": 1, "lr": 1e-30})
+    assert still.config.alpha == 16 and still.config.rank == copy.config.rank == 8
+    for name in copy.modules:
+        (a, b), (A, B) = (
+            (each.tensors[f"{name}.lora_A.weight"], each.tensors[f"{name}.lora_B.weight"])
+            for each in (copy, still)
+        )
+        torch.testing.assert_close(still.config.scale * B @ A, copy.config.scale * b @ a)
+    trained, notes = make(model, sources, REFINE, options={"epochs": 2})
+    assert "trains" in notes[0] and trained.card["merge"]["epochs"] <= 2
+    assert any((trained.tensors[key] != still.tensors[key]).any() for key in still.tensors)
+
+
+def test_every_method_is_in_the_grid_but_training_anew() -> None:
+    assert {name for name, _ in GRID} == {*METHODS, "imitate", "refine"}
+    assert set(NAMES) == {"auto", *METHODS, "imitate", "refine", "rewrite"}
+
+
+def test_a_lower_rank_is_taken_only_where_it_keeps_more() -> None:
+    def trial(rank: int, n: int, sure: float) -> Trial:
+        return Trial("tsv", {}, rank, (wilson(n, 4), wilson(4, 4)), sure, 0.0, None)
+
+    wide, narrow, better = trial(16, 3, 0.5), trial(8, 3, 0.9), trial(8, 4, 0.1)
+    assert max(wide, narrow, key=lambda each: each.merit) is wide
+    assert max(wide, better, key=lambda each: each.merit) is better
+
+
+def test_weights_keep_auto_from_training(model: Model, sources: list[Source]) -> None:
+    grid = (("tsv", {}), (REFINE, {}))
+    trials = list(search(model, sources, weights=[1.0, 0.5], rank=8, grid=grid))
+    assert [each.method for each in trials] == ["tsv"]
 
 
 def test_a_search_holds_back_the_same_questions_for_all_and_tries_half_the_rank(
@@ -336,6 +378,8 @@ def test_what_one_source_answers_is_no_longer_declined_because_another_did(
         ({"method": "imitate", "options": {"density": 1.0}}, "unknown: .'density'."),
         ({"method": "rewrite", "options": {"density": 1.0}}, "unknown: .'density'."),
         ({"method": "rewrite", "weights": [1, 2]}, "leave the weights out"),
+        ({"method": "refine", "weights": [1, 2]}, "leave the weights out"),
+        ({"method": "refine", "options": {"ridge": 1.0}}, "unknown: .'ridge'."),
         ({"method": "cat", "rank": 3}, "needs rank 8"),
         ({"metric": "bleu", "method": "svd"}, "metric 'bleu' is unknown"),
     ],

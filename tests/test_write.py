@@ -269,6 +269,31 @@ def test_metrics_on_disk_are_the_epochs_without_gaps_or_repeats(
     assert [Epoch(**json.loads(line)) for line in lines] == list(done.epochs)
 
 
+def test_a_write_goes_on_from_an_adapter_and_only_a_run_of_its_own(
+    model: Model, written: Written, tmp_path: Path
+) -> None:
+    more = write(model, EXAMPLES, BRIEF, start=written.adapter, run=tmp_path)
+    assert more.epochs[0].loss_nats < written.epochs[0].loss_nats / 2
+    assert more.reason == "recalled" and len(more.epochs) < BRIEF.epochs
+    half = replace(BRIEF, epochs=1)
+    with pytest.raises(ConfigError, match="other examples, settings or base"):
+        write(model, EXAMPLES, BRIEF, run=tmp_path)
+    fresh = write(model, EXAMPLES, half)
+    still = write(model, EXAMPLES, replace(half, lr=1e-30), start=fresh.adapter)
+    assert same_adapter(still, fresh)
+
+
+@pytest.mark.parametrize(
+    "change", [{"rank": 2}, {"alpha": 4}, {"layers": (0,)}, {"targets": ("q_proj",)}], ids=str
+)
+def test_an_adapter_of_another_form_cannot_be_gone_on_from(
+    model: Model, written: Written, change: dict[str, Any]
+) -> None:
+    other = replace(BRIEF, lora=replace(BRIEF.lora, **change))
+    with pytest.raises(ConfigError, match=r"the adapter to go on from has .* give its own config"):
+        write(model, EXAMPLES, other, start=written.adapter)
+
+
 @pytest.mark.parametrize(
     "change",
     [{"lr": 2e-2}, {"seed": 1}, {"lora": LoraConfig(rank=2)}, {"epochs": 9}, {"margin": 0.7}],

@@ -197,12 +197,12 @@ PARTS: dict[str, dict[str, float]] = {
 @contextmanager
 def no_stream() -> Iterator[None]:
     """Imitation that does not make up for how far the stream is off."""
-    shape = imitation._Run._shape
+    own = imitation._Run._own
 
     def blind(self: Any, at: int, names: Sequence[str]) -> Any:
-        return shape(self, at, names)[0], None
+        return own(self, at, names)[0], None
 
-    with mock.patch.object(imitation._Run, "_shape", blind):
+    with mock.patch.object(imitation._Run, "_own", blind):
         yield
 
 

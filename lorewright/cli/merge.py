@@ -21,7 +21,7 @@ Method = Annotated[
     str,
     typer.Option(
         help="auto, cat, svd, mean, task_arithmetic, tsv, regmean, ties, dare, dare_ties, "
-        "magnitude_prune, imitate; rewrite (training)."
+        "magnitude_prune, imitate; refine, rewrite (training)."
     ),
 ]
 Into = Annotated[str, typer.Option("--into-name", help="Name of the new memory; else all joined.")]

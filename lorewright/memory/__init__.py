@@ -239,12 +239,12 @@ class Memory:
     ) -> merging.Merged:
         """Merge memories of this folder into a new one, and measure what that cost each of them.
 
-        `method` is a key of `merge.METHODS`, `imitate`, `rewrite` (training), or `auto`: the one
-        that keeps most of held-back trained questions. `weights` are factors on each ΔW, `rank`
-        None the sum of the ranks, `options` those of the method. One memory alone is truncated to
-        `rank`. Every source's own probes are asked of it before and after. Raises ConfigError for
-        names, methods or options that cannot be, UnknownMemory, WrongBase, NoEffect when what was
-        merged cancels out.
+        `method` is a key of `merge.METHODS`, `imitate`, `refine` (that, then a few passes of
+        training), `rewrite` (training anew), or `auto`: the one that keeps most of held-back
+        trained questions. `weights` are factors on each ΔW, `rank` None the sum of the ranks,
+        `options` those of the method. One memory alone is truncated to `rank`. Every source's own
+        probes are asked of it before and after. Raises ConfigError for names, methods or options
+        that cannot be, UnknownMemory, WrongBase, NoEffect when what was merged cancels out.
         """
         return merging.merge(
             self,

@@ -16,7 +16,7 @@ from typing import Any
 
 from lorewright import adapter as adapters
 from lorewright import write as training
-from lorewright.adapter import Adapter
+from lorewright.adapter import HALVES, Adapter
 from lorewright.data import Example, digest
 from lorewright.errors import ConfigError, LorewrightError
 from lorewright.imitate import Source, grams, imitate
@@ -29,12 +29,16 @@ from lorewright.model import Model
 from lorewright.recall import trace
 from lorewright.recipe import WriteConfig
 
-AUTO, IMITATE, REWRITE = "auto", "imitate", "rewrite"
-NAMES = (AUTO, *METHODS, IMITATE, REWRITE)
-BY_EXAMPLES = ("regmean", IMITATE)
+AUTO, IMITATE, REFINE, REWRITE = "auto", "imitate", "refine", "rewrite"
+NAMES = (AUTO, *METHODS, IMITATE, REFINE, REWRITE)
+BY_EXAMPLES = ("regmean", IMITATE, REFINE)
+TRAINING = (REFINE, REWRITE)
+"""Methods that train on the examples of all, and know no weights."""
 """Methods that go by what the sources were trained on."""
 N_HELD = 200
 """At most so many held-back questions of each source decide between methods."""
+REFINED = 6
+"""Passes over the examples of all sources, at most, after they were imitated."""
 TRUNCATED = 0.5
 """Share of the rank at which the best method is tried once more."""
 KEPT = 0.995
@@ -58,8 +62,9 @@ GRID: tuple[tuple[str, Options], ...] = (
     ("regmean", {"ridge": 1e-2}),
     ("regmean", {"ridge": 1e-3}),
     (IMITATE, {"ridge": 1e-3}),
+    (REFINE, {}),
 )
-"""What `auto` tries, simpler first; every method at least once. `rewrite` is training, not here."""
+"""What `auto` tries, simpler first: every method at least once but `rewrite`, which starts anew."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,12 +84,16 @@ class Trial:
     """Why it was refused; then there is no adapter."""
 
     @property
-    def merit(self) -> tuple[float, float, float]:
-        """What decides: the worse-off source, the mean over sources, how sure."""
+    def merit(self) -> tuple[float, float, int, float]:
+        """What decides: the worse-off source, the mean over sources, the rank, how sure.
+
+        A lower rank must keep more to be taken: where held-back questions cannot tell the ranks
+        apart, other questions can.
+        """
         if self.adapter is None and self.why_not:
-            return -1.0, -1.0, 0.0
+            return -1.0, -1.0, 0, 0.0
         means = [share.mean for share in self.held if share.mean is not None]
-        return min(means), sum(means) / len(means), self.sure
+        return min(means), sum(means) / len(means), self.rank, self.sure
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -108,9 +117,10 @@ def make(
         _check_options(options, ("ridge", "floor", "damping"), IMITATE)
         copy = imitate(model, sources, weights, rank, progress=watch.step, **options)
         return copy.adapter, copy.notes
-    if method == REWRITE:
-        notes = ("rewrite is training on the sources' examples, not merging.",)
-        return _rewritten(model, sources, rank, options, watch), notes
+    if method in TRAINING:
+        notes = (f"{method} trains on the sources' examples.",)
+        trained = _refined if method == REFINE else _rewritten
+        return trained(model, sources, rank, options, watch), notes
     more = {"grams": [grams(model, source) for source in sources]} if method == "regmean" else {}
     found = combine(own, weights, method, rank, **options, **more)
     cut = (
@@ -140,6 +150,21 @@ def _check_options(options: Options, known: Sequence[str], method: str) -> None:
         raise ConfigError(f"{method} takes options {list(known)}; unknown: {strange}.")
 
 
+def _refined(
+    model: Model, sources: Sequence[Source], rank: int | None, options: Options, watch: Watch
+) -> Adapter:
+    """The sources imitated, then trained on what they were trained on until all is recalled."""
+    _check_options(options, ("lr", "epochs", "batch_size", "margin", "seed"), REFINE)
+    copy = imitate(model, sources, None, rank, progress=watch.step).adapter
+    # At the scale that fresh adapters have, so that the rate that suits them suits it.
+    lora = replace(copy.config, alpha=None)
+    more = copy.config.scale / lora.scale
+    tensors = {k: t * more if k.endswith(HALVES[1]) else t for k, t in copy.tensors.items()}
+    copy = replace(copy, config=lora, tensors=tensors)
+    given = {"lora": lora, "lr": training.suggested_lr(model), "epochs": REFINED}
+    return _trained(model, sources, REFINE, WriteConfig(**{**given, **options}), copy, watch)
+
+
 def _rewritten(
     model: Model, sources: Sequence[Source], rank: int | None, options: Options, watch: Watch
 ) -> Adapter:
@@ -148,9 +173,21 @@ def _rewritten(
     own = [source.adapter.config for source in sources]
     wide = LoraConfig(rank or sum(each.rank for each in own), None, own[0].targets, own[0].layers)
     config = WriteConfig(**{"lora": wide, "lr": training.suggested_lr(model), **options})
+    return _trained(model, sources, REWRITE, config, None, watch)
+
+
+def _trained(
+    model: Model,
+    sources: Sequence[Source],
+    method: str,
+    config: WriteConfig,
+    start: Adapter | None,
+    watch: Watch,
+) -> Adapter:
     rows = list(dict.fromkeys(row for source in sources for row in source.examples))
-    written = training.write(model, rows, config, on_epoch=watch.epoch)
-    record = {"method": REWRITE, "rank": wide.rank, "reason": written.reason}
+    written = training.write(model, rows, config, start=start, on_epoch=watch.epoch)
+    record = {"method": method, "rank": config.lora.rank, "reason": written.reason}
+    record |= {"epochs": len(written.epochs)}
     record |= {"sources": [adapters.content_id(source.adapter) for source in sources]}
     return replace(written.adapter, card={"merge": record})
 
@@ -168,9 +205,9 @@ def search(
 ) -> Iterator[Trial]:
     """Try ways of merging on a part of the examples, and ask for the part that was held back.
 
-    Without a given rank the sum of the ranks, and the best once more at half of it. A way that
-    cannot be had is a trial that says why. Trials come with their adapters as fitted without the
-    held part.
+    Without a given rank the sum of the ranks, and the best once more at half of it; with weights no
+    way that trains. A way that cannot be had is a trial that says why. Trials come with their
+    adapters as fitted without the held part.
     """
     cut = [held_back(source.examples) for source in sources]
     fitted = [replace(s, examples=kept) for s, (kept, _) in zip(sources, cut, strict=True)]
@@ -181,6 +218,8 @@ def search(
         )
     best: Trial | None = None
     for method, options in grid:
+        if weights is not None and method in TRAINING:
+            continue
         found = _tried(model, fitted, held, method, weights, rank, options, watch or Watch())
         if best is None or found.merit > best.merit:
             best = found

@@ -31,7 +31,7 @@ from lorewright.memory.adding import prove
 from lorewright.memory.choosing import (
     AUTO,
     NAMES,
-    REWRITE,
+    TRAINING,
     Options,
     Trial,
     make,
@@ -218,8 +218,8 @@ def _check_method(
         raise ConfigError(
             f"auto chooses its options; found {sorted(options)}; name the method they are for."
         )
-    if method == REWRITE and weights is not None:
-        raise ConfigError("rewrite trains on all examples alike; leave the weights out.")
+    if method in TRAINING and weights is not None:
+        raise ConfigError(f"{method} trains on all examples alike; leave the weights out.")
     if rank is not None and (type(rank) is not int or rank < 1):
         raise ConfigError(f"rank must be an integer of at least 1; found {rank!r}.")
 
