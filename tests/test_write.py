@@ -272,12 +272,11 @@ def test_metrics_on_disk_are_the_epochs_without_gaps_or_repeats(
 def test_a_write_goes_on_from_an_adapter_and_only_a_run_of_its_own(
     model: Model, written: Written, tmp_path: Path
 ) -> None:
-    more = write(model, EXAMPLES, BRIEF, start=written.adapter, run=tmp_path)
-    assert more.epochs[0].loss_nats < written.epochs[0].loss_nats / 2
-    assert more.reason == "recalled" and len(more.epochs) < BRIEF.epochs
-    half = replace(BRIEF, epochs=1)
+    gently, half = replace(BRIEF, lr=1e-3), replace(BRIEF, epochs=1)
+    more = write(model, EXAMPLES, gently, start=written.adapter, run=tmp_path)
+    assert more.reason == "recalled" and len(more.epochs) < len(written.epochs)
     with pytest.raises(ConfigError, match="other examples, settings or base"):
-        write(model, EXAMPLES, BRIEF, run=tmp_path)
+        write(model, EXAMPLES, gently, run=tmp_path)
     fresh = write(model, EXAMPLES, half)
     still = write(model, EXAMPLES, replace(half, lr=1e-30), start=fresh.adapter)
     assert same_adapter(still, fresh)
