@@ -268,10 +268,19 @@ def dump_jsonl(rows: Iterable[Any], path: Path) -> None:
     """
     path = Path(path)
     try:
-        lines = [_json(row, ensure_ascii=False) + "\n" for row in rows]
-        content = "".join(lines).encode()
+        content = jsonl(rows)
     except ValueError as error:
         raise DataError(f"asked to write {path}; a row cannot be stored: {error}.") from error
+    store(content, path)
+
+
+def jsonl(rows: Iterable[Any]) -> bytes:
+    """Return rows as JSON lines; raises ValueError for what JSON or UTF-8 cannot hold."""
+    return "".join(_json(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def store(content: bytes, path: Path) -> None:
+    """Write a file whole or not at all, with its folder; raises StorageError."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -17,8 +17,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from lorewright.data import store
 from lorewright.errors import ConfigError
-from lorewright.report import store
 
 FORMATS = (".html", ".md")
 

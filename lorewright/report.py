@@ -10,8 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
-import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -25,7 +23,8 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from lorewright.errors import DataError, StorageError
+from lorewright.data import store
+from lorewright.errors import DataError
 from lorewright.metrics import Estimate
 
 if TYPE_CHECKING:
@@ -222,19 +221,6 @@ def save_json(obj: object, path: Path) -> None:
     except (TypeError, ValueError) as error:
         raise DataError(f"asked to write {path}; the record cannot be JSON: {error}.") from error
     store(content, Path(path))
-
-
-def store(content: bytes, path: Path) -> None:
-    """Write a file whole or not at all, with its folder; raises StorageError."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.ExitStack() as cleanup:
-            cleanup.callback(temporary.unlink, missing_ok=True)
-            temporary.write_bytes(content)
-            os.replace(temporary, path)
-    except OSError as error:
-        raise StorageError(f"asked to write {path}; the disk said: {error}.") from error
 
 
 # -- while a write runs --------------------------------------------------------------------------

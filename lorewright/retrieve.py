@@ -3,28 +3,22 @@
     share(q, k) = BM25(q, k) / BM25(q, q)          1 = as good as the question's own words
     score(k)    = Σ over parts 1 / (60 + rank of k in that part)
 
-BM25 is `bm25s` in Lucene's form: idf = ln(1 + (N - df + ½) / (df + ½)), k1 = 1.5, b = 0.75.
-Dividing makes scores of different questions comparable; words that no key holds count below, so a
-question about other things stays low. The dense part is the cosine of vectors from a function that
-is passed in. Equal scores share a rank; what is still tied keeps the order of memory, text, kind,
-so an index answers alike however its keys came into it.
+BM25 is that of `lexicon`. Dividing makes scores of different questions comparable; words that no
+key holds count below, so a question about other things stays low. The dense part is the cosine of
+vectors from a function that is passed in. Equal scores share a rank; what is still tied keeps the
+order of memory, text, kind, so an index answers alike however its keys came into it.
 
 This room knows words and vectors of texts. It knows nothing of adapters, of probabilities or of
 when to abstain: that is `route`.
 
-Papers: Robertson and Zaragoza 2009 (BM25); Lù 2024, arXiv 2407.03618 (bm25s); Cormack, Clarke and
-Büttcher 2009 (reciprocal rank fusion and its 60).
+Paper: Cormack, Clarke and Büttcher 2009 (reciprocal rank fusion and its 60).
 """
 
 import hashlib
 import io
-import logging
-import math
-import os
+import json
 import re
-import secrets
 import unicodedata
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -32,12 +26,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import bm25s
 import numpy as np
 from numpy.typing import NDArray
 
-from lorewright.data import Knowledge, digest, dump_jsonl, load_jsonl, passages
+from lorewright.data import Knowledge, jsonl, passages, store
 from lorewright.errors import ConfigError, DataError, StorageError, UnknownMemory
+from lorewright.lexicon import Lexicon, Stored, Terms
 
 Embed = Callable[[list[str]], Any]
 """Texts to vectors: n texts give an array of n rows; where prefixes matter, it adds them."""
@@ -45,19 +39,17 @@ Tokenise = Callable[[str], Sequence[str]]
 """A text to the terms that BM25 counts."""
 Chosen = Collection[str] | None
 """Which ones; None = all."""
-Terms = tuple[str, ...]
 Vectors = NDArray[np.float32] | None
 
 KINDS = ("passage", "question", "title", "entity")
-SCHEMA = 1
-KEYS_FILE = "keys.jsonl"
+SCHEMA = 2
+KEYS_FILE, TERMS_FILE = "keys.jsonl", "terms.npz"
 PASSAGE_CHARS = 1000
 """Longest passage that becomes one key, in characters: about 256 tokens."""
-K1, B, RRF, EMBED_BATCH = 1.5, 0.75, 60, 256
+RRF, EMBED_BATCH = 60, 256
+N_COMPARED = 50
+"""Of so many stored keys the terms are made again, to see whether the function is the same."""
 SAME_VECTOR = 0.02  # in any number; a stored vector that differs more is of another function
-
-# bm25s sets its logger to DEBUG: every handler of the program would hear of every build
-logging.getLogger("bm25s").setLevel(logging.WARNING)
 
 _LOOKALIKES = str.maketrans("‘’‛ʼ‐‑‒–—−", "''''------")
 _WORD = re.compile(r"\w+(?:[.,:'/@+-]\w+)*")
@@ -188,12 +180,12 @@ class Index:
     """Keys of any number of memories, searched together; made by `Index.build` or `Index.load`.
 
     It never changes: `with_keys` and `without` return another one and reuse vectors and terms. BM25
-    is computed at the first question after a change.
+    is computed at the first question after a change, or when the index is saved.
     """
 
     keys: tuple[Key, ...]
     """In order of memory, text, kind; none twice."""
-    terms: tuple[Terms, ...] = field(repr=False)
+    terms: Sequence[Terms] = field(repr=False)
     """Of each key."""
     vectors_ND: Vectors = field(repr=False)
     """Of each key, of length 1 (or 0); None = words only."""
@@ -254,8 +246,8 @@ class Index:
         )
 
     @cached_property
-    def _lexicon(self) -> "_Lexicon":
-        return _Lexicon(self.terms)
+    def _lexicon(self) -> Lexicon:
+        return self.terms.lexicon if isinstance(self.terms, Stored) else Lexicon(self.terms)
 
     @cached_property
     def _slices(self) -> dict[str, slice]:
@@ -343,15 +335,18 @@ class Index:
         return {name: np.where(allowed_N, score_N, 0.0) for name, score_N in found.items()}
 
     def save(self, folder: Path) -> None:
-        """Write keys.jsonl (a header, then one key a line) and, if dense, a .npy of vectors.
+        """Write keys.jsonl (a header, then one key a line), their terms and, if dense, vectors.
 
         The vectors come first, under the name of their digest; keys.jsonl names them and is
-        replaced whole. Raises StorageError when the disk refuses; what was there is then intact.
+        replaced whole; terms.npz is derived and may be deleted. Raises StorageError when the disk
+        refuses; the index that was there is then intact.
         """
-        folder = Path(folder)
+        folder, rows = Path(folder), jsonl(self.keys)
         vectors_file = "" if self.vectors_ND is None else _write_vectors(folder, self.vectors_ND)
-        header = {"schema": SCHEMA, "n_keys": len(self.keys), "digest": digest(self.keys)}
-        dump_jsonl([header | {"vectors": vectors_file}, *self.keys], folder / KEYS_FILE)
+        mark = hashlib.sha256(rows).hexdigest()
+        header = {"schema": SCHEMA, "n_keys": len(self.keys), "digest": mark}
+        store(jsonl([header | {"vectors": vectors_file}]) + rows, folder / KEYS_FILE)
+        self._lexicon.save(folder / TERMS_FILE, mark)
         for old in set(folder.glob("vectors-*.npy")) - {folder / vectors_file}:
             old.unlink(missing_ok=True)
 
@@ -369,25 +364,60 @@ class Index:
         Raises DataError for a folder that holds no whole index, ConfigError when it has vectors and
         `embed` is missing or gives another one for the first key.
         """
-        path = Path(folder) / KEYS_FILE
-        header, *rows = load_jsonl(path) or [{}]
-        keys = tuple(map(_as_key, rows))
-        whole = header.get("n_keys") == len(keys) and header.get("digest") == digest(keys)
-        if header.get("schema") != SCHEMA or not whole:
-            raise DataError(
-                f"{path} has schema {header.get('schema')!r}, {header.get('n_keys')} keys promised "
-                f"and {len(keys)} held; a whole one of schema {SCHEMA} is read; build it again."
-            )
+        header, keys = _stored_keys(Path(folder) / KEYS_FILE)
+        terms = _stored_terms(Path(folder) / TERMS_FILE, str(header["digest"]), keys, tokenise)
         if not header.get("vectors"):
-            return cls.build(keys, tokenise=tokenise, embed=embed, embed_question=embed_question)
+            plain = cls(keys, terms, None, tokenise, embed, embed_question)
+            return (
+                plain
+                if embed is None
+                else cls.build(keys, tokenise=tokenise, embed=embed, embed_question=embed_question)
+            )
         if embed is None:
             raise ConfigError(f"{folder} holds vectors; give load the embed that made them.")
         vectors_ND = _read_vectors(Path(folder), str(header["vectors"]), len(keys))
         first_D = _like(_embedded(embed, [keys[0].text]), vectors_ND)[0]
         if np.abs(first_D - vectors_ND[0]).max() > SAME_VECTOR:
             raise ConfigError(f"the vectors in {folder} are not of this embed; build it again.")
-        terms = tuple(tuple(tokenise(key.text)) for key in keys)
         return cls(keys, terms, vectors_ND, tokenise, embed, embed_question)
+
+
+def _stored_keys(path: Path) -> tuple[dict[str, Any], tuple[Key, ...]]:
+    """The header and the keys of a file that `save` wrote; raises DataError for any other."""
+    try:
+        first, _, rows = path.read_bytes().partition(b"\n")
+    except FileNotFoundError as error:
+        raise DataError(f"asked to load {path}; there is no such file; check the path.") from error
+    except OSError as error:
+        raise StorageError(f"asked to load {path}; the disk said: {error}.") from error
+    try:
+        header = json.loads(first)
+        whole = header["schema"] == SCHEMA and header["digest"] == hashlib.sha256(rows).hexdigest()
+    except (ValueError, KeyError, TypeError, RecursionError):
+        whole = False
+    if not whole:
+        raise DataError(
+            f"{path} is not whole, or not of schema {SCHEMA}, which is read; build it again."
+        )
+    # What has its digest is what was written: all rows are parsed at once.
+    return header, tuple(
+        Key(**row) for row in json.loads(b"[" + b",".join(rows.splitlines()) + b"]")
+    )
+
+
+def _stored_terms(
+    path: Path, mark: str, keys: Sequence[Key], tokenise: Tokenise
+) -> Sequence[Terms]:
+    """Terms of the keys from disk where they are what this function gives; else made again."""
+    held = Lexicon.load(path, mark)
+    some = range(0, len(keys), max(1, len(keys) // N_COMPARED))
+    if (
+        held is not None
+        and len(held) == len(keys)
+        and all(held.terms(n) == tuple(tokenise(keys[n].text)) for n in some)
+    ):
+        return Stored(held)
+    return tuple(tuple(tokenise(key.text)) for key in keys)
 
 
 def _as_key(row: Key | Mapping[str, Any]) -> Key:
@@ -399,41 +429,6 @@ def _as_key(row: Key | Mapping[str, Any]) -> Key:
 
 
 # --- scores ------------------------------------------------------------------------------------
-
-
-class _Lexicon:
-    """BM25 over the terms of all keys."""
-
-    def __init__(self, terms: Sequence[Sequence[str]]) -> None:
-        self.ids: dict[str, int] = {}
-        rows = [[self.ids.setdefault(term, len(self.ids)) for term in each] for each in terms]
-        self.n_keys = len(rows)
-        self.mean_length = sum(map(len, rows)) / self.n_keys if rows else 0.0
-        self.bm25 = bm25s.BM25(method="lucene", k1=K1, b=B, dtype="float64")
-        if self.ids:
-            self.bm25.index((rows, self.ids), create_empty_token=False, show_progress=False)
-
-    def idf(self, term: str) -> float:
-        """Rarity of a term; largest for one that no key holds."""
-        n_with = 0
-        if term in self.ids:
-            n_with = int(np.diff(self.bm25.scores["indptr"][self.ids[term] :][:2])[0])
-        return math.log(1 + (self.n_keys - n_with + 0.5) / (n_with + 0.5))
-
-    def scores(self, question: Sequence[str]) -> NDArray[np.float64]:
-        """BM25 of every key, over that of a key which is the question itself."""
-        known = [self.ids[term] for term in question if term in self.ids]
-        if not known:
-            return np.zeros(self.n_keys)
-        length = K1 * ((1 - B) + B * len(question) / self.mean_length)
-        own = sum(self.idf(term) * n * n / (length + n) for term, n in Counter(question).items())
-        return np.asarray(self.bm25.get_scores_from_ids(known) / own)
-
-    def matched(self, wanted: Collection[str], held: set[str]) -> float:
-        """Share of the wanted terms that are held, by idf."""
-        weights = {term: self.idf(term) for term in wanted}
-        found = sum(weight for term, weight in weights.items() if term in held)
-        return found / sum(weights.values()) if weights else 0.0
 
 
 def _ranks(score_N: NDArray[Any]) -> NDArray[np.int64]:
@@ -473,19 +468,7 @@ def _write_vectors(folder: Path, vectors_ND: NDArray[np.float32]) -> str:
     np.save(buffer, vectors_ND, allow_pickle=False)
     content = buffer.getvalue()
     name = f"vectors-{hashlib.sha256(content).hexdigest()[:16]}.npy"
-    temporary = folder / f".{name}.{secrets.token_hex(4)}.tmp"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, folder / name)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise StorageError(f"asked to write {folder / name}; the disk said: {error}.") from error
+    store(content, folder / name)
     return name
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import filelock
 
-from lorewright.data import Document, Fact, Knowledge, load_jsonl
+from lorewright.data import Document, Fact, Knowledge, load_jsonl, store
 from lorewright.errors import (
     ConfigError,
     DataError,
@@ -27,7 +27,7 @@ from lorewright.errors import (
     WrongBase,
 )
 from lorewright.migrations import SCHEMA, brief, migrate
-from lorewright.report import save_json, store
+from lorewright.report import save_json
 
 INDEX_FILE = "memory.json"
 LOCK_FILE = ".lock"

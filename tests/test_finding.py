@@ -17,7 +17,7 @@ from lorewright.lesson import Lesson, unrelated_questions
 from lorewright.memory import Memory, Watch
 from lorewright.memory.finding import FOLDER, GATE_FILE, drop, finder, names_in, words
 from lorewright.model import Model
-from lorewright.retrieve import KEYS_FILE, tokens
+from lorewright.retrieve import KEYS_FILE, TERMS_FILE, tokens
 from lorewright.shelf import change, writing
 
 HEAD = "Could somebody remind me who the head of the Tide Office is?"
@@ -174,7 +174,9 @@ def test_names_are_what_is_written_with_capitals() -> None:
 
 def test_everything_derived_lies_in_one_folder_and_is_legible(memory: Memory) -> None:
     memory.route(HEAD)
-    assert {p.name for p in (memory.folder / FOLDER).iterdir()} == {KEYS_FILE, GATE_FILE}
+    assert {p.name for p in (memory.folder / FOLDER).iterdir()} == {
+        *(KEYS_FILE, TERMS_FILE, GATE_FILE)
+    }
     assert "Tide Office" in texts(memory.folder / FOLDER)
     gate = json.loads((memory.folder / FOLDER / GATE_FILE).read_text())
     assert set(gate["memories"]) == set(memory.names.values()) and gate["calibration"]["weights"]

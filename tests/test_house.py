@@ -28,7 +28,10 @@ PACKAGE = ROOT / "lorewright"
 # A room imports from its own layer or below. A wing (bench/, studio/) is one room.
 LAYERS = (
     {"errors"},
-    {"data", "readers", "metrics", "cells", "curves", "forecast", "law", "migrations", "traces"},
+    {
+        *("data", "readers", "metrics", "cells", "curves", "forecast", "law", "lexicon"),
+        *("migrations", "traces"),
+    },
     {
         "views",
         "retrieve",
@@ -57,7 +60,7 @@ DATA_ROOMS = {"pocket"}  # files, not code: at most an __init__ with a docstring
 
 NO_TORCH = {
     *("errors", "data", "readers", "metrics", "cells", "curves", "forecast", "law", "views"),
-    "retrieve",
+    *("lexicon", "retrieve"),
 }
 ONLY_MODEL = {"transformers", "tokenizers"}
 PRINTERS = {"cli", "report"}

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from lorewright.data import Document, Fact, Knowledge
 from lorewright.errors import ConfigError, DataError, UnknownMemory
-from lorewright.retrieve import K1, KEYS_FILE, KINDS, B, Index, Key, keys_of, tokens
+from lorewright.lexicon import K1, B
+from lorewright.retrieve import KEYS_FILE, KINDS, TERMS_FILE, Index, Key, keys_of, tokens
 
 WORDS = ("leave", "form", "badge", "floor", "AX-17", "603-556-7631", "mara", "the", "of", "signs")
 TEXT = st.lists(st.sampled_from(WORDS), min_size=1, max_size=6).map(" ".join)
@@ -266,11 +267,11 @@ def test_a_dense_index_comes_back_from_disk_without_embedding_again(tmp_path: Pa
     loaded = Index.load(tmp_path, embed=counting)
     assert n_texts == 1
     assert loaded.retrieve("leave") == index.retrieve("leave")
-    assert {path.suffix for path in tmp_path.iterdir()} == {".jsonl", ".npy"}
+    assert {path.suffix for path in tmp_path.iterdir()} == {".jsonl", ".npz", ".npy"}
     index.without("phones").save(tmp_path)
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.iterdir())) == 3
     Index.build(SMALL).save(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [KEYS_FILE]
+    assert {path.name for path in tmp_path.iterdir()} == {KEYS_FILE, TERMS_FILE}
 
 
 def test_same_keys_give_the_same_bytes(tmp_path: Path) -> None:
@@ -281,6 +282,28 @@ def test_same_keys_give_the_same_bytes(tmp_path: Path) -> None:
         for name in ("one", "two")
     )
     assert one == two
+
+
+def test_terms_on_disk_spare_the_counting_and_are_made_again_for_another_function(
+    tmp_path: Path,
+) -> None:
+    index = Index.build(SMALL)
+    index.save(tmp_path)
+    asked: list[str] = []
+
+    def counting(text: str) -> tuple[str, ...]:
+        asked.append(text)
+        return tokens(text)
+
+    loaded = Index.load(tmp_path, tokenise=counting)
+    assert len(asked) == len(SMALL), "of a small index all are compared"
+    assert loaded.retrieve("leave") == index.retrieve("leave")
+    assert list(loaded.terms) == list(index.terms)
+    letters = Index.load(tmp_path, tokenise=tuple)
+    assert letters.retrieve("x") == Index.build(SMALL, tokenise=tuple).retrieve("x")
+    assert loaded.without("phones").retrieve("leave") == index.without("phones").retrieve("leave")
+    (tmp_path / TERMS_FILE).unlink()
+    assert Index.load(tmp_path).retrieve("leave") == index.retrieve("leave")
 
 
 def cut_off(folder: Path) -> None:

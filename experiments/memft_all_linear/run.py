@@ -31,8 +31,8 @@ from compare import Measured, best_rates, beyond, rate_of  # noqa: E402
 from trials import ARMS, TASKS, Cell, Member  # noqa: E402
 
 from lorewright import scale  # noqa: E402
+from lorewright.data import store  # noqa: E402
 from lorewright.model import Model  # noqa: E402
-from lorewright.report import store  # noqa: E402
 
 GRIDS = {
     "all-linear": (2.5e-3, 5e-3, 1e-2, 2e-2),

@@ -13,8 +13,9 @@ from typing import Any
 
 from draw import losses_figure
 
+from lorewright.data import store
 from lorewright.metrics import Estimate, mean_interval
-from lorewright.report import save_json, store
+from lorewright.report import save_json
 
 MARKS = ("<!-- tables: written by run.py -->", "<!-- end of tables -->")
 HEADLINE = "paraphrase"

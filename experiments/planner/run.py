@@ -27,14 +27,14 @@ from corpora import SETS, Corpus
 from draw import curve, intervals
 
 from lorewright.calibration import Calibration, find, identity, load_of
-from lorewright.data import Example, digest
+from lorewright.data import Example, digest, store
 from lorewright.forecast import Load
 from lorewright.lesson import LessonConfig, prepare
 from lorewright.model import Model
 from lorewright.plan import make, shape_of
 from lorewright.recall import trace
 from lorewright.recipe import Job, WriteConfig, Written
-from lorewright.report import save_json, store
+from lorewright.report import save_json
 from lorewright.write import suggested_lr, write_all
 
 HERE = Path(__file__).parent

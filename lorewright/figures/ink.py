@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from lorewright.data import store
 from lorewright.errors import ConfigError
-from lorewright.report import store
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,9 +1,10 @@
 """Which of a folder's memories a question is for: keys, their probability, and when none is.
 
     atlas/index/keys.jsonl    passages, titles, names and trained questions of every memory
+    atlas/index/terms.npz     their terms and BM25 of them, so that a new process need not count
     atlas/index/gate.json     what turns their scores into a probability; the marks of strangers
 
-Both are made from sources and lessons at the first question after a change, and may be deleted at
+All are made from sources and lessons at the first question after a change, and may be deleted at
 any time. Keys hang on adapter ids: a memory that is renamed keeps them, one that is gone loses
 them. The probability is fitted on the lessons' own trained questions, each asked of an index that
 lacks it, and on questions that no memory is for: packaged ones, and the folder's own topics asked
