@@ -88,4 +88,6 @@ def phones() -> Knowledge:
 
 def texts(folder: Path) -> str:
     """Everything that the files below a folder say."""
-    return "\n".join(p.read_text(encoding="utf-8", errors="replace") for p in folder.rglob("*") if p.is_file())
+    return "\n".join(
+        p.read_text(encoding="utf-8", errors="replace") for p in folder.rglob("*") if p.is_file()
+    )

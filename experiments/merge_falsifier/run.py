@@ -299,7 +299,8 @@ def said(record: dict[str, Any]) -> str:
 
     arms = record["arms"]
     some = ", ".join(
-        f"{name} {share(arms[name]['scores'])}" for name in ("cat", "tsv", "regmean", "imitate")
+        f"{name} {share(arms[name]['scores'])}"
+        for name in ("cat", "tsv", "regmean", "imitate", "refine")
     )
     return f"alone {share(record['alone'])}, {some}, auto = {arms['auto']['method']}"
 

@@ -101,6 +101,8 @@ def methods_table(pairs: Sequence[dict[str, Any]]) -> str:
                 "",
             ]
         )
+    taken = [p["arms"]["auto"]["method"] for p in pairs]
+    favourite = max(taken, key=taken.count)
     arms = [name for name in pairs[0]["arms"] if name != "auto"]
     for arm in sorted(
         arms, key=lambda a: -(summary(pairs, lambda p: p["arms"][a]["scores"])["lost"].mean or 0)
@@ -108,7 +110,7 @@ def methods_table(pairs: Sequence[dict[str, Any]]) -> str:
         found = summary(pairs, lambda p, a=arm: p["arms"][a]["scores"])
         ranks = sorted({p["arms"][arm]["rank"] for p in pairs})
         cpu = over(pairs, lambda p, a=arm: p["arms"][a]["cpu_seconds"]).mean or 0.0
-        name = f"**{arm}**" if arm == "imitate" else arm
+        name = f"**{arm}**" if arm == favourite else arm
         rows.append(
             [
                 f"{name} ({options_of(pairs, arm)})",
