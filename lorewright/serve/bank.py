@@ -1,21 +1,23 @@
 """Adapters side by side on one base, for answering: slots that are filled while it runs.
 
-    h_M = A_MI x,  masked to the slot of the row;   y_O = W x + B_OM h_M        M = slots x rank
+    y_O = W x + B_OR A_RI x,  A and B those of the row's slot
 
-All adapters of a batch lie in one A and one B per layer, so that a step of one token a row costs
-two products a layer however many memories its rows use, and rows need no order. The mask is what
-keeps memories apart: a row's h is zero in every slot but its own. Prompts, with many tokens a row,
-take a batched product over rows instead, as `lora` does in training: a mask would multiply zeros.
+All adapters of a batch lie in one A and one B per layer, and rows need no order. Rows that all use
+other slots are laid out by slot: what moves are their vectors, where giving each row its A and B
+would copy the adapters. Where rows share slots, a step of one token a row takes one product with
+all slots, and a mask that is zero in every slot but the row's own; prompts, with many tokens a row,
+take copies, as `lora` does in training.
 
 This room knows adapters by their content id and rows by number. It knows nothing of requests,
 tokens or files. The base is bit-identical after `close`.
 
-Shape letters: M slots x rank, I in-features, O out-features, B batch row, T token.
+Shape letters: S slots, M slots x rank, R rank, I in-features, O out-features, B batch row, T token.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +32,19 @@ NO_SLOT = -1
 """The slot of a row that is answered by the base alone."""
 
 
+class Lanes(NamedTuple):
+    """Rows in the order of their slots, and back."""
+
+    slots: slice | Tensor
+    """The slots that are computed: all between the first and the last in use, or these."""
+    row_S: Tensor
+    """The row that each is computed for; any row where nobody uses the slot."""
+    back_B: Tensor
+    """Where each row's result lies."""
+    live_B11: Tensor | None
+    """0 for rows of the base alone; None where there are none."""
+
+
 class Binding:
     """Which slots the rows of the next pass use; one object for all layers of a bank."""
 
@@ -38,17 +53,25 @@ class Binding:
         """First and last slot in use; None = the base alone."""
         self.shared = False
         """Whether all rows use the same slot."""
+        self.apart = False
+        """Whether no two rows use the same slot."""
         self.slots_B: list[int] = []
         self._made: dict[tuple[str, int, torch.device], tuple[Tensor, ...]] = {}
+        self._lanes: Lanes | None = None
+        self._laid: tuple[Tensor, Tensor] | None = None
 
     def bind(self, slots_B: Sequence[int]) -> None:
         """Set the slot of each row, NO_SLOT for none."""
+        self._laid = None
+        if list(slots_B) == self.slots_B:
+            return
         used = set(slots_B)
         self.shared = len(used) == 1
         used.discard(NO_SLOT)
+        self.apart = len(used) == len(slots_B) - list(slots_B).count(NO_SLOT)
         self.span = (min(used), max(used)) if used else None
         self.slots_B = list(slots_B)
-        self._made = {}
+        self._made, self._lanes = {}, None
 
     def mask(self, rank: int, device: torch.device) -> Tensor:
         """1 where a row may use a column of h, as (B, 1, M) over the span of slots in use."""
@@ -59,6 +82,33 @@ class Binding:
             own_BM = torch.tensor(self.slots_B)[:, None] == slot_M
             self._made[key] = (own_BM[:, None].float().to(device),)
         return self._made[key][0]
+
+    def lanes(self, device: torch.device) -> Lanes:
+        """Where no two rows use the same slot: what is computed for which row, and put where."""
+        if self._lanes is None:
+            assert self.span is not None
+            row_of = {slot: row for row, slot in enumerate(self.slots_B) if slot != NO_SLOT}
+            first, last = self.span
+            whole = last - first < 2 * len(row_of)  # a few slots for nobody cost less than copies
+            slots = list(range(first, last + 1)) if whole else sorted(row_of)
+            place = {slot: n for n, slot in enumerate(slots)}
+            rows = [row_of.get(slot, 0) for slot in slots]
+            back = [place.get(slot, 0) for slot in self.slots_B]
+            live = [[[float(slot != NO_SLOT)]] for slot in self.slots_B]
+            self._lanes = Lanes(
+                slice(first, last + 1) if whole else torch.tensor(slots, device=device),
+                torch.tensor(rows, device=device),
+                torch.tensor(back, device=device),
+                None if NO_SLOT not in self.slots_B else torch.tensor(live, device=device),
+            )
+        return self._lanes
+
+    def laid(self, x_BTI: Tensor, lanes: Lanes) -> Tensor:
+        """The rows of x by slot (S, T, I); modules that share an input lay it out once."""
+        if self._laid is None or self._laid[0] is not x_BTI:
+            rows_BTI = x_BTI.float().reshape(len(self.slots_B), -1, x_BTI.shape[-1])
+            self._laid = (x_BTI, rows_BTI.index_select(0, lanes.row_S))
+        return self._laid[1]
 
     def index(self, device: torch.device) -> tuple[Tensor, ...]:
         """The slot of each row, 0 where it has none, and 1 or 0 for whether it has one."""
@@ -79,6 +129,8 @@ class BankLinear(Adapted):
         self.rank = 0
         self.A_MI: Tensor | None = None
         self.B_MO: Tensor | None = None
+        self._cut: tuple[Lanes, Tensor, Tensor] | None = None
+        """A and B of the lanes that were asked last."""
 
     @property
     def weight(self) -> Tensor:
@@ -103,7 +155,7 @@ class BankLinear(Adapted):
             if old is not None:
                 new[:have, : self.rank] = old.unflatten(0, (have, self.rank))
             setattr(self, name, new.flatten(0, 1))
-        self.rank = rank
+        self.rank, self._cut = rank, None
 
     def fill(self, slot: int, A_RI: Tensor, B_OR: Tensor, scale: float) -> None:
         """Put an adapter's factors into a slot, zeros above their rank."""
@@ -115,6 +167,7 @@ class BankLinear(Adapted):
 
     def empty(self, slot: int) -> None:
         """Zero a slot."""
+        self._cut = None
         if self.A_MI is not None and self.B_MO is not None:
             self.A_MI[slot * self.rank : (slot + 1) * self.rank] = 0
             self.B_MO[slot * self.rank : (slot + 1) * self.rank] = 0
@@ -124,6 +177,8 @@ class BankLinear(Adapted):
         y_BTO: Tensor = self.base(x_BTI)
         if self.binding.span is None or self.A_MI is None or self.B_MO is None:
             return y_BTO
+        if self.binding.apart and not self.binding.shared:
+            return self._by_slot(y_BTO, x_BTI)
         first, last = self.binding.span
         low, high = first * self.rank, (last + 1) * self.rank
         # some decoders flatten to (B T, I) before their feed-forward layers
@@ -139,6 +194,22 @@ class BankLinear(Adapted):
         A_BRI = self.A_MI.unflatten(0, (-1, self.rank))[index_B]
         B_BRO = self.B_MO.unflatten(0, (-1, self.rank))[index_B]
         return _add(y_BTO, torch.bmm(x_BTI, A_BRI.mT) * live_B11, B_BRO)
+
+    def _by_slot(self, y_BTO: Tensor, x_BTI: Tensor) -> Tensor:
+        """No two rows of one slot: rows in the order of slots, and back."""
+        lanes = self.binding.lanes(x_BTI.device)
+        if self._cut is None or self._cut[0] is not lanes:
+            assert self.A_MI is not None and self.B_MO is not None
+            A_SRI, B_SRO = (w.unflatten(0, (-1, self.rank)) for w in (self.A_MI, self.B_MO))
+            self._cut = (lanes, A_SRI[lanes.slots].mT, B_SRO[lanes.slots])
+        _, A_SIR, B_SRO = self._cut
+        add_STO = torch.bmm(torch.bmm(self.binding.laid(x_BTI, lanes), A_SIR), B_SRO)
+        add_BTO = add_STO.index_select(0, lanes.back_B)
+        if lanes.live_B11 is not None:
+            add_BTO *= lanes.live_B11
+        if y_BTO.dtype == torch.float32:  # in place, for nobody else holds y
+            return y_BTO.add_(add_BTO.view_as(y_BTO))
+        return (y_BTO + add_BTO.view_as(y_BTO)).to(y_BTO.dtype)
 
 
 def _add(y_BTO: Tensor, h_KJR: Tensor, B_KRO: Tensor) -> Tensor:
