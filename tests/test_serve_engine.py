@@ -14,7 +14,7 @@ from typing import Any
 import families
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from test_model import letters
 
@@ -311,6 +311,76 @@ def test_a_slot_that_is_filled_anew_keeps_nothing_of_what_it_held(
             found.append(model.network(ids).logits)
         bank.close()
     assert torch.allclose(*found, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def bank(adapters: list[Adapter | None]) -> Iterator[Bank]:
+    """A bank, on a base of its own, with the four adapters in slots 0 to 3 and one in slot 8."""
+    made = Bank(Model.load(), 9)
+    for n in range(8):
+        adapter = adapters[1 + n % 4]
+        assert adapter
+        made.take(str(n), adapter)
+    assert adapters[1] and made.take("far", adapters[1]) == 8
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def by_slot(
+    model: Model, adapters: list[Adapter | None], prompts: list[tuple[int, ...]]
+) -> dict[tuple[int, int], torch.Tensor]:
+    """Logits of 3 and of 1 token of the second prompt, by slot."""
+    found = {}
+    for slot, a in ((NO_SLOT, 0), (0, 1), (1, 2), (2, 3), (3, 4), (8, 1)):
+        adapter = adapters[a]
+        with model.using(*([adapter] if adapter else [])), torch.no_grad():
+            for width in (3, 1):
+                found[slot, width] = model.network(torch.tensor([prompts[1][:width]])).logits[0]
+    return found
+
+
+@given(slots=st.lists(st.sampled_from([NO_SLOT, 0, 1, 2, 3, 8]), min_size=1, max_size=7))
+@example(slots=[3, 1, 0, 2])
+@example(slots=[8, NO_SLOT, 1])
+@example(slots=[2, 2, 1, NO_SLOT])
+@pytest.mark.parametrize("width", [1, 3])
+def test_a_row_gets_its_own_slot_whatever_the_others_use(
+    by_slot: dict[tuple[int, int], torch.Tensor],
+    bank: Bank,
+    prompts: list[tuple[int, ...]],
+    width: int,
+    slots: list[int],
+) -> None:
+    bank.binding.bind(slots)
+    with torch.no_grad():
+        found = bank.model.network(torch.tensor([prompts[1][:width]] * len(slots))).logits
+    for row_TV, slot in zip(found, slots, strict=True):
+        assert torch.allclose(row_TV, by_slot[slot, width], atol=1e-3)
+
+
+def test_a_slot_filled_anew_between_two_passes_of_the_same_rows_is_used(
+    model: Model, adapters: list[Adapter | None], prompts: list[tuple[int, ...]]
+) -> None:
+    one, two, three = adapters[1], adapters[2], adapters[4]
+    assert one and two and three
+    bank, ids = Bank(model, 9), torch.tensor([prompts[1][:1]] * 2)
+    try:
+        for n in range(9):  # rows 0 and 8 of nine slots: copies, not views
+            bank.take(str(n), one if n else two)
+        bank.binding.bind([0, 8])
+        with torch.no_grad():
+            before = model.network(ids).logits
+            for n in (0, 8):
+                bank.release(str(n))
+            bank.retain([str(n) for n in range(1, 8)])
+            assert {bank.take("new", three), bank.take("newer", three)} == {0, 8}
+            bank.binding.bind([0, 8])
+            after = model.network(ids).logits
+    finally:
+        bank.close()
+    assert not torch.allclose(before, after, atol=1e-2)
+    assert torch.allclose(after[0], after[1], atol=1e-3)
 
 
 def test_what_is_not_retained_leaves_nothing_in_memory(
