@@ -57,7 +57,7 @@ class Binding:
         """Whether no two rows use the same slot."""
         self.slots_B: list[int] = []
         self._made: dict[tuple[str, int, torch.device], tuple[Tensor, ...]] = {}
-        self._lanes: Lanes | None = None
+        self._lanes: dict[torch.device, Lanes] = {}
         self._laid: tuple[Tensor, Tensor] | None = None
 
     def bind(self, slots_B: Sequence[int]) -> None:
@@ -71,7 +71,7 @@ class Binding:
         self.apart = len(used) == len(slots_B) - list(slots_B).count(NO_SLOT)
         self.span = (min(used), max(used)) if used else None
         self.slots_B = list(slots_B)
-        self._made, self._lanes = {}, None
+        self._made, self._lanes = {}, {}
 
     def mask(self, rank: int, device: torch.device) -> Tensor:
         """1 where a row may use a column of h, as (B, 1, M) over the span of slots in use."""
@@ -85,7 +85,7 @@ class Binding:
 
     def lanes(self, device: torch.device) -> Lanes:
         """Where no two rows use the same slot: what is computed for which row, and put where."""
-        if self._lanes is None:
+        if device not in self._lanes:
             assert self.span is not None
             row_of = {slot: row for row, slot in enumerate(self.slots_B) if slot != NO_SLOT}
             first, last = self.span
@@ -95,13 +95,13 @@ class Binding:
             rows = [row_of.get(slot, 0) for slot in slots]
             back = [place.get(slot, 0) for slot in self.slots_B]
             live = [[[float(slot != NO_SLOT)]] for slot in self.slots_B]
-            self._lanes = Lanes(
+            self._lanes[device] = Lanes(
                 slice(first, last + 1) if whole else torch.tensor(slots, device=device),
                 torch.tensor(rows, device=device),
                 torch.tensor(back, device=device),
                 None if NO_SLOT not in self.slots_B else torch.tensor(live, device=device),
             )
-        return self._lanes
+        return self._lanes[device]
 
     def laid(self, x_BTI: Tensor, lanes: Lanes) -> Tensor:
         """The rows of x by slot (S, T, I); modules that share an input lay it out once."""
