@@ -179,8 +179,8 @@ def compare(name: str, n: int, rank: int, args: argparse.Namespace) -> None:
     arm = {"model": args.model, "facts": name, "n": n, "rank": rank, "threads": args.threads}
     mine = [run(arm | {"kind": "ours", "epochs": 80, "seed": seed}) for seed in range(args.seeds)]
     limit = args.patience * statistics.median(each["seconds"] for each in mine)
-    grid = [(lr, *schedule) for lr in RATES for schedule in SCHEDULES]
-    grid = grid[5:7] if args.quick else grid
+    rates, schedules = ((2e-3,), SCHEDULES[1:3]) if args.quick else (args.rates, SCHEDULES)
+    grid = [(lr, *schedule) for lr in rates for schedule in schedules]
     tried = []
     for lr, schedule, epochs in grid:
         how = {"kind": "trl", "lr": lr, "schedule": schedule, "epochs": epochs, "limit": limit}
@@ -213,6 +213,7 @@ def main() -> None:
     )
     parser.add_argument("--ranks", type=int, nargs="+", default=[4, 16])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="of TRL's grid")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
         "--patience",
