@@ -383,6 +383,34 @@ def test_a_slot_filled_anew_between_two_passes_of_the_same_rows_is_used(
     assert torch.allclose(after[0], after[1], atol=1e-3)
 
 
+@pytest.mark.parametrize("width", [1, 3])
+def test_a_layer_that_meets_its_first_adapter_below_a_slot_in_use_has_room_for_both(
+    model: Model, adapters: list[Adapter | None], prompts: list[tuple[int, ...]], width: int
+) -> None:
+    attention, mlp = adapters[2], adapters[3]  # no module of one is one of the other
+    assert attention and mlp
+    ids = torch.tensor([prompts[1][:width]] * 2)
+    expected = []
+    for adapter in (mlp, attention):
+        with model.using(adapter), torch.no_grad():
+            expected.append(model.network(ids[:1]).logits[0])
+    bank = Bank(model, 2)
+    try:
+        bank.take("idle", attention)
+        high = bank.take("busy", attention)
+        bank.release("idle")
+        slots = [bank.take("mlp", mlp), high]
+        assert slots == [0, 1]
+        for rows in (slots, [*slots, 0]):  # apart, and shared
+            bank.binding.bind(rows)
+            with torch.no_grad():
+                found = model.network(ids[:1].expand(len(rows), -1)).logits
+            for row_TV, wanted_TV in zip(found, expected, strict=False):
+                assert torch.allclose(row_TV, wanted_TV, atol=1e-3)
+    finally:
+        bank.close()
+
+
 def test_what_is_not_retained_leaves_nothing_in_memory(
     model: Model, adapters: list[Adapter | None]
 ) -> None:

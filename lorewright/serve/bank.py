@@ -286,14 +286,16 @@ class Bank:
 
     def _fill(self, slot: int, adapter: Adapter) -> None:
         names, config = set(adapter.modules), adapter.config
+        # A layer may meet its first adapter in a low slot, beside rows of higher ones.
+        room = _grown(1 + max([slot, *self.slots.values()]), self.n_slots)
         for name, layer in self.layers.items():
             if name in names:
-                layer.reserve(_grown(slot + 1, self.n_slots), config.rank)
+                layer.reserve(room, config.rank)
                 device = layer.weight.device
                 A_RI, B_OR = (adapter.tensors[name + half].to(device) for half in HALVES)
                 layer.fill(slot, A_RI, B_OR, config.scale)
             elif layer.A_MI is not None:
-                layer.reserve(_grown(slot + 1, self.n_slots), config.rank)
+                layer.reserve(room, config.rank)
                 layer.empty(slot)
 
 
