@@ -193,6 +193,10 @@ class Index:
     embed: Embed | None = None
     embed_question: Embed | None = None
 
+    def __post_init__(self) -> None:
+        if self.embed_question is not None and self.embed is None:
+            raise ConfigError("embed_question was given without embed; give both, or embed alone.")
+
     @classmethod
     def build(
         cls,
@@ -207,8 +211,6 @@ class Index:
         `embed` adds the dense part; `embed_question` is for encoders that want questions prefixed.
         Raises DataError for unusable rows or vectors, ConfigError for `embed_question` alone.
         """
-        if embed_question is not None and embed is None:
-            raise ConfigError("embed_question was given without embed; give both, or embed alone.")
         return cls((), (), None, tokenise, embed, embed_question).with_keys(rows)
 
     @property
@@ -367,12 +369,8 @@ class Index:
         header, keys = _stored_keys(Path(folder) / KEYS_FILE)
         terms = _stored_terms(Path(folder) / TERMS_FILE, str(header["digest"]), keys, tokenise)
         if not header.get("vectors"):
-            plain = cls(keys, terms, None, tokenise, embed, embed_question)
-            return (
-                plain
-                if embed is None
-                else cls.build(keys, tokenise=tokenise, embed=embed, embed_question=embed_question)
-            )
+            vectors = _embedded(embed, [key.text for key in keys]) if embed and keys else None
+            return cls(keys, terms, vectors, tokenise, embed, embed_question)
         if embed is None:
             raise ConfigError(f"{folder} holds vectors; give load the embed that made them.")
         vectors_ND = _read_vectors(Path(folder), str(header["vectors"]), len(keys))

@@ -304,6 +304,10 @@ def test_terms_on_disk_spare_the_counting_and_are_made_again_for_another_functio
     assert loaded.without("phones").retrieve("leave") == index.without("phones").retrieve("leave")
     (tmp_path / TERMS_FILE).unlink()
     assert Index.load(tmp_path).retrieve("leave") == index.retrieve("leave")
+    dense = Index.load(tmp_path, embed=hashed)
+    assert dense.retrieve("leave") == Index.build(SMALL, embed=hashed).retrieve("leave")
+    with pytest.raises(ConfigError, match="without embed"):
+        Index.load(tmp_path, embed_question=hashed)
 
 
 def cut_off(folder: Path) -> None:

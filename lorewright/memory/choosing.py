@@ -32,9 +32,9 @@ from lorewright.recipe import WriteConfig
 AUTO, IMITATE, REFINE, REWRITE = "auto", "imitate", "refine", "rewrite"
 NAMES = (AUTO, *METHODS, IMITATE, REFINE, REWRITE)
 BY_EXAMPLES = ("regmean", IMITATE, REFINE)
+"""Methods that go by what the sources were trained on."""
 TRAINING = (REFINE, REWRITE)
 """Methods that train on the examples of all, and know no weights."""
-"""Methods that go by what the sources were trained on."""
 N_HELD = 200
 """At most so many held-back questions of each source decide between methods."""
 REFINED = 6
