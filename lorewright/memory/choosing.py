@@ -155,14 +155,15 @@ def _refined(
 ) -> Adapter:
     """The sources imitated, then trained on what they were trained on until all is recalled."""
     _check_options(options, ("lr", "epochs", "batch_size", "margin", "seed"), REFINE)
+    given = {"lr": training.suggested_lr(model), "epochs": REFINED, **options}
+    config = WriteConfig(**given)  # refused before anything is imitated
     copy = imitate(model, sources, None, rank, progress=watch.step).adapter
     # At the scale that fresh adapters have, so that the rate that suits them suits it.
     lora = replace(copy.config, alpha=None)
     more = copy.config.scale / lora.scale
     tensors = {k: t * more if k.endswith(HALVES[1]) else t for k, t in copy.tensors.items()}
     copy = replace(copy, config=lora, tensors=tensors)
-    given = {"lora": lora, "lr": training.suggested_lr(model), "epochs": REFINED}
-    return _trained(model, sources, REFINE, WriteConfig(**{**given, **options}), copy, watch)
+    return _trained(model, sources, REFINE, replace(config, lora=lora), copy, watch)
 
 
 def _rewritten(
