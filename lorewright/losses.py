@@ -54,9 +54,20 @@ def token_nats(logits_BTV: Tensor, ids_BT: Tensor) -> TokenNats:
     padding_BT = ids_BT < 0
     target_BT = ids_BT.masked_fill(padding_BT, 0)
     loss = F.cross_entropy(logits_BTV.flatten(0, -2), target_BT.flatten(), reduction="none")
-    correct_BT = logits_BTV.detach().argmax(-1) == target_BT
+    correct_BT = _best(logits_BTV.detach()) == target_BT
     loss_BT = torch.where(padding_BT, 0.0, loss.view_as(target_BT))
     return TokenNats(loss_BT, correct_BT | padding_BT)
+
+
+def _best(logits_BTV: Tensor) -> Tensor:
+    """Indices of the largest logits, the first of equals.
+
+    On the CPU through numpy, whose argmax is a vector operation: torch's takes as long there as the
+    product that makes the logits.
+    """
+    if logits_BTV.device.type != "cpu":
+        return logits_BTV.argmax(-1)
+    return torch.from_numpy(logits_BTV.numpy().argmax(-1))
 
 
 def chunked_nats(

@@ -34,6 +34,7 @@ from transformers.utils import logging as transformers_logging
 
 from lorewright.adapter import Adapter, validate
 from lorewright.errors import DataError, ModelError
+from lorewright.fused import Entering, Fused
 from lorewright.lora import Stack, attach
 from lorewright.losses import TokenNats, chunked_nats, token_nats
 from lorewright.targets import text_decoder
@@ -106,7 +107,12 @@ class Model:
         # generate() takes from here whatever it is not told, and penalties that models ship with
         # would break the certificate of greedy decoding.
         network.generation_config = self._greedy(max_new_tokens=1)
+        self.entering: Entering | None = None
+        """Where the next pass over completions begins, if not at the tokens; see `trunk`."""
+        self.fused: Fused | None = None
         self._head: nn.Module | None = self._plain_head()
+        if self._head is not None:
+            self.fused = Fused.of(text_decoder(network))
         self._n_vocab = int(network.config.get_text_config().vocab_size)
 
     @classmethod
@@ -271,14 +277,23 @@ class Model:
         Carries gradient for attached adapters. Where the model does more than decoder and head
         (soft caps, scaled logits), the whole network runs and its logits are selected.
         """
-        rows_B1 = torch.arange(len(batch.ids_BT), device=self.device)[:, None]
         if self._head is None:
+            rows_B1 = torch.arange(len(batch.ids_BT), device=self.device)[:, None]
             logits_BTV = self.network(input_ids=batch.ids_BT, use_cache=False).logits
             return logits_BTV[rows_B1, batch.position_BC].float()
-        decoder = text_decoder(self.network)
-        hidden_BTD = decoder(input_ids=batch.ids_BT, use_cache=False).last_hidden_state
-        logits: Tensor = self._head(hidden_BTD[rows_B1, batch.position_BC])
+        logits: Tensor = self._head(self._hidden(batch))
         return logits.float()
+
+    def _hidden(self, batch: Batch) -> Tensor:
+        """Hidden states (B, C, D) from which completion tokens are predicted."""
+        entering = self.entering
+        if self.fused and self.fused.ready(entering.layer if entering else 0):
+            self.entering = None
+            return self.fused.hidden(batch.ids_BT, batch.position_BC, entering)
+        decoder = text_decoder(self.network)
+        hidden_BTD: Tensor = decoder(input_ids=batch.ids_BT, use_cache=False).last_hidden_state
+        rows_B1 = torch.arange(len(batch.ids_BT), device=self.device)[:, None]
+        return hidden_BTD[rows_B1, batch.position_BC]
 
     def completion_nats(self, batch: Batch) -> TokenNats:
         """Loss_BC in nats and whether each token is the argmax; padding has loss 0 and is right.
@@ -288,11 +303,9 @@ class Model:
         if self._head is None or batch.mask_BC.numel() * self._n_vocab <= LOGIT_VALUES:
             ids_BC = torch.where(batch.mask_BC.bool(), batch.target_BC, -1)
             return token_nats(self.completion_logits(batch), ids_BC)
-        decoder = text_decoder(self.network)
-        hidden_BTD = decoder(input_ids=batch.ids_BT, use_cache=False).last_hidden_state
         row_M, at_M = batch.mask_BC.nonzero(as_tuple=True)
         nats_M, right_M = chunked_nats(
-            hidden_BTD[row_M, batch.position_BC[row_M, at_M]],
+            self._hidden(batch)[row_M, at_M],
             self._head,
             batch.target_BC[row_M, at_M],
             max(1, LOGIT_VALUES // self._n_vocab),

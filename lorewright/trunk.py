@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from lorewright.batching import by_length
 from lorewright.errors import ModelError, StorageError
+from lorewright.fused import Entering
 from lorewright.model import Batch, Model
 from lorewright.targets import survey
 
@@ -56,7 +57,6 @@ class Trunk:
         else:
             flat = torch.empty(n_values, dtype=model.dtype, device=model.device)
         self.hidden_MD = flat.view(-1, width)
-        self._fed: Tensor | None = None
         self._rest: tuple[Any, ...] | None = None
         """What a layer returns beside hidden states, in families whose layers return tuples."""
         self._fill(rows, lengths)
@@ -105,7 +105,8 @@ class Trunk:
         at_T = torch.arange(n_tokens)
         inside_BT = torch.minimum(at_T, self.lengths_E[index, None] - 1)
         where_BT = (self.starts_E[index, None] + inside_BT).to(self.hidden_MD.device)
-        self._fed = self.hidden_MD[where_BT].to(self.model.device)
+        hidden_BTD = self.hidden_MD[where_BT].to(self.model.device)
+        self.model.entering = Entering(len(self.layers) - 1, hidden_BTD)
 
     @contextmanager
     def skipping(self) -> Iterator[None]:
@@ -115,11 +116,11 @@ class Trunk:
 
         def skip(position: int) -> Any:
             def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-                fed = self._fed
-                if fed is None:
+                entering = self.model.entering
+                if entering is None:
                     return plain[position](hidden_states, *args, **kwargs)
                 if position == len(below) - 1:
-                    self._fed, hidden_states = None, fed
+                    self.model.entering, hidden_states = None, entering.hidden_BTD
                 return hidden_states if self._rest is None else (hidden_states, *self._rest)
 
             return forward
@@ -130,7 +131,7 @@ class Trunk:
         try:
             yield
         finally:
-            self._fed = None
+            self.model.entering = None
             for layer, wrapper in zip(below, own, strict=True):
                 if wrapper is None:
                     del layer.forward

@@ -1,0 +1,357 @@
+"""A Llama-like decoder in few operations: forward and backward by hand, adapters included.
+
+On a small base a step is mostly the cost of calling operations, not their arithmetic. This room
+runs the same decoder with about a quarter of the calls: products write into one buffer, residuals
+are added by the product that makes them, A of one input are one product, nothing is recorded for
+autograd, and the last layer runs at the positions that are asked for only. Gradients of A and B are
+the network's to rounding; nothing else has any.
+
+It reads the network as it stands (weights are not copied) and takes Llama, Mistral, Qwen 2 and 3
+and what is built like them: RMS norms, rotary positions, full causal attention, SwiGLU. `of` finds
+out whether a decoder is one, `ready` whether it may run now: float32 on the CPU, plain linear
+layers or `LoraLinear`, no hooks. Everything else runs through the network itself.
+
+Shape letters: B row, T token, C position asked for, M tokens of all rows, D width, F inner width,
+H query heads, G key heads, E width of a head, I in-features, O out-features, R ranks of one input's
+adapters together, K blocks of rows, N adapters of the stack.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lorewright.kernels import (
+    Bound,
+    Grads,
+    Linears,
+    Normed,
+    attend,
+    attend_back,
+    heads,
+    rms_norm,
+    rms_norm_back,
+    turn,
+)
+from lorewright.lora import LoraLinear
+
+DECODER = {"embed_tokens", "layers", "norm", "rotary_emb"}
+LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
+ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
+HEAD_NORMS = {"q_norm", "k_norm"}
+FEED_FORWARD = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+STATIC_ROPE = ("default", "linear", "llama3", "yarn")
+"""Kinds of rotary positions whose frequencies do not depend on the length of the text."""
+
+
+class Entering(NamedTuple):
+    """Hidden states with which a pass begins, and the layer that they enter."""
+
+    layer: int
+    hidden_BTD: Tensor
+
+
+class Fused:
+    """A decoder that can be run by hand; made by `of`."""
+
+    def __init__(self, decoder: Any) -> None:
+        self.decoder = decoder
+        self.layers: list[Any] = list(decoder.layers)
+        attention = self.layers[0].self_attn
+        self.head_width = int(attention.head_dim)
+        self.scaling = float(attention.scaling)
+        self._turns = (torch.empty(0), torch.empty(0))
+
+    @classmethod
+    def of(cls, decoder: nn.Module) -> Fused | None:
+        """The decoder as one to run by hand; None if it is built otherwise."""
+        children = dict(decoder.named_children())
+        if set(children) != DECODER or type(children["embed_tokens"]) is not nn.Embedding:
+            return None
+        rotary: Any = children["rotary_emb"]
+        config: Any = rotary.config
+        kinds = config.to_dict().get("layer_types") or ()
+        windowed = config.to_dict().get("sliding_window") and not kinds
+        if rotary.rope_type not in STATIC_ROPE or windowed or set(kinds) - {"full_attention"}:
+            return None
+        layers = list(decoder.get_submodule("layers").children())
+        norms = [decoder.get_submodule("norm")]
+        for layer in layers:
+            if not _is_plain(layer):
+                return None
+            norms += [m for n, m in layer.named_modules() if n.endswith("norm")]
+        if not all(_is_rms(norm) for norm in norms):
+            return None
+        return cls(decoder)
+
+    def ready(self, first: int = 0) -> bool:
+        """Whether layers from `first` on may run by hand as they are now."""
+        if not _untouched(self.decoder) or not _untouched(self.decoder.norm):
+            return False
+        for layer in self.layers[first:]:
+            for module in layer.modules():
+                if not _untouched(module) or not _takes(module):
+                    return False
+        return True
+
+    def hidden(
+        self, ids_BT: Tensor, position_BC: Tensor, entering: Entering | None = None
+    ) -> Tensor:
+        """The decoder's last hidden states (B, C, D) at the positions asked for.
+
+        Carries gradient to the A and B of attached adapters. `entering` replaces ids and the layers
+        below its own.
+        """
+        with torch.no_grad():
+            run = _Run(self, ids_BT, position_BC, entering)
+        weights = [weight for lora in run.loras for weight in (lora.A_NRI, lora.B_NOR)]
+        if torch.is_grad_enabled() and any(weight.requires_grad for weight in weights):
+            hidden: Tensor = _Pass.apply(run, *weights)
+            return hidden
+        with torch.no_grad():
+            return run.forward(keep=False)
+
+    def turns(self, n_tokens: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (T, E/2) of positions from 0, of which each carries E^-1/4.
+
+        A product of a turned query and a turned key then has attention's scale in it.
+        """
+        if n_tokens > len(self._turns[0]):
+            size = max(64, 1 << (n_tokens - 1).bit_length())
+            weight = self.decoder.embed_tokens.weight
+            with torch.no_grad():
+                found = self.decoder.rotary_emb(weight[:1, None], torch.arange(size)[None])
+            half, root = self.head_width // 2, math.sqrt(self.scaling)
+            cos, sin = (part[0, :, :half].float() * root for part in found)
+            self._turns = cos.contiguous(), sin.contiguous()
+        return self._turns[0][:n_tokens], self._turns[1][:n_tokens]
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether a layer consists of what this room knows how to run, and of nothing more."""
+    if {name for name, _ in layer.named_children()} != LAYER:
+        return False
+    attention: Any = layer.get_submodule("self_attn")
+    mlp: Any = layer.get_submodule("mlp")
+    inside = {name for name, _ in attention.named_children()}
+    if inside not in (ATTENTION, ATTENTION | HEAD_NORMS):
+        return False
+    if {name for name, _ in mlp.named_children()} != FEED_FORWARD:
+        return False
+    probe = torch.linspace(-3, 3, 13)
+    own = [p for m in (layer, attention, mlp) for p in m.parameters(recurse=False)]
+    return not own and torch.equal(mlp.act_fn(probe), F.silu(probe))
+
+
+def _is_rms(norm: nn.Module) -> bool:
+    """Whether a norm divides by the root of the mean square and multiplies by its weight."""
+    weight = norm.get_parameter("weight")
+    if weight.dim() != 1 or "variance_epsilon" not in vars(norm):
+        return False
+    probe = torch.linspace(-2, 3, len(weight), device=weight.device, dtype=weight.dtype)[None]
+    with torch.no_grad():
+        found, expected = norm(probe), rms_norm(probe, norm)[0]
+    return bool(torch.allclose(found, expected, rtol=1e-2, atol=1e-2))
+
+
+def _untouched(module: nn.Module) -> bool:
+    """Whether nothing listens at a module, and its forward is its class's own."""
+    return not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+
+
+def _takes(module: nn.Module) -> bool:
+    """Whether a module of a layer is one that this room can stand for, as it is now."""
+    if isinstance(module, nn.Linear):
+        weight = module.weight
+        return (
+            type(module) is nn.Linear
+            and weight.dtype == torch.float32
+            and weight.device.type == "cpu"
+            and not weight.requires_grad
+        )
+    return not isinstance(module, LoraLinear) or type(module.base) is nn.Linear
+
+
+# A pass
+
+
+class _Pass(torch.autograd.Function):
+    """A whole pass as one step of autograd: its inputs are A and B, nothing else has gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, run: _Run, *weights: Tensor) -> Tensor:
+        ctx.run = run
+        return run.forward(keep=True)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        assert ctx.run.layers, "a pass keeps its values for one way back"
+        found = ctx.run.backward(grads[0])
+        none = (None, None)
+        return None, *(grad for lora in ctx.run.loras for grad in found.get(lora, none))
+
+
+class _Run:
+    """One pass over one batch: what its layers share, and the layers that run."""
+
+    def __init__(
+        self, fused: Fused, ids_BT: Tensor, position_BC: Tensor, entering: Entering | None
+    ) -> None:
+        self.decoder = fused.decoder
+        self.head_width = fused.head_width
+        # No prediction asked for depends on what comes after the last of them.
+        self.n_rows, self.n_tokens = len(ids_BT), int(position_BC.max()) + 1
+        self.turns = fused.turns(self.n_tokens)
+        if entering is None:
+            embeddings_VD = self.decoder.embed_tokens.weight
+            self.x_MD = F.embedding(ids_BT[:, : self.n_tokens], embeddings_VD).flatten(0, 1)
+        else:
+            self.x_MD = entering.hidden_BTD[:, : self.n_tokens].flatten(0, 1)
+        later_TT = torch.ones(self.n_tokens, self.n_tokens, dtype=torch.bool).triu(1)
+        self.mask_TT = torch.zeros(later_TT.shape).masked_fill_(later_TT, -torch.inf)
+        layers = fused.layers[entering.layer if entering else 0 :]
+        self.loras = [m for layer in layers for m in layer.modules() if isinstance(m, LoraLinear)]
+        """Every adapted module of the layers that run, in model order."""
+        used = self.loras and self.loras[0].rows.single != -1
+        self.bound = Bound(self.loras[0], self.n_rows) if used else None
+        whole = [_Layer(self, layer, None) for layer in layers[:-1]]
+        self.layers = [*whole, _Layer(self, layers[-1], position_BC)]
+        below = False
+        for layer in self.layers:
+            layer.below, below = below, below or layer.adapted
+        self.norm: Normed | None = None
+
+    def forward(self, *, keep: bool) -> Tensor:
+        """Run; with `keep`, so that `backward` can follow."""
+        x_MD = self.x_MD
+        for layer in self.layers:
+            x_MD = layer.forward(x_MD, keep=keep and (layer.below or layer.adapted))
+        h_MD, self.norm = rms_norm(x_MD, self.decoder.norm)
+        return h_MD.view(self.n_rows, -1, h_MD.shape[-1])
+
+    def backward(self, grad_BCD: Tensor) -> Grads:
+        """Gradients of all A and B."""
+        assert self.norm is not None
+        found: Grads = {}
+        grad_MD: Tensor | None = rms_norm_back(grad_BCD.reshape(-1, grad_BCD.shape[-1]), self.norm)
+        while grad_MD is not None and self.layers:  # lets go of a layer's values as it passes
+            grad_MD = self.layers.pop().backward(grad_MD, found)
+        return found
+
+
+# A layer
+
+
+class _Layer:
+    """One decoder layer of a pass; the last one goes on at the positions asked for only."""
+
+    def __init__(self, run: _Run, layer: Any, position_BC: Tensor | None) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self.run, self.layer = run, layer
+        self.query = Linears(run.bound, [attention.q_proj])
+        self.memory = Linears(run.bound, [attention.k_proj, attention.v_proj])
+        self.output = Linears(run.bound, [attention.o_proj])
+        self.widen = Linears(run.bound, [mlp.gate_proj, mlp.up_proj])
+        self.narrow = Linears(run.bound, [mlp.down_proj])
+        self.attends = bool(self.query.loras or self.memory.loras)
+        parts = (self.output, self.widen, self.narrow)
+        self.adapted = self.attends or any(part.loras for part in parts)
+        self.below = False
+        """Whether a layer below this one is adapted."""
+        self.mask, self.turns = run.mask_TT, run.turns
+        self.kept_M: Tensor | None = None
+        if position_BC is not None:
+            first_B1 = torch.arange(run.n_rows)[:, None] * run.n_tokens
+            self.kept_M = (first_B1 + position_BC).flatten()
+            self.mask = self.mask[position_BC]
+            self.turns = self.turns[0][position_BC], self.turns[1][position_BC]
+
+    def forward(self, x_MD: Tensor, *, keep: bool) -> Tensor:
+        """The hidden states that leave the layer."""
+        h_MD, norm = rms_norm(x_MD, self.layer.input_layernorm)
+        kept_M = self.kept_M
+        q_MD, x_MD = (h_MD, x_MD) if kept_M is None else (h_MD[kept_M], x_MD[kept_M])
+        attended = self._attend(
+            *self.query.forward(q_MD, keep=keep), *self.memory.forward(h_MD, keep=keep), keep=keep
+        )
+        (x_MD,) = self.output.forward(attended, x_MD, keep=keep)
+        h_MD, late = rms_norm(x_MD, self.layer.post_attention_layernorm)
+        gate_MF, up_MF = self.widen.forward(h_MD, keep=keep)
+        open_MF = F.silu(gate_MF)
+        (x_MD,) = self.narrow.forward(open_MF * up_MF, x_MD, keep=keep)
+        if keep:
+            self.norms, self.gates = (norm, late), (gate_MF, up_MF, open_MF)
+        return x_MD
+
+    def backward(self, grad_MD: Tensor, found: Grads) -> Tensor | None:
+        """Gradient of what entered the layer; None when nothing below has any."""
+        deep = self.below or self.attends
+        middle = deep or bool(self.output.loras)
+        wide = middle or bool(self.widen.loras)
+        inner_MF = self.narrow.backward([grad_MD], found, needed=wide)
+        if inner_MF is None:
+            return None
+        gate_MF, up_MF, open_MF = self.gates
+        grad_up = inner_MF * open_MF
+        grad_gate = torch.ops.aten.silu_backward(inner_MF.mul_(up_MF), gate_MF)
+        h_MD = self.widen.backward([grad_gate, grad_up], found, needed=middle)
+        if h_MD is None:
+            return None
+        grad_MD = rms_norm_back(h_MD, self.norms[1]).add_(grad_MD)
+        attended = self.output.backward([grad_MD], found, needed=deep)
+        if attended is None:
+            return None
+        query, *memory = self._attend_back(attended)
+        q_MD = self.query.backward([query], found, needed=self.below)
+        if self.kept_M is None:
+            h_MD = self.memory.backward(memory, found, q_MD, needed=self.below)
+            return None if h_MD is None else rms_norm_back(h_MD, self.norms[0]).add_(grad_MD)
+        h_MD = self.memory.backward(memory, found, needed=self.below)
+        if h_MD is None or q_MD is None:
+            return None
+        h_MD.index_add_(0, self.kept_M, q_MD)
+        return rms_norm_back(h_MD, self.norms[0]).index_add_(0, self.kept_M, grad_MD)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, *, keep: bool) -> Tensor:
+        """Attention of queries (M, HE) to keys and values (M', GE), causal: (M, HE)."""
+        attention, width, n_rows = self.layer.self_attn, self.run.head_width, self.run.n_rows
+        q_MHE, k_MGE, v_MGE = (part.unflatten(1, (-1, width)) for part in (query, key, value))
+        norms: tuple[Normed, ...] = ()
+        if "q_norm" in attention._modules:
+            q_MHE, first = rms_norm(q_MHE, attention.q_norm)
+            k_MGE, second = rms_norm(k_MGE, attention.k_norm)
+            norms = first, second
+        q_HBCE = heads(q_MHE, n_rows)
+        turned = torch.empty(q_HBCE.shape), torch.empty(heads(k_MGE, n_rows).shape)
+        turn(q_HBCE, self.turns, turned[0])
+        turn(heads(k_MGE, n_rows), self.run.turns, turned[1])
+        groups = q_MHE.shape[1] // k_MGE.shape[1]
+        k_HBTE, v_HBTE = turned[1], heads(v_MGE, n_rows).contiguous()
+        if groups > 1:
+            k_HBTE, v_HBTE = (part.repeat_interleave(groups, 0) for part in (k_HBTE, v_HBTE))
+        out_HBCE, self.scores = attend(turned[0], k_HBTE, v_HBTE, self.mask, keep=keep)
+        if keep:
+            self.heads = turned[0], k_HBTE, v_HBTE, norms, groups
+        return out_HBCE.permute(1, 2, 0, 3).reshape(query.shape)
+
+    def _attend_back(self, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of queries, keys and values, from that of what was attended."""
+        q_HBCE, k_HBTE, v_HBTE, norms, groups = self.heads
+        width, n_rows = self.run.head_width, self.run.n_rows
+        grad_HBCE = heads(grad.unflatten(1, (-1, width)), n_rows).contiguous()
+        grad_q, grad_k, grad_v = attend_back(grad_HBCE, q_HBCE, k_HBTE, v_HBTE, self.scores)
+        if groups > 1:
+            grad_k, grad_v = (part.unflatten(0, (-1, groups)).sum(1) for part in (grad_k, grad_v))
+        query = torch.empty_like(grad)
+        key, value = grad.new_empty(2, n_rows * self.run.n_tokens, len(grad_k) * width)
+        at_q, at_k, at_v = (part.unflatten(1, (-1, width)) for part in (query, key, value))
+        heads(at_v, n_rows).copy_(grad_v)
+        turn(grad_q, self.turns, heads(at_q, n_rows), back=True)
+        turn(grad_k, self.run.turns, heads(at_k, n_rows), back=True)
+        for at, saved in zip((at_q, at_k), norms, strict=False):
+            at.copy_(rms_norm_back(at, saved))
+        return query, key, value

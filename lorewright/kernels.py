@@ -1,0 +1,223 @@
+"""Norms, attention and adapted linear layers of a decoder: forward and backward by hand.
+
+Each forward gives what its backward needs; nothing is recorded for autograd. A and B are the only
+weights with gradients. This room knows tensors and a stack's layers; it knows no decoder.
+
+Shape letters: B row, T token, C position asked for, M tokens of all rows, D width, H heads, E width
+of a head, I in-features, O out-features, R ranks of one input's adapters together, K blocks of
+rows, N adapters of the stack, Z rows and heads together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lorewright.errors import AdapterError
+from lorewright.lora import LoraLinear
+
+SCORE_BYTES = 8 << 20
+"""Above this many bytes of attention scores a layer, torch's own attention never holds them all."""
+
+Grads = dict[LoraLinear, tuple[Tensor, Tensor]]
+"""Gradients of A_NRI and B_NOR."""
+
+
+# Norms
+
+
+class Normed(NamedTuple):
+    """A norm's input over its size, one over that size, and its weight."""
+
+    unit_MD: Tensor
+    inverse_M1: Tensor
+    weight_D: Tensor
+
+
+def rms_norm(x_MD: Tensor, norm: Any) -> tuple[Tensor, Normed]:
+    """RMS norm over the last axis: x / sqrt(mean x^2 + eps) * weight."""
+    size_M1 = torch.linalg.vector_norm(x_MD, dim=-1, keepdim=True)
+    inverse_M1 = size_M1.square_().div_(x_MD.shape[-1]).add_(norm.variance_epsilon).rsqrt_()
+    unit_MD = x_MD * inverse_M1
+    return unit_MD * norm.weight, Normed(unit_MD, inverse_M1, norm.weight)
+
+
+def rms_norm_back(grad_MD: Tensor, saved: Normed) -> Tensor:
+    """Gradient of a norm's input."""
+    unit_MD, inverse_M1, weight_D = saved
+    scaled_MD = grad_MD * weight_D
+    along_M1 = (scaled_MD * unit_MD).sum(-1, keepdim=True)
+    return scaled_MD.addcmul_(unit_MD, along_M1, value=-1 / weight_D.shape[0]).mul_(inverse_M1)
+
+
+# Linear layers of one input
+
+
+class Bound:
+    """Which adapters the rows of a pass use: K equal blocks of rows, an adapter each."""
+
+    def __init__(self, lora: LoraLinear, n_rows: int) -> None:
+        """Read it from any layer of the stack. Raises AdapterError when other rows are bound."""
+        rows, scale_N = lora.rows, lora.scale_N
+        index_K, live_K = rows.on(scale_N.device)
+        if rows.rows_B is not None and len(rows.rows_B) != n_rows and rows.single is None:
+            raise AdapterError(
+                f"{len(rows.rows_B)} rows are bound; the batch has {n_rows}; bind the rows of this "
+                "batch."
+            )
+        self.in_order = rows.in_order
+        self.index_K = index_K if rows.single is None else index_K[:1]
+        live_K = live_K[: len(self.index_K)]
+        self.scale_K11 = torch.where(live_K, scale_N[self.index_K], 0.0)[:, None, None]
+
+    def pick(self, weight_NXY: Tensor) -> Tensor:
+        """The part of every block (K, X, Y)."""
+        return weight_NXY if self.in_order else weight_NXY[self.index_K]
+
+    def give(self, grad_KXY: Tensor, weight_NXY: Tensor) -> Tensor:
+        """The gradient (N, X, Y) from that of every block's part."""
+        if self.in_order:
+            return grad_KXY
+        return torch.zeros_like(weight_NXY).index_add_(0, self.index_K, grad_KXY)
+
+
+class Linears:
+    """Linear layers of one input, side by side: their base weights and the adapters on them."""
+
+    def __init__(self, bound: Bound | None, modules: Sequence[Any]) -> None:
+        plain = [m.base if isinstance(m, LoraLinear) else m for m in modules]
+        self.weights = [linear.weight for linear in plain]
+        self.biases = [linear.bias for linear in plain]
+        self.sizes = [len(weight) for weight in self.weights]
+        self.bound = bound
+        self.loras: list[tuple[int, LoraLinear]] = []
+        """Adapted ones that this pass uses, with their place among the modules."""
+        if bound is not None:
+            self.loras = [(i, m) for i, m in enumerate(modules) if isinstance(m, LoraLinear)]
+        self.ranks = [lora.A_NRI.shape[1] for _, lora in self.loras]
+
+    def forward(
+        self, x_MI: Tensor, into_MO: Tensor | None = None, *, keep: bool
+    ) -> list[Tensor]:
+        """The outputs (M, O) of each; with `into_MO`, which one layer takes, added to it."""
+        if into_MO is None:
+            outputs = [torch.mm(x_MI, weight.t()) for weight in self.weights]
+        else:
+            outputs = [torch.addmm(into_MO, x_MI, self.weights[0].t())]
+        for bias, y_MO in zip(self.biases, outputs, strict=True):
+            if bias is not None:
+                y_MO.add_(bias)
+        bound = self.bound
+        if bound is None or not self.loras:
+            return outputs
+        n_blocks = len(bound.index_K)
+        down_KRI = bound.pick(self.loras[0][1].A_NRI)
+        if len(self.loras) > 1:
+            down_KRI = torch.cat([bound.pick(lora.A_NRI) for _, lora in self.loras], 1)
+        down_KRI = down_KRI * bound.scale_K11
+        x_KMI = x_MI.unflatten(0, (n_blocks, -1))
+        inner_KMR = torch.bmm(x_KMI, down_KRI.mT)
+        for (i, lora), u_KMR in zip(self.loras, inner_KMR.split(self.ranks, 2), strict=True):
+            up_KOR = bound.pick(lora.B_NOR)
+            outputs[i].unflatten(0, (n_blocks, -1)).baddbmm_(u_KMR, up_KOR.mT)
+        if keep:
+            self.kept = x_KMI, down_KRI, inner_KMR
+        return outputs
+
+    def backward(
+        self,
+        grads: Sequence[Tensor],
+        found: Grads,
+        into_MI: Tensor | None = None,
+        *,
+        needed: bool = True,
+    ) -> Tensor | None:
+        """Gradient of the input, added to `into_MI` if given; None if it is not needed."""
+        total = into_MI
+        for grad_MO, weight in zip(grads, self.weights, strict=True):
+            if needed and total is None:
+                total = torch.mm(grad_MO, weight)
+            elif needed and total is not None:
+                total.addmm_(grad_MO, weight)
+        bound = self.bound
+        if bound is None or not self.loras:
+            return total
+        x_KMI, down_KRI, inner_KMR = self.kept
+        back_KMR = torch.empty_like(inner_KMR)
+        splits = inner_KMR.split(self.ranks, 2), back_KMR.split(self.ranks, 2)
+        ups = []
+        for (i, lora), u_KMR, back in zip(self.loras, *splits, strict=True):
+            grad_KMO = grads[i].unflatten(0, (len(x_KMI), -1))
+            torch.bmm(grad_KMO, bound.pick(lora.B_NOR), out=back)
+            ups.append(bound.give(torch.bmm(grad_KMO.mT, u_KMR), lora.B_NOR))
+        grad_KRI = torch.bmm(back_KMR.mT, x_KMI).mul_(bound.scale_K11)
+        downs = grad_KRI.split(self.ranks, 1)
+        for (_, lora), down_KrI, up_NOR in zip(self.loras, downs, ups, strict=True):
+            found[lora] = bound.give(down_KrI, lora.A_NRI), up_NOR
+        if total is not None:
+            total.unflatten(0, (len(x_KMI), -1)).baddbmm_(back_KMR, down_KRI)
+        return total
+
+
+# Attention
+
+
+def heads(x_MHE: Tensor, n_rows: int) -> Tensor:
+    """The same values, heads first (H, B, T, E)."""
+    return x_MHE.unflatten(0, (n_rows, -1)).permute(2, 0, 1, 3)
+
+
+def turn(
+    x_HBTE: Tensor, turns: tuple[Tensor, Tensor], out_HBTE: Tensor, *, back: bool = False
+) -> None:
+    """Turn pairs (e, e + E/2) by their position's angle; `back` turns the other way."""
+    cos, sin = turns
+    one, two = x_HBTE.chunk(2, -1)
+    out_one, out_two = out_HBTE.chunk(2, -1)
+    sign = -1 if back else 1
+    torch.mul(one, cos, out=out_one)
+    out_one.addcmul_(two, sin, value=-sign)
+    torch.mul(two, cos, out=out_two)
+    out_two.addcmul_(one, sin, value=sign)
+
+
+Scores = Tensor | tuple[Tensor, ...]
+"""Attention's shares (HB, C, T), or, where they are too many, the graph that torch has of it."""
+
+
+def attend(
+    q_HBCE: Tensor, k_HBTE: Tensor, v_HBTE: Tensor, mask: Tensor, *, keep: bool
+) -> tuple[Tensor, Scores]:
+    """softmax(q k' + mask) v; the scale is in q and k already."""
+    n_heads, n_rows = q_HBCE.shape[:2]
+    if 4 * n_heads * n_rows * mask.shape[-2] * mask.shape[-1] > SCORE_BYTES:
+        with torch.set_grad_enabled(keep):
+            q, k, v = (part.detach().requires_grad_(keep) for part in (q_HBCE, k_HBTE, v_HBTE))
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
+        return out.detach(), (out, q, k, v)
+    mask_ZCT = mask.expand(n_heads, n_rows, *mask.shape[-2:]).flatten(0, 1)
+    share_ZCT = torch.baddbmm(mask_ZCT, q_HBCE.flatten(0, 1), k_HBTE.flatten(0, 1).mT).softmax(-1)
+    out_ZCE = torch.bmm(share_ZCT, v_HBTE.flatten(0, 1))
+    return out_ZCE.unflatten(0, (n_heads, n_rows)), share_ZCT
+
+
+def attend_back(
+    grad_HBCE: Tensor, q_HBCE: Tensor, k_HBTE: Tensor, v_HBTE: Tensor, scores: Scores
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v."""
+    if isinstance(scores, tuple):
+        out, *parts = scores
+        grad_q, grad_k, grad_v = torch.autograd.grad(out, parts, grad_HBCE)
+        return grad_q, grad_k, grad_v
+    q, k, v, grad = (part.flatten(0, 1) for part in (q_HBCE, k_HBTE, v_HBTE, grad_HBCE))
+    grad_v = torch.bmm(scores.mT, grad)
+    change = torch._softmax_backward_data(torch.bmm(grad, v.mT), scores, -1, scores.dtype)
+    return (
+        torch.bmm(change, k).view_as(q_HBCE),
+        torch.bmm(change.mT, q).view_as(k_HBTE),
+        grad_v.view_as(v_HBTE),
+    )
