@@ -19,7 +19,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +131,7 @@ def short_targets(
 
 def content_id(adapter: Adapter) -> str:
     """Return 16 hex digits of SHA-256 over configuration and tensors; the card does not count."""
-    hasher = hashlib.sha256(json.dumps(asdict(adapter.config), sort_keys=True).encode())
+    hasher = hashlib.sha256(json.dumps(adapter.config.to_json(), sort_keys=True).encode())
     for key in sorted(adapter.tensors):
         tensor = _plain(adapter.tensors[key])
         hasher.update(json.dumps([key, list(tensor.shape)]).encode())
@@ -351,7 +351,7 @@ def _files(adapter: Adapter, identity: str) -> dict[str, bytes]:
         "inference_mode": True,
     }
     base = {"base_id": adapter.base_id, "base_digest": adapter.base_digest}
-    origin = {"schema": SCHEMA, "id": identity, "lora": asdict(config), **base}
+    origin = {"schema": SCHEMA, "id": identity, "lora": config.to_json(), **base}
     if "adapter" in adapter.card:
         raise AdapterError('the card has a key "adapter", which is ours; use another name.')
     try:

@@ -17,15 +17,17 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lorewright.dropout import Masks
 from lorewright.errors import AdapterError, ConfigError
 from lorewright.targets import Adapted, Coverage, resolve_targets, survey
 
@@ -66,6 +68,10 @@ class LoraConfig:
         object.__setattr__(self, "targets", tuple(self.targets))
         object.__setattr__(self, "layers", layers)
 
+    def to_json(self) -> dict[str, Any]:
+        """As cards and digests have it; a field that came later is left out at its default."""
+        return asdict(self)
+
     @property
     def scale(self) -> float:
         """The factor of B A x: alpha / rank, or alpha / sqrt(rank) with rslora."""
@@ -80,6 +86,7 @@ class Rows:
     """Which adapter each row of the batch uses: one object for all layers of a stack."""
 
     def __init__(self) -> None:
+        self.dropout: Masks | None = None  # set by `Stack.dropping` for the length of a pass
         self.bind(None, 1)
 
     def bind(self, rows_B: Tensor | None, n_adapters: int) -> None:
@@ -115,10 +122,13 @@ class LoraLinear(Adapted):
     product; the output has the base's dtype. Rank 0: this adapter leaves the layer alone.
     """
 
-    def __init__(self, base: nn.Linear, ranks: list[int], scales: list[float], rows: Rows) -> None:
+    def __init__(
+        self, base: nn.Linear, ranks: list[int], scales: list[float], rows: Rows, name: str = ""
+    ) -> None:
         super().__init__()
         n, rank, device = len(ranks), max(ranks), base.weight.device
         self.base = base
+        self.name = name
         self.rows = rows
         self.ranks_N = ranks
         self.routed = False  # True inside a mixture of experts, where tokens arrive out of order
@@ -131,15 +141,18 @@ class LoraLinear(Adapted):
         """Return (B, T, O) in the base's dtype; x may be flattened to (B*T, I)."""
         y_BTO: Tensor = self.base(x_BTI)
         single = self.rows.single
-        if single is None:
-            return (y_BTO + self._by_block(x_BTI.float()).view_as(y_BTO)).to(y_BTO.dtype)
-        if single < 0:
+        if single is not None and single < 0:
             return y_BTO
+        read_BTI = x_BTI.float()
+        if self.rows.dropout is not None:
+            read_BTI = self.rows.dropout.hide(read_BTI, self.name, routed=self.routed)
+        if single is None:
+            return (y_BTO + self._by_block(read_BTI).view_as(y_BTO)).to(y_BTO.dtype)
         if len(self.ranks_N) == 1:  # views: indexing would zero-fill a gradient of full size
             A_RI, B_OR, scale = self.A_NRI.flatten(0, 1), self.B_NOR.flatten(0, 1), self.scale_N
         else:
             A_RI, B_OR, scale = self.A_NRI[single], self.B_NOR[single], self.scale_N[single]
-        h_BTR = F.linear(x_BTI.float(), A_RI) * scale
+        h_BTR = F.linear(read_BTI, A_RI) * scale
         return (y_BTO + F.linear(h_BTR, B_OR)).to(y_BTO.dtype)
 
     def _by_block(self, x_BTI: Tensor) -> Tensor:
@@ -220,7 +233,7 @@ class Stack(AbstractContextManager["Stack"]):
             if any(ranks):
                 base = model.get_submodule(site.name)
                 assert isinstance(base, nn.Linear)
-                layer = LoraLinear(base, ranks, [c.scale for c in configs], self.rows)
+                layer = LoraLinear(base, ranks, [c.scale for c in configs], self.rows, site.name)
                 layer.routed = "experts" in site.projection.split(".")
                 self.modules[site.name] = layer.train(base.training)
                 model.set_submodule(site.name, layer)
@@ -248,6 +261,15 @@ class Stack(AbstractContextManager["Stack"]):
         None = every row uses adapter 0; otherwise one index per row, -1 = no adapter.
         """
         self.rows.bind(rows_B, len(self))
+
+    @contextmanager
+    def dropping(self, masks: Masks) -> Iterator[None]:
+        """Hide from every A, in the passes of a block, what the masks say; never outside it."""
+        self.rows.dropout = masks
+        try:
+            yield
+        finally:
+            self.rows.dropout = None
 
     def parameters(self) -> list[nn.Parameter]:
         """All A_NRI and B_NOR, in model order: what an optimiser is given."""

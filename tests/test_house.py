@@ -37,6 +37,7 @@ LAYERS = (
         "retrieve",
         "teacher",
         "targets",
+        "dropout",
         "lora",
         "losses",
         "optim",

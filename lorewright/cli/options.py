@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,10 @@ import typer
 
 if TYPE_CHECKING:
     from lorewright.lesson import LessonConfig
+    from lorewright.lora import LoraConfig
     from lorewright.memory import Memory
+    from lorewright.model import Model
+    from lorewright.recipe import WriteConfig
     from lorewright.views import AskLLM
 
 MAX_LAYER = 9999
@@ -67,6 +71,17 @@ Ratio = Annotated[
     float, typer.Option(help="Rate of B over that of A (LoRA+).", rich_help_panel=TRAINING)
 ]
 Decay = Annotated[float, typer.Option(help="Weight decay.", rich_help_panel=TRAINING)]
+Dropout = Annotated[
+    float,
+    typer.Option(help="Share of what A reads that a step hides.", rich_help_panel=TRAINING),
+]
+Preset = Annotated[
+    str,
+    typer.Option(
+        help="exact, or generalise: dropout and weight decay by the number of examples.",
+        rich_help_panel=TRAINING,
+    ),
+]
 Schedule = Annotated[
     str, typer.Option(help="linear, cosine, constant, wsd.", rich_help_panel=TRAINING)
 ]
@@ -161,3 +176,18 @@ def rank_of(text: str) -> int:
     if not (text.isascii() and text.isdecimal()):
         raise ConfigError(f"--rank is {text!r}; give a whole number such as 8, or `{AUTO}`.")
     return int(text)
+
+
+def lora_of(rank: str, alpha: int, target: list[str] | None, layers: str, seed: int) -> LoraConfig:
+    """The adapter that was asked for."""
+    from lorewright.lora import LoraConfig
+
+    targets = tuple(target or ("all-linear",))
+    return LoraConfig(rank_of(rank), alpha or None, targets, layers_of(layers), seed=seed)
+
+
+def rated(config: WriteConfig, lr: str, model: Model) -> WriteConfig:
+    """The settings with the base's own rate where none was asked for."""
+    from lorewright.write import suggested_lr
+
+    return config if lr else replace(config, lr=suggested_lr(model))

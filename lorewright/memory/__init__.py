@@ -151,6 +151,7 @@ class Memory:
         metric: str = "",
         find_rate: bool = False,
         find_rank: bool = False,
+        preset: str = "exact",
         watch: Watch | None = None,
     ) -> Outcome:
         """Write knowledge into a new adapter, prove it on disk, and take the verdict.
@@ -160,7 +161,8 @@ class Memory:
         Raises Locked when another writer is at work, StorageError when the disk refuses; either way
         no name changes. Called again with the same arguments it resumes. `find_rate` replaces the
         config's rate by the best of a short search on these examples, kept with the run;
-        `find_rank` its rank by the planned one, as happens without a config.
+        `find_rank` its rank by the planned one, as happens without a config; `preset`, a key of
+        recipe.PRESETS, its dropout and weight decay by what fits the number of examples.
         """
         return writing.write(
             self,
@@ -173,6 +175,7 @@ class Memory:
             metric=metric,
             find_rate=find_rate,
             find_rank=find_rank,
+            preset=preset,
             watch=watch,
         )
 
