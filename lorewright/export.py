@@ -30,6 +30,7 @@ from lorewright.adapter import HALVES, Adapter, content_id, validate
 from lorewright.data import slug
 from lorewright.errors import AdapterError, ConfigError, StorageError
 from lorewright.model import POCKET, Model
+from lorewright.quantise import quantised
 
 ENGINE_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM's --max-lora-rank takes; an adapter's rank may be anything up to it."""
@@ -120,8 +121,18 @@ def _base_path(model: Model) -> str:
     return str(Path(__file__).parent / "pocket") if model.name == POCKET else model.name
 
 
+def _base_notes(model: Model) -> list[str]:
+    """What to know of a base that is no plain file of weights."""
+    if not quantised(model.network):
+        return []
+    return [
+        "the adapter was written on the base in nf4; what it recalls in another precision, or on a "
+        "base that is quantised in another way, was not measured: ask it there."
+    ]
+
+
 def _engine_notes(adapter: Adapter, model: Model) -> list[str]:
-    notes = []
+    notes = _base_notes(model)
     if model.network.dtype != torch.float32:
         notes.append("engines cast A and B, which are float32 here, to the base's dtype.")
     experts = [name for name in adapter.modules if ".experts." in name]
@@ -217,7 +228,7 @@ def to_gguf(adapter: Adapter, model: Model, out: Path, name: str) -> Exported:
             export_base(model, out / BASE_FILE)
     _write_gguf(path, architecture, fill, lambda part: _check_gguf(part, adapter, model))
     command = f"llama-server -m {shlex.quote(base)} --lora {shlex.quote(str(path))}"
-    notes = (f"{Path(base).name} {note.format(model.name)}",)
+    notes = (f"{Path(base).name} {note.format(model.name)}", *_base_notes(model))
     return Exported("gguf", str(path), identity, len(adapter.modules), (command,), notes)
 
 

@@ -10,8 +10,7 @@ Shape letters: B row, T token of the whole sequence, C token of the completion, 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +31,10 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from lorewright import quantise
 from lorewright.adapter import Adapter, validate
 from lorewright.errors import DataError, ModelError
+from lorewright.fingerprint import fingerprint
 from lorewright.lora import Stack, attach
 from lorewright.losses import TokenNats, chunked_nats, token_nats
 from lorewright.targets import text_decoder
@@ -42,8 +43,6 @@ POCKET = "pocket"
 """Name of the embedded base model."""
 LOGIT_VALUES = 1 << 24
 """Most logits that a pass over completions holds at once: 64 MB in float32."""
-DIGEST_SAMPLE = 65_536
-"""Values hashed of each tensor: enough to tell models apart without reading gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,9 @@ class Model:
         self.network = network.eval()
         self.network.requires_grad_(False)
         self.tokenizer = tokenizer
-        self.digest = _digest(network)
+        self.loaded_as = "auto"
+        quantise.keep_trainable(network)
+        self.digest = fingerprint(network)
         template = str(tokenizer.chat_template).encode()
         self.template_digest = hashlib.sha256(template).hexdigest()[:16]
         self.context = _context(network, tokenizer)
@@ -120,8 +121,9 @@ class Model:
     ) -> Model:
         """Load `pocket`, a local folder, or a Hugging Face causal language model by name.
 
-        Raises ModelError with what was tried: no such folder or model, no network, no tokenizer, no
-        such device, weights missing from the files, not a causal language model.
+        `dtype` is auto (as in the files), a float dtype of torch, or nf4: see `quantise`. Raises
+        ModelError with what was tried: no such folder or model, no network, no tokenizer, no such
+        device, weights missing from the files, not a causal language model.
         """
         place = str(Path(__file__).parent / "pocket") if name == POCKET else name
         local = "/" not in name or name.startswith((".", "/"))
@@ -130,15 +132,16 @@ class Model:
                 f"asked for the base model {name!r}; it is neither {POCKET!r} nor a folder; "
                 "give a folder with config.json, or a hub name like Qwen/Qwen3-0.6B."
             )
+        target = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        how = quantise.loading(target) if dtype == quantise.NF4 else {"dtype": dtype}
         try:
             with _quiet():
-                network, tokenizer = _load(place, dtype, revision)
+                network, tokenizer = _load(place, how, revision)
         except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
             raise ModelError(
                 f"asked for the base model {name!r}; it could not be loaded: {_first_line(error)}. "
                 "Check the name, the network and HF_HOME, or give a folder."
             ) from error
-        target = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
             network = network.to(torch.device(target))  # type: ignore[arg-type]
         except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
@@ -146,7 +149,9 @@ class Model:
                 f"asked to put the base model {name!r} on {target!r}; {_first_line(error)}; "
                 "use device cpu."
             ) from error
-        return cls(network, tokenizer, name)
+        found = cls(network, tokenizer, name)
+        found.loaded_as = dtype
+        return found
 
     @property
     def device(self) -> torch.device:
@@ -425,7 +430,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _load(
-    place: str, dtype: str, revision: str | None
+    place: str, how: Mapping[str, Any], revision: str | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Network and tokenizer of a folder or hub name; never runs code that came with a model."""
     config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
@@ -438,7 +443,7 @@ def _load(
     if tokenizer("a").input_ids == tokenizer("b").input_ids:  # made up for lack of files
         raise ValueError("no tokenizer comes with it (none that tells a from b)")
     network, about = _auto_class(config).from_pretrained(
-        place, dtype=dtype, revision=revision, trust_remote_code=False, output_loading_info=True
+        place, **how, revision=revision, trust_remote_code=False, output_loading_info=True
     )
     missing = sorted(about["missing_keys"])
     if missing:
@@ -459,17 +464,6 @@ def _auto_class(config: Any) -> Any:
     names = " ".join(config.architectures or ())
     images = "ForConditionalGeneration" in names
     return AutoModelForImageTextToText if images else AutoModelForCausalLM
-
-
-def _digest(network: PreTrainedModel) -> str:
-    """Sha256 over names, shapes, dtypes and an even sample of every tensor's values."""
-    hasher = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        flat = tensor.detach().flatten()
-        sample = flat[:: max(1, flat.numel() // DIGEST_SAMPLE)].contiguous().cpu()
-        hasher.update(json.dumps([name, list(tensor.shape), str(tensor.dtype)]).encode())
-        hasher.update(sample.view(torch.uint8).numpy().tobytes() if sample.numel() else b"")
-    return hasher.hexdigest()
 
 
 def _context(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:

@@ -38,6 +38,8 @@ LAYERS = (
         "teacher",
         "targets",
         "dropout",
+        "quantise",
+        "fingerprint",
         "lora",
         "losses",
         "optim",

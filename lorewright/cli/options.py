@@ -24,7 +24,7 @@ Source = Annotated[Path, typer.Argument(help="Markdown, text, JSONL, JSON, CSV, 
 Into = Annotated[Path, typer.Option("--into", help="The memory's folder; made if it is not there.")]
 Of = Annotated[Path, typer.Option("--memory", help="The memory's folder.")]
 Base = Annotated[str, typer.Option("--model", "-m", help="Base: pocket, a folder, or a hub name.")]
-Dtype = Annotated[str, typer.Option(help="Base in auto, float32, bfloat16 or float16.")]
+Dtype = Annotated[str, typer.Option(help="Base in auto, float32, bfloat16, float16 or nf4.")]
 Name = Annotated[str, typer.Option("--name", "-n", help="Which memory of the folder.")]
 Views = Annotated[
     list[str] | None,

@@ -41,6 +41,7 @@ from lorewright.memory import (
 from lorewright.memory.records import Outcome, Watch
 from lorewright.model import POCKET, Model
 from lorewright.plan import WANTED, Plan
+from lorewright.quantise import NF4
 from lorewright.recall import RecallReport
 from lorewright.recipe import WriteConfig
 from lorewright.shelf import (
@@ -56,7 +57,7 @@ from lorewright.views import AskLLM
 
 __all__ = ["Memory", "Outcome", "Watch"]
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+DTYPES = ("auto", "float32", "bfloat16", "float16", NF4)
 
 
 class Memory:
@@ -98,7 +99,7 @@ class Memory:
         own = index(folder)["base"] if started else {"id": POCKET}
         dtype = str(own.get("dtype", "auto")) if dtype == "auto" else dtype
         model = base if isinstance(base, Model) else Model.load(base or own["id"], dtype=dtype)
-        memory = cls(folder, model, dtype)
+        memory = cls(folder, model, model.loaded_as if dtype == "auto" else dtype)
         if started:
             check_base(folder, memory.base())
         return memory
