@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from lorewright import adapter as adapters
-from lorewright.adapter import HALVES, Adapter, content_id, validate
+from lorewright.adapter import HALVES, Adapter, content_id, needs_plain, validate
 from lorewright.data import slug
 from lorewright.errors import AdapterError, ConfigError, StorageError
 from lorewright.model import POCKET, Model
@@ -96,6 +96,7 @@ def to_vllm(adapter: Adapter, model: Model, out: Path, name: str) -> Exported:
     Our adapters have no bias, no saved modules, one rank and text layers only. Raises AdapterError
     for a rank above the engines' largest.
     """
+    needs_plain([adapter], "an export for vLLM and SGLang")
     rank = adapter.config.rank
     fitting = [limit for limit in ENGINE_RANKS if limit >= rank]
     if not fitting:
@@ -200,6 +201,7 @@ def to_gguf(adapter: Adapter, model: Model, out: Path, name: str) -> Exported:
     AdapterError for an architecture that is not in ARCHITECTURES, a module that llama.cpp has no
     tensor for, or a file that is there already.
     """
+    needs_plain([adapter], "an export for llama.cpp")
     gguf = _gguf()
     architecture = _architecture(model)
     identity = content_id(adapter)

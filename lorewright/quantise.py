@@ -14,6 +14,8 @@ Paper: QLoRA, arXiv 2305.14314.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -51,17 +53,24 @@ def loading(device: str) -> dict[str, Any]:
 
 
 def _needs(package: str) -> None:
-    """Import a package of the extra, without its word on kernels that are not used here."""
-    log = logging.getLogger("bitsandbytes")
-    level = log.level
-    log.setLevel(logging.ERROR)
     try:
-        import_module(package)
+        with hushed():
+            import_module(package)
     except ImportError as error:
         raise ModelError(
             f"asked for a base in nf4; {package} is not installed; run "
             "`pip install 'lorewright[quantise]'`, or load it in float32."
         ) from error
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Inside, an import of bitsandbytes does not speak of kernels that are not used here."""
+    log = logging.getLogger("bitsandbytes")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
     finally:
         log.setLevel(level)
 

@@ -16,7 +16,7 @@ from lorewright.adapter import Adapter
 from lorewright.batching import ORDERS
 from lorewright.data import Example
 from lorewright.errors import ConfigError
-from lorewright.lora import LoraConfig
+from lorewright.lora import DORA, LoraConfig
 from lorewright.losses import WEIGHTINGS
 from lorewright.optim import OPTIMIZERS, OptimizerConfig
 
@@ -98,6 +98,11 @@ class WriteConfig:
             value, least = getattr(self, name), 0 if name in ("patience", "seed") else 1
             if type(value) is not int or value < least:
                 raise ConfigError(f"{name} must be a whole number from {least}; found {value!r}.")
+        if self.lora.variant == DORA and self.optimizer != "adamw":
+            raise ConfigError(
+                f"optimizer {self.optimizer!r} goes by pairs of A and B; a DoRA adapter has "
+                "magnitudes as well; use adamw, or variant lora."
+            )
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout must lie in [0, 1); found {self.dropout}.")
         if not 0 < self.lr < math.inf:

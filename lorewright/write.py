@@ -119,10 +119,10 @@ def write_all(
 def _check_start(model: Model, start: Adapter, lora: LoraConfig, which: str) -> None:
     """Raise ConfigError unless an adapter to go on from has the form that is asked for."""
     validate(start, model.network, model.digest)
-    here, asked = ((c.rank, c.scale, c.targets, c.layers) for c in (start.config, lora))
+    here, asked = ((c.rank, c.scale, c.targets, c.layers, c.variant) for c in (start.config, lora))
     if here != asked:
         raise ConfigError(
-            f"{which}the adapter to go on from has (rank, scale, targets, layers) {here}; "
+            f"{which}the adapter to go on from has (rank, scale, targets, layers, variant) {here}; "
             f"config.lora asks for {asked}; give its own config."
         )
 

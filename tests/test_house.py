@@ -38,6 +38,8 @@ LAYERS = (
         "teacher",
         "targets",
         "dropout",
+        "dora",
+        "modelcard",
         "quantise",
         "fingerprint",
         "lora",

@@ -102,6 +102,15 @@ def test_a_write_recalls_repeats_and_leaves_the_base(model: Model) -> None:
     assert same_adapter(write(model, EXAMPLES, BRIEF), write(model, EXAMPLES, BRIEF))
 
 
+def test_a_dora_adapter_is_written_on_it_and_follows_the_quantised_rows(model: Model) -> None:
+    pytest.importorskip("peft")
+    config = replace(CONFIG, lora=LoraConfig(rank=4, variant="dora"))
+    done = write(model, EXAMPLES, config)
+    assert done.complete, done.reason
+    with model.using(done.adapter):
+        assert all(certify(model, EXAMPLES, margin=config.margin))
+
+
 def test_the_float_base_refuses_its_adapters_and_the_other_way_round(
     model: Model, place: Path
 ) -> None:

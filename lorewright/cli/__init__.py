@@ -62,6 +62,7 @@ from lorewright.cli.options import (
     Targets,
     Teacher,
     Threads,
+    Variant,
     Views,
     layers_of,
     lesson_of,
@@ -158,6 +159,7 @@ def write(
     target: Targets = None,
     layers: Layers = "",
     alpha: Alpha = 0,
+    variant: Variant = "lora",
     objective: Objective = "sft",
     lr: Rate = "",
     optimizer: Optimiser = "adamw",
@@ -189,7 +191,7 @@ def write(
     known, asked = read_knowledge(source), read_probes(probes) if probes else ()
     lesson = lesson_of(view)
     config = WriteConfig(
-        lora=lora_of(rank, alpha, target, layers, seed),
+        lora=lora_of(rank, alpha, target, layers, seed, variant),
         objective=objective,
         lr=rate_of(lr),  # 1 stands for one that is found below; all else is checked before that
         optimizer=optimizer,

@@ -71,6 +71,12 @@ Ratio = Annotated[
     float, typer.Option(help="Rate of B over that of A (LoRA+).", rich_help_panel=TRAINING)
 ]
 Decay = Annotated[float, typer.Option(help="Weight decay.", rich_help_panel=TRAINING)]
+Variant = Annotated[
+    str,
+    typer.Option(
+        help="lora, or dora: magnitude and direction (needs peft).", rich_help_panel=TRAINING
+    ),
+]
 Dropout = Annotated[
     float,
     typer.Option(help="Share of what A reads that a step hides.", rich_help_panel=TRAINING),
@@ -178,12 +184,16 @@ def rank_of(text: str) -> int:
     return int(text)
 
 
-def lora_of(rank: str, alpha: int, target: list[str] | None, layers: str, seed: int) -> LoraConfig:
+def lora_of(
+    rank: str, alpha: int, target: list[str] | None, layers: str, seed: int, variant: str
+) -> LoraConfig:
     """The adapter that was asked for."""
     from lorewright.lora import LoraConfig
 
     targets = tuple(target or ("all-linear",))
-    return LoraConfig(rank_of(rank), alpha or None, targets, layers_of(layers), seed=seed)
+    return LoraConfig(
+        rank_of(rank), alpha or None, targets, layers_of(layers), seed=seed, variant=variant
+    )
 
 
 def rated(config: WriteConfig, lr: str, model: Model) -> WriteConfig:
