@@ -19,7 +19,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,9 @@ from lorewright.errors import (
     StorageError,
     WrongBase,
 )
-from lorewright.lora import LoraConfig, LoraLinear, Stack, check_keys
-from lorewright.targets import resolve_targets, survey
+from lorewright.lora import DORA, MAGNITUDE, PLAIN, LoraConfig, Stack, check_keys
+from lorewright.modelcard import readme
+from lorewright.targets import Adapted, resolve_targets, survey
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
@@ -47,12 +48,14 @@ README_FILE = "README.md"
 PICKLES = ("adapter_model.bin", "adapter_model.pt", "pytorch_model.bin")
 PREFIX = "base_model.model."
 HALVES = (".lora_A.weight", ".lora_B.weight")
+PARTS = {PLAIN: HALVES, DORA: (*HALVES, MAGNITUDE)}
+"""What a module's tensors are called after it, by variant."""
 SCHEMA = 1
 ORIGIN = {"schema", "id", "lora", "base_id", "base_digest"}  # our part of the card
 
 # Settings of PEFT that say, when set, that A and B are not the whole adapter.
 UNSUPPORTED = (
-    *("use_dora", "use_qalora", "use_bdlora", "kasa_config", "monteclora_config", "velora_config"),
+    *("use_qalora", "use_bdlora", "kasa_config", "monteclora_config", "velora_config"),
     *("arrow_config", "alora_invocation_tokens", "lora_bias", "modules_to_save", "rank_pattern"),
     *("alpha_pattern", "trainable_token_indices", "target_parameters", "layer_replication"),
     *("megatron_config", "fan_in_fan_out"),
@@ -70,7 +73,7 @@ READABLE: dict[str, tuple[Any, ...]] = {
 class Adapter:
     """LoRA matrices of one adapter and where they came from.
 
-    Keys as in `Stack.tensors`: "<module>.lora_A.weight" (R, I), "<module>.lora_B.weight" (O, R).
+    Keys as in `Stack.tensors`: "<module>" and its variant's PARTS: A (R, I), B (O, R), lengths (O).
     """
 
     config: LoraConfig
@@ -131,7 +134,7 @@ def short_targets(
 
 def content_id(adapter: Adapter) -> str:
     """Return 16 hex digits of SHA-256 over configuration and tensors; the card does not count."""
-    hasher = hashlib.sha256(json.dumps(asdict(adapter.config), sort_keys=True).encode())
+    hasher = hashlib.sha256(json.dumps(adapter.config.to_json(), sort_keys=True).encode())
     for key in sorted(adapter.tensors):
         tensor = _plain(adapter.tensors[key])
         hasher.update(json.dumps([key, list(tensor.shape)]).encode())
@@ -211,6 +214,13 @@ def load(folder: Path | str) -> Adapter:
     return adapter
 
 
+def needs_plain(adapters: Sequence[Adapter], asked: str) -> None:
+    """Raise AdapterError, saying what was asked, unless A and B are all of every adapter."""
+    for found in (each.config.variant for each in adapters if each.config.variant != PLAIN):
+        told = f"found {found}, which also scales the base's rows; write it with --variant lora"
+        raise AdapterError(f"{asked} needs plain LoRA, whose change is B A; {told}.")
+
+
 # On a model
 
 
@@ -239,14 +249,15 @@ def validate(adapter: Adapter, model: nn.Module, base_digest: str | None = None)
     for name in adapter.modules:
         A_RI, B_OR = (adapter.tensors[name + half] for half in HALVES)
         fits, has = (sites[name].n_in, sites[name].n_out), (A_RI.shape[1], B_OR.shape[0])
-        if fits != has:
+        if fits != has or len(adapter.tensors.get(name + MAGNITUDE, B_OR)) != fits[1]:
             asked = f"{name!r} is {fits} (in, out) in the model, {has} in the adapter"
             raise AdapterError(f"{asked}; load the model it was written on ({adapter.base_id!r}).")
     try:
         named = resolve_targets(model, adapter.config.targets, adapter.config.layers).names
     except LorewrightError as error:
         raise AdapterError(f"the adapter's own targets do not fit the model: {error}") from error
-    named_keys = dict.fromkeys(name + half for name in named for half in HALVES)
+    parts = PARTS[adapter.config.variant]
+    named_keys = dict.fromkeys(name + part for name in named for part in parts)
     check_keys("the layers that its targets name", named_keys, "the tensors", adapter.tensors)
     layers = adapter.config.layers
     bound = [n for n in _module_names(model) if _binds(adapter.target_modules, layers, n)]
@@ -303,8 +314,8 @@ def prove(
 
 
 def _split(key: str) -> tuple[str, str]:
-    """Split a tensor key into module name and half; the half is empty for anything but A or B."""
-    half = next((half for half in HALVES if key.endswith(half)), "")
+    """Split a tensor key into module name and part; the part is empty for anything but PARTS."""
+    half = next((half for half in PARTS[DORA] if key.endswith(half)), "")
     return key.removesuffix(half), half
 
 
@@ -314,7 +325,7 @@ def _plain(tensor: Tensor) -> Tensor:
 
 def _module_names(model: nn.Module) -> list[str]:
     """Names of all modules, as they are without a stack."""
-    wrapped = tuple(f"{name}." for name, m in model.named_modules() if isinstance(m, LoraLinear))
+    wrapped = tuple(f"{name}." for name, m in model.named_modules() if isinstance(m, Adapted))
     return [name for name, _ in model.named_modules() if not name.startswith(wrapped)]
 
 
@@ -347,11 +358,11 @@ def _files(adapter: Adapter, identity: str) -> dict[str, bytes]:
         "fan_in_fan_out": False,
         "init_lora_weights": True,
         "modules_to_save": None,
-        "use_dora": False,
+        "use_dora": config.variant == DORA,
         "inference_mode": True,
     }
     base = {"base_id": adapter.base_id, "base_digest": adapter.base_digest}
-    origin = {"schema": SCHEMA, "id": identity, "lora": asdict(config), **base}
+    origin = {"schema": SCHEMA, "id": identity, "lora": config.to_json(), **base}
     if "adapter" in adapter.card:
         raise AdapterError('the card has a key "adapter", which is ours; use another name.')
     try:
@@ -360,46 +371,24 @@ def _files(adapter: Adapter, identity: str) -> dict[str, bytes]:
         raise AdapterError(f"the card must be JSON; {error}. Convert its values first.") from error
     # Copies, because safetensors refuses tensors that share memory.
     tensors = {PREFIX + key: _plain(t).clone() for key, t in sorted(adapter.tensors.items())}
-    weights, readme = dump_tensors(tensors, {"format": "pt"}), _readme(adapter, identity).encode()
-    files = {CONFIG_FILE: _dump_json(settings), TENSOR_FILE: weights, README_FILE: readme}
-    return {**files, CARD_FILE: card}
+    rows = [
+        ("base model", adapter.base_id or "unknown"),
+        ("rank, alpha, scale", f"{config.rank}, {config.alpha}, {config.scale:.6g}"),
+        ("adapted layers", f"{len(adapter.modules)} linear layers of the text decoder"),
+        ("parameters", f"{sum(tensor.numel() for tensor in adapter.tensors.values()):,}"),
+        *([("variant", config.variant)] if config.variant != PLAIN else []),
+    ]
+    return {
+        CONFIG_FILE: _dump_json(settings),
+        TENSOR_FILE: dump_tensors(tensors, {"format": "pt"}),
+        README_FILE: readme(identity, adapter.base_id, rows, adapter.card).encode(),
+        CARD_FILE: card,
+    }
 
 
 def _dump_json(content: Mapping[str, Any]) -> bytes:
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False, sort_keys=True)
     return f"{text}\n".encode()
-
-
-def _readme(adapter: Adapter, identity: str) -> str:
-    """Model card with the hub's front matter; a base that cannot be a hub id is left out of it."""
-    config = adapter.config
-    size = sum(tensor.numel() for tensor in adapter.tensors.values())
-    front = ["library_name: peft", "pipeline_tag: text-generation", "tags: [lora, lorewright]"]
-    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", adapter.base_id):
-        front.insert(0, f"base_model: {json.dumps(adapter.base_id)}")
-    rows = [
-        ("base model", adapter.base_id or "unknown"),
-        ("rank, alpha, scale", f"{config.rank}, {config.alpha}, {config.scale:.6g}"),
-        ("adapted layers", f"{len(adapter.modules)} linear layers of the text decoder"),
-        ("parameters", f"{size:,}"),
-        *_flat(adapter.card),
-    ]
-    table = "\n".join(f"| {key} | {value} |" for key, value in rows[:60])
-    text = "A LoRA adapter that holds knowledge, written by Lorewright; more in `card.json`."
-    lines = ["---", *front, "---", "", f"# Memory {identity}", "", text, "", "| | |", "|---|---|"]
-    return "\n".join([*lines, table, ""])
-
-
-def _flat(card: Mapping[str, Any], above: str = "") -> Iterable[tuple[str, str]]:
-    """Rows (dotted key, value) for the single values of a card; lists only by their length."""
-    for key, value in sorted(card.items()):
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{above}{key}.")
-        elif isinstance(value, Sequence) and not isinstance(value, str):
-            yield f"{above}{key}", f"{len(value)} entries"
-        else:
-            text = " ".join(str(value).split()).replace("|", "\\|")
-            yield f"{above}{key}", text if len(text) <= 120 else text[:117] + "..."
 
 
 def _check_free(folder: Path, identity: str) -> None:
@@ -468,12 +457,14 @@ def _lora_config(
     if isinstance(alpha, float) and alpha.is_integer():
         alpha = int(alpha)
     names = tuple(dict.fromkeys(_split(key)[0] for key in tensors))
+    variant = DORA if settings.get("use_dora") else PLAIN
     try:
-        told = LoraConfig(rank, alpha, names, rslora=bool(rslora))  # type: ignore[arg-type]
+        told = LoraConfig(rank, alpha, names, rslora=bool(rslora), variant=variant)  # type: ignore[arg-type]
         config = told if ours is None else LoraConfig(**ours["lora"])
     except (ConfigError, TypeError, KeyError) as error:
         raise AdapterError(f"{folder}: its settings cannot be read: {error}") from error
-    if (config.rank, config.alpha, config.rslora) != (told.rank, told.alpha, told.rslora):
+    forms = [(each.rank, each.alpha, each.rslora, each.variant) for each in (config, told)]
+    if forms[0] != forms[1]:
         raise AdapterError(
             f"{folder}: card and {CONFIG_FILE} differ: rank {config.rank} and {told.rank}, alpha "
             f"{config.alpha} and {told.alpha}. Restore the folder, or delete {CARD_FILE}."
@@ -485,12 +476,20 @@ def _check_tensors(tensors: Mapping[str, Tensor], config: LoraConfig, where: str
     """Check that A and B come in pairs, have the rank, and hold finite numbers."""
     if not tensors:
         raise AdapterError(f"{where}: there are no tensors; an adapter needs at least one pair.")
+    parts = PARTS[config.variant]
     for key, tensor in tensors.items():
-        name, half = _split(key)
-        other = name + (HALVES[0] if half == HALVES[1] else HALVES[1])
-        if not half or other not in tensors:
+        name, part = _split(key)
+        if other := next((name + p for p in parts if name + p not in tensors), ""):
             raise AdapterError(f"{where}: {key!r} has no partner {other!r}; it is incomplete.")
-        rank = tensor.shape[0 if half == HALVES[0] else 1] if tensor.dim() == 2 else None
+        if part not in parts:
+            raise AdapterError(
+                f"{where}: {key!r} is no part of {config.variant} ({', '.join(parts)}); say so in "
+                f"{CONFIG_FILE} (use_dora), or leave it out."
+            )
+        if part == MAGNITUDE and tensor.dim() == 1:
+            rank: int | None = config.rank
+        else:
+            rank = tensor.shape[0 if part == HALVES[0] else 1] if tensor.dim() == 2 else None
         if rank != config.rank:
             raise AdapterError(
                 f"{where}: {key!r} is {tuple(tensor.shape)}; with rank {config.rank}, A must be "

@@ -123,9 +123,10 @@ class Calibration:
 
 def identity(model: Model, config: WriteConfig) -> dict[str, Any]:
     """What a calibration must agree with: base, chat template, targets, recipe, version."""
-    recipe = {k: v for k, v in asdict(config).items() if k != "lora" and k not in FREE}
-    lora = asdict(config.lora)
-    fixed = {k: lora[k] for k in ("alpha", "targets", "layers", "rslora")}
+    recipe = {k: v for k, v in config.to_json().items() if k != "lora" and k not in FREE}
+    lora = config.lora.to_json()
+    shape = ("alpha", "targets", "layers", "rslora", "variant")
+    fixed = {k: lora[k] for k in shape if k in lora}  # plain LoRA names no variant
     fixed = {k: list(v) if isinstance(v, tuple) else v for k, v in fixed.items()}
     return {
         "version": VERSION,

@@ -5,7 +5,7 @@ its prompt. Per completion token the K likeliest tokens of the teacher are kept;
 `losses.distill_topk` compares with them and with the mass of all the rest. Irrelevant questions
 have no document: their teacher is the base as it is, so the adapter learns to leave it alone there.
 
-This room knows a Model and rendered rows. It knows nothing of the loop.
+This room knows a Model, examples and rendered rows. It knows nothing of the loop.
 
 Shape letters: M completion tokens of all rows, K teacher tokens kept, C completion token, B row.
 """
@@ -23,12 +23,15 @@ from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
 from lorewright.batching import by_length
+from lorewright.data import Example, digest
 from lorewright.errors import DataError, StorageError
 from lorewright.model import Model, Rendered
 
 TOP_K = 32
 """Teacher tokens kept per position; the rest counts as one."""
 TEACHER_TOKENS = 4096
+TEACHER = "teacher"
+"""What the teacher would say, in a run's folder: begins the file's name."""
 
 
 @dataclass(frozen=True)
@@ -106,3 +109,38 @@ def soft_targets(model: Model, informed: Sequence[Rendered], *, top_k: int = TOP
             logp_MK[span] = top.values[row, : counts[i]].cpu()
             ids_MK[span] = top.indices[row, : counts[i]].cpu()
     return SoftTargets(ids_MK, logp_MK, tuple(starts))
+
+
+def teach(
+    model: Model,
+    examples: Sequence[Example],
+    contexts: Sequence[str],
+    folder: Path | None,
+    asked: dict[str, SoftTargets],
+) -> SoftTargets:
+    """The teacher's word on examples, each with its context before the prompt: asked once.
+
+    It is looked for in `asked`, which it is put into, then in the folder, where it is kept. Raises
+    DataError for an example without a prompt, or whose reply is tokenised in two ways.
+    """
+    informed = []
+    for context, example in zip(contexts, examples, strict=True):
+        prompt = f"{context}\n\n{example.prompt}" if context else example.prompt
+        informed.append(model.render(prompt, example.completion))
+        plain = model.render(example.prompt, example.completion)
+        if not example.prompt or plain.completion_ids != informed[-1].completion_ids:
+            raise DataError(
+                "distill compares replies to the same prompt with and without a document; "
+                f"{example.completion[:40]!r} has no prompt or is tokenised in two ways; give "
+                "it a prompt, or use another objective for this view."
+            )
+    tokens = [[*row.prompt_ids, -1, *row.completion_ids] for row in informed]
+    mark = digest([model.digest, tokens])
+    path = None if folder is None else folder / f"{TEACHER}-{mark[:12]}.safetensors"
+    found = asked.get(mark) or (SoftTargets.load(path, mark) if path else None)
+    if found is None:
+        found = soft_targets(model, informed)
+        if path is not None:
+            found.save(path, mark)
+    asked[mark] = found
+    return found

@@ -26,10 +26,11 @@ import torch
 from torch import Tensor
 
 from lorewright import adapter as adapters
-from lorewright.adapter import HALVES, Adapter, content_id, validate
+from lorewright.adapter import HALVES, Adapter, content_id, needs_plain, validate
 from lorewright.data import slug
 from lorewright.errors import AdapterError, ConfigError, StorageError
 from lorewright.model import POCKET, Model
+from lorewright.quantise import quantised
 
 ENGINE_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM's --max-lora-rank takes; an adapter's rank may be anything up to it."""
@@ -95,6 +96,7 @@ def to_vllm(adapter: Adapter, model: Model, out: Path, name: str) -> Exported:
     Our adapters have no bias, no saved modules, one rank and text layers only. Raises AdapterError
     for a rank above the engines' largest.
     """
+    needs_plain([adapter], "an export for vLLM and SGLang")
     rank = adapter.config.rank
     fitting = [limit for limit in ENGINE_RANKS if limit >= rank]
     if not fitting:
@@ -120,8 +122,18 @@ def _base_path(model: Model) -> str:
     return str(Path(__file__).parent / "pocket") if model.name == POCKET else model.name
 
 
+def _base_notes(model: Model) -> list[str]:
+    """What to know of a base that is no plain file of weights."""
+    if not quantised(model.network):
+        return []
+    return [
+        "the adapter was written on the base in nf4; what it recalls in another precision, or on a "
+        "base that is quantised in another way, was not measured: ask it there."
+    ]
+
+
 def _engine_notes(adapter: Adapter, model: Model) -> list[str]:
-    notes = []
+    notes = _base_notes(model)
     if model.network.dtype != torch.float32:
         notes.append("engines cast A and B, which are float32 here, to the base's dtype.")
     experts = [name for name in adapter.modules if ".experts." in name]
@@ -189,6 +201,7 @@ def to_gguf(adapter: Adapter, model: Model, out: Path, name: str) -> Exported:
     AdapterError for an architecture that is not in ARCHITECTURES, a module that llama.cpp has no
     tensor for, or a file that is there already.
     """
+    needs_plain([adapter], "an export for llama.cpp")
     gguf = _gguf()
     architecture = _architecture(model)
     identity = content_id(adapter)
@@ -217,7 +230,7 @@ def to_gguf(adapter: Adapter, model: Model, out: Path, name: str) -> Exported:
             export_base(model, out / BASE_FILE)
     _write_gguf(path, architecture, fill, lambda part: _check_gguf(part, adapter, model))
     command = f"llama-server -m {shlex.quote(base)} --lora {shlex.quote(str(path))}"
-    notes = (f"{Path(base).name} {note.format(model.name)}",)
+    notes = (f"{Path(base).name} {note.format(model.name)}", *_base_notes(model))
     return Exported("gguf", str(path), identity, len(adapter.modules), (command,), notes)
 
 

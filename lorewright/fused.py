@@ -38,12 +38,15 @@ from lorewright.kernels import (
     turn,
 )
 from lorewright.lora import LoraLinear
+from lorewright.targets import Adapted
 
 DECODER = {"embed_tokens", "layers", "norm", "rotary_emb"}
 LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 HEAD_NORMS = {"q_norm", "k_norm"}
 FEED_FORWARD = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+TRIED_TOKENS = 12
+"""Tokens a row when a decoder is compared with what this room makes of it."""
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 """Kinds of rotary positions whose frequencies do not depend on the length of the text."""
 
@@ -84,19 +87,29 @@ class Fused:
             if not _is_plain(layer):
                 return None
             norms += [m for n, m in layer.named_modules() if n.endswith("norm")]
+        attentions: list[Any] = [layer.get_submodule("self_attn") for layer in layers]
+        if len({(attention.head_dim, attention.scaling) for attention in attentions}) > 1:
+            return None
         if not all(_is_rms(norm) for norm in norms):
             return None
-        return cls(decoder)
+        found = cls(decoder)
+        return found if not found.ready() or found._agrees() else None
+
+    def _agrees(self) -> bool:
+        """Whether hidden states are the decoder's own, tried on tokens drawn at random."""
+        embeddings_VD = self.decoder.embed_tokens.weight
+        generator = torch.Generator().manual_seed(0)
+        ids_BT = torch.randint(len(embeddings_VD), (2, TRIED_TOKENS), generator=generator)
+        with torch.no_grad():
+            whole_BTD = self.decoder(input_ids=ids_BT, use_cache=False).last_hidden_state
+            found_BTD = self.hidden(ids_BT, torch.arange(TRIED_TOKENS).expand(2, -1))
+        return bool(torch.allclose(found_BTD, whole_BTD, rtol=1e-3, atol=1e-4))
 
     def ready(self, first: int = 0) -> bool:
         """Whether layers from `first` on may run by hand as they are now."""
-        if not _untouched(self.decoder) or not _untouched(self.decoder.norm):
-            return False
-        for layer in self.layers[first:]:
-            for module in layer.modules():
-                if not _untouched(module) or not _takes(module):
-                    return False
-        return True
+        around = (self.decoder, self.decoder.embed_tokens, self.decoder.norm)
+        inside = (module for layer in self.layers[first:] for module in layer.modules())
+        return all(map(_untouched, around)) and all(_untouched(m) and _takes(m) for m in inside)
 
     def hidden(
         self, ids_BT: Tensor, position_BC: Tensor, entering: Entering | None = None
@@ -109,24 +122,34 @@ class Fused:
         with torch.no_grad():
             run = _Run(self, ids_BT, position_BC, entering)
         weights = [weight for lora in run.loras for weight in (lora.A_NRI, lora.B_NOR)]
-        if torch.is_grad_enabled() and any(weight.requires_grad for weight in weights):
+        learns = run.bound is not None and any(weight.requires_grad for weight in weights)
+        if learns and torch.is_grad_enabled():
             hidden: Tensor = _Pass.apply(run, *weights)
             return hidden
         with torch.no_grad():
             return run.forward(keep=False)
 
-    def turns(self, n_tokens: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (T, E/2) of positions from 0, of which each carries E^-1/4.
+    @torch.no_grad()
+    def reaching(self, ids_BT: Tensor, layer: int) -> Tensor:
+        """What enters a layer (B, T, D)."""
+        ends_B1 = torch.full((len(ids_BT), 1), ids_BT.shape[1] - 1)
+        run = _Run(self, ids_BT, ends_B1, None)
+        x_MD = run.x_MD
+        for each in run.layers[:layer]:
+            x_MD = each.forward(x_MD, keep=False)
+        return x_MD.view(*ids_BT.shape, -1)
 
-        A product of a turned query and a turned key then has attention's scale in it.
+    def turns(self, n_tokens: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (T, E/2) of positions from 0, times the root of attention's scale.
+
+        A product of a turned query and a turned key then has the scale in it.
         """
         if n_tokens > len(self._turns[0]):
-            size = max(64, 1 << (n_tokens - 1).bit_length())
-            weight = self.decoder.embed_tokens.weight
+            positions = torch.arange(max(64, 1 << (n_tokens - 1).bit_length()))[None]
+            weight, half = self.decoder.embed_tokens.weight, self.head_width // 2
             with torch.no_grad():
-                found = self.decoder.rotary_emb(weight[:1, None], torch.arange(size)[None])
-            half, root = self.head_width // 2, math.sqrt(self.scaling)
-            cos, sin = (part[0, :, :half].float() * root for part in found)
+                found = self.decoder.rotary_emb(weight[:1, None], positions)
+            cos, sin = (part[0, :, :half].float() * math.sqrt(self.scaling) for part in found)
             self._turns = cos.contiguous(), sin.contiguous()
         return self._turns[0][:n_tokens], self._turns[1][:n_tokens]
 
@@ -165,15 +188,13 @@ def _untouched(module: nn.Module) -> bool:
 
 def _takes(module: nn.Module) -> bool:
     """Whether a module of a layer is one that this room can stand for, as it is now."""
-    if isinstance(module, nn.Linear):
-        weight = module.weight
-        return (
-            type(module) is nn.Linear
-            and weight.dtype == torch.float32
-            and weight.device.type == "cpu"
-            and not weight.requires_grad
-        )
-    return not isinstance(module, LoraLinear) or type(module.base) is nn.Linear
+    if isinstance(module, Adapted):
+        return type(module) is LoraLinear and module.rows.dropout is None
+    if not isinstance(module, nn.Linear):
+        return True
+    weight = module.weight
+    plain = type(module) is nn.Linear and weight.dtype == torch.float32
+    return plain and weight.device.type == "cpu" and not weight.requires_grad
 
 
 # A pass

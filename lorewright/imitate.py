@@ -30,7 +30,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from lorewright.adapter import HALVES, Adapter, capture, content_id, validate
+from lorewright.adapter import HALVES, Adapter, capture, content_id, needs_plain, validate
 from lorewright.batching import by_length
 from lorewright.data import Example
 from lorewright.errors import ConfigError, ModelError
@@ -92,9 +92,10 @@ def imitate(
     and networks whose layers cannot be run one by one.
     """
     factors = _checked(sources, weights, rank, ridge, floor, damping)
-    for source in sources:
-        validate(source.adapter, model.network, model.digest)
     own = [source.adapter for source in sources]
+    needs_plain(own, "imitation")
+    for each in own:
+        validate(each, model.network, model.digest)
     if any(".experts." in name for each in own for name in each.modules):
         raise ModelError(
             f"{model.name!r} sends tokens to experts, out of order; imitate needs every token in "

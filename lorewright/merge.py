@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorewright.adapter import HALVES, Adapter, content_id, delta_norms
+from lorewright.adapter import HALVES, Adapter, content_id, delta_norms, needs_plain
 from lorewright.errors import AdapterError, ConfigError, WrongBase
 from lorewright.lora import LoraConfig
 
@@ -120,6 +120,7 @@ def merge(
     """
     if not adapters:
         raise ConfigError("merge needs at least one adapter; found none.")
+    needs_plain(adapters, "merging")
     combine = METHODS.get(method) if isinstance(method, str) else method
     if combine is None:
         raise ConfigError(f"there is no method {method!r}; choose one of {', '.join(METHODS)}.")

@@ -10,8 +10,7 @@ Shape letters: B row, T token of the whole sequence, C token of the completion, 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +31,10 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from lorewright import quantise
 from lorewright.adapter import Adapter, validate
 from lorewright.errors import DataError, ModelError
+from lorewright.fingerprint import fingerprint
 from lorewright.fused import Entering, Fused
 from lorewright.lora import Stack, attach
 from lorewright.losses import TokenNats, chunked_nats, token_nats
@@ -43,8 +44,6 @@ POCKET = "pocket"
 """Name of the embedded base model."""
 LOGIT_VALUES = 1 << 24
 """Most logits that a pass over completions holds at once: 64 MB in float32."""
-DIGEST_SAMPLE = 65_536
-"""Values hashed of each tensor: enough to tell models apart without reading gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,11 @@ class Batch:
     target_BC: Tensor
     mask_BC: Tensor
 
+    def predicting(self, values_BTX: Tensor) -> Tensor:
+        """The values (B, C, X) at the positions that predict completion tokens."""
+        rows_B1 = torch.arange(len(self.ids_BT), device=self.ids_BT.device)[:, None]
+        return values_BTX[rows_B1, self.position_BC]
+
     def take(self, index_B: Tensor, n_tokens: int, n_completion: int) -> Batch:
         """Some of the rows, cut to the longest of them in tokens and in completion tokens."""
         return Batch(
@@ -96,7 +100,9 @@ class Model:
         self.network = network.eval()
         self.network.requires_grad_(False)
         self.tokenizer = tokenizer
-        self.digest = _digest(network)
+        self.loaded_as = "auto"
+        quantise.keep_trainable(network)
+        self.digest = fingerprint(network)
         template = str(tokenizer.chat_template).encode()
         self.template_digest = hashlib.sha256(template).hexdigest()[:16]
         self.context = _context(network, tokenizer)
@@ -109,10 +115,8 @@ class Model:
         network.generation_config = self._greedy(max_new_tokens=1)
         self.entering: Entering | None = None
         """Where the next pass over completions begins, if not at the tokens; see `trunk`."""
-        self.fused: Fused | None = None
         self._head: nn.Module | None = self._plain_head()
-        if self._head is not None:
-            self.fused = Fused.of(text_decoder(network))
+        self.fused = Fused.of(text_decoder(network)) if self._head is not None else None
         self._n_vocab = int(network.config.get_text_config().vocab_size)
 
     @classmethod
@@ -126,8 +130,9 @@ class Model:
     ) -> Model:
         """Load `pocket`, a local folder, or a Hugging Face causal language model by name.
 
-        Raises ModelError with what was tried: no such folder or model, no network, no tokenizer, no
-        such device, weights missing from the files, not a causal language model.
+        `dtype` is auto (as in the files), a float dtype of torch, or nf4: see `quantise`. Raises
+        ModelError with what was tried: no such folder or model, no network, no tokenizer, no such
+        device, weights missing from the files, not a causal language model.
         """
         place = str(Path(__file__).parent / "pocket") if name == POCKET else name
         local = "/" not in name or name.startswith((".", "/"))
@@ -136,15 +141,16 @@ class Model:
                 f"asked for the base model {name!r}; it is neither {POCKET!r} nor a folder; "
                 "give a folder with config.json, or a hub name like Qwen/Qwen3-0.6B."
             )
+        target = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        how = quantise.loading(target) if dtype == quantise.NF4 else {"dtype": dtype}
         try:
             with _quiet():
-                network, tokenizer = _load(place, dtype, revision)
+                network, tokenizer = _load(place, how, revision)
         except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
             raise ModelError(
                 f"asked for the base model {name!r}; it could not be loaded: {_first_line(error)}. "
                 "Check the name, the network and HF_HOME, or give a folder."
             ) from error
-        target = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
             network = network.to(torch.device(target))  # type: ignore[arg-type]
         except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
@@ -152,7 +158,9 @@ class Model:
                 f"asked to put the base model {name!r} on {target!r}; {_first_line(error)}; "
                 "use device cpu."
             ) from error
-        return cls(network, tokenizer, name)
+        found = cls(network, tokenizer, name)
+        found.loaded_as = dtype
+        return found
 
     @property
     def device(self) -> torch.device:
@@ -180,7 +188,8 @@ class Model:
         prompt_ids = self._encode(head, special=not templated) or [self._start_id()]
         completion_ids: list[int] = []
         if completion is not None and tail is not None:
-            spelled = [stop for stop in self._stop_texts() if stop in completion]
+            stops = map(str, self.tokenizer.convert_ids_to_tokens(self._stop_ids))
+            spelled = [stop for stop in stops if stop in completion]
             if spelled:
                 raise DataError(
                     f"an answer holds {spelled[0]!r}, which ends a reply of {self.name!r}, so the "
@@ -205,8 +214,7 @@ class Model:
         whole_prompt = f"{system}\n\n{prompt}" if system else prompt
         if self.tokenizer.chat_template is None:
             return whole_prompt, None if completion is None else f" {completion}"
-        turns = [{"role": "user", "content": whole_prompt}]
-        head = ""
+        turns, head = [{"role": "user", "content": whole_prompt}], ""
         if system:
             both = [{"role": "system", "content": system}, {"role": "user", "content": prompt}]
             with suppress(ModelError):  # a template without a system turn: the user says it
@@ -237,9 +245,6 @@ class Model:
             ) from error
         assert isinstance(text, str)
         return text
-
-    def _stop_texts(self) -> list[str]:
-        return [str(self.tokenizer.convert_ids_to_tokens(i)) for i in self._stop_ids]
 
     def _encode(self, text: str, *, special: bool) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=special)["input_ids"]) if text else []
@@ -274,13 +279,12 @@ class Model:
     def completion_logits(self, batch: Batch) -> Tensor:
         """Logits_BCV in float32 at the completion positions only; the head runs nowhere else.
 
-        Carries gradient for attached adapters. Where the model does more than decoder and head
-        (soft caps, scaled logits), the whole network runs and its logits are selected.
+        Carries gradient for attached adapters. Where the model is more than decoder and head (soft
+        caps, scaled logits), the whole network runs and its logits are selected.
         """
         if self._head is None:
-            rows_B1 = torch.arange(len(batch.ids_BT), device=self.device)[:, None]
             logits_BTV = self.network(input_ids=batch.ids_BT, use_cache=False).logits
-            return logits_BTV[rows_B1, batch.position_BC].float()
+            return batch.predicting(logits_BTV).float()
         logits: Tensor = self._head(self._hidden(batch))
         return logits.float()
 
@@ -291,9 +295,7 @@ class Model:
             self.entering = None
             return self.fused.hidden(batch.ids_BT, batch.position_BC, entering)
         decoder = text_decoder(self.network)
-        hidden_BTD: Tensor = decoder(input_ids=batch.ids_BT, use_cache=False).last_hidden_state
-        rows_B1 = torch.arange(len(batch.ids_BT), device=self.device)[:, None]
-        return hidden_BTD[rows_B1, batch.position_BC]
+        return batch.predicting(decoder(input_ids=batch.ids_BT, use_cache=False).last_hidden_state)
 
     def completion_nats(self, batch: Batch) -> TokenNats:
         """Loss_BC in nats and whether each token is the argmax; padding has loss 0 and is right.
@@ -352,8 +354,8 @@ class Model:
     ) -> list[str]:
         """Greedy free-running replies, in the order of the prompts; batched by similar length."""
         rows = [self.render(prompt, system=system).prompt_ids for prompt in prompts]
-        replies = self.generate_ids(rows, max_new_tokens=max_new_tokens, batch_size=batch_size)
-        return [self.decode(ids) for ids in replies]
+        found = self.generate_ids(rows, max_new_tokens=max_new_tokens, batch_size=batch_size)
+        return [self.decode(ids) for ids in found]
 
     @torch.no_grad()
     def generate_ids(
@@ -438,7 +440,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _load(
-    place: str, dtype: str, revision: str | None
+    place: str, how: Mapping[str, Any], revision: str | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Network and tokenizer of a folder or hub name; never runs code that came with a model."""
     config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
@@ -451,7 +453,7 @@ def _load(
     if tokenizer("a").input_ids == tokenizer("b").input_ids:  # made up for lack of files
         raise ValueError("no tokenizer comes with it (none that tells a from b)")
     network, about = _auto_class(config).from_pretrained(
-        place, dtype=dtype, revision=revision, trust_remote_code=False, output_loading_info=True
+        place, **how, revision=revision, trust_remote_code=False, output_loading_info=True
     )
     missing = sorted(about["missing_keys"])
     if missing:
@@ -469,20 +471,8 @@ def _first_line(error: Exception) -> str:
 
 def _auto_class(config: Any) -> Any:
     """The auto class for the configuration: plain text first, text-and-image wrappers otherwise."""
-    names = " ".join(config.architectures or ())
-    images = "ForConditionalGeneration" in names
+    images = "ForConditionalGeneration" in " ".join(config.architectures or ())
     return AutoModelForImageTextToText if images else AutoModelForCausalLM
-
-
-def _digest(network: PreTrainedModel) -> str:
-    """Sha256 over names, shapes, dtypes and an even sample of every tensor's values."""
-    hasher = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        flat = tensor.detach().flatten()
-        sample = flat[:: max(1, flat.numel() // DIGEST_SAMPLE)].contiguous().cpu()
-        hasher.update(json.dumps([name, list(tensor.shape), str(tensor.dtype)]).encode())
-        hasher.update(sample.view(torch.uint8).numpy().tobytes() if sample.numel() else b"")
-    return hasher.hexdigest()
 
 
 def _context(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:

@@ -130,7 +130,10 @@ class Optimizer:
             state = State(moments, self.steps_N1.to(device), live_N1.to(device))
             update = self.direction(flat, grad_NP, state)
             if self.decays:
-                flat.weight_NP.mul_(1 - rate * self.decay_N1.to(device))
+                shrink = rate * self.decay_N1.to(device)
+                flat.weight_NP.mul_(
+                    1 - (shrink if flat.decayed_P is None else shrink * flat.decayed_P)
+                )
             flat.weight_NP.sub_(update.mul_(rate if ratio_NP is None else rate * ratio_NP))
 
     def drop(self, n: int) -> None:

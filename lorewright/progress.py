@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lorewright.batching import batches
+from lorewright.dropout import Share
 from lorewright.losses import (
     WEIGHTINGS,
     TokenNats,
@@ -81,6 +82,12 @@ class Progress:
         )
         self.cursor = 0
         self.tally = torch.zeros(3, device=self.device)
+
+    def share(self, group: Sequence[int], lengths: Sequence[int]) -> Share:
+        """This write's part of a step under dropout; where it is decides what is hidden."""
+        mark = f"{self.config.seed} {len(self.records)} {self.cursor}"
+        tokens = tuple(lengths[self.rows[i]] for i in group)
+        return Share(self.config.dropout, mark, tokens)
 
     def weights(self, group: Sequence[int], loss_BC: Tensor, right_BC: Tensor) -> Tensor:
         """The objective's weights_BC, from detached losses and this write's own state."""

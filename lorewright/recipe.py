@@ -6,14 +6,17 @@ Plain data with its checks. What happens with it is in `write`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
 
 from lorewright.adapter import Adapter
 from lorewright.batching import ORDERS
 from lorewright.data import Example
 from lorewright.errors import ConfigError
-from lorewright.lora import LoraConfig
+from lorewright.lora import DORA, LoraConfig
 from lorewright.losses import WEIGHTINGS
 from lorewright.optim import OPTIMIZERS, OptimizerConfig
 
@@ -46,6 +49,11 @@ class WriteConfig:
     lr_ratio: float = 1.0
     """Rate of B over that of A (LoRA+)."""
     weight_decay: float = 0.0
+    dropout: float = 0.0
+    """Share of the values that A reads which a training step hides; in [0, 1).
+
+    What is weighted, what rests and when it ends go by passes without it.
+    """
     clip: float = 1.0
     """Largest gradient norm of an adapter."""
     order: str = "shuffle"
@@ -90,16 +98,83 @@ class WriteConfig:
             value, least = getattr(self, name), 0 if name in ("patience", "seed") else 1
             if type(value) is not int or value < least:
                 raise ConfigError(f"{name} must be a whole number from {least}; found {value!r}.")
+        if self.lora.variant == DORA and self.optimizer != "adamw":
+            raise ConfigError(
+                f"optimizer {self.optimizer!r} goes by pairs of A and B; a DoRA adapter has "
+                "magnitudes as well; use adamw, or variant lora."
+            )
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout must lie in [0, 1); found {self.dropout}.")
         if not 0 < self.lr < math.inf:
             raise ConfigError(f"lr must be above 0; found {self.lr}.")
         if self.max_seconds is not None and not self.max_seconds > 0:
             raise ConfigError(f"max_seconds must be above 0; found {self.max_seconds}.")
         self.moving  # noqa: B018 - checks clip, ratio and decay
 
+    def to_json(self) -> dict[str, Any]:
+        """As cards and digests have it; a field that came later is left out at its default.
+
+        So checkpoints, calibrations and ids of before stay what they are.
+        """
+        told = asdict(self) | {"lora": self.lora.to_json()}
+        return {k: v for k, v in told.items() if k != "dropout" or v}
+
     @property
     def moving(self) -> OptimizerConfig:
         """The optimiser's part of this."""
         return OptimizerConfig(self.optimizer, self.lr_ratio, self.weight_decay, self.clip)
+
+
+# Presets: what a write is for, in settings that fit the size of the data
+
+GENERALISING = (
+    (100, 0.15, 0.1),
+    (1_000, 0.1, 0.05),
+    (10_000, 0.05, 0.01),
+    (100_000, 0.0, 0.01),
+)
+"""Examples, dropout, weight decay: the ends of the ranges that practice gives by size of the data.
+
+Below 1,000 examples 0.1 to 0.15 and 0.05 to 0.1; to 10,000 0.05 to 0.1 and 0.01 to 0.05; to 100,000
+0 to 0.05 and 0.01; above, 0 and 0.01. Where the smallest data get most is not said: 100 is ours.
+"""
+
+
+def exact(config: WriteConfig, n_examples: int) -> WriteConfig:
+    """The settings as they are: a memory is to hold what it is told, which dropout hinders."""
+    return config
+
+
+def generalise(config: WriteConfig, n_examples: int) -> WriteConfig:
+    """The settings with dropout and weight decay by the size of the data; those set above 0 stay.
+
+    Between the ends of a range, which the advice leaves open, both fall linearly in the logarithm
+    of the number of examples, so that one example more never makes a jump.
+    """
+    if n_examples < 1:
+        raise ConfigError(f"a preset needs at least one example; found {n_examples}.")
+    sizes, dropouts, decays = zip(*GENERALISING, strict=True)
+    dropout, decay = (
+        round(float(np.interp(math.log10(n_examples), np.log10(sizes), values)), 4)
+        for values in (dropouts, decays)
+    )
+    return replace(
+        config,
+        dropout=config.dropout or dropout,
+        weight_decay=config.weight_decay or decay,
+    )
+
+
+Preset = Callable[[WriteConfig, int], WriteConfig]
+"""Settings as asked and the number of examples, to the settings that are trained with."""
+PRESETS: dict[str, Preset] = {"exact": exact, "generalise": generalise}
+
+
+def preset_of(name: str) -> Preset:
+    """A preset by name. Raises ConfigError with the names there are."""
+    if name not in PRESETS:
+        raise ConfigError(f"preset {name!r} is unknown; use one of {', '.join(PRESETS)}.")
+    return PRESETS[name]
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,8 @@ class Trunk:
 
     def _entering(self, ids_BT: Tensor) -> Tensor:
         """What enters the last of `layers`: the pass is broken off there."""
+        if self.model.fused and self.model.fused.ready():
+            return self.model.fused.reaching(ids_BT, len(self.layers) - 1)
 
         def catch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             raise _Reached(args[0] if args else kwargs["hidden_states"])

@@ -33,7 +33,8 @@ from lorewright import checkpoint
 from lorewright.adapter import Adapter, capture, content_id, validate
 from lorewright.batching import by_length
 from lorewright.data import Example, digest
-from lorewright.distil import SoftTargets, soft_targets
+from lorewright.distil import SoftTargets, teach
+from lorewright.dropout import Masks
 from lorewright.errors import ConfigError, DataError, ModelError
 from lorewright.lora import LoraConfig, Stack, attach
 from lorewright.losses import TokenNats, distill_topk, token_nats, weighted_mean
@@ -47,8 +48,6 @@ CHECK_TOKENS = 8192
 """Padded tokens a pass, at most, when recall is checked."""
 CHECKPOINT_SECONDS = 2.0
 """Least time between two checkpoints, which cost more than an epoch of a few examples."""
-TEACHER = "teacher"
-"""What the teacher of `distill` would say, in the run's folder: begins the file's name."""
 
 
 def write(
@@ -120,10 +119,10 @@ def write_all(
 def _check_start(model: Model, start: Adapter, lora: LoraConfig, which: str) -> None:
     """Raise ConfigError unless an adapter to go on from has the form that is asked for."""
     validate(start, model.network, model.digest)
-    here, asked = ((c.rank, c.scale, c.targets, c.layers) for c in (start.config, lora))
+    here, asked = ((c.rank, c.scale, c.targets, c.layers, c.variant) for c in (start.config, lora))
     if here != asked:
         raise ConfigError(
-            f"{which}the adapter to go on from has (rank, scale, targets, layers) {here}; "
+            f"{which}the adapter to go on from has (rank, scale, targets, layers, variant) {here}; "
             f"config.lora asks for {asked}; give its own config."
         )
 
@@ -157,7 +156,7 @@ class _Loop:
                 stack.load(i, job.start.tensors)
         self.results: dict[int, Written | Diverged] = {}
         self.optimizer = Optimizer(stack, [job.config.moving for job in jobs])
-        asked = [[[asdict(e) for e in j.examples], asdict(j.config), [*j.contexts]] for j in jobs]
+        asked = [[[asdict(e) for e in j.examples], j.config.to_json(), [*j.contexts]] for j in jobs]
         begun = [content_id(job.start) if job.start else None for job in jobs]
         self.mark = digest(
             [model.digest, model.template_digest, asked, *([begun] if any(begun) else [])]
@@ -170,34 +169,11 @@ class _Loop:
         taught: dict[str, SoftTargets] = {}
         for member in self.members:
             if member.config.objective == "distill":
-                self.soft[member.index] = self._soft(jobs[member.index], taught)
+                self.stack.bind(torch.full((1,), -1))  # the base alone
+                job = jobs[member.index]
+                self.soft[member.index] = teach(model, job.examples, job.contexts, run, taught)
         if self.members:
             self.trunk = self._frozen()
-
-    def _soft(self, job: Job, asked: dict[str, SoftTargets]) -> SoftTargets:
-        """The teacher's word on a job's examples: from the folder, or asked now, once."""
-        informed = []
-        for context, example in zip(job.contexts, job.examples, strict=True):
-            prompt = f"{context}\n\n{example.prompt}" if context else example.prompt
-            informed.append(self.model.render(prompt, example.completion))
-            plain = self.model.render(example.prompt, example.completion)
-            if not example.prompt or plain.completion_ids != informed[-1].completion_ids:
-                raise DataError(
-                    "distill compares replies to the same prompt with and without a document; "
-                    f"{example.completion[:40]!r} has no prompt or is tokenised in two ways; give "
-                    "it a prompt, or use another objective for this view."
-                )
-        tokens = [[*row.prompt_ids, -1, *row.completion_ids] for row in informed]
-        mark = digest([self.model.digest, tokens])
-        path = None if self.folder is None else self.folder / f"{TEACHER}-{mark[:12]}.safetensors"
-        found = asked.get(mark) or (SoftTargets.load(path, mark) if path else None)
-        if found is None:
-            self.stack.bind(torch.full((1,), -1))  # the base alone
-            found = soft_targets(self.model, informed)
-            if path is not None:
-                found.save(path, mark)
-        asked[mark] = found
-        return found
 
     def _frozen(self) -> Trunk | None:
         """The trunk below the first adapted layer, if there is one and every job wants it."""
@@ -259,9 +235,7 @@ class _Loop:
         mask_BC = batch.mask_BC * real_B[:, None].to(batch.mask_BC)
         alone = len(members) == 1
         self.stack.bind(None if alone else torch.arange(len(members)).repeat_interleave(size))
-        if self.trunk:
-            self.trunk.feed(index, batch.ids_BT.shape[1])
-        nats, cost_BC = self._costs(replace(batch, mask_BC=mask_BC), groups, size)
+        nats, cost_BC = self._passed(replace(batch, mask_BC=mask_BC), index, groups, size)
         loss_BC = nats.loss_BT.detach()
         weight_BC = torch.zeros_like(loss_BC)
         with torch.no_grad():
@@ -281,6 +255,30 @@ class _Loop:
         for member, tally_3 in zip(members, tally_N3, strict=True):
             member.tally += tally_3
             member.cursor += 1
+
+    def _passed(
+        self, batch: Batch, index: Sequence[int], groups: list[list[int]], size: int
+    ) -> tuple[TokenNats, Tensor]:
+        """How the tokens of a step are met, in a pass without dropout, and what is minimised."""
+        masks = self._masks(groups, size)
+        self._feed(index, batch)
+        if masks is None:
+            return self._costs(batch, groups, size)
+        with torch.no_grad():
+            nats = self.model.completion_nats(batch)
+        self._feed(index, batch)
+        with self.stack.dropping(masks):
+            return nats, self._costs(batch, groups, size)[1]
+
+    def _masks(self, groups: list[list[int]], size: int) -> Masks | None:
+        """What this step hides, of which adapter; None when no write has dropout."""
+        shares = [m.share(g, self.lengths) for m, g in zip(self.members, groups, strict=True)]
+        return Masks(shares, size) if any(share.rate for share in shares) else None
+
+    def _feed(self, index: Sequence[int], batch: Batch) -> None:
+        """Have the next pass over these rows start at the adapted layers, if there is a trunk."""
+        if self.trunk:
+            self.trunk.feed(index, batch.ids_BT.shape[1])
 
     def _batch(self, index: Sequence[int]) -> Batch:
         """Rows of the table, cut to the longest of them."""
@@ -373,8 +371,7 @@ class _Loop:
             index = [member.rows[i] for i in chosen]
             batch = self._batch(index)
             self.stack.bind(torch.full((len(index),), n))
-            if self.trunk:
-                self.trunk.feed(index, batch.ids_BT.shape[1])
+            self._feed(index, batch)
             member.met(chosen, self.model.completion_nats(batch), batch.mask_BC)
         member.seen |= {"stuck": stuck, "anchor": anchor}  # visits are counted in training
 

@@ -64,6 +64,14 @@ def one_thread() -> None:
         torch.set_num_threads(1)
 
 
+@pytest.fixture
+def calm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adam's epsilon above rounding: it turns a gradient that is noise into a whole step."""
+    from lorewright import optim
+
+    monkeypatch.setattr(optim, "EPS", 1e-5)
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Each test, and each process it starts, has an empty cache directory of its own."""

@@ -44,8 +44,9 @@ def test_a_fed_pass_gives_the_logits_of_a_whole_one_and_skips_what_is_below(buil
             trunk.feed([0, 1, 2], batch.ids_BT.shape[1])
             fed = model.completion_logits(batch)
         assert ran == [1]
-        assert torch.equal(whole, model.completion_logits(batch)), "afterwards it is as before"
         real = batch.mask_BC.bool()
+        after = model.completion_logits(batch)  # through the network: something listens
+        torch.testing.assert_close(after[real], whole[real], atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(fed[real], whole[real], atol=1e-5, rtol=1e-4)
         trunk.close()
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,6 +36,7 @@ from lorewright.cli.options import (
     Base,
     BatchSize,
     Decay,
+    Dropout,
     Dtype,
     Epochs,
     Folder,
@@ -49,6 +49,7 @@ from lorewright.cli.options import (
     Objective,
     Optimiser,
     Order,
+    Preset,
     Probes,
     Rank,
     Rate,
@@ -61,12 +62,14 @@ from lorewright.cli.options import (
     Targets,
     Teacher,
     Threads,
+    Variant,
     Views,
     layers_of,
     lesson_of,
+    lora_of,
     open_memory,
-    rank_of,
     rate_of,
+    rated,
     teacher_at,
 )
 from lorewright.cli.output import console_for, print_json, say_coverage, watching
@@ -156,11 +159,14 @@ def write(
     target: Targets = None,
     layers: Layers = "",
     alpha: Alpha = 0,
+    variant: Variant = "lora",
     objective: Objective = "sft",
     lr: Rate = "",
     optimizer: Optimiser = "adamw",
     lr_ratio: Ratio = 1.0,
     weight_decay: Decay = 0.0,
+    dropout: Dropout = 0.0,
+    preset: Preset = "exact",
     schedule: Schedule = "linear",
     order: Order = "shuffle",
     margin: Margin = 0.6,
@@ -177,23 +183,21 @@ def write(
     [dim]lore write examples/handbook.md --into atlas[/]
     [dim]lore write facts.jsonl --into atlas --name phonebook --rank 16[/]
     """
-    from lorewright.lora import LoraConfig
     from lorewright.memory import Memory
     from lorewright.readers import read_knowledge, read_probes
     from lorewright.recipe import WriteConfig
-    from lorewright.write import suggested_lr
 
     console = console_for(threads)
-    known = read_knowledge(source)
-    asked = read_probes(probes) if probes else ()
-    lesson, chosen = lesson_of(view), tuple(target or ("all-linear",))
+    known, asked = read_knowledge(source), read_probes(probes) if probes else ()
+    lesson = lesson_of(view)
     config = WriteConfig(
-        lora=LoraConfig(rank_of(rank), alpha or None, chosen, layers_of(layers), seed=seed),
+        lora=lora_of(rank, alpha, target, layers, seed, variant),
         objective=objective,
         lr=rate_of(lr),  # 1 stands for one that is found below; all else is checked before that
         optimizer=optimizer,
         lr_ratio=lr_ratio,
         weight_decay=weight_decay,
+        dropout=dropout,
         schedule=schedule,
         order=order,
         margin=margin,
@@ -204,7 +208,7 @@ def write(
         seed=seed,
     )
     memory = Memory.open(into, model or None, dtype=dtype)
-    config = config if lr else replace(config, lr=suggested_lr(memory.model))
+    config = rated(config, lr, memory.model)
     say_coverage(console, memory.model, config)
     with watching(console) as watch:
         outcome = memory.write(
@@ -217,6 +221,7 @@ def write(
             metric=metric,
             find_rate=lr == FIND,
             find_rank=rank == AUTO,
+            preset=preset,
             watch=watch,
         )
     _print_outcome(outcome, as_json)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,10 @@ import typer
 
 if TYPE_CHECKING:
     from lorewright.lesson import LessonConfig
+    from lorewright.lora import LoraConfig
     from lorewright.memory import Memory
+    from lorewright.model import Model
+    from lorewright.recipe import WriteConfig
     from lorewright.views import AskLLM
 
 MAX_LAYER = 9999
@@ -20,7 +24,7 @@ Source = Annotated[Path, typer.Argument(help="Markdown, text, JSONL, JSON, CSV, 
 Into = Annotated[Path, typer.Option("--into", help="The memory's folder; made if it is not there.")]
 Of = Annotated[Path, typer.Option("--memory", help="The memory's folder.")]
 Base = Annotated[str, typer.Option("--model", "-m", help="Base: pocket, a folder, or a hub name.")]
-Dtype = Annotated[str, typer.Option(help="Base in auto, float32, bfloat16 or float16.")]
+Dtype = Annotated[str, typer.Option(help="Base in auto, float32, bfloat16, float16 or nf4.")]
 Name = Annotated[str, typer.Option("--name", "-n", help="Which memory of the folder.")]
 Views = Annotated[
     list[str] | None,
@@ -67,6 +71,23 @@ Ratio = Annotated[
     float, typer.Option(help="Rate of B over that of A (LoRA+).", rich_help_panel=TRAINING)
 ]
 Decay = Annotated[float, typer.Option(help="Weight decay.", rich_help_panel=TRAINING)]
+Variant = Annotated[
+    str,
+    typer.Option(
+        help="lora, or dora: magnitude and direction (needs peft).", rich_help_panel=TRAINING
+    ),
+]
+Dropout = Annotated[
+    float,
+    typer.Option(help="Share of what A reads that a step hides.", rich_help_panel=TRAINING),
+]
+Preset = Annotated[
+    str,
+    typer.Option(
+        help="exact, or generalise: dropout and weight decay by the number of examples.",
+        rich_help_panel=TRAINING,
+    ),
+]
 Schedule = Annotated[
     str, typer.Option(help="linear, cosine, constant, wsd.", rich_help_panel=TRAINING)
 ]
@@ -161,3 +182,22 @@ def rank_of(text: str) -> int:
     if not (text.isascii() and text.isdecimal()):
         raise ConfigError(f"--rank is {text!r}; give a whole number such as 8, or `{AUTO}`.")
     return int(text)
+
+
+def lora_of(
+    rank: str, alpha: int, target: list[str] | None, layers: str, seed: int, variant: str
+) -> LoraConfig:
+    """The adapter that was asked for."""
+    from lorewright.lora import LoraConfig
+
+    targets = tuple(target or ("all-linear",))
+    return LoraConfig(
+        rank_of(rank), alpha or None, targets, layers_of(layers), seed=seed, variant=variant
+    )
+
+
+def rated(config: WriteConfig, lr: str, model: Model) -> WriteConfig:
+    """The settings with the base's own rate where none was asked for."""
+    from lorewright.write import suggested_lr
+
+    return config if lr else replace(config, lr=suggested_lr(model))

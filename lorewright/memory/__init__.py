@@ -41,6 +41,7 @@ from lorewright.memory import (
 from lorewright.memory.records import Outcome, Watch
 from lorewright.model import POCKET, Model
 from lorewright.plan import WANTED, Plan
+from lorewright.quantise import NF4
 from lorewright.recall import RecallReport
 from lorewright.recipe import WriteConfig
 from lorewright.shelf import (
@@ -56,7 +57,7 @@ from lorewright.views import AskLLM
 
 __all__ = ["Memory", "Outcome", "Watch"]
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+DTYPES = ("auto", "float32", "bfloat16", "float16", NF4)
 
 
 class Memory:
@@ -98,7 +99,7 @@ class Memory:
         own = index(folder)["base"] if started else {"id": POCKET}
         dtype = str(own.get("dtype", "auto")) if dtype == "auto" else dtype
         model = base if isinstance(base, Model) else Model.load(base or own["id"], dtype=dtype)
-        memory = cls(folder, model, dtype)
+        memory = cls(folder, model, model.loaded_as if dtype == "auto" else dtype)
         if started:
             check_base(folder, memory.base())
         return memory
@@ -151,6 +152,7 @@ class Memory:
         metric: str = "",
         find_rate: bool = False,
         find_rank: bool = False,
+        preset: str = "exact",
         watch: Watch | None = None,
     ) -> Outcome:
         """Write knowledge into a new adapter, prove it on disk, and take the verdict.
@@ -160,7 +162,8 @@ class Memory:
         Raises Locked when another writer is at work, StorageError when the disk refuses; either way
         no name changes. Called again with the same arguments it resumes. `find_rate` replaces the
         config's rate by the best of a short search on these examples, kept with the run;
-        `find_rank` its rank by the planned one, as happens without a config.
+        `find_rank` its rank by the planned one, as happens without a config; `preset`, a key of
+        recipe.PRESETS, its dropout and weight decay by what fits the number of examples.
         """
         return writing.write(
             self,
@@ -173,6 +176,7 @@ class Memory:
             metric=metric,
             find_rate=find_rate,
             find_rank=find_rank,
+            preset=preset,
             watch=watch,
         )
 

@@ -27,7 +27,7 @@ from lorewright.memory.verdict import stored_lesson, take, usual_metric
 from lorewright.metrics import METRICS
 from lorewright.questions import write_about
 from lorewright.recall import Audit, audit
-from lorewright.recipe import WriteConfig, Written
+from lorewright.recipe import WriteConfig, Written, preset_of
 from lorewright.report import save_json
 from lorewright.shelf import enter, read_object, run_folder, writing
 from lorewright.targets import resolve_targets
@@ -50,6 +50,7 @@ def write(
     metric: str = "",
     find_rate: bool = False,
     find_rank: bool = False,
+    preset: str = "exact",
     watch: Watch | None = None,
 ) -> Outcome:
     """Write knowledge into a new adapter; see `Memory.write`."""
@@ -60,23 +61,31 @@ def write(
     lesson = lesson or LessonConfig()
     metric = metric or usual_metric(memory.model)
     watch = watch or Watch()
+    fitted = preset_of(preset)
     _check(memory, known, config, probes, metric)
-    settings = {"write": asdict(config), "lesson": asdict(lesson), "metric": metric}
+    settings = {"write": config.to_json(), "lesson": asdict(lesson), "metric": metric}
     asked = [asdict(probe) for probe in probes]
     how = [name, teacher is not None, find_rate, *(["rank"] if find_rank else [])]
+    how += [] if preset == "exact" else [preset]
     key = digest([known.digest(), settings, asked, memory.model.digest, *how])
     with writing(memory.folder, memory.base()):
         told = {"key": key, "source": known.digest(), **settings}
         run = run_folder(memory.folder, name, told)
         made = _lesson(memory, run, known, lesson, teacher, probes, watch)
         contexts = grounds(made.examples, known) if config.objective == "distill" else ()
+        before, config = config, fitted(config, len(made.examples))
+        if config != before:
+            note = _fitted(preset, config, len(made.examples))
+            watch.step(note)
+            settings["write"] = config.to_json()
+            made = replace(made, notes=(*made.notes, note))
         if find_rank:
             config, note = rank_for(memory.model, run, made.examples, config, watch)
-            settings["write"] = asdict(config)
+            settings["write"] = config.to_json()
             made = replace(made, notes=(*made.notes, note))
         if find_rate:
             config = replace(config, lr=_found_rate(memory, run, made, contexts, config, watch))
-            settings["write"] = asdict(config)
+            settings["write"] = config.to_json()
         written = training.write(
             memory.model,
             made.examples,
@@ -103,6 +112,14 @@ def write(
         )
         _enter(memory, outcome, adapter, run, known, _card(outcome, known, settings, written))
         return outcome
+
+
+def _fitted(preset: str, config: WriteConfig, n_examples: int) -> str:
+    """A sentence on what a preset came to."""
+    return (
+        f"Preset {preset}: dropout {config.dropout:g} and weight decay {config.weight_decay:g} for "
+        f"{n_examples} examples."
+    )
 
 
 def _check(

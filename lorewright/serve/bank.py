@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorewright.adapter import HALVES, Adapter, delta_norms, validate
+from lorewright.adapter import HALVES, Adapter, delta_norms, needs_plain, validate
 from lorewright.errors import AdapterError, NoEffect
 from lorewright.model import Model
 from lorewright.targets import Adapted, survey
@@ -310,6 +310,7 @@ def check(adapter: Adapter, model: Model) -> None:
     Raises WrongBase or AdapterError as `adapter.validate` does, NoEffect naming a module with a
     weight change of zero: a memory that loads and does nothing must not be served.
     """
+    needs_plain([adapter], "serving many memories in one batch")
     validate(adapter, model.network, model.digest)
     norms: Mapping[str, float] = delta_norms(adapter)
     dead = [name for name, norm in norms.items() if not norm > 0]
