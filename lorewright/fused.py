@@ -38,7 +38,6 @@ from lorewright.kernels import (
     turn,
 )
 from lorewright.lora import LoraLinear
-from lorewright.targets import Adapted
 
 DECODER = {"embed_tokens", "layers", "norm", "rotary_emb"}
 LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
@@ -107,9 +106,14 @@ class Fused:
 
     def ready(self, first: int = 0) -> bool:
         """Whether layers from `first` on may run by hand as they are now."""
-        around = (self.decoder, self.decoder.embed_tokens, self.decoder.norm)
-        inside = (module for layer in self.layers[first:] for module in layer.modules())
-        return all(map(_untouched, around)) and all(_untouched(m) and _takes(m) for m in inside)
+        embedding, layers = self.decoder.embed_tokens, self.layers[first:]
+        around = (self.decoder, embedding, self.decoder.norm)
+        if type(embedding) is not nn.Embedding or not all(map(_untouched, around)):
+            return False
+        projections = (module for layer in layers for module in _projections(layer))
+        return all(map(_takes, projections)) and all(
+            _untouched(module) for layer in layers for module in layer.modules()
+        )
 
     def hidden(
         self, ids_BT: Tensor, position_BC: Tensor, entering: Entering | None = None
@@ -186,15 +190,21 @@ def _untouched(module: nn.Module) -> bool:
     return not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
-def _takes(module: nn.Module) -> bool:
-    """Whether a module of a layer is one that this room can stand for, as it is now."""
-    if isinstance(module, Adapted):
-        return type(module) is LoraLinear and module.rows.dropout is None
-    if not isinstance(module, nn.Linear):
-        return True
-    weight = module.weight
-    plain = type(module) is nn.Linear and weight.dtype == torch.float32
-    return plain and weight.device.type == "cpu" and not weight.requires_grad
+def _projections(layer: Any) -> tuple[nn.Module, ...]:
+    attention, mlp = layer.self_attn, layer.mlp
+    wide = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
+    return (*wide, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+
+
+def _takes(projection: nn.Module) -> bool:
+    """Whether a projection is one that this room can stand for, as it is now."""
+    if type(projection) is LoraLinear and projection.rows.dropout is None:
+        projection = projection.base
+    if type(projection) is not nn.Linear:
+        return False
+    weight = projection.weight
+    here = weight.dtype == torch.float32 and weight.device.type == "cpu"
+    return here and not weight.requires_grad
 
 
 # A pass

@@ -207,6 +207,21 @@ def test_it_does_not_run_while_something_listens_or_the_base_learns() -> None:
     assert not loaded(lambda: llama().double()).fused.ready()  # type: ignore[union-attr]
 
 
+def test_another_library_s_adapters_are_not_passed_over() -> None:
+    from peft import LoraConfig as PeftConfig
+    from peft import inject_adapter_in_model
+
+    model = loaded(llama)
+    batch, fused = batch_of(model), model.fused
+    assert fused is not None
+    config = PeftConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    inject_adapter_in_model(config, model.network)
+    assert not fused.ready()
+    found = model.completion_logits(batch)
+    model.fused = None
+    assert torch.equal(found, model.completion_logits(batch))
+
+
 def test_a_pass_that_needs_no_gradient_keeps_nothing() -> None:
     model = loaded(llama)
     with attach(model.network, [LoraConfig(rank=2)]), torch.no_grad():
