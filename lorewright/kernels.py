@@ -69,8 +69,9 @@ class Bound:
                 f"{len(rows.rows_B)} rows are bound; the batch has {n_rows}; bind the rows of this "
                 "batch."
             )
-        self.in_order = rows.in_order
         self.index_K = index_K if rows.single is None else index_K[:1]
+        # A stack that was never bound uses its first adapter, however many it has.
+        self.in_order = rows.in_order and len(self.index_K) == len(scale_N)
         live_K = live_K[: len(self.index_K)]
         self.scale_K11 = torch.where(live_K, scale_N[self.index_K], 0.0)[:, None, None]
 

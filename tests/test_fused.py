@@ -123,6 +123,15 @@ def test_rows_use_the_adapters_they_are_bound_to(rows: list[int]) -> None:
     compare(loaded(qwen3), configs, rows)
 
 
+def test_a_stack_that_was_never_bound_uses_its_first_adapter() -> None:
+    model = loaded(llama)
+    batch = batch_of(model)
+    with filled(attach(model.network, [LoraConfig(rank=3), LoraConfig(rank=2)])) as stack:
+        found = model.completion_logits(batch)
+        stack.bind(torch.zeros(3, dtype=torch.long))
+        assert torch.equal(found, model.completion_logits(batch))
+
+
 def test_without_an_adapter_in_use_it_is_the_base_and_has_no_gradient() -> None:
     model = loaded(llama)
     batch = batch_of(model)

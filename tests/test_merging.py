@@ -158,13 +158,23 @@ def test_entry_and_card_name_parents_method_and_weights(merged: tuple[Merged, Pa
     card = next(card for card in cards(folder) if card["name"] == "both-of-them")
     assert card["parents"] == parents and card["reason"] == f"merged by {found.method}"
     assert card["merge"]["sources"] == [each["adapter"] for each in parents]
-    assert card["merge"]["weights"] == card["report"]["weights"] == [1.0, 1.0]
     assert [part["memory"] for part in card["report"]["parts"]] == list(TWO)
     assert card["report"]["recall"]["paraphrase"]["memory"]["n"] == 6
     assert "outcomes" not in json.dumps(card["report"])
     run = folder / "runs" / known_entries["both-of-them"]["run"]
     assert json.loads((run / "report.json").read_text())["adapter"] == found.adapter_id
     assert {p.name for p in run.iterdir()} == {"config.json", "lesson.json", "report.json"}
+
+
+def test_a_merge_by_weights_says_them_and_has_scale_one(
+    model: Model, folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folder, tmp_path / "atlas")
+    memory = Memory.open(tmp_path / "atlas", model)
+    memory.merge(TWO, method="cat", into="both")
+    (card,) = (card for card in cards(tmp_path / "atlas") if card["name"] == "both")
+    assert card["merge"]["weights"] == card["report"]["weights"] == [1.0, 1.0]
+    assert memory.adapter("both").config.scale == 1.0
 
 
 def test_the_merged_memory_is_a_plain_adapter_that_is_verified_asked_and_merged_again(
@@ -174,7 +184,7 @@ def test_the_merged_memory_is_a_plain_adapter_that_is_verified_asked_and_merged_
     shutil.copytree(folder, tmp_path / "atlas")
     memory = Memory.open(tmp_path / "atlas", model)
     adapter = memory.adapter("both-of-them")
-    assert content_id(adapter) == found.adapter_id and adapter.config.scale == 1.0
+    assert content_id(adapter) == found.adapter_id
     assert {t.shape[0] for k, t in adapter.tensors.items() if k.endswith(HALVES[0])} == {found.rank}
     report = memory.verify("both-of-them")
     assert report.proportion("memory", "paraphrase").n == 6
