@@ -1,10 +1,12 @@
-"""A sweep of ranks and seeds: one stack on one frozen base, against PEFT, one run after the other.
+"""A sweep of ranks and seeds: stacks on one frozen base, against PEFT, one run after the other.
 
-    python benchmarks/sweep_speed.py
+    python benchmarks/sweep_speed.py                 # one stack
+    python benchmarks/sweep_speed.py --stacks 2      # a stack a core; PEFT computes on two threads
     python benchmarks/sweep_speed.py --upper         # adapters in the upper half, the trunk cached
     python benchmarks/sweep_speed.py --quick
 
-Both sides train the same adapters on the same batches in the same order with the same rates, AdamW and
+With several stacks each has a process and a thread of its own and PEFT has as many threads; bases are loaded before the
+clock starts. Both sides train the same adapters on the same batches in the same order with the same rates, AdamW and
 clipping, from the same first weights, for the same number of epochs. PEFT's side is a plain loop, without
 a trainer's costs. How far the weights are apart at the end is printed twice: with Adam's own epsilon, which
 turns a gradient that is rounding noise into a step of a whole rate, and with one above that noise. The last
@@ -15,7 +17,10 @@ from __future__ import annotations
 
 import argparse
 import copy
+import multiprocessing
 import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, wait
 
 import torch
 from peft import LoraConfig as PeftConfig
@@ -93,6 +98,28 @@ def through_peft(model: Model, examples: list[Example], config: WriteConfig) -> 
     return found
 
 
+def start(name: str) -> None:
+    """What a process of a stack holds."""
+    torch.set_num_threads(1)
+    start.model = Model.load(name)  # type: ignore[attr-defined]
+
+
+def stacked(jobs: Sequence[Job]) -> list[Written | Diverged]:
+    """One stack, in such a process."""
+    return write_all(start.model, jobs)  # type: ignore[attr-defined]
+
+
+def shares(jobs: Sequence[Job], n_stacks: int) -> list[list[Job]]:
+    """Jobs, which come by rank, in runs of about equal work: a rank is padded to its stack's largest."""
+    found: list[list[Job]] = [[] for _ in range(n_stacks)]
+    work = [1 + job.config.lora.rank / 32 for job in jobs]
+    done = 0.0
+    for job, amount in zip(jobs, work, strict=True):
+        found[min(n_stacks - 1, int(n_stacks * (done + amount / 2) / sum(work)))].append(job)
+        done += amount
+    return [share for share in found if share]
+
+
 def difference(found: Written | Diverged, alone: dict[str, Tensor]) -> float:
     """Norm of the difference of two adapters' weights over the norm of the second."""
     assert isinstance(found, Written), found.why
@@ -112,14 +139,14 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--stacks", type=int, default=1, help="ours on so many cores; PEFT's threads")
     parser.add_argument("--upper", action="store_true", help="adapters in the upper half only")
     parser.add_argument("--quick", action="store_true", help="four ranks, two seeds, one repeat")
     args = parser.parse_args()
     ranks = RANKS[::2] if args.quick else RANKS
     if args.quick:
         args.seeds, args.repeats, args.epochs = 2, 1, 3
-    print(machine(args.threads))
+    print(machine(args.stacks))
     model = Model.load(args.model)
     depth = int(model.network.config.get_text_config().num_hidden_layers)
     layers = tuple(range(depth // 2, depth)) if args.upper else None
@@ -140,16 +167,23 @@ def main() -> None:
         for seed in range(args.seeds)
     ]
     slow, fast, apart = [], [], 0.0
-    for repeat in range(args.repeats):
-        began = time.perf_counter()
-        together = write_all(model, jobs)
-        fast.append(time.perf_counter() - began)
-        through_peft.seconds = 0.0  # type: ignore[attr-defined]
-        for job, found in zip(jobs, together, strict=True):
-            alone = through_peft(copy.copy(model), examples, job.config)
-            apart = max(apart, difference(found, alone))
-        slow.append(through_peft.seconds)  # type: ignore[attr-defined]
-        print(f"# repeat {repeat}: PEFT {slow[-1]:.1f} s, one stack {fast[-1]:.1f} s", flush=True)
+    parts = shares(jobs, args.stacks)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(args.stacks, context, start, (args.model,)) as pool:
+        wait([pool.submit(time.sleep, 1.0) for _ in parts])  # every process is up
+        for repeat in range(args.repeats):
+            began = time.perf_counter()
+            together = [found for share in pool.map(stacked, parts) for found in share]
+            fast.append(time.perf_counter() - began)
+            through_peft.seconds = 0.0  # type: ignore[attr-defined]
+            for job, found in zip(jobs, together, strict=True):
+                alone = through_peft(copy.copy(model), examples, job.config)
+                apart = max(apart, difference(found, alone))
+            slow.append(through_peft.seconds)  # type: ignore[attr-defined]
+            print(
+                f"# repeat {repeat}: PEFT {slow[-1]:.1f} s, {len(parts)} stack(s) {fast[-1]:.1f} s",
+                flush=True,
+            )
     usual, optim.EPS = optim.EPS, CALM
     calm = max(
         difference(found, through_peft(copy.copy(model), examples, job.config))

@@ -120,11 +120,11 @@ class Linears:
         if len(self.loras) > 1:
             down_KRI = torch.cat([bound.pick(lora.A_NRI) for _, lora in self.loras], 1)
         down_KRI = down_KRI * bound.scale_K11
-        x_KMI = x_MI.unflatten(0, (n_blocks, -1))
+        x_KMI = x_MI.view(n_blocks, -1, x_MI.shape[1])
         inner_KMR = torch.bmm(x_KMI, down_KRI.mT)
-        for (i, lora), u_KMR in zip(self.loras, inner_KMR.split(self.ranks, 2), strict=True):
+        for (i, lora), u_KMR in zip(self.loras, self._parts(inner_KMR), strict=True):
             up_KOR = bound.pick(lora.B_NOR)
-            outputs[i].unflatten(0, (n_blocks, -1)).baddbmm_(u_KMR, up_KOR.mT)
+            outputs[i].view(n_blocks, -1, self.sizes[i]).baddbmm_(u_KMR, up_KOR.mT)
         if keep:
             self.kept = x_KMI, down_KRI, inner_KMR
         return outputs
@@ -149,19 +149,23 @@ class Linears:
             return total
         x_KMI, down_KRI, inner_KMR = self.kept
         back_KMR = torch.empty_like(inner_KMR)
-        splits = inner_KMR.split(self.ranks, 2), back_KMR.split(self.ranks, 2)
+        parts = self._parts(inner_KMR), self._parts(back_KMR)
         ups = []
-        for (i, lora), u_KMR, back in zip(self.loras, *splits, strict=True):
-            grad_KMO = grads[i].unflatten(0, (len(x_KMI), -1))
+        for (i, lora), u_KMR, back in zip(self.loras, *parts, strict=True):
+            grad_KMO = grads[i].view(len(x_KMI), -1, self.sizes[i])
             torch.bmm(grad_KMO, bound.pick(lora.B_NOR), out=back)
             ups.append(bound.give(torch.bmm(grad_KMO.mT, u_KMR), lora.B_NOR))
         grad_KRI = torch.bmm(back_KMR.mT, x_KMI).mul_(bound.scale_K11)
-        downs = grad_KRI.split(self.ranks, 1)
+        downs = self._parts(grad_KRI, 1)
         for (_, lora), down_KrI, up_NOR in zip(self.loras, downs, ups, strict=True):
             found[lora] = bound.give(down_KrI, lora.A_NRI), up_NOR
         if total is not None:
-            total.unflatten(0, (len(x_KMI), -1)).baddbmm_(back_KMR, down_KRI)
+            total.view(len(x_KMI), -1, total.shape[1]).baddbmm_(back_KMR, down_KRI)
         return total
+
+    def _parts(self, all_KXX: Tensor, axis: int = 2) -> Sequence[Tensor]:
+        """Each adapter's ranks, of those of all adapters on this input."""
+        return (all_KXX,) if len(self.ranks) == 1 else all_KXX.split_with_sizes(self.ranks, axis)
 
 
 # Attention
@@ -169,7 +173,7 @@ class Linears:
 
 def heads(x_MHE: Tensor, n_rows: int) -> Tensor:
     """The same values, heads first (H, B, T, E)."""
-    return x_MHE.unflatten(0, (n_rows, -1)).permute(2, 0, 1, 3)
+    return x_MHE.view(n_rows, -1, *x_MHE.shape[1:]).permute(2, 0, 1, 3)
 
 
 def turn(

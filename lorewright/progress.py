@@ -63,6 +63,12 @@ class Progress:
         """Examples whose every token had p > margin when they were last met."""
         return int((self.seen["worst"] < -math.log(self.config.margin)).sum())
 
+    def split(self, examples: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Those that were not safe when they were last met, and those that were."""
+        limit, worst = -math.log(self.config.margin), self.seen["worst"].tolist()
+        safe = [i for i in examples if worst[i] < limit]
+        return sorted({*examples} - {*safe}), safe
+
     def start_epoch(self, lengths: Sequence[int]) -> None:
         """Choose the examples of the next epoch and cut them into batches."""
         chosen = list(range(len(self.rows)))

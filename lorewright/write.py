@@ -354,10 +354,12 @@ class _Loop:
         due = bool(resting) and epoch % member.config.recheck == 0
         if not (nearly or last or due):
             return False
-        self._check(member, trained)
-        if resting and not last and not due and member.n_recalled() < n_rows:
-            return False
-        self._check(member, resting)
+        if not (last or due):  # one that is still not safe settles it
+            doubtful, trained = member.split(trained)
+            self._check(member, doubtful)
+            if member.n_recalled() < n_rows:
+                return False
+        self._check(member, [*trained, *resting])
         return True
 
     @torch.no_grad()

@@ -136,6 +136,24 @@ def test_the_loss_falls_and_the_rate_falls_to_zero(written: Written) -> None:
     assert rates[9] == pytest.approx(CONFIG.lr * (1 - 10 / CONFIG.epochs))
 
 
+def test_one_example_that_is_not_safe_spares_the_check_of_the_others(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[list[int]] = []
+    check = lorewright.write._Loop._check
+
+    def noted(self: Any, member: Any, examples: Any) -> None:
+        checked.append([*examples])
+        check(self, member, examples)
+
+    monkeypatch.setattr(lorewright.write._Loop, "_check", noted)
+    done = write(model, EXAMPLES, CONFIG)
+    assert done.complete
+    *before, doubtful, others = checked
+    assert sorted(doubtful + others) == list(range(len(EXAMPLES))), "the end is certified whole"
+    assert all(len(examples) < len(EXAMPLES) for examples in before)
+
+
 def epochs(*recalled: int, seconds: float = 0.0, certified: bool = False) -> list[Epoch]:
     return [
         Epoch(i, 50, 1.0, n, 9, certified, 0.0, seconds) for i, n in enumerate(recalled, start=1)
