@@ -19,6 +19,11 @@ SPAN = 8
 EASY_FIRST = 1 / 3
 """Share of the budget in which `curriculum` goes from easy to hard."""
 
+PASS_TOKENS = {"cpu": 2048}
+"""Padded tokens of a pass without gradients, by kind of device, where not OTHER_TOKENS: a CPU is
+quickest on what its caches hold."""
+OTHER_TOKENS = 8192
+
 Order = Callable[[list[int], float, Sequence[float]], list[int]]
 """(shuffled examples, share of the budget done, measured loss of every example) -> examples."""
 
@@ -35,6 +40,11 @@ def easy_first(examples: list[int], done: float, nats: Sequence[float]) -> list[
     permutes at random and drops the tail.
     """
     return sorted(examples, key=lambda i: nats[i]) if done < EASY_FIRST else examples
+
+
+def pass_tokens(device: torch.device) -> int:
+    """Padded tokens that a pass without gradients takes at most."""
+    return PASS_TOKENS.get(device.type, OTHER_TOKENS)
 
 
 def by_length(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:

@@ -24,7 +24,7 @@ from typing import Any
 import filelock
 import torch
 
-from lorewright.batching import by_length
+from lorewright.batching import by_length, pass_tokens
 from lorewright.data import Example, Fact, Knowledge, digest
 from lorewright.errors import DataError, Locked, LorewrightError, ModelError, StorageError
 from lorewright.forecast import Forecast, Load, Trial, expected, fit
@@ -54,8 +54,6 @@ LEAST_NATS = 1e-3
 """Of a load that the base knows already."""
 DECLINED = "unknown"
 """Kind of the examples that are to be declined."""
-CHECK_TOKENS = 8192
-"""Padded tokens a pass."""
 LOCK_SECONDS = 2.0
 TRIALS, NAME = "trials", "calibration.json"
 CACHE = "LOREWRIGHT_CACHE"
@@ -257,7 +255,7 @@ def load_of(model: Model, examples: Sequence[Example]) -> Load:
     rows = [model.render(example.prompt, example.completion) for example in asked]
     nats = [0.0] * len(rows)
     with torch.no_grad():
-        for chosen in by_length([len(row) for row in rows], CHECK_TOKENS):
+        for chosen in by_length([len(row) for row in rows], pass_tokens(model.device)):
             batch = model.batch([rows[i] for i in chosen])
             loss_BC = model.completion_nats(batch).loss_BT * batch.mask_BC
             for i, total in zip(chosen, loss_BC.sum(dim=1).tolist(), strict=True):

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from lorewright.adapter import Adapter
-from lorewright.batching import by_length
+from lorewright.batching import by_length, pass_tokens
 from lorewright.data import Example, Probe
 from lorewright.errors import ConfigError, DataError
 from lorewright.losses import token_nats
@@ -63,10 +63,16 @@ class TokenTrace:
 
 
 @torch.no_grad()
-def trace(model: Model, rows: Sequence[Rendered], *, batch_tokens: int = 8192) -> list[TokenTrace]:
-    """Score completions under teacher forcing, one forward pass each, in the order given."""
+def trace(
+    model: Model, rows: Sequence[Rendered], *, batch_tokens: int | None = None
+) -> list[TokenTrace]:
+    """Score completions under teacher forcing, one forward pass each, in the order given.
+
+    At most `batch_tokens` padded tokens at once; None = what suits the device.
+    """
     found: dict[int, TokenTrace] = {}
-    for chosen in by_length([len(row) for row in rows], batch_tokens):
+    budget = batch_tokens or pass_tokens(model.device)
+    for chosen in by_length([len(row) for row in rows], budget):
         batch = model.batch([rows[i] for i in chosen])
         nats_BC, right_BC = token_nats(model.completion_logits(batch), batch.target_BC)
         for i, nats_C, right_C in zip(chosen, nats_BC.tolist(), right_BC.tolist(), strict=True):

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorewright.batching import by_length
+from lorewright.batching import by_length, pass_tokens
 from lorewright.errors import ModelError, StorageError
 from lorewright.fused import Entering
 from lorewright.model import Batch, Model
@@ -30,7 +30,6 @@ from lorewright.targets import survey
 
 MEMORY_BYTES = 2 << 30
 """Above this many bytes of hidden states they are kept in a file instead of in memory."""
-FIRST_PASS_TOKENS = 8192
 
 
 class Trunk:
@@ -67,7 +66,7 @@ class Trunk:
 
     @torch.no_grad()
     def _fill(self, rows: Batch, lengths: Sequence[int]) -> None:
-        for chosen in by_length(lengths, FIRST_PASS_TOKENS):
+        for chosen in by_length(lengths, pass_tokens(self.model.device)):
             width = max(lengths[i] for i in chosen)
             found_BTD = self._entering(rows.ids_BT[chosen, :width])
             for i, row_TD in zip(chosen, found_BTD, strict=True):

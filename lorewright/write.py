@@ -31,7 +31,7 @@ from torch import Tensor
 
 from lorewright import checkpoint
 from lorewright.adapter import Adapter, capture, content_id, validate
-from lorewright.batching import by_length
+from lorewright.batching import by_length, pass_tokens
 from lorewright.data import Example, digest
 from lorewright.distil import SoftTargets, teach
 from lorewright.dropout import Masks
@@ -44,8 +44,6 @@ from lorewright.progress import Progress
 from lorewright.recipe import NEARLY, Diverged, Epoch, Job, WriteConfig, Written, ending, rate
 from lorewright.trunk import Trunk
 
-CHECK_TOKENS = 8192
-"""Padded tokens a pass, at most, when recall is checked."""
 CHECKPOINT_SECONDS = 2.0
 """Least time between two checkpoints, which cost more than an epoch of a few examples."""
 
@@ -368,7 +366,7 @@ class _Loop:
         n = self.members.index(member)
         stuck, anchor = (member.seen[name].clone() for name in ("stuck", "anchor"))
         lengths = [self.lengths[member.rows[i]] for i in examples]
-        for group in by_length(lengths, CHECK_TOKENS):
+        for group in by_length(lengths, pass_tokens(self.model.device)):
             chosen = [examples[i] for i in group]
             index = [member.rows[i] for i in chosen]
             batch = self._batch(index)
