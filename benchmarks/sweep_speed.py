@@ -35,6 +35,7 @@ from lorewright.data import Example
 from lorewright.lora import LoraConfig
 from lorewright.model import Model
 from lorewright.recipe import Diverged, Job, WriteConfig, Written, rate
+from lorewright.targets import survey
 from lorewright.write import suggested_lr, write, write_all
 
 RANKS = (1, 2, 3, 4, 6, 8, 12, 16)
@@ -55,7 +56,7 @@ def through_peft(model: Model, examples: list[Example], config: WriteConfig) -> 
         PeftConfig(
             r=config.lora.rank,
             lora_alpha=config.lora.alpha,
-            target_modules="all-linear",
+            target_modules=sorted({site.name.split(".")[-1] for site in survey(model.network)[0]}),
             layers_to_transform=None if config.lora.layers is None else list(config.lora.layers),
         ),
     )

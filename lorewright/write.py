@@ -138,8 +138,10 @@ class _Loop:
     ) -> None:
         self.model, self.stack, self.jobs, self.folder = model, stack, jobs, run
         self.on_epoch = on_epoch
-        rendered = [[model.render(e.prompt, e.completion) for e in job.examples] for job in jobs]
         # Jobs of a sweep learn the same rows: they are tokenised, and their trunk computed, once.
+        pairs = dict.fromkeys((e.prompt, e.completion) for job in jobs for e in job.examples)
+        known = {pair: model.render(*pair) for pair in pairs}
+        rendered = [[known[e.prompt, e.completion] for e in job.examples] for job in jobs]
         distinct = list(dict.fromkeys(row for rows in rendered for row in rows))
         place = {row: i for i, row in enumerate(distinct)}
         self.table = model.batch(distinct)
