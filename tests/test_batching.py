@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorewright.batching import EASY_FIRST, ORDERS, batches, by_length
+from lorewright.batching import (
+    EASY_FIRST,
+    ORDERS,
+    OTHER_TOKENS,
+    PASS_TOKENS,
+    batches,
+    by_length,
+    pass_tokens,
+)
 from lorewright.errors import ConfigError
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=60)
@@ -95,3 +104,8 @@ def test_groups_by_length_hold_every_row_once_within_the_budget(
     assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
     for group in groups:
         assert len(group) == 1 or len(group) * max(lengths[i] for i in group) <= batch_tokens
+
+
+def test_a_pass_is_as_large_as_suits_the_device() -> None:
+    assert pass_tokens(torch.device("cpu")) == PASS_TOKENS["cpu"]
+    assert pass_tokens(torch.device("cuda", 1)) == OTHER_TOKENS > PASS_TOKENS["cpu"]
