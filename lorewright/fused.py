@@ -44,6 +44,9 @@ LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 HEAD_NORMS = {"q_norm", "k_norm"}
 FEED_FORWARD = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+"""Kinds of configuration that are taken: others look alike and differ where a short trial cannot
+see it, in positions far out, say."""
 TRIED_TOKENS = 12
 """Tokens a row when a decoder is compared with what this room makes of it."""
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")
@@ -67,6 +70,8 @@ class Fused:
         self.head_width = int(attention.head_dim)
         self.scaling = float(attention.scaling)
         self._turns = (torch.empty(0), torch.empty(0))
+        self.agrees: bool | None = None
+        """Whether it gave the decoder's numbers; None until it was ready for a trial."""
 
     @classmethod
     def of(cls, decoder: nn.Module) -> Fused | None:
@@ -76,6 +81,8 @@ class Fused:
             return None
         rotary: Any = children["rotary_emb"]
         config: Any = rotary.config
+        if config.model_type not in FAMILIES:
+            return None
         kinds = config.to_dict().get("layer_types") or ()
         windowed = config.to_dict().get("sliding_window") and not kinds
         if rotary.rope_type not in STATIC_ROPE or windowed or set(kinds) - {"full_attention"}:
@@ -92,7 +99,8 @@ class Fused:
         if not all(_is_rms(norm) for norm in norms):
             return None
         found = cls(decoder)
-        return found if not found.ready() or found._agrees() else None
+        found.ready()
+        return None if found.agrees is False else found
 
     def _agrees(self) -> bool:
         """Whether hidden states are the decoder's own, tried on tokens drawn at random."""
@@ -107,13 +115,16 @@ class Fused:
     def ready(self, first: int = 0) -> bool:
         """Whether layers from `first` on may run by hand as they are now."""
         embedding, layers = self.decoder.embed_tokens, self.layers[first:]
-        around = (self.decoder, embedding, self.decoder.norm)
+        around = (self.decoder, embedding, self.decoder.norm, self.decoder.rotary_emb)
         if type(embedding) is not nn.Embedding or not all(map(_untouched, around)):
             return False
-        projections = (module for layer in layers for module in _projections(layer))
-        return all(map(_takes, projections)) and all(
-            _untouched(module) for layer in layers for module in layer.modules()
-        )
+        projections = [module for layer in layers for module in _projections(layer)]
+        modules = (module for layer in layers for module in layer.modules())
+        if not all(map(_takes, projections)) or not all(map(_untouched, modules)):
+            return False
+        if self.agrees is None and not first and LoraLinear not in map(type, projections):
+            self.agrees = self._agrees()
+        return bool(self.agrees)
 
     def hidden(
         self, ids_BT: Tensor, position_BC: Tensor, entering: Entering | None = None
@@ -186,8 +197,12 @@ def _is_rms(norm: nn.Module) -> bool:
 
 
 def _untouched(module: nn.Module) -> bool:
-    """Whether nothing listens at a module, and its forward is its class's own."""
-    return not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+    """Whether nothing listens at a module or learns in it, and its forward is its class's own."""
+    hooks = module._forward_hooks or module._forward_pre_hooks
+    if hooks or module._backward_hooks or module._backward_pre_hooks or "forward" in vars(module):
+        return False
+    own = module._parameters.values()
+    return type(module) is LoraLinear or not any(w is not None and w.requires_grad for w in own)
 
 
 def _projections(layer: Any) -> tuple[nn.Module, ...]:

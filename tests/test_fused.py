@@ -216,6 +216,39 @@ def test_it_does_not_run_while_something_listens_or_the_base_learns() -> None:
     assert not loaded(lambda: llama().double()).fused.ready()  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("place", ["norm", "embed_tokens", "layers.0.input_layernorm"])
+def test_a_weight_that_learns_keeps_it_from_running(place: str) -> None:
+    model = loaded(llama)
+    assert model.fused is not None
+    model.network.model.get_submodule(place).weight.requires_grad_(True)
+    assert not model.fused.ready()
+
+
+def test_a_backward_hook_keeps_it_from_running() -> None:
+    model = loaded(llama)
+    assert model.fused is not None
+    model.network.model.layers[0].register_full_backward_hook(lambda *_: None)
+    assert not model.fused.ready()
+
+
+def test_a_base_that_becomes_ready_later_is_tried_then() -> None:
+    model = loaded(lambda: llama().double())
+    assert model.fused is not None and model.fused.agrees is None
+    model.network.float()
+    assert model.fused.ready() and model.fused.agrees
+
+
+def test_families_that_only_look_alike_load_and_are_not_taken() -> None:
+    from transformers import OlmoConfig, OlmoForCausalLM
+
+    shape = llama().config.to_dict()
+    kept = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
+    config = OlmoConfig(
+        **{key: shape[key] for key in kept}, num_attention_heads=4, eos_token_id=2, pad_token_id=0
+    )
+    assert loaded(lambda: OlmoForCausalLM(config).eval()).fused is None
+
+
 def test_another_library_s_adapters_are_not_passed_over() -> None:
     from peft import LoraConfig as PeftConfig
     from peft import inject_adapter_in_model
