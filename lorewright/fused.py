@@ -1,15 +1,14 @@
 """A Llama-like decoder in few operations: forward and backward by hand, adapters included.
 
 On a small base a step is mostly the cost of calling operations, not their arithmetic. This room
-runs the same decoder with about a quarter of the calls: products write into one buffer, residuals
-are added by the product that makes them, A of one input are one product, nothing is recorded for
-autograd, and the last layer runs at the positions that are asked for only. Gradients of A and B are
-the network's to rounding; nothing else has any.
+runs the same decoder with fewer: residuals are added by the product that makes them, A of one input
+are one product, nothing is recorded for autograd, and the last layer runs at the positions that are
+asked for only. Gradients of A and B are the network's to rounding; nothing else has any.
 
-It reads the network as it stands (weights are not copied) and takes Llama, Mistral, Qwen 2 and 3
-and what is built like them: RMS norms, rotary positions, full causal attention, SwiGLU. `of` finds
-out whether a decoder is one, `ready` whether it may run now: float32 on the CPU, plain linear
-layers or `LoraLinear`, no hooks. Everything else runs through the network itself.
+It reads the network as it stands (weights are not copied) and takes FAMILIES where they are plain:
+RMS norms, rotary positions, full causal attention, SwiGLU. `of` finds out whether a decoder is one,
+`ready` whether it may run now: float32 on the CPU, plain linear layers or `LoraLinear`, nothing
+that listens or learns. Everything else runs through the network itself.
 
 Shape letters: B row, T token, C position asked for, M tokens of all rows, D width, F inner width,
 H query heads, G key heads, E width of a head, I in-features, O out-features, R ranks of one input's
@@ -80,11 +79,11 @@ class Fused:
         if set(children) != DECODER or type(children["embed_tokens"]) is not nn.Embedding:
             return None
         rotary: Any = children["rotary_emb"]
-        config: Any = rotary.config
-        if config.model_type not in FAMILIES:
+        config = rotary.config.to_dict()
+        if config["model_type"] not in FAMILIES:
             return None
-        kinds = config.to_dict().get("layer_types") or ()
-        windowed = config.to_dict().get("sliding_window") and not kinds
+        kinds = config.get("layer_types") or ()
+        windowed = config.get("sliding_window") and not kinds
         if rotary.rope_type not in STATIC_ROPE or windowed or set(kinds) - {"full_attention"}:
             return None
         layers = list(decoder.get_submodule("layers").children())
@@ -260,7 +259,8 @@ class _Run:
         later_TT = torch.ones(self.n_tokens, self.n_tokens, dtype=torch.bool).triu(1)
         self.mask_TT = torch.zeros(later_TT.shape).masked_fill_(later_TT, -torch.inf)
         layers = fused.layers[entering.layer if entering else 0 :]
-        self.loras = [m for layer in layers for m in layer.modules() if isinstance(m, LoraLinear)]
+        projections = (module for layer in layers for module in _projections(layer))
+        self.loras = [module for module in projections if isinstance(module, LoraLinear)]
         """Every adapted module of the layers that run, in model order."""
         used = self.loras and self.loras[0].rows.single != -1
         self.bound = Bound(self.loras[0], self.n_rows) if used else None
@@ -371,25 +371,23 @@ class _Layer:
             q_MHE, first = rms_norm(q_MHE, attention.q_norm)
             k_MGE, second = rms_norm(k_MGE, attention.k_norm)
             norms = first, second
-        q_HBCE = heads(q_MHE, n_rows)
-        turned = torch.empty(q_HBCE.shape), torch.empty(heads(k_MGE, n_rows).shape)
-        turn(q_HBCE, self.turns, turned[0])
-        turn(heads(k_MGE, n_rows), self.run.turns, turned[1])
+        q_HBCE = turn(heads(q_MHE, n_rows), self.turns)
+        k_HBTE = turn(heads(k_MGE, n_rows), self.run.turns)
+        v_HBTE = heads(v_MGE, n_rows).contiguous()
         groups = q_MHE.shape[1] // k_MGE.shape[1]
-        k_HBTE, v_HBTE = turned[1], heads(v_MGE, n_rows).contiguous()
         if groups > 1:
             k_HBTE, v_HBTE = (part.repeat_interleave(groups, 0) for part in (k_HBTE, v_HBTE))
-        out_HBCE, self.scores = attend(turned[0], k_HBTE, v_HBTE, self.mask, keep=keep)
+        out_HBCE, scores = attend(q_HBCE, k_HBTE, v_HBTE, self.mask, keep=keep)
         if keep:
-            self.heads = turned[0], k_HBTE, v_HBTE, norms, groups
+            self.heads = q_HBCE, k_HBTE, v_HBTE, scores, norms, groups
         return out_HBCE.permute(1, 2, 0, 3).reshape(query.shape)
 
     def _attend_back(self, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of queries, keys and values, from that of what was attended."""
-        q_HBCE, k_HBTE, v_HBTE, norms, groups = self.heads
+        q_HBCE, k_HBTE, v_HBTE, scores, norms, groups = self.heads
         width, n_rows = self.run.head_width, self.run.n_rows
         grad_HBCE = heads(grad.unflatten(1, (-1, width)), n_rows).contiguous()
-        grad_q, grad_k, grad_v = attend_back(grad_HBCE, q_HBCE, k_HBTE, v_HBTE, self.scores)
+        grad_q, grad_k, grad_v = attend_back(grad_HBCE, q_HBCE, k_HBTE, v_HBTE, scores)
         if groups > 1:
             grad_k, grad_v = (part.unflatten(0, (-1, groups)).sum(1) for part in (grad_k, grad_v))
         query = torch.empty_like(grad)

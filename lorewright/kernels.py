@@ -63,16 +63,13 @@ class Bound:
     def __init__(self, lora: LoraLinear, n_rows: int) -> None:
         """Read it from any layer of the stack. Raises AdapterError when other rows are bound."""
         rows, scale_N = lora.rows, lora.scale_N
-        index_K, live_K = rows.on(scale_N.device)
-        if rows.rows_B is not None and len(rows.rows_B) != n_rows and rows.single is None:
+        self.index_K, live_K = rows.on(scale_N.device)
+        self.in_order = rows.in_order
+        if rows.single is None and rows.rows_B is not None and len(rows.rows_B) != n_rows:
             raise AdapterError(
                 f"{len(rows.rows_B)} rows are bound; the batch has {n_rows}; bind the rows of this "
                 "batch."
             )
-        self.index_K = index_K if rows.single is None else index_K[:1]
-        # A stack that was never bound uses its first adapter, however many it has.
-        self.in_order = rows.in_order and len(self.index_K) == len(scale_N)
-        live_K = live_K[: len(self.index_K)]
         self.scale_K11 = torch.where(live_K, scale_N[self.index_K], 0.0)[:, None, None]
 
     def pick(self, weight_NXY: Tensor) -> Tensor:
@@ -177,10 +174,16 @@ def heads(x_MHE: Tensor, n_rows: int) -> Tensor:
 
 
 def turn(
-    x_HBTE: Tensor, turns: tuple[Tensor, Tensor], out_HBTE: Tensor, *, back: bool = False
-) -> None:
-    """Turn pairs (e, e + E/2) by their position's angle; `back` turns the other way."""
+    x_HBTE: Tensor,
+    turns: tuple[Tensor, Tensor],
+    out_HBTE: Tensor | None = None,
+    *,
+    back: bool = False,
+) -> Tensor:
+    """Turn pairs (e, e + E/2) by their position's angle, into `out`; `back` turns the other way."""
     cos, sin = turns
+    if out_HBTE is None:
+        out_HBTE = x_HBTE.new_empty(x_HBTE.shape)
     one, two = x_HBTE.chunk(2, -1)
     out_one, out_two = out_HBTE.chunk(2, -1)
     sign = -1 if back else 1
@@ -188,6 +191,7 @@ def turn(
     out_one.addcmul_(two, sin, value=-sign)
     torch.mul(two, cos, out=out_two)
     out_two.addcmul_(one, sin, value=sign)
+    return out_HBTE
 
 
 Scores = Tensor | tuple[Tensor, ...]

@@ -96,9 +96,9 @@ class LoraConfig:
 class Rows:
     """Which adapter each row of the batch uses: one object for all layers of a stack."""
 
-    def __init__(self) -> None:
+    def __init__(self, n_adapters: int = 1) -> None:
         self.dropout: Masks | None = None  # set by `Stack.dropping` for the length of a pass
-        self.bind(None, 1)
+        self.bind(None, n_adapters)
 
     def bind(self, rows_B: Tensor | None, n_adapters: int) -> None:
         """Set the adapter of each row: None = all use adapter 0; -1 in `rows_B` = no adapter.
@@ -150,16 +150,6 @@ class Stacked(Adapted):
         self.B_NOR = nn.Parameter(torch.zeros(n, base.out_features, rank, device=device).float())
         self.scale_N: Tensor
         self.register_buffer("scale_N", torch.tensor(scales, device=device).float(), False)
-
-    @property
-    def weight(self) -> Tensor:
-        """The frozen weight (O, I): model code reads its dtype and device."""
-        return self.base.weight
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The frozen bias (O), if there is one."""
-        return self.base.bias
 
     def keep(self, kept: Sequence[int]) -> None:
         """Leave only these adapters, in this order."""
@@ -316,7 +306,7 @@ class Stack(AbstractContextManager["Stack"]):
         self.model = model
         self.configs = tuple(configs)
         self.coverage = tuple(coverage)
-        self.rows = Rows()
+        self.rows = Rows(len(configs))
         self.modules: dict[str, Stacked] = {}
         self.flats: tuple[Flat, ...] = ()
         self._thawed = [weight for weight in model.parameters() if weight.requires_grad]

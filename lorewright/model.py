@@ -279,8 +279,8 @@ class Model:
     def completion_logits(self, batch: Batch) -> Tensor:
         """Logits_BCV in float32 at the completion positions only; the head runs nowhere else.
 
-        Carries gradient for attached adapters. Where the model is more than decoder and head (soft
-        caps, scaled logits), the whole network runs and its logits are selected.
+        Carries gradient for attached adapters. Where the model does more than decoder and head
+        (soft caps, scaled logits), the whole network runs and its logits are selected.
         """
         if self._head is None:
             logits_BTV = self.network(input_ids=batch.ids_BT, use_cache=False).logits
@@ -354,8 +354,8 @@ class Model:
     ) -> list[str]:
         """Greedy free-running replies, in the order of the prompts; batched by similar length."""
         rows = [self.render(prompt, system=system).prompt_ids for prompt in prompts]
-        found = self.generate_ids(rows, max_new_tokens=max_new_tokens, batch_size=batch_size)
-        return [self.decode(ids) for ids in found]
+        replies = self.generate_ids(rows, max_new_tokens=max_new_tokens, batch_size=batch_size)
+        return [self.decode(ids) for ids in replies]
 
     @torch.no_grad()
     def generate_ids(

@@ -63,19 +63,17 @@ class Progress:
         """Examples whose every token had p > margin when they were last met."""
         return int((self.seen["worst"] < -math.log(self.config.margin)).sum())
 
-    def split(self, examples: Sequence[int]) -> tuple[list[int], list[int]]:
-        """Those that were not safe when they were last met, and those that were."""
-        limit, worst = -math.log(self.config.margin), self.seen["worst"].tolist()
-        safe = [i for i in examples if worst[i] < limit]
-        return sorted({*examples} - {*safe}), safe
+    def split(self, examples: Sequence[int], p: float) -> tuple[list[int], list[int]]:
+        """Those with a token that was not above p when they were last met, and the others."""
+        limit, worst = -math.log(p), self.seen["worst"].tolist()
+        doubtful = [i for i in examples if not worst[i] < limit]  # what is no number is doubtful
+        return doubtful, [i for i in examples if worst[i] < limit]
 
     def start_epoch(self, lengths: Sequence[int]) -> None:
         """Choose the examples of the next epoch and cut them into batches."""
         chosen = list(range(len(self.rows)))
         if self.config.rest is not None:
-            limit = -math.log(self.config.rest)
-            awake = [i for i, nats in enumerate(self.seen["worst"].tolist()) if not nats < limit]
-            chosen = awake or chosen
+            chosen = self.split(chosen, self.config.rest)[0] or chosen
         self.groups = batches(
             [lengths[row] for row in self.rows],
             chosen,

@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from itertools import groupby
 from typing import Protocol, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
 
 from lorewright.errors import AdapterError, ConfigError, TargetsNotFound
 
@@ -146,6 +146,16 @@ class Adapted(nn.Module):
     """A module that carries an adapter; `base` is the linear layer it had been."""
 
     base: nn.Linear
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen weight (O, I): model code reads its dtype and device."""
+        return self.base.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The frozen bias (O), if there is one."""
+        return self.base.bias
 
 
 @runtime_checkable

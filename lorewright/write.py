@@ -355,7 +355,7 @@ class _Loop:
         if not (nearly or last or due):
             return False
         if not (last or due):  # one that is still not safe settles it
-            doubtful, trained = member.split(trained)
+            doubtful, trained = member.split(trained, member.config.margin)
             self._check(member, doubtful)
             if member.n_recalled() < n_rows:
                 return False

@@ -132,16 +132,6 @@ class BankLinear(Adapted):
         self._cut: tuple[Lanes, Tensor, Tensor] | None = None
         """A and B of the lanes that were asked last."""
 
-    @property
-    def weight(self) -> Tensor:
-        """The frozen weight (O, I): model code reads its dtype and device."""
-        return self.base.weight
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The frozen bias (O), if there is one."""
-        return self.base.bias
-
     def reserve(self, n_slots: int, rank: int) -> None:
         """Make room for n slots of a rank; what the slots hold stays, empty ones are zero."""
         have = 0 if self.A_MI is None else len(self.A_MI) // self.rank
