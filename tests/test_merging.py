@@ -21,7 +21,7 @@ from lorewright.adapter import HALVES, Adapter, content_id, load
 from lorewright.cli import main
 from lorewright.data import Example, Probe
 from lorewright.errors import ConfigError, NoEffect, UnknownMemory
-from lorewright.imitate import Source
+from lorewright.imitate import Source, imitate
 from lorewright.lesson import Lesson
 from lorewright.lora import LoraConfig
 from lorewright.memory import Memory, Watch
@@ -250,8 +250,11 @@ def test_rewrite_says_that_it_is_training_and_learns_both(
 
 
 def test_refine_goes_on_from_what_imitates_both_at_the_scale_of_a_fresh_adapter(
-    model: Model, sources: list[Source]
+    model: Model, sources: list[Source], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # One imitation for both: its factors are not the same bits each time.
+    once = imitate(model, sources)
+    monkeypatch.setattr("lorewright.memory.choosing.imitate", lambda *_, **__: once)
     copy, _ = make(model, sources, "imitate")
     still, _ = make(model, sources, REFINE, options={"epochs": 1, "lr": 1e-30})
     assert still.config.alpha == 16 and still.config.rank == copy.config.rank == 8
