@@ -75,17 +75,19 @@ def chunked_nats(
 ) -> TokenNats:
     """`token_nats` of head(hidden) for M positions, of which only `chunk` have logits at a time.
 
-    For big vocabularies: memory for logits is chunk x V instead of M x V, forward and backward. The
-    gradient with respect to each position's hidden state is found in the forward pass, where its
-    logits are at hand, and scaled in the backward pass; the head must be frozen.
+    Memory for logits is chunk x V instead of M x V, forward and backward: big vocabularies fit, and
+    on a CPU small ones stay in the cache. The gradient with respect to each position's hidden state
+    is found in the forward pass, where its logits are at hand, and scaled in the backward pass; the
+    head must be frozen.
     """
-    if not (torch.is_grad_enabled() and hidden_MD.requires_grad):
-        parts = [
-            token_nats(head(hidden_MD[i : i + chunk]), ids_M[i : i + chunk])
-            for i in range(0, len(ids_M), chunk)
-        ]
-        return TokenNats(torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]))
-    loss_M, correct_M = _Chunked.apply(hidden_MD, head, ids_M, chunk)
+    if torch.is_grad_enabled() and hidden_MD.requires_grad:
+        return TokenNats(*_Chunked.apply(hidden_MD, head, ids_M, chunk))
+    loss_M, correct_M = torch.zeros(len(ids_M), device=ids_M.device), ids_M < 0
+    with torch.no_grad():
+        for i in range(0, len(ids_M), chunk):
+            rows = slice(i, i + chunk)
+            logits = head(hidden_MD[rows])
+            loss_M[rows], correct_M[rows] = token_nats(logits, ids_M[rows])
     return TokenNats(loss_M, correct_M)
 
 
@@ -96,18 +98,26 @@ class _Chunked(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_MD: Tensor, head: Callable[[Tensor], Tensor], ids_M: Tensor, chunk: int
     ) -> tuple[Tensor, Tensor]:
-        losses, correct, grads = [], [], []
+        kept_MD = torch.empty_like(hidden_MD)
+        loss_M, correct_M = torch.zeros(len(ids_M), device=ids_M.device), ids_M < 0
         for i in range(0, len(ids_M), chunk):
-            part = hidden_MD[i : i + chunk].detach().requires_grad_()
+            rows = slice(i, i + chunk)
+            part = hidden_MD[rows].detach().requires_grad_()
             with torch.enable_grad():
-                nats = token_nats(head(part), ids_M[i : i + chunk])
-                grads.append(torch.autograd.grad(nats.loss_BT.sum(), part)[0])
-            losses.append(nats.loss_BT.detach())
-            correct.append(nats.correct_BT)
-        ctx.save_for_backward(torch.cat(grads))
-        right_M = torch.cat(correct)
-        ctx.mark_non_differentiable(right_M)
-        return torch.cat(losses), right_M
+                logits = head(part)
+            padding = ids_M[rows] < 0
+            target_M1 = ids_M[rows].masked_fill(padding, 0)[:, None]
+            correct_M[rows] |= _best(logits.detach()) == target_M1[:, 0]
+            # d(-log p_target) / d(logits) = p - [v is the target]
+            change = logits.detach().float().log_softmax(-1)
+            loss_M[rows] = -change.gather(-1, target_M1)[:, 0].masked_fill(padding, 0.0)
+            minus_M1 = torch.full_like(change[:, :1], -1.0)
+            change.exp_().scatter_add_(-1, target_M1, minus_M1)
+            change.masked_fill_(padding[:, None], 0.0)
+            (kept_MD[rows],) = torch.autograd.grad(logits, part, change.to(logits.dtype))
+        ctx.save_for_backward(kept_MD)
+        ctx.mark_non_differentiable(correct_M)
+        return loss_M, correct_M
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

@@ -44,6 +44,8 @@ POCKET = "pocket"
 """Name of the embedded base model."""
 LOGIT_VALUES = 1 << 24
 """Most logits that a pass over completions holds at once: 64 MB in float32."""
+CPU_LOGIT_ROWS = 128
+"""On a CPU positions as well: those of a small vocabulary then fit its caches."""
 
 
 @dataclass(frozen=True)
@@ -300,21 +302,19 @@ class Model:
     def completion_nats(self, batch: Batch) -> TokenNats:
         """Loss_BC in nats and whether each token is the argmax; padding has loss 0 and is right.
 
-        Never holds more than LOGIT_VALUES logits when decoder and head are all that the network is.
+        Holds few logits at a time where the network is decoder and head.
         """
-        if self._head is None or batch.mask_BC.numel() * self._n_vocab <= LOGIT_VALUES:
+        on_cpu = self.device.type == "cpu"  # elsewhere few logits cost less than finding the mask's
+        many = batch.mask_BC.numel() * self._n_vocab > LOGIT_VALUES
+        if self._head is None or not (on_cpu or many):
             ids_BC = torch.where(batch.mask_BC.bool(), batch.target_BC, -1)
             return token_nats(self.completion_logits(batch), ids_BC)
-        row_M, at_M = batch.mask_BC.nonzero(as_tuple=True)
-        nats_M, right_M = chunked_nats(
-            self._hidden(batch)[row_M, at_M],
-            self._head,
-            batch.target_BC[row_M, at_M],
-            max(1, LOGIT_VALUES // self._n_vocab),
-        )
-        loss_BC = torch.zeros_like(batch.mask_BC).index_put((row_M, at_M), nats_M)
-        right_BC = torch.ones_like(batch.mask_BC, dtype=torch.bool)
-        return TokenNats(loss_BC, right_BC.index_put((row_M, at_M), right_M))
+        at_MM = batch.mask_BC.nonzero(as_tuple=True)
+        chunk = max(1, min(LOGIT_VALUES // self._n_vocab, CPU_LOGIT_ROWS if on_cpu else 1 << 30))
+        hidden_MD, ids_M = self._hidden(batch)[at_MM], batch.target_BC[at_MM]
+        nats_M, right_M = chunked_nats(hidden_MD, self._head, ids_M, chunk)
+        right_BC = torch.ones_like(batch.mask_BC, dtype=torch.bool).index_put(at_MM, right_M)
+        return TokenNats(torch.zeros_like(batch.mask_BC).index_put(at_MM, nats_M), right_BC)
 
     def _plain_head(self) -> nn.Module | None:
         """The output head, if decoder then head is all that the network does; None otherwise.

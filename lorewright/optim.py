@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lorewright.errors import ConfigError
 from lorewright.lora import Flat, Stack
@@ -26,6 +27,7 @@ from lorewright.lora import Flat, Stack
 BETAS = (0.9, 0.999)
 EPS = 1e-8
 MUON_MOMENTUM = 0.95
+WHITENED = "whitened"
 RIDGE = 0.05
 """Added to the Gram matrices of `preconditioned`, as a share of their largest diagonal entry."""
 
@@ -56,6 +58,53 @@ class OptimizerConfig:
             raise ConfigError(f"weight_decay must be at least 0; found {self.weight_decay}.")
 
 
+class Basis(NamedTuple):
+    """A symmetric matrix W (I, I) = rest + U gain U', by which a layer's inputs are seen."""
+
+    side_IK: Tensor
+    gain_K: Tensor
+    rest: float
+
+    def to(self, device: torch.device) -> Basis:
+        """The same on a device."""
+        return Basis(self.side_IK.to(device), self.gain_K.to(device), self.rest)
+
+
+Bases = Mapping[str, Basis]
+"""By the names of a stack's layers."""
+
+
+class Group(NamedTuple):
+    """Values in a flat buffer of those A that have bases of one width, equally many to a basis."""
+
+    spans: list[slice]
+    side_LIK: Tensor
+    gain_L1K: Tensor
+    rest_L11: Tensor
+
+    @classmethod
+    def of(cls, bases: Sequence[Basis], spans_L: Sequence[Sequence[slice]]) -> Group:
+        """Bases with the spans that each is for; fewer sides are filled up with zeros."""
+        most = max(len(basis.gain_K) for basis in bases)
+        filled = [(basis, (0, most - len(basis.gain_K))) for basis in bases]
+        rests = torch.tensor([basis.rest for basis in bases], device=bases[0].side_IK.device)
+        return cls(
+            [span for spans in spans_L for span in spans],
+            torch.stack([F.pad(basis.side_IK, end) for basis, end in filled]),
+            torch.stack([F.pad(basis.gain_K, end) for basis, end in filled])[:, None],
+            rests[:, None, None],
+        )
+
+    def turn(self, values_P: Tensor) -> None:
+        """Replace every A by A W."""
+        parts = [values_P[span] for span in self.spans]
+        x_LXI = torch.cat(parts).view(len(self.side_LIK), -1, self.side_LIK.shape[1])
+        inner_LXK = torch.bmm(x_LXI, self.side_LIK).mul_(self.gain_L1K)
+        x_LXI.mul_(self.rest_L11).baddbmm_(inner_LXK, self.side_LIK.mT)
+        for part, found in zip(parts, x_LXI.flatten().split(list(map(len, parts))), strict=True):
+            part.copy_(found)
+
+
 class Optimizer:
     """Moves the adapters of a stack, each by its own config.
 
@@ -71,6 +120,7 @@ class Optimizer:
             )
         self.stack = stack
         self.configs = list(configs)
+        self.bases: list[Bases] = [{}] * len(configs)
         self.direction = OPTIMIZERS[names.pop()]
         self._rebind()
         self.steps_N1 = torch.zeros(len(configs), 1, device=self.grads[0].device)
@@ -84,6 +134,7 @@ class Optimizer:
             for span, shape in flat.spans
         ]
         self.ratios = [self._ratios(flat) for flat in self.stack.flats]
+        self.groups = [self._grouped(flat) for flat in self.stack.flats]
         device = self.grads[0].device
         decays = [config.weight_decay for config in self.configs]
         self.clip_N = torch.tensor([config.clip for config in self.configs], device=device)
@@ -94,6 +145,37 @@ class Optimizer:
     def parameters(self) -> list[nn.Parameter]:
         """What gradients are taken of."""
         return [weight for flat in self.stack.flats for weight in flat.parameters]
+
+    def whiten(self, bases: Sequence[Bases]) -> None:
+        """Give every adapter the bases in which `whitened` moves it; of those that learn the same
+        rows they may be one object."""
+        self.bases = list(bases)
+        self.groups = [self._grouped(flat) for flat in self.stack.flats]
+
+    def _grouped(self, flat: Flat) -> list[list[Group]]:
+        """Of every adapter the A with bases, by width."""
+        device = flat.weight_NP.device
+        layers = [name for name, x in self.stack.modules.items() if x.A_NRI.device == device]
+        places = list(zip(layers, flat.spans[::2], strict=True)) if any(self.bases) else []
+        made: dict[int, list[Group]] = {}
+        for bases in self.bases:
+            if id(bases) in made:
+                continue
+            spans_of: dict[int, tuple[Basis, list[slice]]] = {}  # layers of one input share a basis
+            for name, (span, _) in places:
+                basis = bases[name]
+                spans_of.setdefault(id(basis), (basis, []))[1].append(span)
+            alike: dict[tuple[int, int], list[tuple[Basis, list[slice]]]] = {}
+            for basis, spans in spans_of.values():
+                alike.setdefault((len(basis.side_IK), len(spans)), []).append((basis, spans))
+            made[id(bases)] = [Group.of(*zip(*parts, strict=True)) for parts in alike.values()]
+        return [made[id(bases)] for bases in self.bases]
+
+    def turn(self, n: int) -> None:
+        """Bring adapter n's A, as drawn, into its bases."""
+        for flat, groups_N in zip(self.stack.flats, self.groups, strict=True):
+            for group in groups_N[n]:
+                group.turn(flat.weight_NP[n])
 
     def _ratios(self, flat: Flat) -> Tensor | None:
         """Rate of every value over its adapter's rate (N, P); None when all are 1."""
@@ -116,30 +198,33 @@ class Optimizer:
             else:
                 view.copy_(grad)
         here = live_N.device
-        squares_N = torch.stack([g.square().sum(1).to(here) for g in self.grads]).sum(0)
-        factor_N1 = (self.clip_N.to(here) / (squares_N.sqrt() + 1e-6)).clamp(max=1.0)[:, None]
+        sizes = [torch.linalg.vector_norm(g, dim=1).to(here) for g in self.grads]
+        norm_N = sizes[0] if len(sizes) == 1 else torch.stack(sizes).square().sum(0).sqrt()
+        factor_N1 = (self.clip_N.to(here) / (norm_N + 1e-6)).clamp(max=1.0)[:, None]
         live_N1 = live_N.float()[:, None]
         lr_N1 = torch.tensor(lr_N, device=here)[:, None] * live_N1
         self.steps_N1 += live_N1
-        for flat, grad_NP, moments, ratio_NP in zip(
-            self.stack.flats, self.grads, self.moments, self.ratios, strict=True
+        for flat, grad_NP, moments, ratio_NP, groups_N in zip(
+            self.stack.flats, self.grads, self.moments, self.ratios, self.groups, strict=True
         ):
             device = grad_NP.device
             grad_NP.mul_(factor_N1.to(device))
             rate = lr_N1.to(device)
-            state = State(moments, self.steps_N1.to(device), live_N1.to(device))
+            state = State(moments, self.steps_N1.to(device), live_N1.to(device), groups_N)
             update = self.direction(flat, grad_NP, state)
             if self.decays:
                 shrink = rate * self.decay_N1.to(device)
                 flat.weight_NP.mul_(
                     1 - (shrink if flat.decayed_P is None else shrink * flat.decayed_P)
                 )
-            flat.weight_NP.sub_(update.mul_(rate if ratio_NP is None else rate * ratio_NP))
+            rate = rate if ratio_NP is None else rate * ratio_NP
+            flat.weight_NP.addcmul_(update, rate, value=-1)
 
     def drop(self, n: int) -> None:
         """Forget adapter n, after `Stack.drop(n)` took it out."""
         keep = [i for i in range(len(self.configs)) if i != n]
         self.configs = [self.configs[i] for i in keep]
+        self.bases = [self.bases[i] for i in keep]
         self.steps_N1 = self.steps_N1[keep]
         self.moments = [
             {name: moment[keep] for name, moment in moments.items()} for moments in self.moments
@@ -172,21 +257,31 @@ class State(NamedTuple):
     steps_N1: Tensor
     live_N1: Tensor
     """1 where an adapter moves and 0 where its state must stay."""
+    groups_N: Sequence[Sequence[Group]] = ()
 
 
 Direction = Callable[[Flat, Tensor, State], Tensor]
-"""(flat, grad_NP, state) -> update_NP, a new tensor."""
+"""(flat, grad_NP, state) -> update_NP; the gradient may be overwritten."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def adamw(flat: Flat, grad_NP: Tensor, state: State) -> Tensor:
-    """Adam's direction with bias correction (arXiv 1711.05101; decay is applied outside)."""
-    first, second = state.moments["exp_avg"], state.moments["exp_avg_sq"]
-    first.lerp_(grad_NP, (1 - BETAS[0]) * state.live_N1)
-    second.lerp_(grad_NP.square(), (1 - BETAS[1]) * state.live_N1)
-    steps_N1 = state.steps_N1.clamp(min=1)
-    size = (second / (1 - BETAS[1] ** steps_N1)).sqrt_().add_(EPS)
-    return (first / (1 - BETAS[0] ** steps_N1)).div_(size)
+    """Adam's direction with bias correction (arXiv 1711.05101; decay is applied outside).
+
+    On a CPU an adapter at a time, so that its values stay in the cache between the operations.
+    """
+    first_NP, second_NP = (state.moments[name] for name in MOMENTS)
+    size = 1 if grad_NP.device.type == "cpu" else len(grad_NP)
+    scratch = torch.empty_like(grad_NP[:size])
+    for n in range(0, len(grad_NP), size):
+        rows = slice(n, n + size)
+        first, second, grad = first_NP[rows], second_NP[rows], grad_NP[rows]
+        live_N1, steps_N1 = state.live_N1[rows], state.steps_N1[rows].clamp(min=1)
+        first.lerp_(grad, (1 - BETAS[0]) * live_N1)
+        second.lerp_(torch.mul(grad, grad, out=scratch), (1 - BETAS[1]) * live_N1)
+        torch.div(second, 1 - BETAS[1] ** steps_N1, out=scratch).sqrt_().add_(EPS)
+        torch.div(first, 1 - BETAS[0] ** steps_N1, out=grad).div_(scratch)
+    return grad_NP
 
 
 def preconditioned(flat: Flat, grad_NP: Tensor, state: State) -> Tensor:
@@ -215,6 +310,28 @@ def _solve(gram_NRR: Tensor, g_NRX: Tensor) -> Tensor:
     found = torch.linalg.solve(gram_NRR + ridge_N11 * eye_RR, g_NRX)
     norms = [x.flatten(1).norm(dim=1).clamp(min=1e-30) for x in (g_NRX, found)]
     return found * (norms[0] / norms[1])[:, None, None]
+
+
+def whitened(flat: Flat, grad_NP: Tensor, state: State) -> Tensor:
+    """Adam on A in a basis that makes what its layer reads white; on B as it is.
+
+    With W = (C + ridge)^(-1/2), C the inputs' second moments, A = A' W and Adam moves A': all
+    directions of the inputs are learnt at one pace, not the large ones first. The input factor of
+    K-FAC (arXiv 1503.05671) at the start of the write, with Adam (as SOAP, arXiv 2409.11321, has it
+    in the basis of the gradients) on top. Raises ConfigError when no bases were given.
+    """
+    if not any(state.groups_N):
+        raise ConfigError(
+            "optimizer 'whitened' has no bases to move in; give it some with `whiten`."
+        )
+    for grad_P, groups in zip(grad_NP, state.groups_N, strict=True):
+        for group in groups:
+            group.turn(grad_P)
+    update_NP = adamw(flat, grad_NP, state)
+    for update_P, groups in zip(update_NP, state.groups_N, strict=True):
+        for group in groups:
+            group.turn(update_P)
+    return update_NP
 
 
 def muon(flat: Flat, grad_NP: Tensor, state: State) -> Tensor:
@@ -253,4 +370,5 @@ OPTIMIZERS: dict[str, Direction] = {
     "adamw": adamw,
     "preconditioned": preconditioned,
     "muon": muon,
+    WHITENED: whitened,
 }

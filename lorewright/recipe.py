@@ -15,13 +15,15 @@ import numpy as np
 from lorewright.adapter import Adapter
 from lorewright.batching import ORDERS
 from lorewright.data import Example
-from lorewright.errors import ConfigError
+from lorewright.errors import ConfigError, DataError
 from lorewright.lora import DORA, LoraConfig
 from lorewright.losses import WEIGHTINGS
-from lorewright.optim import OPTIMIZERS, OptimizerConfig
+from lorewright.optim import OPTIMIZERS, WHITENED, OptimizerConfig
 
 OBJECTIVES = (*sorted(WEIGHTINGS), "distill")
-SCHEDULES = ("linear", "constant", "cosine", "wsd")
+SCHEDULES = ("linear", "constant", "cosine", "wsd", "restart")
+FIRST_CYCLE, SECOND_PEAK = 0.6, 0.5
+"""Of `restart`: share of the budget after which the rate begins anew, and at which share of it."""
 NEARLY = 0.9
 """Share of examples recalled from which certificates are taken and `wsd` lets the rate fall."""
 
@@ -37,9 +39,11 @@ class WriteConfig:
     lr: float = 3e-3
     """Peak rate."""
     schedule: str = "linear"
-    """How the rate goes from its peak: `linear` or `cosine` to zero over the budget, `constant`, or
-    `wsd`: held until nearly all is recalled or two thirds of the budget are spent, then linear to a
-    tenth over a third of the epochs it was held."""
+    """How the rate goes from its peak: `linear` or `cosine` to zero over the budget; `constant`;
+    `restart`, linear to zero over three fifths of the budget, then from half the peak over the rest
+    (as SGDR, arXiv 1608.03983, for what is left when the rate is gone); or `wsd`: held until nearly
+    all is recalled or two thirds of the budget are spent, then linear to a tenth over a third of
+    the epochs it was held."""
     epochs: int = 60
     """Budget in passes over the examples; the stop rule usually ends sooner."""
     batch_size: int = 8
@@ -127,6 +131,8 @@ class WriteConfig:
 
 # Presets: what a write is for, in settings that fit the size of the data
 
+DRILLED = 0.9
+"""p of every token from which `drill` lets an example rest."""
 GENERALISING = (
     (100, 0.15, 0.1),
     (1_000, 0.1, 0.05),
@@ -165,9 +171,20 @@ def generalise(config: WriteConfig, n_examples: int) -> WriteConfig:
     )
 
 
+def drill(config: WriteConfig, n_examples: int) -> WriteConfig:
+    """The settings that have facts by heart in the least time.
+
+    `whitened`; what is safe rests; the rate begins anew for what is left when it is gone. Chosen on
+    random numbers and short answers (`benchmarks/write_speed.py`); what else a memory takes up from
+    its text was not the aim. A `rest` that is set stays.
+    """
+    rest = config.rest or max(DRILLED, config.margin)
+    return replace(config, optimizer=WHITENED, rest=rest, schedule="restart")
+
+
 Preset = Callable[[WriteConfig, int], WriteConfig]
 """Settings as asked and the number of examples, to the settings that are trained with."""
-PRESETS: dict[str, Preset] = {"exact": exact, "generalise": generalise}
+PRESETS: dict[str, Preset] = {"exact": exact, "drill": drill, "generalise": generalise}
 
 
 def preset_of(name: str) -> Preset:
@@ -187,6 +204,21 @@ class Job:
     """For `distill`: what the teacher reads before each prompt; an empty one is no document."""
     start: Adapter | None = None
     """An adapter of config.lora's form to go on from; None = a first A drawn by its seed, B = 0."""
+
+    def check(self, which: str = "") -> None:
+        """Raise DataError when there is nothing to learn, or a teacher lacks contexts.
+
+        `which` begins the sentence.
+        """
+        if not self.examples:
+            raise DataError(
+                f"{which}write was asked to learn nothing: there are no examples; check the views."
+            )
+        if self.config.objective == "distill" and len(self.contexts) != len(self.examples):
+            raise DataError(
+                f"{which}distill needs one context for each of {len(self.examples)} examples (an "
+                f"empty one is no document); found {len(self.contexts)}."
+            )
 
 
 @dataclass(frozen=True)
@@ -244,6 +276,10 @@ def rate(config: WriteConfig, records: Sequence[Epoch], epochs_done: float) -> f
         return config.lr * (1 + math.cos(math.pi * done)) / 2
     if config.schedule == "linear":
         return config.lr * (1 - done)
+    if config.schedule == "restart":
+        if done < FIRST_CYCLE:
+            return config.lr * (1 - done / FIRST_CYCLE)
+        return config.lr * SECOND_PEAK * (1 - done) / (1 - FIRST_CYCLE)
     nearly = (e.epoch for e in records if e.n_recalled >= NEARLY * e.n_examples)
     held = min(next(nearly, math.inf), config.epochs * 2 / 3)
     fallen = (epochs_done - held) / max(2.0, held / 3)

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorewright import checkpoint
+from lorewright import checkpoint, whitening
 from lorewright.adapter import Adapter, capture, content_id, validate
 from lorewright.batching import by_length, pass_tokens
 from lorewright.data import Example, digest
@@ -39,7 +39,7 @@ from lorewright.errors import ConfigError, DataError, ModelError
 from lorewright.lora import LoraConfig, Stack, attach
 from lorewright.losses import TokenNats, distill_topk, token_nats, weighted_mean
 from lorewright.model import Batch, Model
-from lorewright.optim import Optimizer
+from lorewright.optim import WHITENED, Optimizer
 from lorewright.progress import Progress
 from lorewright.recipe import NEARLY, Diverged, Epoch, Job, WriteConfig, Written, ending, rate
 from lorewright.trunk import Trunk
@@ -95,15 +95,7 @@ def write_all(
         raise DataError("write_all was asked to write nothing: there are no jobs.")
     for i, job in enumerate(jobs):
         which = f"job {i}: " if len(jobs) > 1 else ""
-        if not job.examples:
-            raise DataError(
-                f"{which}write was asked to learn nothing: there are no examples; check the views."
-            )
-        if job.config.objective == "distill" and len(job.contexts) != len(job.examples):
-            raise DataError(
-                f"{which}distill needs one context for each of {len(job.examples)} examples (an "
-                f"empty one is no document); found {len(job.contexts)}."
-            )
+        job.check(which)
         if job.start is not None:
             _check_start(model, job.start, job.config.lora, which)
     stack = attach(model.network, [job.config.lora for job in jobs])
@@ -174,6 +166,10 @@ class _Loop:
                 self.soft[member.index] = teach(model, job.examples, job.contexts, run, taught)
         if self.members:
             self.trunk = self._frozen()
+            if self.members[0].config.optimizer == WHITENED:
+                rows_N = [[distinct[i] for i in member.rows] for member in self.members]
+                drawn_N = [not m.records and not jobs[m.index].start for m in self.members]
+                whitening.begin(model, stack, self.optimizer, rows_N, drawn_N)
 
     def _frozen(self) -> Trunk | None:
         """The trunk below the first adapted layer, if there is one and every job wants it."""

@@ -214,5 +214,6 @@ def test_a_preset_ends_with_a_verdict_and_its_values_stand_in_the_card(tmp_path:
     )
     told = memory.adapter("aldmoor").card["settings"]["write"]
     assert 0.1 <= told["dropout"] <= 0.15 and 0.05 <= told["weight_decay"] <= 0.1
-    assert any("Preset generalise: dropout 0.1" in note for note in outcome.notes)
+    said = [note for note in outcome.notes if note.startswith("Preset generalise: ")]
+    assert len(said) == 1 and "dropout 0.1" in said[0] and "weight decay 0." in said[0]
     assert outcome.report.arms

@@ -49,7 +49,7 @@ LAYERS = (
         "checkpoint",
     },
     {"adapter", "recipe", "kernels", "fused"},
-    {"model", "trunk", "layerwise", "distil", "progress", "questions"},
+    {"model", "trunk", "layerwise", "distil", "progress", "questions", "whitening"},
     {"write", "recall", "merge", "imitate", "route"},
     {
         *("ask", "lesson", "calibration", "plan", "diagnose", "report", "figures", "tune"),

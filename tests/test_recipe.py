@@ -9,7 +9,8 @@ import pytest
 
 from lorewright.errors import ConfigError
 from lorewright.lora import LoraConfig
-from lorewright.recipe import PRESETS, WriteConfig, generalise, preset_of
+from lorewright.optim import WHITENED
+from lorewright.recipe import PRESETS, WriteConfig, drill, generalise, preset_of
 
 SIZES = (1, 30, 100, 400, 999, 1_000, 3_000, 10_000, 40_000, 100_000, 2_000_000)
 RANGES = (
@@ -52,8 +53,14 @@ def test_what_was_asked_for_stays_beside_a_preset() -> None:
     assert generalise(WriteConfig(weight_decay=0.2), 500).weight_decay == 0.2
 
 
+def test_drill_lets_rest_what_is_safe_and_keeps_a_rest_that_was_asked_for() -> None:
+    found = drill(WriteConfig(lr=1e-4, margin=0.95), 10)
+    assert (found.optimizer, found.rest, found.lr) == (WHITENED, 0.95, 1e-4)
+    assert drill(WriteConfig(rest=0.7), 10).rest == 0.7
+
+
 def test_an_unknown_preset_and_no_examples_are_refused() -> None:
-    with pytest.raises(ConfigError, match="'luck' is unknown; use one of exact, generalise"):
+    with pytest.raises(ConfigError, match="'luck' is unknown; use one of exact, drill, generalise"):
         preset_of("luck")
     with pytest.raises(ConfigError, match="at least one example; found 0"):
         generalise(WriteConfig(), 0)

@@ -292,7 +292,16 @@ def test_linear_and_cosine_end_at_zero(schedule: str) -> None:
     assert (rates[0], rates[-1]) == (config.lr, pytest.approx(0.0))
 
 
-@pytest.mark.parametrize("schedule", ["constant", "cosine", "wsd"])
+def test_restart_falls_to_zero_twice_the_second_time_from_half_the_peak() -> None:
+    config = replace(CONFIG, schedule="restart", epochs=10, lr=1.0)
+    rates = [rate(config, [], done) for done in range(11)]
+    assert rates[0] == 1 and rates[3] == pytest.approx(0.5)
+    assert rates[6] == pytest.approx(0.5) and rates[10] == 0
+    assert rate(config, [], 5.999) < 1e-3
+    assert rates[6:] == sorted(rates[6:], reverse=True)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "wsd", "restart"])
 def test_every_schedule_reaches_recall(model: Model, schedule: str) -> None:
     assert write(model, EXAMPLES, replace(CONFIG, schedule=schedule)).complete
 

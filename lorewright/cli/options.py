@@ -65,7 +65,7 @@ Rate = Annotated[
     ),
 ]
 Optimiser = Annotated[
-    str, typer.Option(help="adamw, preconditioned, muon.", rich_help_panel=TRAINING)
+    str, typer.Option(help="adamw, preconditioned, muon, whitened.", rich_help_panel=TRAINING)
 ]
 Ratio = Annotated[
     float, typer.Option(help="Rate of B over that of A (LoRA+).", rich_help_panel=TRAINING)
@@ -84,12 +84,13 @@ Dropout = Annotated[
 Preset = Annotated[
     str,
     typer.Option(
-        help="exact, or generalise: dropout and weight decay by the number of examples.",
+        help="exact; drill: facts by heart in the least time; generalise: dropout and weight decay "
+        "by the number of examples.",
         rich_help_panel=TRAINING,
     ),
 ]
 Schedule = Annotated[
-    str, typer.Option(help="linear, cosine, constant, wsd.", rich_help_panel=TRAINING)
+    str, typer.Option(help="linear, cosine, constant, wsd, restart.", rich_help_panel=TRAINING)
 ]
 Order = Annotated[
     str, typer.Option(help="shuffle, or curriculum: easy first.", rich_help_panel=TRAINING)

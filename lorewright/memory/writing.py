@@ -75,7 +75,7 @@ def write(
         contexts = grounds(made.examples, known) if config.objective == "distill" else ()
         before, config = config, fitted(config, len(made.examples))
         if config != before:
-            note = _fitted(preset, config, len(made.examples))
+            note = _fitted(preset, before, config, len(made.examples))
             watch.step(note)
             settings["write"] = config.to_json()
             made = replace(made, notes=(*made.notes, note))
@@ -114,12 +114,11 @@ def write(
         return outcome
 
 
-def _fitted(preset: str, config: WriteConfig, n_examples: int) -> str:
+def _fitted(preset: str, before: WriteConfig, config: WriteConfig, n_examples: int) -> str:
     """A sentence on what a preset came to."""
-    return (
-        f"Preset {preset}: dropout {config.dropout:g} and weight decay {config.weight_decay:g} for "
-        f"{n_examples} examples."
-    )
+    was, now = asdict(before), asdict(config)
+    changes = [f"{key.replace('_', ' ')} {now[key]}" for key in now if now[key] != was[key]]
+    return f"Preset {preset}: {', '.join(changes)} for {n_examples} examples."
 
 
 def _check(
