@@ -118,8 +118,8 @@ class Fused:
         if type(embedding) is not nn.Embedding or not all(map(_untouched, around)):
             return False
         projections = [module for layer in layers for module in _projections(layer)]
-        modules = (module for layer in layers for module in layer.modules())
-        if not all(map(_takes, projections)) or not all(map(_untouched, modules)):
+        others = [module for layer in layers for module in _others(layer)]
+        if not all(map(_takes, projections)) or not all(map(_untouched, others)):
             return False
         if self.agrees is None and not first and LoraLinear not in map(type, projections):
             self.agrees = self._agrees()
@@ -210,11 +210,21 @@ def _projections(layer: Any) -> tuple[nn.Module, ...]:
     return (*wide, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
 
 
+def _others(layer: Any) -> tuple[nn.Module, ...]:
+    """What a layer has besides projections."""
+    attention, mlp = layer.self_attn, layer.mlp
+    norms = [module for name, module in attention._modules.items() if name in HEAD_NORMS]
+    around = (layer.input_layernorm, layer.post_attention_layernorm, *norms)
+    return (layer, attention, mlp, mlp.act_fn, *around)
+
+
 def _takes(projection: nn.Module) -> bool:
     """Whether a projection is one that this room can stand for, as it is now."""
     if type(projection) is LoraLinear and projection.rows.dropout is None:
+        if not _untouched(projection):
+            return False
         projection = projection.base
-    if type(projection) is not nn.Linear:
+    if type(projection) is not nn.Linear or not _untouched(projection):
         return False
     weight = projection.weight
     here = weight.dtype == torch.float32 and weight.device.type == "cpu"
@@ -298,8 +308,11 @@ class _Layer:
     def __init__(self, run: _Run, layer: Any, position_BC: Tensor | None) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self.run, self.layer = run, layer
-        self.query = Linears(run.bound, [attention.q_proj])
-        self.memory = Linears(run.bound, [attention.k_proj, attention.v_proj])
+        # All three from one input, but for the last layer, which asks at few positions.
+        inputs = [attention.q_proj, attention.k_proj, attention.v_proj]
+        apart = 0 if position_BC is None else 1
+        self.query = Linears(run.bound, inputs[:apart])
+        self.memory = Linears(run.bound, inputs[apart:])
         self.output = Linears(run.bound, [attention.o_proj])
         self.widen = Linears(run.bound, [mlp.gate_proj, mlp.up_proj])
         self.narrow = Linears(run.bound, [mlp.down_proj])
@@ -320,10 +333,11 @@ class _Layer:
         """The hidden states that leave the layer."""
         h_MD, norm = rms_norm(x_MD, self.layer.input_layernorm)
         kept_M = self.kept_M
-        q_MD, x_MD = (h_MD, x_MD) if kept_M is None else (h_MD[kept_M], x_MD[kept_M])
-        attended = self._attend(
-            *self.query.forward(q_MD, keep=keep), *self.memory.forward(h_MD, keep=keep), keep=keep
-        )
+        asked: list[Tensor] = []
+        if kept_M is not None:
+            x_MD = x_MD[kept_M]
+            asked = self.query.forward(h_MD[kept_M], keep=keep)
+        attended = self._attend(*asked, *self.memory.forward(h_MD, keep=keep), keep=keep)
         (x_MD,) = self.output.forward(attended, x_MD, keep=keep)
         h_MD, late = rms_norm(x_MD, self.layer.post_attention_layernorm)
         gate_MF, up_MF = self.widen.forward(h_MD, keep=keep)
@@ -352,10 +366,10 @@ class _Layer:
         if attended is None:
             return None
         query, *memory = self._attend_back(attended)
-        q_MD = self.query.backward([query], found, needed=self.below)
         if self.kept_M is None:
-            h_MD = self.memory.backward(memory, found, q_MD, needed=self.below)
+            h_MD = self.memory.backward([query, *memory], found, needed=self.below)
             return None if h_MD is None else rms_norm_back(h_MD, self.norms[0]).add_(grad_MD)
+        q_MD = self.query.backward([query], found, needed=self.below)
         h_MD = self.memory.backward(memory, found, needed=self.below)
         if h_MD is None or q_MD is None:
             return None

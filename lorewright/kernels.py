@@ -70,17 +70,40 @@ class Bound:
                 f"{len(rows.rows_B)} rows are bound; the batch has {n_rows}; bind the rows of this "
                 "batch."
             )
-        self.scale_K11 = torch.where(live_K, scale_N[self.index_K], 0.0)[:, None, None]
+        self.flat = len(self.index_K) == 1
+        """Whether all rows use one adapter: its factors then have two axes, without K."""
+        scale_K = torch.where(live_K, scale_N[self.index_K], 0.0)
+        self.scale = scale_K[0] if self.flat else scale_K[:, None, None]
 
     def pick(self, weight_NXY: Tensor) -> Tensor:
         """The part of every block (K, X, Y)."""
+        if self.flat:
+            return weight_NXY[0 if self.in_order else int(self.index_K)]
         return weight_NXY if self.in_order else weight_NXY[self.index_K]
 
     def give(self, grad_KXY: Tensor, weight_NXY: Tensor) -> Tensor:
         """The gradient (N, X, Y) from that of every block's part."""
+        grad_KXY = grad_KXY[None] if self.flat else grad_KXY
         if self.in_order:
             return grad_KXY
         return torch.zeros_like(weight_NXY).index_add_(0, self.index_K, grad_KXY)
+
+    def blocks(self, x_MX: Tensor) -> Tensor:
+        """Tokens block by block (K, M, X)."""
+        return x_MX if self.flat else x_MX.view(len(self.index_K), -1, x_MX.shape[1])
+
+    def product(self, x_KXY: Tensor, y_KYZ: Tensor, out: Tensor | None = None) -> Tensor:
+        """x y, block by block."""
+        if self.flat:
+            return torch.mm(x_KXY, y_KYZ) if out is None else torch.mm(x_KXY, y_KYZ, out=out)
+        return torch.bmm(x_KXY, y_KYZ) if out is None else torch.bmm(x_KXY, y_KYZ, out=out)
+
+    def add_product(self, into_MZ: Tensor, x_KXY: Tensor, y_KYZ: Tensor) -> None:
+        """Add x y to the blocks of `into`."""
+        if self.flat:
+            into_MZ.addmm_(x_KXY, y_KYZ)
+        else:
+            self.blocks(into_MZ).baddbmm_(x_KXY, y_KYZ)
 
 
 class Linears:
@@ -112,16 +135,14 @@ class Linears:
         bound = self.bound
         if bound is None or not self.loras:
             return outputs
-        n_blocks = len(bound.index_K)
         down_KRI = bound.pick(self.loras[0][1].A_NRI)
         if len(self.loras) > 1:
-            down_KRI = torch.cat([bound.pick(lora.A_NRI) for _, lora in self.loras], 1)
-        down_KRI = down_KRI * bound.scale_K11
-        x_KMI = x_MI.view(n_blocks, -1, x_MI.shape[1])
-        inner_KMR = torch.bmm(x_KMI, down_KRI.mT)
+            down_KRI = torch.cat([bound.pick(lora.A_NRI) for _, lora in self.loras], -2)
+        down_KRI = down_KRI * bound.scale
+        x_KMI = bound.blocks(x_MI)
+        inner_KMR = bound.product(x_KMI, down_KRI.mT)
         for (i, lora), u_KMR in zip(self.loras, self._parts(inner_KMR), strict=True):
-            up_KOR = bound.pick(lora.B_NOR)
-            outputs[i].view(n_blocks, -1, self.sizes[i]).baddbmm_(u_KMR, up_KOR.mT)
+            bound.add_product(outputs[i], u_KMR, bound.pick(lora.B_NOR).mT)
         if keep:
             self.kept = x_KMI, down_KRI, inner_KMR
         return outputs
@@ -149,18 +170,18 @@ class Linears:
         parts = self._parts(inner_KMR), self._parts(back_KMR)
         ups = []
         for (i, lora), u_KMR, back in zip(self.loras, *parts, strict=True):
-            grad_KMO = grads[i].view(len(x_KMI), -1, self.sizes[i])
-            torch.bmm(grad_KMO, bound.pick(lora.B_NOR), out=back)
-            ups.append(bound.give(torch.bmm(grad_KMO.mT, u_KMR), lora.B_NOR))
-        grad_KRI = torch.bmm(back_KMR.mT, x_KMI).mul_(bound.scale_K11)
-        downs = self._parts(grad_KRI, 1)
+            grad_KMO = bound.blocks(grads[i])
+            bound.product(grad_KMO, bound.pick(lora.B_NOR), out=back)
+            ups.append(bound.give(bound.product(grad_KMO.mT, u_KMR), lora.B_NOR))
+        grad_KRI = bound.product(back_KMR.mT, x_KMI).mul_(bound.scale)
+        downs = self._parts(grad_KRI, -2)
         for (_, lora), down_KrI, up_NOR in zip(self.loras, downs, ups, strict=True):
             found[lora] = bound.give(down_KrI, lora.A_NRI), up_NOR
         if total is not None:
-            total.view(len(x_KMI), -1, total.shape[1]).baddbmm_(back_KMR, down_KRI)
+            bound.add_product(total, back_KMR, down_KRI)
         return total
 
-    def _parts(self, all_KXX: Tensor, axis: int = 2) -> Sequence[Tensor]:
+    def _parts(self, all_KXX: Tensor, axis: int = -1) -> Sequence[Tensor]:
         """Each adapter's ranks, of those of all adapters on this input."""
         return (all_KXX,) if len(self.ranks) == 1 else all_KXX.split_with_sizes(self.ranks, axis)
 
