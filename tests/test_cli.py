@@ -168,7 +168,7 @@ def test_an_enormous_source_is_refused(
         ("--view poem", "ConfigError", "known are qa"),
         ("--metric taste", "ConfigError", "use one of contains"),
         ("--objective luck", "ConfigError", "use one of"),
-        ("--preset luck", "ConfigError", "use one of exact, generalise"),
+        ("--preset luck", "ConfigError", "use one of exact, drill, generalise"),
         ("--dropout 1", "ConfigError", "dropout must lie in [0, 1)"),
         ("--layers a-b", "ConfigError", "write it like 0-3,7"),
         ("--layers 3-", "ConfigError", "write it like 0-3,7"),
