@@ -107,9 +107,10 @@ class _Chunked(torch.autograd.Function):
                 logits = head(part)
             padding = ids_M[rows] < 0
             target_M1 = ids_M[rows].masked_fill(padding, 0)[:, None]
-            correct_M[rows] |= _best(logits.detach()) == target_M1[:, 0]
+            values_MV = logits.detach().float()
+            correct_M[rows] |= _best(values_MV) == target_M1[:, 0]
             # d(-log p_target) / d(logits) = p - [v is the target]
-            change = logits.detach().float().log_softmax(-1)
+            change = values_MV.log_softmax(-1)
             loss_M[rows] = -change.gather(-1, target_M1)[:, 0].masked_fill(padding, 0.0)
             minus_M1 = torch.full_like(change[:, :1], -1.0)
             change.exp_().scatter_add_(-1, target_M1, minus_M1)

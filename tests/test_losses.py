@@ -326,6 +326,19 @@ def test_in_chunks_losses_and_gradients_are_those_of_all_at_once(
         torch.testing.assert_close(chunked, whole)
 
 
+def test_a_bf16_head_is_read_in_float32_and_gets_its_gradient_in_bf16() -> None:
+    torch.manual_seed(0)
+    head, ids_M = torch.nn.Linear(7, 11).bfloat16(), torch.arange(6)
+    hidden_MD = torch.randn(6, 7).bfloat16().requires_grad_()
+    nats = chunked_nats(hidden_MD, head, ids_M, 4)
+    whole = token_nats(head(hidden_MD), ids_M)
+    torch.testing.assert_close(nats.loss_BT, whole.loss_BT)
+    assert torch.equal(nats.correct_BT, whole.correct_BT)
+    nats.loss_BT.sum().backward()
+    assert hidden_MD.grad is not None and hidden_MD.grad.dtype == torch.bfloat16
+    assert hidden_MD.grad.any()
+
+
 # In other people's trainers
 
 
