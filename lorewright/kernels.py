@@ -151,12 +151,11 @@ class Linears:
         self,
         grads: Sequence[Tensor],
         found: Grads,
-        into_MI: Tensor | None = None,
         *,
         needed: bool = True,
     ) -> Tensor | None:
-        """Gradient of the input, added to `into_MI` if given; None if it is not needed."""
-        total = into_MI
+        """Gradient of the input; None if it is not needed."""
+        total: Tensor | None = None
         for grad_MO, weight in zip(grads, self.weights, strict=True):
             if needed and total is None:
                 total = torch.mm(grad_MO, weight)

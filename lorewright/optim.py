@@ -174,8 +174,7 @@ class Optimizer:
     def turn(self, n: int) -> None:
         """Bring adapter n's A, as drawn, into its bases."""
         for flat, groups_N in zip(self.stack.flats, self.groups, strict=True):
-            for group in groups_N[n]:
-                group.turn(flat.weight_NP[n])
+            _turn(flat.weight_NP[n : n + 1], groups_N[n : n + 1])
 
     def _ratios(self, flat: Flat) -> Tensor | None:
         """Rate of every value over its adapter's rate (N, P); None when all are 1."""
@@ -324,14 +323,17 @@ def whitened(flat: Flat, grad_NP: Tensor, state: State) -> Tensor:
         raise ConfigError(
             "optimizer 'whitened' has no bases to move in; give it some with `whiten`."
         )
-    for grad_P, groups in zip(grad_NP, state.groups_N, strict=True):
-        for group in groups:
-            group.turn(grad_P)
+    _turn(grad_NP, state.groups_N)
     update_NP = adamw(flat, grad_NP, state)
-    for update_P, groups in zip(update_NP, state.groups_N, strict=True):
-        for group in groups:
-            group.turn(update_P)
+    _turn(update_NP, state.groups_N)
     return update_NP
+
+
+def _turn(values_NP: Tensor, groups_N: Sequence[Sequence[Group]]) -> None:
+    """Replace every A of every adapter by A W."""
+    for values_P, groups in zip(values_NP, groups_N, strict=True):
+        for group in groups:
+            group.turn(values_P)
 
 
 def muon(flat: Flat, grad_NP: Tensor, state: State) -> Tensor:

@@ -1,6 +1,6 @@
 """What adapted layers read of some rows, as bases in which `optim.whitened` moves their A.
 
-The inputs of a layer lie nearly in one direction: what tells two names apart is a thousandth of
+The inputs of a layer lie nearly in one direction: what tells two names apart is a small part of
 their size. In a basis that makes the inputs of the rows to be learnt white, a step of A moves all
 of their differences alike; and an A that is drawn there sees all of them from the start.
 
