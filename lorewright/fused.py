@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lorewright import compiled
 from lorewright.kernels import (
     Bound,
     Grads,
@@ -37,6 +38,7 @@ from lorewright.kernels import (
     turn,
 )
 from lorewright.lora import LoraLinear
+from lorewright.losses import TokenNats, chunked_nats
 
 DECODER = {"embed_tokens", "layers", "norm", "rotary_emb"}
 LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
@@ -69,6 +71,10 @@ class Fused:
         self.head_width = int(attention.head_dim)
         self.scaling = float(attention.scaling)
         self._turns = (torch.empty(0), torch.empty(0))
+        self.compiled: compiled.Network | None = None
+        """The same layers in compiled code, where that can be had."""
+        self.says = ""
+        self._head: compiled.Head | None = None
         self.agrees: bool | None = None
         """Whether it gave the decoder's numbers; None until it was ready for a trial."""
 
@@ -102,12 +108,23 @@ class Fused:
         return None if found.agrees is False else found
 
     def _agrees(self) -> bool:
-        """Whether hidden states are the decoder's own, tried on tokens drawn at random."""
+        """Whether hidden states are the decoder's own, tried on tokens drawn at random.
+
+        Tried in compiled code first, which is dropped if it makes other numbers.
+        """
         embeddings_VD = self.decoder.embed_tokens.weight
         generator = torch.Generator().manual_seed(0)
         ids_BT = torch.randint(len(embeddings_VD), (2, TRIED_TOKENS), generator=generator)
         with torch.no_grad():
             whole_BTD = self.decoder(input_ids=ids_BT, use_cache=False).last_hidden_state
+        found = compiled.Network.of(self.decoder, self.layers, self.turns)
+        self.compiled, self.says = found
+        if self.compiled is not None and not self._gives(ids_BT, whole_BTD):
+            self.compiled, self.says = None, "it computed other numbers than torch"
+        return self.compiled is not None or self._gives(ids_BT, whole_BTD)
+
+    def _gives(self, ids_BT: Tensor, whole_BTD: Tensor) -> bool:
+        with torch.no_grad():
             found_BTD = self.hidden(ids_BT, torch.arange(TRIED_TOKENS).expand(2, -1))
         return bool(torch.allclose(found_BTD, whole_BTD, rtol=1e-3, atol=1e-4))
 
@@ -134,18 +151,40 @@ class Fused:
         below its own.
         """
         with torch.no_grad():
-            run = _Run(self, ids_BT, position_BC, entering)
+            run = self._run(ids_BT, position_BC, entering)
         weights = [weight for lora in run.loras for weight in (lora.A_NRI, lora.B_NOR)]
-        learns = run.bound is not None and any(weight.requires_grad for weight in weights)
+        learns = run.learns and any(weight.requires_grad for weight in weights)
         if learns and torch.is_grad_enabled():
             hidden: Tensor = _Pass.apply(run, *weights)
             return hidden
         with torch.no_grad():
             return run.forward(keep=False)
 
+    def _run(
+        self, ids_BT: Tensor, position_BC: Tensor, entering: Entering | None
+    ) -> _Run | compiled.Run:
+        if self.compiled is None:
+            return _Run(self, ids_BT, position_BC, entering)
+        # No prediction asked for depends on what comes after the last of them.
+        n_tokens, first = int(position_BC.max()) + 1, entering.layer if entering else 0
+        x_BTD = entering.hidden_BTD if entering else self.decoder.embed_tokens(ids_BT[:, :n_tokens])
+        return compiled.Run(self.compiled, x_BTD[:, :n_tokens], position_BC, first)
+
+    def nats(self, head: nn.Module, hidden_MD: Tensor, ids_M: Tensor, chunk: int) -> TokenNats:
+        """`losses.chunked_nats` under a head, in compiled code where that can be had."""
+        if self.compiled is None or not _takes(head) or getattr(head, "bias", None) is not None:
+            return chunked_nats(head, hidden_MD, ids_M, chunk)
+        if self._head is None or self._head.head is not head:
+            self._head = compiled.Head(self.compiled.library, head)
+        return TokenNats(*self._head.nats(hidden_MD, ids_M))
+
     @torch.no_grad()
     def reaching(self, ids_BT: Tensor, layer: int) -> Tensor:
         """What enters a layer (B, T, D)."""
+        if self.compiled is not None:
+            x_BTD = self.decoder.embed_tokens(ids_BT)
+            run = compiled.Run(self.compiled, x_BTD, None, 0, layer)
+            return run.forward(keep=False) if layer else x_BTD
         ends_B1 = torch.full((len(ids_BT), 1), ids_BT.shape[1] - 1)
         run = _Run(self, ids_BT, ends_B1, None)
         x_MD = run.x_MD
@@ -238,13 +277,12 @@ class _Pass(torch.autograd.Function):
     """A whole pass as one step of autograd: its inputs are A and B, nothing else has gradient."""
 
     @staticmethod
-    def forward(ctx: Any, run: _Run, *weights: Tensor) -> Tensor:
+    def forward(ctx: Any, run: _Run | compiled.Run, *weights: Tensor) -> Tensor:
         ctx.run = run
         return run.forward(keep=True)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        assert ctx.run.layers, "a pass keeps its values for one way back"
         found = ctx.run.backward(grads[0])
         none = (None, None)
         return None, *(grad for lora in ctx.run.loras for grad in found.get(lora, none))
@@ -274,6 +312,7 @@ class _Run:
         """Every adapted module of the layers that run, in model order."""
         used = self.loras and self.loras[0].rows.single != -1
         self.bound = Bound(self.loras[0], self.n_rows) if used else None
+        self.learns = self.bound is not None
         whole = [_Layer(self, layer, None) for layer in layers[:-1]]
         self.layers = [*whole, _Layer(self, layers[-1], position_BC)]
         below = False
@@ -290,8 +329,8 @@ class _Run:
         return h_MD.view(self.n_rows, -1, h_MD.shape[-1])
 
     def backward(self, grad_BCD: Tensor) -> Grads:
-        """Gradients of all A and B."""
-        assert self.norm is not None
+        """Gradients of all A and B. Once after every `forward`."""
+        assert self.layers and self.norm, "a pass keeps its values for one way back"
         found: Grads = {}
         grad_MD: Tensor | None = rms_norm_back(grad_BCD.reshape(-1, grad_BCD.shape[-1]), self.norm)
         while grad_MD is not None and self.layers:  # lets go of a layer's values as it passes

@@ -112,6 +112,7 @@ class Rows:
             raise AdapterError(f"rows must be {expected}; found {rows[:8]}.")
         block = math.gcd(*(len(list(run)) for _, run in groupby(rows)))
         blocks = rows[::block]
+        self.blocks = blocks
         self.rows_B = None if rows_B is None else torch.tensor(rows)
         self.single: int | None = blocks[0] if len(set(blocks)) == 1 else None
         self.in_order = blocks == list(range(n_adapters))

@@ -71,7 +71,7 @@ def _best(logits_BTV: Tensor) -> Tensor:
 
 
 def chunked_nats(
-    hidden_MD: Tensor, head: Callable[[Tensor], Tensor], ids_M: Tensor, chunk: int
+    head: Callable[[Tensor], Tensor], hidden_MD: Tensor, ids_M: Tensor, chunk: int
 ) -> TokenNats:
     """`token_nats` of head(hidden) for M positions, of which only `chunk` have logits at a time.
 

@@ -312,7 +312,8 @@ class Model:
         at_MM = batch.mask_BC.nonzero(as_tuple=True)
         chunk = max(1, min(LOGIT_VALUES // self._n_vocab, CPU_LOGIT_ROWS if on_cpu else 1 << 30))
         hidden_MD, ids_M = self._hidden(batch)[at_MM], batch.target_BC[at_MM]
-        nats_M, right_M = chunked_nats(hidden_MD, self._head, ids_M, chunk)
+        made = self.fused.nats if self.fused and on_cpu else chunked_nats
+        nats_M, right_M = made(self._head, hidden_MD, ids_M, chunk)
         right_BC = torch.ones_like(batch.mask_BC, dtype=torch.bool).index_put(at_MM, right_M)
         return TokenNats(torch.zeros_like(batch.mask_BC).index_put(at_MM, nats_M), right_BC)
 

@@ -1,0 +1,365 @@
+"""A small decoder and its adapters in compiled code: a whole pass is one call.
+
+On a small base a step in torch is mostly the cost of calling operations. Here decoder.c runs all
+layers of a part of the batch at once, forward and back, in memory that stays in the caches. It is
+`fused` once more, to rounding: the same families, float32 on the CPU, A and B the only weights with
+gradients. `fused` decides when a pass may run by hand and comes here first.
+
+The C is compiled on the machine that runs it (`build`); without a compiler nothing is lost but
+time. Copies of the frozen weights are kept, so bases above MOST_BYTES stay with torch, whose
+products are as quick there.
+
+Shape letters: B row, T token, C position asked for, M tokens of all rows, D width, V vocabulary,
+N adapters of the stack, P values of one adapter.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lorewright.compiled import build
+from lorewright.compiled.layout import CDecoder, CLayer, CLinear, CNorm, CPart, CPass
+from lorewright.errors import AdapterError
+from lorewright.lora import LoraLinear
+
+MOST_BYTES = 1 << 28
+"""Of a decoder's frozen weights, of which copies are made."""
+PIECE_TOKENS = 512
+"""Of a part that needs no gradient: what a core's cache holds."""
+HEAD_ROWS = 64
+"""Positions whose logits are held at a time."""
+
+Turns = Callable[[int], tuple[Tensor, Tensor]]
+"""Cosines and sines (T, E/2) of so many positions, with the root of attention's scale in them."""
+
+
+def load() -> build.Loaded:
+    """The compiled library, or why there is none."""
+    return build.load()
+
+
+class Panels:
+    """Frozen weights (O, I) as products read them: W' and W in panels, made anew when changed."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self.library = library
+        self._made: dict[int, tuple[tuple[int, int], tuple[Tensor, Tensor]]] = {}
+
+    def of(self, weight_OI: Tensor) -> tuple[Tensor, Tensor]:
+        """W' for the way up and W for the way down."""
+        made = self._made.get(id(weight_OI))
+        if made is None or made[0] != state(weight_OI):
+            o, i = weight_OI.shape
+            plain_OI, columns = weight_OI.detach().contiguous(), self.library.lorewright_columns()
+            up, down = (torch.empty(k * (-(-n // columns) * columns)) for k, n in ((i, o), (o, i)))
+            self.library.lorewright_panels(i, o, plain_OI.data_ptr(), 1, up.data_ptr())
+            self.library.lorewright_panels(o, i, plain_OI.data_ptr(), 0, down.data_ptr())
+            made = self._made[id(weight_OI)] = state(weight_OI), (up, down)
+        return made[1]
+
+
+def state(weight: Tensor) -> tuple[int, int]:
+    """Where a weight lies and how often it was written to: its values' identity."""
+    return weight.data_ptr(), weight._version
+
+
+class Network:
+    """A decoder's layers as decoder.c has them, for as long as they stay as they are."""
+
+    def __init__(
+        self, library: ctypes.CDLL, decoder: Any, layers: Sequence[Any], turns: Turns
+    ) -> None:
+        self.library = library
+        self.decoder, self.layers, self.turns = decoder, list(layers), turns
+        self._panels = Panels(library)
+        self._state: Any = None
+        self._described: tuple[CDecoder, list[LoraLinear], int] | None = None
+        self._held: list[Any] = []
+        self.spare: list[Tensor] = []
+        """Workspaces that no pass uses: fresh memory costs more than the arithmetic in it."""
+
+    @classmethod
+    def of(cls, decoder: Any, layers: Sequence[Any], turns: Turns) -> tuple[Network | None, str]:
+        """The layers as compiled code runs them, or None, and a few words on which or why not."""
+        n_bytes = sum(weight.nbytes for layer in layers for weight in layer.parameters())
+        if n_bytes > MOST_BYTES:
+            return None, f"the base has more than {MOST_BYTES >> 20} MiB"
+        library, says = load()
+        return (None if library is None else cls(library, decoder, layers, turns)), says
+
+    def described(self, n_tokens: int) -> tuple[CDecoder, list[LoraLinear], int]:
+        """The network now, its adapted modules in model order, and P of one adapter's gradients."""
+        cos, sin = self.turns(n_tokens)
+        now = [state(cos), state(self.decoder.norm.weight)]
+        for layer in self.layers:
+            for module in (*_projections(layer), *_norms(layer)):
+                lora = module if isinstance(module, LoraLinear) else None
+                now.append(state((lora.base if lora else module).weight))
+                if lora:
+                    now.append((lora.A_NRI.data_ptr(), lora.B_NOR.data_ptr()))
+                    now.append((id(lora), lora.scale_N.data_ptr()))
+        if now != self._state or self._described is None:
+            self._described = self._describe(cos, sin)
+            self._state = now
+        return self._described
+
+    def _describe(self, cos: Tensor, sin: Tensor) -> tuple[CDecoder, list[LoraLinear], int]:
+        attention, mlp = self.layers[0].self_attn, self.layers[0].mlp
+        width = int(attention.head_dim)
+        (q_out, d), k_out = _plain(attention.q_proj).weight.shape, len(_plain(attention.k_proj).weight)
+        layers, at, below = (CLayer * len(self.layers))(), 0, False
+        loras: list[LoraLinear] = []
+        self._held = [cos, sin, layers]
+        for to, layer in zip(layers, self.layers, strict=True):
+            first = len(loras)
+            attention, mlp = layer.self_attn, layer.mlp
+            for one, module in (
+                (to.query, attention.q_proj),
+                (to.memory[0], attention.k_proj),
+                (to.memory[1], attention.v_proj),
+                (to.output, attention.o_proj),
+                (to.widen[0], mlp.gate_proj),
+                (to.widen[1], mlp.up_proj),
+                (to.narrow, mlp.down_proj),
+            ):
+                at = self._linear(one, module, at)
+                if isinstance(module, LoraLinear):
+                    loras.append(module)
+                if module is attention.v_proj:
+                    to.attends = len(loras) > first
+            to.before, to.after = _norm(layer.input_layernorm), _norm(layer.post_attention_layernorm)
+            if "q_norm" in attention._modules:
+                to.of_query, to.of_key = _norm(attention.q_norm), _norm(attention.k_norm)
+            to.below, below = below, below or len(loras) > first
+        inner = len(_plain(self.layers[0].mlp.gate_proj).weight)
+        scale_N = loras[0].scale_N.data_ptr() if loras else None
+        sizes = d, inner, q_out // width, k_out // width, width, len(layers)
+        last = _norm(self.decoder.norm)
+        found = CDecoder(*sizes, layers, last, cos.data_ptr(), sin.data_ptr(), scale_N)
+        return found, loras, at
+
+    def _linear(self, to: CLinear, module: Any, at: int) -> int:
+        """Fill in a linear layer, whose gradients begin at `at`; where the next one's begin."""
+        plain = _plain(module)
+        up, down = self._panels.of(plain.weight)
+        to.n_out, to.up, to.down = len(plain.weight), up.data_ptr(), down.data_ptr()
+        to.bias = None if plain.bias is None else plain.bias.data_ptr()
+        if not isinstance(module, LoraLinear):
+            return at
+        ranks_N = (ctypes.c_long * len(module.ranks_N))(*module.ranks_N)
+        self._held.append(ranks_N)
+        a_NRI, b_NOR = module.A_NRI, module.B_NOR
+        to.rank, to.rank_N = a_NRI.shape[1], ctypes.addressof(ranks_N)
+        to.A, to.stride_A, to.at_A = a_NRI.data_ptr(), a_NRI.stride(0), at
+        to.B, to.stride_B = b_NOR.data_ptr(), b_NOR.stride(0)
+        to.at_B = at + a_NRI[0].numel()
+        return int(to.at_B) + b_NOR[0].numel()
+
+    def workspace(self, n_values: int) -> Tensor:
+        """Memory for so many values, which comes back through `spare`."""
+        for i, tensor in enumerate(self.spare):
+            if len(tensor) >= n_values:
+                return self.spare.pop(i)
+        self.spare.clear()
+        return torch.empty(n_values)
+
+
+class Run:
+    """One pass over one batch; `fused` has the same in torch."""
+
+    def __init__(
+        self,
+        network: Network,
+        x_BTD: Tensor,
+        position_BC: Tensor | None,
+        first: int = 0,
+        end: int | None = None,
+    ) -> None:
+        """Layers from `first` to before `end` over what enters them (B, T, D)."""
+        self.network = network
+        self.x_BTD = x_BTD.contiguous()
+        self.asked_BC = None if position_BC is None else position_BC.contiguous()
+        self.net, loras, self.n_values = network.described(x_BTD.shape[1])
+        self.end = len(network.layers) if end is None else end
+        running = {id(m) for layer in network.layers[first : self.end] for m in _projections(layer)}
+        self.loras = [lora for lora in loras if id(lora) in running]
+        """Every adapted module of the layers that run, in model order."""
+        n_rows, n_tokens, _ = x_BTD.shape
+        n_asked = n_tokens if self.asked_BC is None else self.asked_BC.shape[1]
+        at = None if self.asked_BC is None else self.asked_BC.data_ptr()
+        self.job = CPass(n_tokens, n_asked, first, self.end, self.x_BTD.data_ptr(), at)
+        self.blocks = self._blocks(n_rows)
+        self.learns = any(adapter >= 0 for _, _, adapter in self.blocks)
+        self.work: Tensor | None = None
+
+    def _blocks(self, n_rows: int) -> list[tuple[int, int, int]]:
+        """First row, number of rows and adapter (-1: none) of every run of rows that share one.
+
+        Raises AdapterError when other rows are bound.
+        """
+        if not self.loras:
+            return [(0, n_rows, -1)]
+        rows = self.loras[0].rows
+        if rows.single is not None:
+            return [(0, n_rows, rows.single)]
+        if rows.rows_B is not None and len(rows.rows_B) != n_rows:
+            raise AdapterError(
+                f"{len(rows.rows_B)} rows are bound; the batch has {n_rows}; bind the rows of this "
+                "batch."
+            )
+        size = n_rows // len(rows.blocks)
+        return [(i * size, size, adapter) for i, adapter in enumerate(rows.blocks)]
+
+    def _parts(self, n_threads: int) -> list[tuple[int, int, int]]:
+        """Blocks cut so that every thread has work and, without gradients, caches hold a part."""
+        blocks = self.blocks
+        pieces = -(-n_threads // len(blocks))
+        n_tokens = int(self.job.T)
+        cut = []
+        for row, n_rows, adapter in blocks:
+            size = -(-n_rows // pieces)
+            if not self.job.keep:
+                size = min(size, max(1, PIECE_TOKENS // n_tokens))
+            cut += [(row + i, min(size, n_rows - i), adapter) for i in range(0, n_rows, size)]
+        return cut
+
+    def forward(self, *, keep: bool) -> Tensor:
+        """What leaves the last layer that runs; with `keep`, so that `backward` can follow."""
+        n_rows, _, d = self.x_BTD.shape
+        self.job.keep = keep
+        out_BCD = torch.empty(n_rows, int(self.job.C), d)
+        self.job.out = out_BCD.data_ptr()
+        n_threads = torch.get_num_threads()
+        self.parts = self._parts(n_threads)
+        floats_of = self.network.library.lorewright_floats
+        sizes = {
+            n: int(floats_of(ctypes.byref(self.net), ctypes.byref(self.job), n))
+            for n in {n for _, n, _ in self.parts}
+        }
+        each = max(sizes.values())
+        n_spaces = len(self.parts) if keep else min(n_threads, len(self.parts))
+        work = self.network.workspace(each * n_spaces)
+        places = (CPart * len(self.parts))(*self.parts)
+        if keep:
+            for i, part in enumerate(places):
+                part.work = work.data_ptr() + 4 * each * i
+            self.work, self.places, self.n_threads = work, places, n_threads
+        self._call(places, n_threads, work, each, back=False)
+        if not keep:
+            self.network.spare.append(work)
+        return out_BCD
+
+    def backward(self, grad_BCD: Tensor) -> dict[LoraLinear, tuple[Tensor, Tensor]]:
+        """Gradients of A_NRI and B_NOR of every adapted module. Once after every `forward`."""
+        assert self.work is not None, "a pass keeps its values for one way back"
+        grad_BCD = grad_BCD.contiguous()
+        self.job.grad = grad_BCD.data_ptr()
+        grads_ZP = torch.empty(len(self.parts), self.n_values)
+        for i, part in enumerate(self.places):
+            part.grads = grads_ZP[i].data_ptr()
+        self._call(self.places, self.n_threads, self.work, 0, back=True)
+        self.network.spare.append(self.work)
+        self.work = None
+        return self._given(grads_ZP)
+
+    def _call(self, places: Any, n_threads: int, work: Tensor, each: int, *, back: bool) -> None:
+        run, net, job = self.network.library.lorewright_run, self.net, self.job
+        arguments = len(places), n_threads, work.data_ptr(), each, back
+        run(ctypes.byref(net), ctypes.byref(job), places, *arguments)
+
+    def _given(self, grads_ZP: Tensor) -> dict[LoraLinear, tuple[Tensor, Tensor]]:
+        """Sums of the parts of each adapter, module by module; adapters without a part have 0."""
+        n_adapters = len(self.loras[0].ranks_N)
+        adapters_Z = [adapter for _, _, adapter in self.parts]
+        if adapters_Z != list(range(n_adapters)):
+            every_ZP, grads_ZP = grads_ZP, torch.zeros(n_adapters, self.n_values)
+            for adapter, part_P in zip(adapters_Z, every_ZP, strict=True):
+                if adapter >= 0:
+                    grads_ZP[adapter] += part_P
+        found, at = {}, self._start()
+        for lora in self.loras:
+            given = []
+            for weight in (lora.A_NRI, lora.B_NOR):
+                shape = weight.shape[1:]
+                given.append(grads_ZP[:, at : at + shape.numel()].unflatten(1, shape))
+                at += shape.numel()
+            found[lora] = given[0], given[1]
+        return found
+
+    def _start(self) -> int:
+        """Where the gradients of the first module that runs begin."""
+        _, loras, _ = self.network.described(self.x_BTD.shape[1])
+        before = loras[: loras.index(self.loras[0])]
+        return sum(lora.A_NRI[0].numel() + lora.B_NOR[0].numel() for lora in before)
+
+
+class Head:
+    """A frozen output head: losses of positions without their logits being kept."""
+
+    def __init__(self, library: ctypes.CDLL, head: nn.Module) -> None:
+        self.library, self.head = library, head
+        self._panels = Panels(library)
+
+    def nats(self, hidden_MD: Tensor, ids_M: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss in nats of each id and whether it is the argmax; carries gradient to `hidden`."""
+        if torch.is_grad_enabled() and hidden_MD.requires_grad:
+            loss_M, correct_M = _Nats.apply(self, hidden_MD, ids_M)
+            return loss_M, correct_M
+        return self.run(hidden_MD, ids_M, None)
+
+    def run(self, hidden_MD: Tensor, ids_M: Tensor, into_MD: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The same without gradient; `into` takes the losses' gradients by their position's row."""
+        hidden_MD, ids_M = hidden_MD.detach().contiguous(), ids_M.contiguous()
+        weight_VD = self.head.get_parameter("weight")
+        up, down = self._panels.of(weight_VD)
+        (m, d), v = hidden_MD.shape, len(weight_VD)
+        loss_M, correct_M = torch.empty(m), torch.empty(m, dtype=torch.bool)
+        logits = torch.empty(min(m, HEAD_ROWS), v)
+        places = hidden_MD, down, up, ids_M, loss_M, correct_M
+        grad = None if into_MD is None else into_MD.data_ptr()
+        at = [tensor.data_ptr() for tensor in places]
+        self.library.lorewright_nats(m, d, v, *at, grad, logits.data_ptr(), HEAD_ROWS)
+        return loss_M, correct_M
+
+
+class _Nats(torch.autograd.Function):
+    """Losses of positions, with their gradients kept instead of their logits."""
+
+    @staticmethod
+    def forward(ctx: Any, head: Head, hidden_MD: Tensor, ids_M: Tensor) -> tuple[Tensor, Tensor]:
+        kept_MD = torch.empty_like(hidden_MD, memory_format=torch.contiguous_format)
+        loss_M, correct_M = head.run(hidden_MD, ids_M, kept_MD)
+        ctx.save_for_backward(kept_MD)
+        ctx.mark_non_differentiable(correct_M)
+        return loss_M, correct_M
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (kept_MD,) = ctx.saved_tensors
+        return None, kept_MD * grads[0][:, None], None
+
+
+def _plain(module: Any) -> Any:
+    """A projection's frozen layer."""
+    return module.base if isinstance(module, LoraLinear) else module
+
+
+def _projections(layer: Any) -> tuple[Any, ...]:
+    attention, mlp = layer.self_attn, layer.mlp
+    wide = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
+    return (*wide, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+
+
+def _norms(layer: Any) -> list[Any]:
+    around = [layer.input_layernorm, layer.post_attention_layernorm]
+    inside = layer.self_attn._modules
+    return around + [inside[name] for name in ("q_norm", "k_norm") if name in inside]
+
+
+def _norm(norm: Any) -> CNorm:
+    return CNorm(norm.weight.data_ptr(), norm.variance_epsilon)

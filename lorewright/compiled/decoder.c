@@ -1,0 +1,864 @@
+/* A Llama-like decoder with LoRA adapters: forward, and backward to A and B, in one call each.
+
+   Python's side is compiled.py, which fills these structures, owns every buffer and compiles this
+   file; fused.py has the same arithmetic in torch, and the tests hold the two against each other.
+   Work is cut into parts: rows of the batch that use one adapter. A part goes through all layers by
+   itself, on one thread, in a workspace of its own, so its numbers depend on nothing beside it.
+
+   Names: M tokens of a part, Q positions asked for, T tokens a row, D width, F inner width, H query
+   heads, G key heads, E width of a head, I in-features, O out-features, R rank. Matrices are
+   row-major float32. */
+
+#include <math.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Matrix products. A tile of ROWS x 2 vectors stays in registers while its products are summed. */
+
+#if defined(__AVX512F__)
+enum { LANES = 16, ROWS = 12 };
+#elif defined(__AVX__)
+enum { LANES = 8, ROWS = 6 };
+#else
+enum { LANES = 4, ROWS = 6 };
+#endif
+enum {
+    COLUMNS = 2 * LANES,
+    DEPTH = 256, /* of a slice: DEPTH x COLUMNS values of the right factor stay in the first cache */
+    TERMS = 6,   /* at most, of one product */
+    QUERIES = 64 /* that attend at a time: scores are QUERIES x T values */
+};
+
+typedef float vec __attribute__((vector_size(4 * LANES)));
+typedef float vec_at __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
+
+/* left(m, k) = left[m * row + k * step]. right(k, n) = right[k * ld + n]; or, where `panels` is the
+   right factor's whole depth, it lies in panels of COLUMNS columns, one after another, the last
+   filled up with zeros: frozen weights do, so that they are read from memory in one stream. */
+typedef struct {
+    const float *left;
+    long row, step;
+    const float *right;
+    long ld, depth, panels;
+} Term;
+
+static inline __attribute__((always_inline)) void tile(
+    const int rows, const int vectors, const Term *terms, int n_terms, const float *from,
+    long ld_from, float *to, long ld_to) {
+    vec sum[ROWS][2];
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; i++)
+#pragma GCC unroll 2
+        for (int j = 0; j < vectors; j++)
+            if (from) sum[i][j] = *(const vec_at *)(from + i * ld_from + j * LANES);
+            else sum[i][j] = (vec){0};
+    for (int t = 0; t < n_terms; t++) {
+        const float *right = terms[t].right, *left[ROWS / 3];
+        const long row = terms[t].row, step = terms[t].step, ld = terms[t].ld;
+#pragma GCC unroll 4
+        for (int i = 0; i < (rows + 2) / 3; i++) left[i] = terms[t].left + 3 * i * row;
+        for (long k = 0; k < terms[t].depth; k++, right += ld) {
+            vec r[2];
+#pragma GCC unroll 2
+            for (int j = 0; j < vectors; j++) r[j] = *(const vec_at *)(right + j * LANES);
+#pragma GCC unroll 16
+            for (int i = 0; i < rows; i++) /* a pointer for three rows: registers are few */
+#pragma GCC unroll 2
+                for (int j = 0; j < vectors; j++) sum[i][j] += left[i / 3][i % 3 * row] * r[j];
+#pragma GCC unroll 4
+            for (int i = 0; i < (rows + 2) / 3; i++) left[i] += step;
+        }
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; i++)
+#pragma GCC unroll 2
+        for (int j = 0; j < vectors; j++) *(vec_at *)(to + i * ld_to + j * LANES) = sum[i][j];
+}
+
+static __attribute__((noinline)) void tile_of(
+    long rows, int vectors, const Term *terms, int n_terms, const float *from, long ld_from,
+    float *to, long ld_to) {
+#define CASE(n)                                                                  \
+    case n:                                                                      \
+        if (vectors == 1) tile(n, 1, terms, n_terms, from, ld_from, to, ld_to);  \
+        else tile(n, 2, terms, n_terms, from, ld_from, to, ld_to);               \
+        break;
+    switch (rows) {
+        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
+#if defined(__AVX512F__)
+        CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
+#endif
+    }
+#undef CASE
+}
+
+/* One panel of columns, all rows; `width` columns of it are real. Meanwhile `ahead` is fetched. */
+static void panel(
+    long M, long width, const Term *terms, int n_terms, const float *from, long ld_from, float *to,
+    long ld_to, const float *ahead, long n_ahead) {
+    const int whole = width == COLUMNS || width == LANES, vectors = width <= LANES ? 1 : 2;
+    Term at[TERMS];
+    float copy[2 * DEPTH * COLUMNS], edge[ROWS * COLUMNS], *p = copy;
+    for (int t = 0; t < n_terms; t++) {
+        at[t] = terms[t];
+        /* Copied where a whole vector could not be read, or where rows lie a power of two apart and
+           would push one another out of the cache. */
+        if (at[t].panels || (whole && (at[t].ld % 512 || M < 2 * ROWS))) continue;
+        at[t].right = p, at[t].ld = vectors * LANES;
+        const float *r = terms[t].right;
+        for (long k = 0; k < at[t].depth; k++, r += terms[t].ld, p += at[t].ld) {
+            if (whole) {
+                for (int j = 0; j < vectors; j++)
+                    *(vec_at *)(p + j * LANES) = *(const vec_at *)(r + j * LANES);
+                continue;
+            }
+            for (long n = 0; n < width; n++) p[n] = r[n];
+            for (long n = width; n < at[t].ld; n++) p[n] = 0;
+        }
+    }
+    const long share = (n_ahead * ROWS / M + LANES) / LANES * LANES;
+    for (long m = 0; m < M; m += ROWS) {
+        const long rows = M - m < ROWS ? M - m : ROWS;
+        for (long i = 0; i < share && n_ahead > 0; i += 16, n_ahead -= 16, ahead += 16)
+            __builtin_prefetch(ahead);
+        if (whole) {
+            tile_of(rows, vectors, at, n_terms, from ? from + m * ld_from : 0, ld_from,
+                    to + m * ld_to, ld_to);
+        } else {
+            tile_of(rows, vectors, at, n_terms, 0, 0, edge, COLUMNS);
+            for (long i = 0; i < rows; i++)
+                for (long n = 0; n < width; n++)
+                    to[(m + i) * ld_to + n] =
+                        edge[i * COLUMNS + n] + (from ? from[(m + i) * ld_from + n] : 0);
+        }
+        for (int t = 0; t < n_terms; t++) at[t].left += rows * at[t].row;
+    }
+}
+
+/* to = from + sum of terms; from may be `to`, or null for zeros. */
+static void product(
+    long M, long N, const Term *terms, int n_terms, const float *from, long ld_from, float *to,
+    long ld_to) {
+    int t = 0;
+    long k = 0, first = 1;
+    if (M <= 0 || N <= 0) return;
+    while (t < n_terms || first) { /* as many terms at a time as add up to two slices */
+        Term now[TERMS];
+        int n_now = 0;
+        long room = 2 * DEPTH;
+        while (t < n_terms && n_now < TERMS) {
+            long depth = terms[t].depth - k;
+            if (depth > DEPTH) depth = DEPTH;
+            if (depth > room) break;
+            now[n_now] = terms[t];
+            now[n_now].left += k * terms[t].step, now[n_now].right += k * terms[t].ld;
+            now[n_now++].depth = depth;
+            room -= depth, k += depth;
+            if (k == terms[t].depth) t++, k = 0;
+        }
+        for (long n = 0; n < N; n += COLUMNS) {
+            Term here[TERMS];
+            const float *ahead = 0;
+            long n_ahead = 0;
+            for (int i = 0; i < n_now; i++) {
+                here[i] = now[i];
+                here[i].right += now[i].panels ? n * now[i].panels : n;
+                if (now[i].panels > n_ahead && n + COLUMNS < N)
+                    ahead = here[i].right + COLUMNS * now[i].panels,
+                    n_ahead = COLUMNS * now[i].depth;
+            }
+            const long width = N - n < COLUMNS ? N - n : COLUMNS;
+            panel(M, width, here, n_now, from ? from + n : 0, ld_from, to + n, ld_to, ahead, n_ahead);
+        }
+        from = to, ld_from = ld_to, first = 0;
+    }
+}
+
+/* A frozen matrix (K, N), or the turned (N, K), into panels. */
+void lorewright_panels(long K, long N, const float *from, long is_turned, float *to) {
+    for (long n = 0; n < N; n += COLUMNS)
+        for (long k = 0; k < K; k++)
+            for (long j = n; j < n + COLUMNS; j++)
+                *to++ = j >= N ? 0 : is_turned ? from[j * K + k] : from[k * N + j];
+}
+
+static Term term(const float *left, long row, const float *right, long ld, long depth) {
+    return (Term){left, row, 1, right, ld, depth, 0};
+}
+
+static Term frozen(const float *left, long row, const float *panels, long depth) {
+    return (Term){left, row, 1, panels, COLUMNS, depth, depth};
+}
+
+static Term turned(const float *left, long ld_left, const float *right, long ld, long depth) {
+    return (Term){left, 1, ld_left, right, ld, depth, 0};
+}
+
+/* to (N, M) = from (M, N) turned, times a factor */
+static void transpose(long M, long N, const float *from, long ld, float factor, float *to, long ld_to) {
+    for (long n = 0; n < N; n++)
+        for (long m = 0; m < M; m++) to[n * ld_to + m] = factor * from[m * ld + n];
+}
+
+/* Functions of single values. */
+
+static inline vec pick(ivec where, vec yes, vec no) {
+    return (vec)((where & (ivec)yes) | (~where & (ivec)no));
+}
+
+/* e^x to two units in the last place (Cephes' polynomial); not a number stays so. */
+static inline vec exp_of(vec x) {
+    const vec low = (vec){0} - 87.0f, high = (vec){0} + 88.0f;
+    x = pick(x < low, low, x);
+    x = pick(x > high, high, x);
+    const vec twos = x * 1.44269504f, half = (vec){0} + 0.5f;
+    const ivec whole = __builtin_convertvector(twos + pick(twos < 0, -half, half), ivec);
+    const vec n = __builtin_convertvector(whole, vec);
+    vec r = x - n * 0.693359375f;
+    r = r + n * 2.12194440e-4f;
+    vec p = (vec){0} + 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    return p * (vec)((whole + 127) << 23);
+}
+
+static inline float total(vec x) {
+    float sum = 0;
+    for (int i = 0; i < LANES; i++) sum += x[i];
+    return sum;
+}
+
+/* x = exp(x - most) for n values; their sum. */
+static float exps(float *x, long n, float most) {
+    vec sum = {0};
+    long i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        const vec e = exp_of(*(vec_at *)(x + i) - most);
+        *(vec_at *)(x + i) = e, sum += e;
+    }
+    if (i < n) {
+        vec rest = (vec){0} - 1e30f, e;
+        memcpy(&rest, x + i, (n - i) * sizeof(float));
+        e = exp_of(rest - most);
+        memcpy(x + i, &e, (n - i) * sizeof(float));
+        for (long j = 0; j < n - i; j++) sum[0] += e[j];
+    }
+    return total(sum);
+}
+
+static float largest(const float *x, long n) {
+    float most = x[0];
+    for (long i = 1; i < n; i++) most = x[i] > most ? x[i] : most;
+    return most;
+}
+
+/* SwiGLU: open = silu(gate) * up. With `grad` of open, gate and up become their gradients. */
+static void swiglu(long n, float *gate, float *up, const float *grad, float *open) {
+    for (long i = 0; i < n; i += LANES) {
+        vec g = {0}, u = {0}, d = {0};
+        const int whole = n - i >= LANES;
+        const long bytes = (n - i) * sizeof(float);
+        if (whole) {
+            g = *(vec_at *)(gate + i), u = *(vec_at *)(up + i);
+            if (grad) d = *(const vec_at *)(grad + i);
+        } else {
+            memcpy(&g, gate + i, bytes), memcpy(&u, up + i, bytes);
+            if (grad) memcpy(&d, grad + i, bytes);
+        }
+        const vec share = 1.0f / (1.0f + exp_of(-g)), silu = g * share, o = silu * u;
+        if (whole) *(vec_at *)(open + i) = o;
+        else memcpy(open + i, &o, bytes);
+        if (!grad) continue;
+        const vec du = d * silu, dg = d * u * share * (1.0f + g - silu);
+        if (whole) *(vec_at *)(gate + i) = dg, *(vec_at *)(up + i) = du;
+        else memcpy(gate + i, &dg, bytes), memcpy(up + i, &du, bytes);
+    }
+}
+
+/* RMS norms of M vectors of D values. */
+
+typedef struct {
+    const float *weight;
+    float eps;
+} Norm;
+
+static inline float inverse_of(const float *x, long D, float eps) {
+    float square = 0;
+    for (long d = 0; d < D; d++) square += x[d] * x[d];
+    return 1.0f / sqrtf(square / D + eps);
+}
+
+static void norm(long M, long D, const float *x, long ld, Norm by, float *h, long ld_h) {
+    for (long m = 0; m < M; m++, x += ld, h += ld_h) {
+        const float inverse = inverse_of(x, D, by.eps);
+        for (long d = 0; d < D; d++) h[d] = x[d] * inverse * by.weight[d];
+    }
+}
+
+/* grad of h becomes the gradient of x, plus `rest` where there is one. */
+static void norm_back(
+    long M, long D, const float *x, long ld, Norm by, float *grad, long ld_g, const float *rest) {
+    for (long m = 0; m < M; m++, x += ld, grad += ld_g) {
+        const float inverse = inverse_of(x, D, by.eps);
+        float along = 0;
+        for (long d = 0; d < D; d++) along += grad[d] * by.weight[d] * x[d];
+        along *= inverse * inverse / D;
+        for (long d = 0; d < D; d++) grad[d] = (grad[d] * by.weight[d] - x[d] * along) * inverse;
+        if (rest)
+            for (long d = 0; d < D; d++) grad[d] += rest[m * D + d];
+    }
+}
+
+/* The network. */
+
+typedef struct {
+    long n_out;
+    const float *up, *down, *bias; /* W' (I, O) and W (O, I) in panels; (O) or null */
+    long rank;                           /* of A and B as stored; 0: not adapted */
+    const long *rank_N;                  /* what each adapter uses of it */
+    const float *A, *B;                  /* (N, R, I), (N, O, R), adapters `stride` values apart */
+    long stride_A, stride_B;
+    long at_A, at_B; /* where their gradients lie among a part's */
+} Linear;
+
+typedef struct {
+    Linear query, memory[2], output, widen[2], narrow;
+    Norm before, after, of_query, of_key; /* the last two without weight where heads have no norm */
+    int attends, below; /* is there an adapter: in q, k or v; in a layer below */
+} Layer;
+
+typedef struct {
+    long D, F, H, G, E, n_layers;
+    const Layer *layers;
+    Norm last;
+    const float *cos, *sin; /* (positions, E/2), with the root of attention's scale in them */
+    const float *scale_N;
+} Decoder;
+
+typedef struct {
+    long T, C;          /* tokens a row, positions asked for a row */
+    long first, end;    /* layers that run; where `end` is not the last, `out` is what leaves it */
+    const float *x;     /* (rows, T, D) what enters */
+    const long *asked;  /* (rows, C) positions */
+    float *out;         /* (rows, C, D), or (rows, T, D) */
+    const float *grad;  /* of `out` */
+    long keep;
+} Pass;
+
+typedef struct {
+    long row, n_rows, adapter; /* -1: none */
+    float *work, *grads;
+} Part;
+
+/* A part's values in one layer. */
+typedef struct {
+    float *x, *h, *hq, *q, *k, *v, *raw_q, *raw_k, *attended, *mid, *late, *gate, *up;
+    float *inner_q, *inner_m, *inner_o, *inner_w, *inner_n;
+} Kept;
+
+static long ranks(const Linear *linears, int n) {
+    long sum = 0;
+    for (int i = 0; i < n; i++) sum += linears[i].rank;
+    return sum;
+}
+
+static float *take(float **at, long n) {
+    float *here = *at;
+    *at += (n + 15) / 16 * 16;
+    return here;
+}
+
+/* Lays out a layer's values from `at` on, which moves behind them. */
+static Kept lay(const Decoder *net, const Layer *layer, long M, long Q, int apart, float **at) {
+    const long D = net->D, F = net->F, HE = net->H * net->E, GE = net->G * net->E;
+    Kept kept;
+    kept.x = take(at, M * D), kept.h = take(at, M * D);
+    kept.hq = apart ? take(at, Q * D) : kept.h;
+    kept.q = take(at, Q * HE), kept.k = take(at, M * GE), kept.v = take(at, M * GE);
+    kept.raw_q = layer->of_query.weight ? take(at, Q * HE) : 0;
+    kept.raw_k = layer->of_key.weight ? take(at, M * GE) : 0;
+    kept.attended = take(at, Q * HE), kept.mid = take(at, Q * D), kept.late = take(at, Q * D);
+    kept.gate = take(at, Q * F), kept.up = take(at, Q * F);
+    kept.inner_q = take(at, Q * ranks(&layer->query, 1));
+    kept.inner_m = take(at, M * ranks(layer->memory, 2));
+    kept.inner_o = take(at, Q * ranks(&layer->output, 1));
+    kept.inner_w = take(at, Q * ranks(layer->widen, 2));
+    kept.inner_n = take(at, Q * ranks(&layer->narrow, 1));
+    return kept;
+}
+
+/* Values beside the kept ones that a layer needs while it runs. */
+static long scratch(const Decoder *net, const Layer *layer, long M, long T, int back) {
+    const long D = net->D, F = net->F, HE = net->H * net->E, GE = net->G * net->E;
+    const long wide = HE > F ? HE : F, most = wide > D ? wide : D;
+    long rank = ranks(layer->memory, 2), r = ranks(layer->widen, 2);
+    rank = rank > r ? rank : r;
+    r = ranks(&layer->query, 1), rank = rank > r ? rank : r;
+    r = ranks(&layer->output, 1), rank = rank > r ? rank : r;
+    r = ranks(&layer->narrow, 1), rank = rank > r ? rank : r;
+    long n = 2 * rank * most + M * F + 4 * QUERIES * T + 4 * net->E * T;
+    if (back) n += M * rank + 4 * M * D + 2 * M * HE + 2 * M * GE;
+    return n + 64 * 16;
+}
+
+/* Linear layers of one input with adapter n on them; inner = scale A x is kept for the way back. */
+static void linears(
+    const Linear *all, int n, long M, long I, const float *x, long adapter, float scale,
+    const float *from, float **outs, float *inner, float *work) {
+    const long R = ranks(all, n);
+    float *down = take(&work, I * R), *up = work;
+    long r = 0, used = 0;
+    if (adapter >= 0 && R) {
+        for (int i = 0; i < n; i++) {
+            const long rank = all[i].rank ? all[i].rank_N[adapter] : 0;
+            const float *A = all[i].A + adapter * all[i].stride_A;
+            transpose(rank, I, A, I, scale, down + used, R);
+            used += rank;
+        }
+        const Term in = term(x, I, down, R, I);
+        product(M, used, &in, 1, 0, 0, inner, R);
+    }
+    for (int i = 0; i < n; i++) {
+        const Linear *one = all + i;
+        const long O = one->n_out, rank = used && one->rank ? one->rank_N[adapter] : 0;
+        Term terms[2] = {frozen(x, I, one->up, I)};
+        if (rank) {
+            transpose(O, rank, one->B + adapter * one->stride_B, one->rank, 1, up, O);
+            terms[1] = term(inner + r, R, up, O, rank);
+        }
+        const float *start = from;
+        if (one->bias) {
+            for (long m = 0; m < M; m++)
+                for (long o = 0; o < O; o++)
+                    outs[i][m * O + o] = one->bias[o] + (from ? from[m * O + o] : 0);
+            start = outs[i];
+        }
+        product(M, O, terms, rank ? 2 : 1, start, O, outs[i], O);
+        r += rank;
+    }
+}
+
+/* Gradients of A, B and, unless null, of the input: to = from + ... */
+static void linears_back(
+    const Linear *all, int n, long M, long I, float *const *grads, const float *x,
+    const float *inner, long adapter, float scale, const float *from, float *to, float *found,
+    float *work) {
+    const long R = ranks(all, n);
+    float *back = take(&work, M * R), *up = work;
+    Term terms[2 * 3];
+    int n_terms = 0;
+    long r = 0;
+    for (int i = 0; i < n; i++) {
+        const Linear *one = all + i;
+        const long O = one->n_out, full = one->rank;
+        const long rank = adapter >= 0 && full ? one->rank_N[adapter] : 0;
+        terms[n_terms++] = frozen(grads[i], O, one->down, O);
+        if (full && adapter >= 0) {
+            float *at_A = found + one->at_A, *at_B = found + one->at_B;
+            const float *A = one->A + adapter * one->stride_A;
+            const float *B = one->B + adapter * one->stride_B;
+            const Term out = term(grads[i], O, B, full, O);
+            product(M, rank, &out, 1, 0, 0, back + r, R);
+            for (long m = 0; m < M; m++)
+                for (long j = 0; j < rank; j++) back[m * R + r + j] *= scale;
+            const Term of_B = turned(inner + r, R, grads[i], O, M);
+            product(rank, O, &of_B, 1, 0, 0, up, O);
+            if (rank < full) memset(at_B, 0, O * full * sizeof(float));
+            transpose(rank, O, up, O, 1, at_B, full);
+            const Term of_A = turned(back + r, R, x, I, M);
+            product(rank, I, &of_A, 1, 0, 0, at_A, I);
+            memset(at_A + rank * I, 0, (full - rank) * I * sizeof(float));
+            if (rank) terms[n_terms++] = term(back + r, R, A, I, rank);
+            r += rank;
+        }
+    }
+    if (to) product(M, I, terms, n_terms, from, I, to, I);
+}
+
+/* Rotary positions: pairs (e, e + E/2) of n heads turned by their position's angle, or back. */
+static void rotate(const Decoder *net, float *x, long n_heads, long position, int back) {
+    const long half = net->E / 2;
+    const float *cos = net->cos + position * half, *sin = net->sin + position * half;
+    const float sign = back ? -1 : 1;
+    for (long h = 0; h < n_heads; h++, x += net->E)
+        for (long e = 0; e < half; e++) {
+            const float one = x[e], two = x[e + half], s = sign * sin[e];
+            x[e] = one * cos[e] - two * s;
+            x[e + half] = two * cos[e] + one * s;
+        }
+}
+
+/* Shares of QUERIES queries at most, (n, T), zero after each one's position; how many columns. */
+static long shares(
+    const Decoder *net, long n, const long *position, const float *q, const float *keys_ET, long T,
+    float *share) {
+    long end = 0;
+    for (long i = 0; i < n; i++) end = position[i] + 1 > end ? position[i] + 1 : end;
+    const Term scores = term(q, net->H * net->E, keys_ET, T, net->E);
+    product(n, end, &scores, 1, 0, 0, share, T);
+    for (long i = 0; i < n; i++) {
+        float *s = share + i * T;
+        const long seen = position[i] + 1;
+        const float sum = exps(s, seen, largest(s, seen));
+        for (long t = 0; t < seen; t++) s[t] /= sum;
+        for (long t = seen; t < end; t++) s[t] = 0;
+    }
+    return end;
+}
+
+/* Causal attention of one row: queries (C, H, E) at `position`, keys and values (T, G, E). */
+static void attend(
+    const Decoder *net, long C, long T, const long *position, const float *q, const float *k,
+    const float *v, float *out, float *work) {
+    const long E = net->E, HE = net->H * E, GE = net->G * E, per = net->H / net->G;
+    float *keys_ET = take(&work, E * T), *share = take(&work, QUERIES * T);
+    for (long g = 0; g < net->G; g++) {
+        transpose(T, E, k + g * E, GE, 1, keys_ET, T);
+        for (long h = g * per; h < (g + 1) * per; h++)
+            for (long c = 0; c < C; c += QUERIES) {
+                const long n = C - c < QUERIES ? C - c : QUERIES, at = c * HE + h * E;
+                const long end = shares(net, n, position + c, q + at, keys_ET, T, share);
+                const Term mix = term(share, T, v + g * E, GE, end);
+                product(n, E, &mix, 1, 0, 0, out + at, HE);
+            }
+    }
+}
+
+/* Gradients of q, k, v from that of `out`; shares are computed anew. */
+static void attend_back(
+    const Decoder *net, long C, long T, const long *position, const float *q, const float *k,
+    const float *v, const float *grad, float *grad_q, float *grad_k, float *grad_v, float *work) {
+    const long E = net->E, HE = net->H * E, GE = net->G * E, per = net->H / net->G;
+    float *keys_ET = take(&work, E * T), *values_ET = take(&work, E * T);
+    float *share = take(&work, QUERIES * T), *change = take(&work, QUERIES * T);
+    for (long t = 0; t < T; t++)
+        memset(grad_k + t * GE, 0, GE * sizeof(float)), memset(grad_v + t * GE, 0, GE * sizeof(float));
+    for (long g = 0; g < net->G; g++) {
+        transpose(T, E, k + g * E, GE, 1, keys_ET, T);
+        transpose(T, E, v + g * E, GE, 1, values_ET, T);
+        for (long h = g * per; h < (g + 1) * per; h++)
+            for (long c = 0; c < C; c += QUERIES) {
+                const long n = C - c < QUERIES ? C - c : QUERIES, at = c * HE + h * E;
+                const long end = shares(net, n, position + c, q + at, keys_ET, T, share);
+                const Term of_v = turned(share, T, grad + at, HE, n);
+                product(end, E, &of_v, 1, grad_v + g * E, GE, grad_v + g * E, GE);
+                const Term of_share = term(grad + at, HE, values_ET, T, E);
+                product(n, end, &of_share, 1, 0, 0, change, T);
+                for (long i = 0; i < n; i++) {
+                    const float *s = share + i * T;
+                    float *d = change + i * T, along = 0;
+                    for (long t = 0; t < end; t++) along += s[t] * d[t];
+                    for (long t = 0; t < end; t++) d[t] = s[t] * (d[t] - along);
+                }
+                const Term of_q = term(change, T, k + g * E, GE, end);
+                product(n, E, &of_q, 1, 0, 0, grad_q + at, HE);
+                const Term of_k = turned(change, T, q + at, HE, n);
+                product(end, E, &of_k, 1, grad_k + g * E, GE, grad_k + g * E, GE);
+            }
+    }
+}
+
+/* Where a pass stands in a layer: the last of the network goes on at the positions asked for. */
+typedef struct {
+    const Decoder *net;
+    const Pass *pass;
+    const Layer *layer;
+    long M, Q, C, n_rows, adapter;
+    float scale;
+    int apart;
+    const long *position; /* of each query, row by row */
+} Here;
+
+static Here here_of(const Decoder *net, const Pass *pass, const Part *part, long l, const long *each) {
+    const int apart = l == net->n_layers - 1 && pass->asked;
+    const long C = apart ? pass->C : pass->T, n = part->n_rows;
+    return (Here){.net = net, .pass = pass, .layer = net->layers + l, .n_rows = n,
+                  .M = n * pass->T, .Q = n * C, .C = C, .apart = apart, .adapter = part->adapter,
+                  .scale = part->adapter < 0 ? 0 : net->scale_N[part->adapter],
+                  .position = apart ? pass->asked + part->row * pass->C : each};
+}
+
+static const long *position_of(const Here *at, long row) {
+    return at->apart ? at->position + row * at->C : at->position;
+}
+
+static void layer_forward(const Here *at, Kept kept, float *next, float *work) {
+    const Decoder *net = at->net;
+    const Layer *layer = at->layer;
+    const long D = net->D, F = net->F, HE = net->H * net->E, GE = net->G * net->E, T = at->pass->T;
+    const long n = at->adapter;
+    const float s = at->scale;
+    norm(at->M, D, kept.x, D, layer->before, kept.h, D);
+    if (at->apart)
+        for (long q = 0; q < at->Q; q++) {
+            const long m = q / at->C * T + position_of(at, q / at->C)[q % at->C];
+            memcpy(kept.hq + q * D, kept.h + m * D, D * sizeof(float));
+            memcpy(kept.mid + q * D, kept.x + m * D, D * sizeof(float));
+        }
+    const float *x = at->apart ? kept.mid : kept.x;
+    float *memory[2] = {kept.k, kept.v}, *wide[2] = {kept.gate, kept.up};
+    linears(&layer->query, 1, at->Q, D, kept.hq, n, s, 0, &kept.q, kept.inner_q, work);
+    linears(layer->memory, 2, at->M, D, kept.h, n, s, 0, memory, kept.inner_m, work);
+    if (kept.raw_q) {
+        memcpy(kept.raw_q, kept.q, at->Q * HE * sizeof(float));
+        memcpy(kept.raw_k, kept.k, at->M * GE * sizeof(float));
+        norm(at->Q * net->H, net->E, kept.raw_q, net->E, layer->of_query, kept.q, net->E);
+        norm(at->M * net->G, net->E, kept.raw_k, net->E, layer->of_key, kept.k, net->E);
+    }
+    for (long b = 0; b < at->n_rows; b++) {
+        const long *position = position_of(at, b);
+        float *q = kept.q + b * at->C * HE, *k = kept.k + b * T * GE;
+        for (long c = 0; c < at->C; c++) rotate(net, q + c * HE, net->H, position[c], 0);
+        for (long t = 0; t < T; t++) rotate(net, k + t * GE, net->G, t, 0);
+        attend(net, at->C, T, position, q, k, kept.v + b * T * GE, kept.attended + b * at->C * HE,
+               work);
+    }
+    linears(&layer->output, 1, at->Q, HE, kept.attended, n, s, x, &kept.mid, kept.inner_o, work);
+    norm(at->Q, D, kept.mid, D, layer->after, kept.late, D);
+    linears(layer->widen, 2, at->Q, D, kept.late, n, s, 0, wide, kept.inner_w, work);
+    float *open = take(&work, at->Q * F);
+    swiglu(at->Q * F, kept.gate, kept.up, 0, open);
+    linears(&layer->narrow, 1, at->Q, F, open, n, s, kept.mid, &next, kept.inner_n, work);
+}
+
+/* grad (Q, D) of what left the layer becomes that (M, D) of what entered; 0 when nothing below has any. */
+static int layer_backward(const Here *at, Kept kept, float *grad, float *found, float *work) {
+    const Decoder *net = at->net;
+    const Layer *layer = at->layer;
+    const long D = net->D, F = net->F, HE = net->H * net->E, GE = net->G * net->E, T = at->pass->T;
+    const long n = at->adapter;
+    const float s = at->scale;
+    const int deep = layer->below || layer->attends, middle = deep || layer->output.rank;
+    const int wide = middle || ranks(layer->widen, 2);
+    float *open = take(&work, at->Q * F), *inner = take(&work, at->Q * F);
+    float *h = take(&work, at->M * D), *hq = take(&work, at->Q * D);
+    float *ways[2] = {kept.gate, kept.up};
+    swiglu(at->Q * F, kept.gate, kept.up, 0, open);
+    linears_back(&layer->narrow, 1, at->Q, F, &grad, open, kept.inner_n, n, s, 0, wide ? inner : 0,
+                 found, work);
+    if (!wide) return 0;
+    swiglu(at->Q * F, kept.gate, kept.up, inner, open);
+    linears_back(layer->widen, 2, at->Q, D, ways, kept.late, kept.inner_w, n, s, 0,
+                 middle ? hq : 0, found, work);
+    if (!middle) return 0;
+    norm_back(at->Q, D, kept.mid, D, layer->after, hq, D, grad);
+    memcpy(grad, hq, at->Q * D * sizeof(float));
+    float *attended = take(&work, at->Q * HE);
+    linears_back(&layer->output, 1, at->Q, HE, &grad, kept.attended, kept.inner_o, n, s, 0,
+                 deep ? attended : 0, found, work);
+    if (!deep) return 0;
+    float *query = take(&work, at->Q * HE), *key = take(&work, at->M * GE);
+    float *value = take(&work, at->M * GE), *memory[2] = {key, value};
+    for (long b = 0; b < at->n_rows; b++) {
+        const long *position = position_of(at, b), q = b * at->C * HE, m = b * T * GE;
+        attend_back(net, at->C, T, position, kept.q + q, kept.k + m, kept.v + m, attended + q,
+                    query + q, key + m, value + m, work);
+        for (long c = 0; c < at->C; c++) rotate(net, query + q + c * HE, net->H, position[c], 1);
+        for (long t = 0; t < T; t++) rotate(net, key + m + t * GE, net->G, t, 1);
+    }
+    if (kept.raw_q) {
+        norm_back(at->Q * net->H, net->E, kept.raw_q, net->E, layer->of_query, query, net->E, 0);
+        norm_back(at->M * net->G, net->E, kept.raw_k, net->E, layer->of_key, key, net->E, 0);
+    }
+    linears_back(&layer->query, 1, at->Q, D, &query, kept.hq, kept.inner_q, n, s, 0,
+                 layer->below ? hq : 0, found, work);
+    const int together = layer->below && !at->apart; /* both inputs are one */
+    linears_back(layer->memory, 2, at->M, D, memory, kept.h, kept.inner_m, n, s,
+                 together ? hq : 0, layer->below ? h : 0, found, work);
+    if (!layer->below) return 0;
+    if (together) {
+        norm_back(at->M, D, kept.x, D, layer->before, h, D, grad);
+        memcpy(grad, h, at->M * D * sizeof(float));
+        return 1;
+    }
+    for (long q = 0; q < at->Q; q++) {
+        const long m = q / at->C * T + position_of(at, q / at->C)[q % at->C];
+        for (long d = 0; d < D; d++) h[m * D + d] += hq[q * D + d];
+    }
+    norm_back(at->M, D, kept.x, D, layer->before, h, D, 0);
+    for (long q = 0; q < at->Q; q++) {
+        const long m = q / at->C * T + position_of(at, q / at->C)[q % at->C];
+        for (long d = 0; d < D; d++) h[m * D + d] += grad[q * D + d];
+    }
+    memcpy(grad, h, at->M * D * sizeof(float));
+    return 1;
+}
+
+/* A part's workspace: positions, the values of each layer (of one if none are kept), scratch. */
+
+static long layer_floats(const Decoder *net, const Pass *pass, long l, long n_rows) {
+    const int apart = l == net->n_layers - 1 && pass->asked;
+    float *at = 0;
+    lay(net, net->layers + l, n_rows * pass->T, n_rows * (apart ? pass->C : pass->T), apart, &at);
+    return at - (float *)0;
+}
+
+static long most_scratch(const Decoder *net, const Pass *pass, long n_rows) {
+    const long more = pass->C > pass->T ? pass->C : pass->T;
+    long most = 0;
+    for (long l = pass->first; l < pass->end; l++) {
+        const long n = scratch(net, net->layers + l, n_rows * more, pass->T, pass->keep) +
+                       (pass->keep ? 2 * n_rows * more * net->F : 0);
+        most = n > most ? n : most;
+    }
+    return most;
+}
+
+long lorewright_floats(const Decoder *net, const Pass *pass, long n_rows) {
+    long sum = 0, most = 0;
+    for (long l = pass->first; l < pass->end; l++) {
+        const long n = layer_floats(net, pass, l, n_rows);
+        sum += n, most = n > most ? n : most;
+    }
+    const long more = pass->C > pass->T ? pass->C : pass->T;
+    const long ends = 2 * n_rows * more * net->D + 64;
+    return 2 * pass->T + 16 + ends + (pass->keep ? sum : most) + most_scratch(net, pass, n_rows);
+}
+
+static const long *positions(const Pass *pass, float **at) {
+    long *each = (long *)take(at, 2 * pass->T);
+    for (long t = 0; t < pass->T; t++) each[t] = t;
+    return each;
+}
+
+static void forward(const Decoder *net, const Pass *pass, const Part *part) {
+    const long D = net->D, T = pass->T, M = part->n_rows * T;
+    const long more = pass->C > T ? pass->C : T;
+    float *at = part->work;
+    const long *each = positions(pass, &at);
+    float *out = take(&at, part->n_rows * more * D), *base = at, *work;
+    long most = 0;
+    for (long l = pass->first; l < pass->end; l++) {
+        const long n = layer_floats(net, pass, l, part->n_rows);
+        most = pass->keep ? most + n : n > most ? n : most;
+    }
+    work = base + most;
+    const float *x = pass->x + part->row * T * D;
+    for (long l = pass->first; l < pass->end; l++) {
+        const Here here = here_of(net, pass, part, l, each);
+        if (!pass->keep) at = base;
+        const Kept kept = lay(net, here.layer, here.M, here.Q, here.apart, &at);
+        memcpy(kept.x, l == pass->first ? x : out, M * D * sizeof(float));
+        layer_forward(&here, kept, out, work);
+    }
+    if (pass->end == net->n_layers && pass->asked)
+        norm(part->n_rows * pass->C, D, out, D, net->last, pass->out + part->row * pass->C * D, D);
+    else
+        memcpy(pass->out + part->row * T * D, out, M * D * sizeof(float));
+}
+
+static void backward(const Decoder *net, const Pass *pass, const Part *part) {
+    const long D = net->D, T = pass->T, Q = part->n_rows * pass->C;
+    const long more = pass->C > T ? pass->C : T;
+    float *at = part->work, *starts[net->n_layers];
+    const long *each = (const long *)take(&at, 2 * T);
+    float *out = take(&at, part->n_rows * more * D);
+    for (long l = pass->first; l < pass->end; l++) {
+        starts[l] = at;
+        at += layer_floats(net, pass, l, part->n_rows);
+    }
+    float *grad = take(&at, part->n_rows * more * D);
+    memcpy(grad, pass->grad + part->row * pass->C * D, Q * D * sizeof(float));
+    norm_back(Q, D, out, D, net->last, grad, D, 0);
+    for (long l = pass->end - 1; l >= pass->first; l--) {
+        const Here here = here_of(net, pass, part, l, each);
+        const Kept kept = lay(net, here.layer, here.M, here.Q, here.apart, &starts[l]);
+        if (!layer_backward(&here, kept, grad, part->grads, at)) break;
+    }
+}
+
+/* Threads: each takes the next part until none is left. */
+
+typedef void Work(const Decoder *, const Pass *, const Part *);
+
+typedef struct {
+    Work *work;
+    const Decoder *net;
+    const Pass *pass;
+    const Part *parts;
+    long n_parts, floats;
+    float *shared; /* workspaces of `floats` values, one a thread, for parts without their own */
+    atomic_long next, arrived;
+} Crew;
+
+static void *labour(void *crew_) {
+    Crew *crew = crew_;
+    float *mine = crew->shared + crew->floats * atomic_fetch_add(&crew->arrived, 1);
+    for (long i; (i = atomic_fetch_add(&crew->next, 1)) < crew->n_parts;) {
+        Part part = crew->parts[i];
+        if (!part.work) part.work = mine;
+        crew->work(crew->net, crew->pass, &part);
+    }
+    return 0;
+}
+
+void lorewright_run(
+    const Decoder *net, const Pass *pass, const Part *parts, long n_parts, long n_threads,
+    float *shared, long floats, long back) {
+    Crew crew = {back ? backward : forward, net, pass, parts, n_parts, floats, shared, 0, 0};
+    pthread_t others[63];
+    long n_others = 0, wanted = (n_threads < n_parts ? n_threads : n_parts) - 1;
+    while (n_others < wanted && n_others < 63 &&
+           !pthread_create(&others[n_others], 0, labour, &crew))
+        n_others++;
+    labour(&crew);
+    for (long i = 0; i < n_others; i++) pthread_join(others[i], 0);
+}
+
+/* Losses of positions under a frozen head, and their gradients with respect to its input. */
+
+void lorewright_nats(
+    long M, long D, long V, const float *hidden, const float *down, const float *up, const long *target,
+    float *loss, unsigned char *correct, float *grad, float *logits, long chunk) {
+    for (long m = 0; m < M; m += chunk) {
+        const long n = M - m < chunk ? M - m : chunk;
+        const Term score = frozen(hidden + m * D, D, up, D);
+        product(n, V, &score, 1, 0, 0, logits, V);
+        for (long i = 0; i < n; i++) {
+            float *x = logits + i * V;
+            const long wanted = target[m + i];
+            if (wanted < 0) { /* padding */
+                loss[m + i] = 0, correct[m + i] = 1;
+                if (grad) memset(x, 0, V * sizeof(float));
+                continue;
+            }
+            const float most = largest(x, V), at = x[wanted];
+            long best = 0;
+            while (best < V - 1 && x[best] != most) best++;
+            const float sum = exps(x, V, most);
+            loss[m + i] = logf(sum) - (at - most), correct[m + i] = best == wanted;
+            if (grad) {
+                const float share = 1 / sum;
+                for (long v = 0; v < V; v++) x[v] *= share;
+                x[wanted] -= 1;
+            }
+        }
+        if (grad) {
+            const Term back = frozen(logits, V, down, V);
+            product(n, D, &back, 1, 0, 0, grad + m * D, D);
+        }
+    }
+}
+
+/* Columns of a panel. */
+long lorewright_columns(void) { return COLUMNS; }
+
+/* Sizes of the structures, so that Python's copies of them can be checked. */
+void lorewright_sizes(long *sizes) {
+    sizes[0] = sizeof(Linear), sizes[1] = sizeof(Layer), sizes[2] = sizeof(Decoder);
+    sizes[3] = sizeof(Pass), sizes[4] = sizeof(Part);
+}
+
+/* One product, for tests and timings: to (M, N) = left (M, K) right (K, N). */
+void lorewright_product(long M, long N, long K, const float *left, const float *right, float *to) {
+    const Term one = term(left, K, right, N, K);
+    product(M, N, &one, 1, 0, 0, to, N);
+}
