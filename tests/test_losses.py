@@ -313,14 +313,14 @@ def test_in_chunks_losses_and_gradients_are_those_of_all_at_once(
         torch.manual_seed(seed)
         hidden_MD = torch.randn(len(ids_M), 7, requires_grad=True)
         nats = (
-            chunked_nats(hidden_MD, head, ids_M, chunk)
+            chunked_nats(head, hidden_MD, ids_M, chunk)
             if in_chunks
             else token_nats(head(hidden_MD), ids_M)
         )
         (nats.loss_BT * scale_M).sum().backward()
         found.append((nats.loss_BT.detach(), nats.correct_BT, hidden_MD.grad))
         with torch.no_grad():
-            silent = chunked_nats(hidden_MD, head, ids_M, chunk)
+            silent = chunked_nats(head, hidden_MD, ids_M, chunk)
         torch.testing.assert_close(silent.loss_BT, found[0][0])
     for chunked, whole in zip(*found, strict=True):
         torch.testing.assert_close(chunked, whole)
@@ -330,7 +330,7 @@ def test_a_bf16_head_is_read_in_float32_and_gets_its_gradient_in_bf16() -> None:
     torch.manual_seed(0)
     head, ids_M = torch.nn.Linear(7, 11).bfloat16(), torch.arange(6)
     hidden_MD = torch.randn(6, 7).bfloat16().requires_grad_()
-    nats = chunked_nats(hidden_MD, head, ids_M, 4)
+    nats = chunked_nats(head, hidden_MD, ids_M, 4)
     whole = token_nats(head(hidden_MD), ids_M)
     torch.testing.assert_close(nats.loss_BT, whole.loss_BT)
     assert torch.equal(nats.correct_BT, whole.correct_BT)

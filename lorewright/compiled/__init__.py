@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -63,9 +63,23 @@ class Panels:
         return made[1]
 
 
+def _place(weight: Tensor | None) -> int:
+    return 0 if weight is None else weight.data_ptr()
+
+
 def state(weight: Tensor) -> tuple[int, int]:
     """Where a weight lies and how often it was written to: its values' identity."""
     return weight.data_ptr(), weight._version
+
+
+class Described(NamedTuple):
+    """A network as decoder.c has it."""
+
+    net: CDecoder
+    loras: list[LoraLinear]
+    """Its adapted modules, in model order."""
+    n_values: int
+    """P of one adapter's gradients."""
 
 
 class Network:
@@ -78,7 +92,11 @@ class Network:
         self.decoder, self.layers, self.turns = decoder, list(layers), turns
         self._panels = Panels(library)
         self._state: Any = None
-        self._described: tuple[CDecoder, list[LoraLinear], int] | None = None
+        self._described: Described | None = None
+        # What a layer's parts are changes when adapters come and go; their dictionaries stay.
+        self._inside = [decoder._modules] + [
+            m._modules for x in self.layers for m in (x, x.self_attn, x.mlp)
+        ]
         self._held: list[Any] = []
         self.spare: list[Tensor] = []
         """Workspaces that no pass uses: fresh memory costs more than the arithmetic in it."""
@@ -92,23 +110,26 @@ class Network:
         library, says = load()
         return (None if library is None else cls(library, decoder, layers, turns)), says
 
-    def described(self, n_tokens: int) -> tuple[CDecoder, list[LoraLinear], int]:
-        """The network now, its adapted modules in model order, and P of one adapter's gradients."""
+    def described(self, n_tokens: int) -> Described:
+        """The network as it is now, for texts of so many tokens."""
         cos, sin = self.turns(n_tokens)
-        now = [state(cos), state(self.decoder.norm.weight)]
-        for layer in self.layers:
-            for module in (*_projections(layer), *_norms(layer)):
-                lora = module if isinstance(module, LoraLinear) else None
-                now.append(state((lora.base if lora else module).weight))
-                if lora:
-                    now.append((lora.A_NRI.data_ptr(), lora.B_NOR.data_ptr()))
-                    now.append((id(lora), lora.scale_N.data_ptr()))
+        now: list[Any] = [cos.data_ptr()]
+        for inside in self._inside:
+            for module in inside.values():
+                within = module._modules
+                if within and type(module) is LoraLinear:
+                    now.append((id(module), *map(_place, module._parameters.values())))
+                    now.append(module._buffers["scale_N"].data_ptr())  # type: ignore[union-attr]
+                    module = within["base"]  # noqa: PLW2901
+                weight = module._parameters.get("weight")
+                if weight is not None:
+                    now.append((weight.data_ptr(), weight._version))
         if now != self._state or self._described is None:
             self._described = self._describe(cos, sin)
             self._state = now
         return self._described
 
-    def _describe(self, cos: Tensor, sin: Tensor) -> tuple[CDecoder, list[LoraLinear], int]:
+    def _describe(self, cos: Tensor, sin: Tensor) -> Described:
         attention, mlp = self.layers[0].self_attn, self.layers[0].mlp
         width = int(attention.head_dim)
         (q_out, d), k_out = _plain(attention.q_proj).weight.shape, len(_plain(attention.k_proj).weight)
@@ -141,7 +162,7 @@ class Network:
         sizes = d, inner, q_out // width, k_out // width, width, len(layers)
         last = _norm(self.decoder.norm)
         found = CDecoder(*sizes, layers, last, cos.data_ptr(), sin.data_ptr(), scale_N)
-        return found, loras, at
+        return Described(found, loras, at)
 
     def _linear(self, to: CLinear, module: Any, at: int) -> int:
         """Fill in a linear layer, whose gradients begin at `at`; where the next one's begin."""
@@ -184,10 +205,12 @@ class Run:
         self.network = network
         self.x_BTD = x_BTD.contiguous()
         self.asked_BC = None if position_BC is None else position_BC.contiguous()
-        self.net, loras, self.n_values = network.described(x_BTD.shape[1])
+        self.net, self.every, self.n_values = network.described(x_BTD.shape[1])
         self.end = len(network.layers) if end is None else end
-        running = {id(m) for layer in network.layers[first : self.end] for m in _projections(layer)}
-        self.loras = [lora for lora in loras if id(lora) in running]
+        self.loras = self.every
+        if first or self.end < len(network.layers):
+            running = [m for layer in network.layers[first : self.end] for m in _projections(layer)]
+            self.loras = [lora for lora in self.every if lora in running]
         """Every adapted module of the layers that run, in model order."""
         n_rows, n_tokens, _ = x_BTD.shape
         n_asked = n_tokens if self.asked_BC is None else self.asked_BC.shape[1]
@@ -281,21 +304,12 @@ class Run:
             for adapter, part_P in zip(adapters_Z, every_ZP, strict=True):
                 if adapter >= 0:
                     grads_ZP[adapter] += part_P
-        found, at = {}, self._start()
-        for lora in self.loras:
-            given = []
-            for weight in (lora.A_NRI, lora.B_NOR):
-                shape = weight.shape[1:]
-                given.append(grads_ZP[:, at : at + shape.numel()].unflatten(1, shape))
-                at += shape.numel()
-            found[lora] = given[0], given[1]
-        return found
-
-    def _start(self) -> int:
-        """Where the gradients of the first module that runs begin."""
-        _, loras, _ = self.network.described(self.x_BTD.shape[1])
-        before = loras[: loras.index(self.loras[0])]
-        return sum(lora.A_NRI[0].numel() + lora.B_NOR[0].numel() for lora in before)
+        weights = [weight for lora in self.every for weight in (lora.A_NRI, lora.B_NOR)]
+        shapes = [weight.shape[1:] for weight in weights]
+        parts = grads_ZP.split_with_sizes([shape.numel() for shape in shapes], 1)
+        views = [part.view(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
+        given = dict(zip(self.every, zip(views[::2], views[1::2], strict=True), strict=True))
+        return {lora: given[lora] for lora in self.loras}
 
 
 class Head:
