@@ -78,6 +78,8 @@ class Group(NamedTuple):
     """Values in a flat buffer of those A that have bases of one width, equally many to a basis."""
 
     spans: list[slice]
+    whole_LII: Tensor | None
+    """Every W itself, where a product with it costs no more than with its factors."""
     side_LIK: Tensor
     gain_L1K: Tensor
     rest_L11: Tensor
@@ -88,21 +90,25 @@ class Group(NamedTuple):
         most = max(len(basis.gain_K) for basis in bases)
         filled = [(basis, (0, most - len(basis.gain_K))) for basis in bases]
         rests = torch.tensor([basis.rest for basis in bases], device=bases[0].side_IK.device)
-        return cls(
-            [span for spans in spans_L for span in spans],
-            torch.stack([F.pad(basis.side_IK, end) for basis, end in filled]),
-            torch.stack([F.pad(basis.gain_K, end) for basis, end in filled])[:, None],
-            rests[:, None, None],
-        )
+        side_LIK = torch.stack([F.pad(basis.side_IK, end) for basis, end in filled])
+        gain_L1K = torch.stack([F.pad(basis.gain_K, end) for basis, end in filled])[:, None]
+        whole_LII = None
+        if (width := side_LIK.shape[1]) <= 2 * most:
+            whole_LII = torch.bmm(side_LIK * gain_L1K, side_LIK.mT)
+            whole_LII += rests[:, None, None] * torch.eye(width, device=rests.device)
+        spans = [span for spans in spans_L for span in spans]
+        return cls(spans, whole_LII, side_LIK, gain_L1K, rests[:, None, None])
 
     def turn(self, values_P: Tensor) -> None:
         """Replace every A by A W."""
         parts = [values_P[span] for span in self.spans]
         x_LXI = torch.cat(parts).view(len(self.side_LIK), -1, self.side_LIK.shape[1])
-        inner_LXK = torch.bmm(x_LXI, self.side_LIK).mul_(self.gain_L1K)
-        x_LXI.mul_(self.rest_L11).baddbmm_(inner_LXK, self.side_LIK.mT)
-        for part, found in zip(parts, x_LXI.flatten().split(list(map(len, parts))), strict=True):
-            part.copy_(found)
+        if self.whole_LII is not None:
+            x_LXI = torch.bmm(x_LXI, self.whole_LII)
+        else:
+            inner_LXK = torch.bmm(x_LXI, self.side_LIK).mul_(self.gain_L1K)
+            x_LXI.mul_(self.rest_L11).baddbmm_(inner_LXK, self.side_LIK.mT)
+        torch._foreach_copy_(parts, x_LXI.flatten().split(list(map(len, parts))))
 
 
 class Optimizer:

@@ -198,11 +198,18 @@ static Term turned(const float *left, long ld_left, const float *right, long ld,
     return (Term){left, 1, ld_left, right, ld, depth, 0};
 }
 
-/* to (N, M) = from (M, N) turned, times a factor */
+/* to (N, ld_to) = from (M, N) turned, times a factor; zeros behind the M values of a row. */
 static void transpose(long M, long N, const float *from, long ld, float factor, float *to, long ld_to) {
     for (long n = 0; n < N; n++)
-        for (long m = 0; m < M; m++) to[n * ld_to + m] = factor * from[m * ld + n];
+        for (long m = M; m < ld_to; m++) to[n * ld_to + m] = 0;
+    for (long m = 0; m < M; m += 16) { /* in squares, so that the lines read stay in the cache */
+        const long end = m + 16 < M ? m + 16 : M;
+        for (long n = 0; n < N; n++)
+            for (long i = m; i < end; i++) to[n * ld_to + i] = factor * from[i * ld + n];
+    }
 }
+
+static long whole(long n) { return (n + LANES - 1) / LANES * LANES; }
 
 /* Numbers below 1e-38 take a processor a hundred times as long and mean nothing here: while this
    library computes they count as zero. */
@@ -427,7 +434,7 @@ static long scratch(const Decoder *net, const Layer *layer, long M, long T, int 
     r = ranks(&layer->query, 1), rank = rank > r ? rank : r;
     r = ranks(&layer->output, 1), rank = rank > r ? rank : r;
     r = ranks(&layer->narrow, 1), rank = rank > r ? rank : r;
-    long n = 2 * rank * most + M * F + 4 * QUERIES * T + 4 * net->E * T;
+    long n = 2 * rank * most + M * F + (2 * QUERIES + 2 * net->E) * whole(T);
     if (back) n += M * rank + 4 * M * D + 2 * M * HE + 2 * M * GE;
     return n + 64 * 16;
 }
@@ -443,7 +450,8 @@ static void linears(
         for (int i = 0; i < n; i++) {
             const long rank = all[i].rank ? all[i].rank_N[adapter] : 0;
             const float *A = all[i].A + adapter * all[i].stride_A;
-            transpose(rank, I, A, I, scale, down + used, R);
+            for (long i = 0; i < I; i++)
+                for (long j = 0; j < rank; j++) down[i * R + used + j] = scale * A[j * I + i];
             used += rank;
         }
         const Term in = term(x, I, down, R, I);
@@ -495,7 +503,8 @@ static void linears_back(
             const Term of_B = turned(inner + r, R, grads[i], O, M);
             product(rank, O, &of_B, 1, 0, 0, up, O);
             if (rank < full) memset(at_B, 0, O * full * sizeof(float));
-            transpose(rank, O, up, O, 1, at_B, full);
+            for (long o = 0; o < O; o++)
+                for (long j = 0; j < rank; j++) at_B[o * full + j] = up[j * O + o];
             const Term of_A = turned(back + r, R, x, I, M);
             product(rank, I, &of_A, 1, 0, 0, at_A, I);
             memset(at_A + rank * I, 0, (full - rank) * I * sizeof(float));
@@ -519,20 +528,21 @@ static void rotate(const Decoder *net, float *x, long n_heads, long position, in
         }
 }
 
-/* Shares of QUERIES queries at most, (n, T), zero after each one's position; how many columns. */
+/* Shares of QUERIES queries at most, zero after each one's position; how many columns (of W, a whole
+   number of vectors) anything is seen in. Keys are turned: (E, W). */
 static long shares(
-    const Decoder *net, long n, const long *position, const float *q, const float *keys_ET, long T,
+    const Decoder *net, long n, const long *position, const float *q, const float *keys_EW, long W,
     float *share) {
     long end = 0;
     for (long i = 0; i < n; i++) end = position[i] + 1 > end ? position[i] + 1 : end;
-    const Term scores = term(q, net->H * net->E, keys_ET, T, net->E);
-    product(n, end, &scores, 1, 0, 0, share, T);
+    const Term scores = term(q, net->H * net->E, keys_EW, W, net->E);
+    product(n, whole(end), &scores, 1, 0, 0, share, W);
     for (long i = 0; i < n; i++) {
-        float *s = share + i * T;
+        float *s = share + i * W;
         const long seen = position[i] + 1;
-        const float sum = exps(s, seen, largest(s, seen));
-        for (long t = 0; t < seen; t++) s[t] /= sum;
-        for (long t = seen; t < end; t++) s[t] = 0;
+        const float part = 1 / exps(s, seen, largest(s, seen));
+        for (long t = 0; t < seen; t++) s[t] *= part;
+        for (long t = seen; t < whole(end); t++) s[t] = 0;
     }
     return end;
 }
@@ -541,15 +551,15 @@ static long shares(
 static void attend(
     const Decoder *net, long C, long T, const long *position, const float *q, const float *k,
     const float *v, float *out, float *work) {
-    const long E = net->E, HE = net->H * E, GE = net->G * E, per = net->H / net->G;
-    float *keys_ET = take(&work, E * T), *share = take(&work, QUERIES * T);
+    const long E = net->E, HE = net->H * E, GE = net->G * E, per = net->H / net->G, W = whole(T);
+    float *keys_EW = take(&work, E * W), *share = take(&work, QUERIES * W);
     for (long g = 0; g < net->G; g++) {
-        transpose(T, E, k + g * E, GE, 1, keys_ET, T);
+        transpose(T, E, k + g * E, GE, 1, keys_EW, W);
         for (long h = g * per; h < (g + 1) * per; h++)
             for (long c = 0; c < C; c += QUERIES) {
                 const long n = C - c < QUERIES ? C - c : QUERIES, at = c * HE + h * E;
-                const long end = shares(net, n, position + c, q + at, keys_ET, T, share);
-                const Term mix = term(share, T, v + g * E, GE, end);
+                const long end = shares(net, n, position + c, q + at, keys_EW, W, share);
+                const Term mix = term(share, W, v + g * E, GE, end);
                 product(n, E, &mix, 1, 0, 0, out + at, HE);
             }
     }
@@ -559,32 +569,38 @@ static void attend(
 static void attend_back(
     const Decoder *net, long C, long T, const long *position, const float *q, const float *k,
     const float *v, const float *grad, float *grad_q, float *grad_k, float *grad_v, float *work) {
-    const long E = net->E, HE = net->H * E, GE = net->G * E, per = net->H / net->G;
-    float *keys_ET = take(&work, E * T), *values_ET = take(&work, E * T);
-    float *share = take(&work, QUERIES * T), *change = take(&work, QUERIES * T);
-    for (long t = 0; t < T; t++)
-        memset(grad_k + t * GE, 0, GE * sizeof(float)), memset(grad_v + t * GE, 0, GE * sizeof(float));
+    const long E = net->E, HE = net->H * E, GE = net->G * E, per = net->H / net->G, W = whole(T);
+    float *keys_EW = take(&work, E * W), *values_EW = take(&work, E * W);
+    float *share = take(&work, QUERIES * W), *change = take(&work, QUERIES * W);
+    long reach = 0;
+    for (long c = 0; c < C; c++) reach = position[c] + 1 > reach ? position[c] + 1 : reach;
+    const int adds = per > 1 || C > QUERIES || reach < T; /* otherwise each value is written once */
+    if (adds) {
+        memset(grad_k, 0, T * GE * sizeof(float));
+        memset(grad_v, 0, T * GE * sizeof(float));
+    }
     for (long g = 0; g < net->G; g++) {
-        transpose(T, E, k + g * E, GE, 1, keys_ET, T);
-        transpose(T, E, v + g * E, GE, 1, values_ET, T);
+        transpose(T, E, k + g * E, GE, 1, keys_EW, W);
+        transpose(T, E, v + g * E, GE, 1, values_EW, W);
         for (long h = g * per; h < (g + 1) * per; h++)
             for (long c = 0; c < C; c += QUERIES) {
                 const long n = C - c < QUERIES ? C - c : QUERIES, at = c * HE + h * E;
-                const long end = shares(net, n, position + c, q + at, keys_ET, T, share);
-                const Term of_v = turned(share, T, grad + at, HE, n);
-                product(end, E, &of_v, 1, grad_v + g * E, GE, grad_v + g * E, GE);
-                const Term of_share = term(grad + at, HE, values_ET, T, E);
-                product(n, end, &of_share, 1, 0, 0, change, T);
+                const long end = shares(net, n, position + c, q + at, keys_EW, W, share);
+                float *to_k = grad_k + g * E, *to_v = grad_v + g * E;
+                const Term of_v = turned(share, W, grad + at, HE, n);
+                product(end, E, &of_v, 1, adds ? to_v : 0, GE, to_v, GE);
+                const Term of_share = term(grad + at, HE, values_EW, W, E);
+                product(n, whole(end), &of_share, 1, 0, 0, change, W);
                 for (long i = 0; i < n; i++) {
-                    const float *s = share + i * T;
-                    float *d = change + i * T, along = 0;
-                    for (long t = 0; t < end; t++) along += s[t] * d[t];
-                    for (long t = 0; t < end; t++) d[t] = s[t] * (d[t] - along);
+                    const float *s = share + i * W;
+                    float *d = change + i * W, along = 0;
+                    for (long t = 0; t < whole(end); t++) along += s[t] * d[t];
+                    for (long t = 0; t < whole(end); t++) d[t] = s[t] * (d[t] - along);
                 }
-                const Term of_q = term(change, T, k + g * E, GE, end);
+                const Term of_q = term(change, W, k + g * E, GE, end);
                 product(n, E, &of_q, 1, 0, 0, grad_q + at, HE);
-                const Term of_k = turned(change, T, q + at, HE, n);
-                product(end, E, &of_k, 1, grad_k + g * E, GE, grad_k + g * E, GE);
+                const Term of_k = turned(change, W, q + at, HE, n);
+                product(end, E, &of_k, 1, adds ? to_k : 0, GE, to_k, GE);
             }
     }
 }
