@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lorewright.compiled import load
+from lorewright.compiled.moving import Matrices, Mover
 from lorewright.errors import ConfigError
 from lorewright.lora import Flat, Stack
 
@@ -99,6 +101,21 @@ class Group(NamedTuple):
         spans = [span for spans in spans_L for span in spans]
         return cls(spans, whole_LII, side_LIK, gain_L1K, rests[:, None, None])
 
+    def whole(self) -> Tensor:
+        """Every W (L, I, I)."""
+        if self.whole_LII is not None:
+            return self.whole_LII
+        eye_II = torch.eye(self.side_LIK.shape[1], device=self.rest_L11.device)
+        return torch.bmm(self.side_LIK * self.gain_L1K, self.side_LIK.mT) + self.rest_L11 * eye_II
+
+    def turn_exactly(self, values_P: Tensor) -> None:
+        """`turn` in float64, whose rounding does not depend on how many rows the A have."""
+        each = len(self.spans) // len(self.side_LIK)
+        for i, basis_II in enumerate(self.whole().double()):
+            for span in self.spans[each * i : each * (i + 1)]:
+                a_RI = values_P[span].view(-1, len(basis_II))
+                a_RI.copy_(a_RI.double() @ basis_II)
+
     def turn(self, values_P: Tensor) -> None:
         """Replace every A by A W."""
         parts = [values_P[span] for span in self.spans]
@@ -128,6 +145,7 @@ class Optimizer:
         self.configs = list(configs)
         self.bases: list[Bases] = [{}] * len(configs)
         self.direction = OPTIMIZERS[names.pop()]
+        self.movers: list[Mover] | None = None
         self._rebind()
         self.steps_N1 = torch.zeros(len(configs), 1, device=self.grads[0].device)
         self.moments = [{name: torch.zeros_like(g) for name in MOMENTS} for g in self.grads]
@@ -146,6 +164,7 @@ class Optimizer:
         self.clip_N = torch.tensor([config.clip for config in self.configs], device=device)
         self.decay_N1 = torch.tensor(decays, device=device)[:, None]
         self.decays = any(decays)
+        self.movers = None
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -157,6 +176,7 @@ class Optimizer:
         rows they may be one object."""
         self.bases = list(bases)
         self.groups = [self._grouped(flat) for flat in self.stack.flats]
+        self.movers = None
 
     def _grouped(self, flat: Flat) -> list[list[Group]]:
         """Of every adapter the A with bases, by width."""
@@ -178,9 +198,10 @@ class Optimizer:
         return [made[id(bases)] for bases in self.bases]
 
     def turn(self, n: int) -> None:
-        """Bring adapter n's A, as drawn, into its bases."""
+        """Bring adapter n's A, as drawn, into its bases; alike whatever it is stacked with."""
         for flat, groups_N in zip(self.stack.flats, self.groups, strict=True):
-            _turn(flat.weight_NP[n : n + 1], groups_N[n : n + 1])
+            for group in groups_N[n]:
+                group.turn_exactly(flat.weight_NP[n])
 
     def _ratios(self, flat: Flat) -> Tensor | None:
         """Rate of every value over its adapter's rate (N, P); None when all are 1."""
@@ -197,11 +218,10 @@ class Optimizer:
         `grads` belong to `parameters`, in their order; None is zero. Nothing is read back from the
         device.
         """
-        for view, grad in zip(self.views, grads, strict=True):
-            if grad is None:
-                view.zero_()
-            else:
-                view.copy_(grad)
+        if self._compiled():
+            self._step_compiled(self._flat(grads), lr_N, live_N)
+            return
+        self._gather(grads)
         here = live_N.device
         sizes = [torch.linalg.vector_norm(g, dim=1).to(here) for g in self.grads]
         norm_N = sizes[0] if len(sizes) == 1 else torch.stack(sizes).square().sum(0).sqrt()
@@ -224,6 +244,89 @@ class Optimizer:
                 )
             rate = rate if ratio_NP is None else rate * ratio_NP
             flat.weight_NP.addcmul_(update, rate, value=-1)
+
+    def _gather(self, grads: Sequence[Tensor | None]) -> None:
+        for view, grad in zip(self.views, grads, strict=True):
+            if grad is None:
+                view.zero_()
+            else:
+                view.copy_(grad)
+
+    def _flat(self, grads: Sequence[Tensor | None]) -> Tensor:
+        """The gradients in one buffer (N, P): the one they are parts of, if it is laid out so."""
+        (flat,) = self.stack.flats
+        found = None if grads[0] is None else grads[0]._base
+        if (
+            found is not None
+            and found.shape == flat.weight_NP.shape
+            and found.is_contiguous()
+            and all(
+                grad is not None and grad._base is found and grad.storage_offset() == span.start
+                for grad, (span, _) in zip(grads, flat.spans, strict=True)
+            )
+        ):
+            return found
+        self._gather(grads)
+        return self.grads[0]
+
+    def _compiled(self) -> bool:
+        """Whether the step is one that compiled code has, where there is any: Adam on a CPU."""
+        if self.direction not in (adamw, whitened) or len(self.stack.flats) != 1:
+            return False
+        (flat,), (groups_N,) = self.stack.flats, self.groups
+        if flat.weight_NP.device.type != "cpu" or flat.decayed_P is not None:
+            return False
+        if self.direction is whitened and not all(groups_N):
+            return False
+        if self.movers is None:
+            library = load().library
+            if library is None:
+                return False
+            made: dict[int, Tensor] = {}
+            parts_N = [self._matrices(flat, n) for n in range(len(self.configs))]
+            self.movers = [Mover(library, parts, made) for parts in parts_N]
+        return True
+
+    def _matrices(self, flat: Flat, n: int) -> list[Matrices]:
+        """Adapter n's A by basis, then all else."""
+        rest, found = [slice(*span.indices(1 << 62)) for span, _ in flat.spans], []
+        if self.direction is whitened:
+            for group in self.groups[0][n]:
+                each = len(group.spans) // len(group.side_LIK)
+                for i, basis_II in enumerate(group.whole()):
+                    spans = group.spans[each * i : each * (i + 1)]
+                    width = len(basis_II)
+                    starts, rows = [s.start for s in spans], (spans[0].stop - spans[0].start) // width
+                    found.append(Matrices(starts, rows, width, basis_II, 1.0))
+            rest = [span for i, (span, _) in enumerate(flat.spans) if i % 2]
+        ratio = self.configs[n].lr_ratio
+        for span in rest:
+            of_B = bool(flat.is_B_P[span.start])
+            size = span.stop - span.start
+            found.append(Matrices([span.start], 1, size, None, ratio if of_B else 1.0))
+        return found
+
+    def _step_compiled(self, grad_NP: Tensor, lr_N: Sequence[float], live_N: Tensor) -> None:
+        assert self.movers is not None
+        (flat,), (moments,) = self.stack.flats, self.moments
+        norms = torch.linalg.vector_norm(grad_NP, dim=1).tolist()
+        self.steps_N1 += live_N[:, None]
+        steps = self.steps_N1[:, 0].tolist()
+        for n, (mover, config, live) in enumerate(
+            zip(self.movers, self.configs, live_N.tolist(), strict=True)
+        ):
+            if live:
+                mover.move(
+                    flat.weight_NP[n],
+                    [moments[name][n] for name in MOMENTS],
+                    grad_NP[n],
+                    factor=min(1.0, config.clip / (norms[n] + 1e-6)),
+                    steps=steps[n],
+                    betas=BETAS,
+                    eps=EPS,
+                    rate=lr_N[n],
+                    decay=config.weight_decay,
+                )
 
     def drop(self, n: int) -> None:
         """Forget adapter n, after `Stack.drop(n)` took it out."""

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from lorewright.compiled import build
 from lorewright.compiled.layout import CDecoder, CLayer, CLinear, CNorm, CPart, CPass
+from lorewright.compiled.panels import Panels
 from lorewright.errors import AdapterError
 from lorewright.lora import LoraLinear
 
@@ -43,33 +44,8 @@ def load() -> build.Loaded:
     return build.load()
 
 
-class Panels:
-    """Frozen weights (O, I) as products read them: W' and W in panels, made anew when changed."""
-
-    def __init__(self, library: ctypes.CDLL) -> None:
-        self.library = library
-        self._made: dict[int, tuple[tuple[int, int], tuple[Tensor, Tensor]]] = {}
-
-    def of(self, weight_OI: Tensor) -> tuple[Tensor, Tensor]:
-        """W' for the way up and W for the way down."""
-        made = self._made.get(id(weight_OI))
-        if made is None or made[0] != state(weight_OI):
-            o, i = weight_OI.shape
-            plain_OI, columns = weight_OI.detach().contiguous(), self.library.lorewright_columns()
-            up, down = (torch.empty(k * (-(-n // columns) * columns)) for k, n in ((i, o), (o, i)))
-            self.library.lorewright_panels(i, o, plain_OI.data_ptr(), 1, up.data_ptr())
-            self.library.lorewright_panels(o, i, plain_OI.data_ptr(), 0, down.data_ptr())
-            made = self._made[id(weight_OI)] = state(weight_OI), (up, down)
-        return made[1]
-
-
 def _place(weight: Tensor | None) -> int:
     return 0 if weight is None else weight.data_ptr()
-
-
-def state(weight: Tensor) -> tuple[int, int]:
-    """Where a weight lies and how often it was written to: its values' identity."""
-    return weight.data_ptr(), weight._version
 
 
 class Described(NamedTuple):

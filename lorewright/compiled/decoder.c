@@ -891,6 +891,66 @@ void lorewright_nats(
     restore(before);
 }
 
+/* Adam on one adapter's values, each matrix in the basis of what its layer reads. */
+
+typedef struct {
+    long n_spans, rows, width; /* matrices (rows, width) that have one basis */
+    const long *spans;         /* where each begins */
+    const float *basis;        /* W (width, width) in panels; null: as it is */
+    float ratio;               /* of their rate to the adapter's */
+} Span;
+
+typedef struct {
+    float *weight, *first, *second;
+    const float *grad;
+    float factor, keep_first, keep_second, whole_first, whole_second, eps, rate, decay;
+} Moving;
+
+/* Moments move on; grad becomes the direction. */
+static void adam(long n, float *grad, float *first, float *second, const Moving *by) {
+    const float one = 1 - by->keep_first, two = 1 - by->keep_second;
+    const float scale = 1 / by->whole_first, size = 1 / by->whole_second;
+    for (long i = 0; i < n; i++) {
+        const float g = grad[i];
+        first[i] += one * (g - first[i]);
+        second[i] += two * (g * g - second[i]);
+        grad[i] = first[i] * scale / (sqrtf(second[i] * size) + by->eps);
+    }
+}
+
+/* `work` holds twice the largest group of matrices of one basis. */
+void lorewright_adam(long n, const Span *groups, const Moving *by, float *work) {
+    const uint64_t before = flush();
+    for (const Span *group = groups; group < groups + n; group++) {
+        const long size = group->rows * group->width, all = group->n_spans * group->rows;
+        const long width = group->width;
+        float *here = work, *there = work + all * width;
+        for (long s = 0; s < group->n_spans; s++)
+            for (long i = 0; i < size; i++)
+                here[s * size + i] = by->factor * by->grad[group->spans[s] + i];
+        if (group->basis) {
+            const Term turn = frozen(here, width, group->basis, width);
+            product(all, width, &turn, 1, 0, 0, there, width);
+            float *other = here;
+            here = there, there = other;
+        }
+        for (long s = 0; s < group->n_spans; s++)
+            adam(size, here + s * size, by->first + group->spans[s], by->second + group->spans[s], by);
+        if (group->basis) {
+            const Term turn = frozen(here, width, group->basis, width);
+            product(all, width, &turn, 1, 0, 0, there, width);
+            here = there;
+        }
+        for (long s = 0; s < group->n_spans; s++) {
+            float *weight = by->weight + group->spans[s];
+            const float shrink = 1 - by->rate * by->decay, rate = by->rate * group->ratio;
+            for (long i = 0; i < size; i++)
+                weight[i] = weight[i] * shrink - rate * here[s * size + i];
+        }
+    }
+    restore(before);
+}
+
 /* Columns of a panel. */
 long lorewright_columns(void) { return COLUMNS; }
 
@@ -898,6 +958,7 @@ long lorewright_columns(void) { return COLUMNS; }
 void lorewright_sizes(long *sizes) {
     sizes[0] = sizeof(Linear), sizes[1] = sizeof(Layer), sizes[2] = sizeof(Decoder);
     sizes[3] = sizeof(Pass), sizes[4] = sizeof(Part);
+    sizes[5] = sizeof(Span), sizes[6] = sizeof(Moving);
 }
 
 /* One product, for tests and timings: to (M, N) = left (M, K) right (K, N). */

@@ -98,7 +98,33 @@ class CPart(Structure):
     ]
 
 
-STRUCTURES = (CLinear, CLayer, CDecoder, CPass, CPart)
+class CSpan(Structure):
+    """Matrices of one adapter that move in one basis."""
+
+    _fields_: Fields = [
+        ("n_spans", c_long),
+        ("rows", c_long),
+        ("width", c_long),
+        ("spans", c_void_p),
+        ("basis", c_void_p),
+        ("ratio", c_float),
+    ]
+
+
+class CMoving(Structure):
+    """What one adapter moves by."""
+
+    _fields_: Fields = [
+        ("weight", c_void_p),
+        ("first", c_void_p),
+        ("second", c_void_p),
+        ("grad", c_void_p),
+        *((name, c_float) for name in ("factor", "keep_first", "keep_second", "whole_first")),
+        *((name, c_float) for name in ("whole_second", "eps", "rate", "decay")),
+    ]
+
+
+STRUCTURES = (CLinear, CLayer, CDecoder, CPass, CPart, CSpan, CMoving)
 
 
 def declare(library: ctypes.CDLL) -> None:
@@ -117,6 +143,10 @@ def declare(library: ctypes.CDLL) -> None:
     library.lorewright_run.restype = None
     library.lorewright_nats.argtypes = [c_long] * 3 + [c_void_p] * 8 + [c_long]
     library.lorewright_nats.restype = None
+    library.lorewright_adam.argtypes = [
+        *(c_long, ctypes.POINTER(CSpan), ctypes.POINTER(CMoving), c_void_p)
+    ]
+    library.lorewright_adam.restype = None
     library.lorewright_panels.argtypes = [c_long, c_long, c_void_p, c_long, c_void_p]
     library.lorewright_panels.restype = None
     library.lorewright_columns.restype = c_long

@@ -1,0 +1,38 @@
+"""Fixed matrices as products of decoder.c read them."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+
+def panels(library: ctypes.CDLL, matrix_KN: Tensor, *, turned: bool = False) -> Tensor:
+    """A matrix, or the turned one, cut into panels of columns one after another: one stream."""
+    plain_KN, columns = matrix_KN.detach().contiguous(), library.lorewright_columns()
+    k, n = plain_KN.shape[::-1] if turned else plain_KN.shape
+    found = torch.empty(k * (-(-n // columns) * columns))
+    library.lorewright_panels(k, n, plain_KN.data_ptr(), turned, found.data_ptr())
+    return found
+
+
+def state(weight: Tensor) -> tuple[int, int]:
+    """Where a weight lies and how often it was written to: its values' identity."""
+    return weight.data_ptr(), weight._version
+
+
+class Panels:
+    """Frozen weights (O, I) as products read them: W' and W in panels, made anew when changed."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self.library = library
+        self._made: dict[int, tuple[tuple[int, int], tuple[Tensor, Tensor]]] = {}
+
+    def of(self, weight_OI: Tensor) -> tuple[Tensor, Tensor]:
+        """W' for the way up and W for the way down."""
+        made = self._made.get(id(weight_OI))
+        if made is None or made[0] != state(weight_OI):
+            up, down = (panels(self.library, weight_OI, turned=turned) for turned in (True, False))
+            made = self._made[id(weight_OI)] = state(weight_OI), (up, down)
+        return made[1]
