@@ -148,7 +148,7 @@ class Fused:
         """The decoder's last hidden states (B, C, D) at the positions asked for.
 
         Carries gradient to the A and B of attached adapters. `entering` replaces ids and the layers
-        below its own.
+        below its own. What is returned for a negative position, of a row's last ones, means nothing.
         """
         with torch.no_grad():
             run = self._run(ids_BT, position_BC, entering)
@@ -164,11 +164,11 @@ class Fused:
         self, ids_BT: Tensor, position_BC: Tensor, entering: Entering | None
     ) -> _Run | compiled.Run:
         if self.compiled is None:
-            return _Run(self, ids_BT, position_BC, entering)
+            return _Run(self, ids_BT, position_BC.clamp(min=0), entering)
         # No prediction asked for depends on what comes after the last of them.
         n_tokens, first = int(position_BC.max()) + 1, entering.layer if entering else 0
         x_BTD = entering.hidden_BTD if entering else self.decoder.embed_tokens(ids_BT[:, :n_tokens])
-        return compiled.Run(self.compiled, x_BTD[:, :n_tokens], position_BC, first)
+        return compiled.Run(self.compiled, ids_BT, x_BTD[:, :n_tokens], position_BC, first)
 
     def nats(self, head: nn.Module, hidden_MD: Tensor, ids_M: Tensor, chunk: int) -> TokenNats:
         """`losses.chunked_nats` under a head, in compiled code where that can be had."""
@@ -183,7 +183,7 @@ class Fused:
         """What enters a layer (B, T, D)."""
         if self.compiled is not None:
             x_BTD = self.decoder.embed_tokens(ids_BT)
-            run = compiled.Run(self.compiled, x_BTD, None, 0, layer)
+            run = compiled.Run(self.compiled, ids_BT, x_BTD, None, 0, layer)
             return run.forward(keep=False) if layer else x_BTD
         ends_B1 = torch.full((len(ids_BT), 1), ids_BT.shape[1] - 1)
         run = _Run(self, ids_BT, ends_B1, None)

@@ -290,12 +290,14 @@ class Model:
         logits: Tensor = self._head(self._hidden(batch))
         return logits.float()
 
-    def _hidden(self, batch: Batch) -> Tensor:
-        """Hidden states (B, C, D) from which completion tokens are predicted."""
+    def _hidden(self, batch: Batch, *, real: bool = False) -> Tensor:
+        """Hidden states (B, C, D) from which completion tokens are predicted; `real`: no padding."""
         entering = self.entering
         if self.fused and self.fused.ready(entering.layer if entering else 0):
             self.entering = None
-            return self.fused.hidden(batch.ids_BT, batch.position_BC, entering)
+            at_BC = batch.position_BC
+            at_BC = torch.where(batch.mask_BC.bool(), at_BC, -1) if real else at_BC
+            return self.fused.hidden(batch.ids_BT, at_BC, entering)
         decoder = text_decoder(self.network)
         return batch.predicting(decoder(input_ids=batch.ids_BT, use_cache=False).last_hidden_state)
 
@@ -311,7 +313,7 @@ class Model:
             return token_nats(self.completion_logits(batch), ids_BC)
         at_MM = batch.mask_BC.nonzero(as_tuple=True)
         chunk = max(1, min(LOGIT_VALUES // self._n_vocab, CPU_LOGIT_ROWS if on_cpu else 1 << 30))
-        hidden_MD, ids_M = self._hidden(batch)[at_MM], batch.target_BC[at_MM]
+        hidden_MD, ids_M = self._hidden(batch, real=True)[at_MM], batch.target_BC[at_MM]
         made = self.fused.nats if self.fused and on_cpu else chunked_nats
         nats_M, right_M = made(self._head, hidden_MD, ids_M, chunk)
         right_BC = torch.ones_like(batch.mask_BC, dtype=torch.bool).index_put(at_MM, right_M)

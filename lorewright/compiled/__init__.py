@@ -19,6 +19,7 @@ import ctypes
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -172,26 +173,38 @@ class Run:
     def __init__(
         self,
         network: Network,
+        ids_BT: Tensor,
         x_BTD: Tensor,
         position_BC: Tensor | None,
         first: int = 0,
         end: int | None = None,
     ) -> None:
-        """Layers from `first` to before `end` over what enters them (B, T, D)."""
+        """Layers from `first` to before `end` over tokens and what enters them (B, T, D).
+
+        A negative position is not asked for; those are the last of their row.
+        """
+        n_rows, n_tokens, _ = x_BTD.shape
         self.network = network
         self.x_BTD = x_BTD.contiguous()
-        self.asked_BC = None if position_BC is None else position_BC.contiguous()
-        self.net, self.every, self.n_values = network.described(x_BTD.shape[1])
+        self.ids_BT = ids_BT[:, :n_tokens].numpy()
+        self.net, self.every, self.n_values = network.described(n_tokens)
         self.end = len(network.layers) if end is None else end
         self.loras = self.every
         if first or self.end < len(network.layers):
             running = [m for layer in network.layers[first : self.end] for m in _projections(layer)]
             self.loras = [lora for lora in self.every if lora in running]
         """Every adapted module of the layers that run, in model order."""
-        n_rows, n_tokens, _ = x_BTD.shape
-        n_asked = n_tokens if self.asked_BC is None else self.asked_BC.shape[1]
-        at = None if self.asked_BC is None else self.asked_BC.data_ptr()
-        self.job = CPass(n_tokens, n_asked, first, self.end, self.x_BTD.data_ptr(), at)
+        self.lengths_B = np.full(n_rows, n_tokens, np.int_)
+        self.asked_BC = np.empty((n_rows, n_tokens), np.int_)
+        counts = asked = None
+        if position_BC is not None:
+            self.asked_BC = np.ascontiguousarray(position_BC.numpy(), np.int_)
+            self.counts_B = (self.asked_BC >= 0).sum(1)
+            self.lengths_B = self.asked_BC.max(1) + 1
+            counts, asked = self.counts_B.ctypes.data, self.asked_BC.ctypes.data
+        enters, lengths = self.x_BTD.data_ptr(), self.lengths_B.ctypes.data
+        n_asked = self.asked_BC.shape[1]
+        self.job = CPass(n_tokens, n_asked, first, self.end, enters, lengths, counts, asked)
         self.blocks = self._blocks(n_rows)
         self.learns = any(adapter >= 0 for _, _, adapter in self.blocks)
         self.work: Tensor | None = None
@@ -214,41 +227,56 @@ class Run:
         size = n_rows // len(rows.blocks)
         return [(i * size, size, adapter) for i, adapter in enumerate(rows.blocks)]
 
-    def _parts(self, n_threads: int) -> list[tuple[int, int, int]]:
-        """Blocks cut so that every thread has work and, without gradients, caches hold a part."""
-        blocks = self.blocks
-        pieces = -(-n_threads // len(blocks))
+    def _parts(self, n_threads: int) -> list[tuple[int, int, int, int]]:
+        """Blocks cut so that every thread has work and, without gradients, caches hold a part.
+
+        First row, number of rows, adapter and number of tokens with which all of them begin.
+        """
+        pieces = -(-n_threads // len(self.blocks))
         n_tokens = int(self.job.T)
         cut = []
-        for row, n_rows, adapter in blocks:
+        for row, n_rows, adapter in self.blocks:
             size = -(-n_rows // pieces)
             if not self.job.keep:
                 size = min(size, max(1, PIECE_TOKENS // n_tokens))
-            cut += [(row + i, min(size, n_rows - i), adapter) for i in range(0, n_rows, size)]
+            for at in range(row, row + n_rows, size):
+                n = min(size, row + n_rows - at)
+                cut.append((at, n, adapter, self._shared(at, n)))
         return cut
+
+    def _shared(self, row: int, n_rows: int) -> int:
+        """How many tokens rows have in common at their beginning; of one row, all.
+
+        Sums then have one order whether or not a row is repeated to fill a batch up.
+        """
+        if not self.job.counts:
+            return 0
+        ids_BT = self.ids_BT[row : row + n_rows]
+        alike_T = (ids_BT == ids_BT[0]).all(0)
+        n_alike = len(alike_T) if alike_T.all() else int(alike_T.argmin())
+        return min(n_alike, int(self.lengths_B[row : row + n_rows].min()))
 
     def forward(self, *, keep: bool) -> Tensor:
         """What leaves the last layer that runs; with `keep`, so that `backward` can follow."""
         n_rows, _, d = self.x_BTD.shape
         self.job.keep = keep
-        out_BCD = torch.empty(n_rows, int(self.job.C), d)
+        out_BCD = torch.zeros(n_rows, int(self.job.C), d)
         self.job.out = out_BCD.data_ptr()
         n_threads = torch.get_num_threads()
         self.parts = self._parts(n_threads)
-        floats_of = self.network.library.lorewright_floats
-        sizes = {
-            n: int(floats_of(ctypes.byref(self.net), ctypes.byref(self.job), n))
-            for n in {n for _, n, _ in self.parts}
-        }
-        each = max(sizes.values())
-        n_spaces = len(self.parts) if keep else min(n_threads, len(self.parts))
-        work = self.network.workspace(each * n_spaces)
         places = (CPart * len(self.parts))(*self.parts)
+        floats_of, net, job = self.network.library.lorewright_floats, self.net, self.job
+        sizes = [int(floats_of(ctypes.byref(net), ctypes.byref(job), part)) for part in places]
+        # Kept values stay where they are until the way back; without, a thread's parts take turns.
+        n_values = sum(sizes) if keep else max(sizes) * min(n_threads, len(sizes))
+        work = self.network.workspace(n_values)
         if keep:
-            for i, part in enumerate(places):
-                part.work = work.data_ptr() + 4 * each * i
+            at = work.data_ptr()
+            for part, size in zip(places, sizes, strict=True):
+                part.work = at
+                at += 4 * size
             self.work, self.places, self.n_threads = work, places, n_threads
-        self._call(places, n_threads, work, each, back=False)
+        self._call(places, n_threads, work, max(sizes), back=False)
         if not keep:
             self.network.spare.append(work)
         return out_BCD
@@ -274,7 +302,7 @@ class Run:
     def _given(self, grads_ZP: Tensor) -> dict[LoraLinear, tuple[Tensor, Tensor]]:
         """Sums of the parts of each adapter, module by module; adapters without a part have 0."""
         n_adapters = len(self.loras[0].ranks_N)
-        adapters_Z = [adapter for _, _, adapter in self.parts]
+        adapters_Z = [adapter for _, _, adapter, _ in self.parts]
         if adapters_Z != list(range(n_adapters)):
             every_ZP, grads_ZP = grads_ZP, torch.zeros(n_adapters, self.n_values)
             for adapter, part_P in zip(adapters_Z, every_ZP, strict=True):

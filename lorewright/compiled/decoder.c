@@ -198,10 +198,10 @@ static Term turned(const float *left, long ld_left, const float *right, long ld,
     return (Term){left, 1, ld_left, right, ld, depth, 0};
 }
 
-/* to (N, ld_to) = from (M, N) turned, times a factor; zeros behind the M values of a row. */
-static void transpose(long M, long N, const float *from, long ld, float factor, float *to, long ld_to) {
-    for (long n = 0; n < N; n++)
-        for (long m = M; m < ld_to; m++) to[n * ld_to + m] = 0;
+/* to (N, M) = from (M, N) turned, times a factor, with so many zeros behind every row. */
+static void transpose(
+    long M, long N, const float *from, long ld, float factor, float *to, long ld_to, long zeros) {
+    for (long n = 0; n < N && zeros; n++) memset(to + n * ld_to + M, 0, zeros * sizeof(float));
     for (long m = 0; m < M; m += 16) { /* in squares, so that the lines read stay in the cache */
         const long end = m + 16 < M ? m + 16 : M;
         for (long n = 0; n < N; n++)
@@ -374,19 +374,28 @@ typedef struct {
 } Decoder;
 
 typedef struct {
-    long T, C;          /* tokens a row, positions asked for a row */
-    long first, end;    /* layers that run; where `end` is not the last, `out` is what leaves it */
-    const float *x;     /* (rows, T, D) what enters */
-    const long *asked;  /* (rows, C) positions */
-    float *out;         /* (rows, C, D), or (rows, T, D) */
-    const float *grad;  /* of `out` */
+    long T, C;           /* tokens and positions asked for of the longest row */
+    long first, end;     /* layers that run; where none is asked for, `out` is what leaves the last */
+    const float *x;      /* (rows, T, D) what enters */
+    const long *lengths; /* of each row, how many of its T tokens are needed */
+    const long *counts;  /* of each row, how many of its C positions are asked for; null: none */
+    const long *asked;   /* (rows, C) positions */
+    float *out;          /* (rows, C, D), or (rows, T, D) */
+    const float *grad;   /* of `out` */
     long keep;
 } Pass;
 
 typedef struct {
     long row, n_rows, adapter; /* -1: none */
+    long shared;               /* tokens with which all its rows begin: they are computed once */
     float *work, *grads;
 } Part;
+
+/* Where a part's tokens and queries lie: first the shared tokens, then each row's own. */
+typedef struct {
+    long M, Q, longest;
+    long *own, *token, *count, *query; /* a row's own tokens, the first; its queries, the first */
+} Layout;
 
 /* A part's values in one layer. */
 typedef struct {
@@ -404,6 +413,21 @@ static float *take(float **at, long n) {
     float *here = *at;
     *at += (n + 15) / 16 * 16;
     return here;
+}
+
+/* The part's layout; its arrays are taken from `at`. */
+static Layout layout(const Pass *pass, const Part *part, float **at) {
+    const long n = part->n_rows;
+    long *all = (long *)take(at, 8 * n);
+    Layout found = {part->shared, 0, 0, all, all + n, all + 2 * n, all + 3 * n};
+    for (long b = 0; b < n; b++) {
+        const long row = part->row + b, length = pass->lengths[row];
+        found.own[b] = length - part->shared, found.token[b] = found.M, found.M += found.own[b];
+        found.count[b] = pass->counts ? pass->counts[row] : 0;
+        found.query[b] = found.Q, found.Q += found.count[b];
+        found.longest = length > found.longest ? length : found.longest;
+    }
+    return found;
 }
 
 /* Lays out a layer's values from `at` on, which moves behind them. */
@@ -425,18 +449,16 @@ static Kept lay(const Decoder *net, const Layer *layer, long M, long Q, int apar
     return kept;
 }
 
-/* Values beside the kept ones that a layer needs while it runs. */
+/* Values beside the kept ones that a layer needs while it runs; M tokens or queries, T of one row. */
 static long scratch(const Decoder *net, const Layer *layer, long M, long T, int back) {
-    const long D = net->D, F = net->F, HE = net->H * net->E, GE = net->G * net->E;
+    const long D = net->D, F = net->F, HE = net->H * net->E, GE = net->G * net->E, W = whole(T);
     const long wide = HE > F ? HE : F, most = wide > D ? wide : D;
-    long rank = ranks(layer->memory, 2), r = ranks(layer->widen, 2);
-    rank = rank > r ? rank : r;
-    r = ranks(&layer->query, 1), rank = rank > r ? rank : r;
-    r = ranks(&layer->output, 1), rank = rank > r ? rank : r;
-    r = ranks(&layer->narrow, 1), rank = rank > r ? rank : r;
-    long n = 2 * rank * most + M * F + (2 * QUERIES + 2 * net->E) * whole(T);
-    if (back) n += M * rank + 4 * M * D + 2 * M * HE + 2 * M * GE;
-    return n + 64 * 16;
+    const long all[] = {ranks(&layer->query, 1), ranks(layer->memory, 2), ranks(&layer->output, 1),
+                        ranks(layer->widen, 2), ranks(&layer->narrow, 1)};
+    long rank = 0;
+    for (int i = 0; i < 5; i++) rank = all[i] > rank ? all[i] : rank;
+    const long n = 2 * rank * most + M * F + (2 * QUERIES + 2 * net->E) * W + 64 * 16;
+    return back ? n + M * (rank + F + 2 * D + 2 * HE + 2 * GE) : n;
 }
 
 /* Linear layers of one input with adapter n on them; inner = scale A x is kept for the way back. */
@@ -462,7 +484,7 @@ static void linears(
         const long O = one->n_out, rank = used && one->rank ? one->rank_N[adapter] : 0;
         Term terms[2] = {frozen(x, I, one->up, I)};
         if (rank) {
-            transpose(O, rank, one->B + adapter * one->stride_B, one->rank, 1, up, O);
+            transpose(O, rank, one->B + adapter * one->stride_B, one->rank, 1, up, O, 0);
             terms[1] = term(inner + r, R, up, O, rank);
         }
         const float *start = from;
@@ -547,48 +569,78 @@ static long shares(
     return end;
 }
 
-/* Causal attention of one row: queries (C, H, E) at `position`, keys and values (T, G, E). */
+/* What queries of one row see: the part's shared tokens, then the row's own; (tokens, G, E) each. */
+typedef struct {
+    long shared, own;
+    const float *k_shared, *v_shared, *k, *v;
+    float *grad_k_shared, *grad_v_shared, *grad_k, *grad_v; /* added to */
+} Seen;
+
+/* A head's keys or values, turned: (E, W). */
+static void turned_of(
+    const Decoder *net, const Seen *seen, const float *shared, const float *own, long g, float *to_EW) {
+    const long E = net->E, GE = net->G * E, T = seen->shared + seen->own, W = whole(T);
+    transpose(seen->shared, E, shared + g * E, GE, 1, to_EW, W, 0);
+    transpose(seen->own, E, own + g * E, GE, 1, to_EW + seen->shared, W, W - T);
+}
+
+/* to (n, E) = weights (n, tokens) times a head's keys or values. */
+static void mix(
+    const Decoder *net, const Seen *seen, long n, long end, const float *weight, const float *shared,
+    const float *own, long g, float *to) {
+    const long E = net->E, GE = net->G * E, W = whole(seen->shared + seen->own);
+    const long before = end < seen->shared ? end : seen->shared;
+    const Term both[2] = {term(weight, W, shared + g * E, GE, before),
+                          term(weight + before, W, own + g * E, GE, end - before)};
+    product(n, E, before ? both : both + 1, before && end > before ? 2 : 1, 0, 0, to, net->H * E);
+}
+
+/* Gradients of a head's keys or values: += weights' (tokens, n) times x (n, E). */
+static void unmix(
+    const Decoder *net, const Seen *seen, long n, long end, const float *weight, const float *x,
+    float *shared, float *own, long g) {
+    const long E = net->E, GE = net->G * E, W = whole(seen->shared + seen->own);
+    const long before = end < seen->shared ? end : seen->shared;
+    const Term to_shared = turned(weight, W, x, net->H * E, n);
+    const Term to_own = turned(weight + before, W, x, net->H * E, n);
+    product(before, E, &to_shared, 1, shared + g * E, GE, shared + g * E, GE);
+    product(end - before, E, &to_own, 1, own + g * E, GE, own + g * E, GE);
+}
+
+/* Causal attention of n_queries (H, E) at `position`. */
 static void attend(
-    const Decoder *net, long C, long T, const long *position, const float *q, const float *k,
-    const float *v, float *out, float *work) {
-    const long E = net->E, HE = net->H * E, GE = net->G * E, per = net->H / net->G, W = whole(T);
+    const Decoder *net, const Seen *seen, long n_queries, const long *position, const float *q,
+    float *out, float *work) {
+    const long E = net->E, HE = net->H * E, per = net->H / net->G;
+    const long W = whole(seen->shared + seen->own);
     float *keys_EW = take(&work, E * W), *share = take(&work, QUERIES * W);
     for (long g = 0; g < net->G; g++) {
-        transpose(T, E, k + g * E, GE, 1, keys_EW, W);
+        turned_of(net, seen, seen->k_shared, seen->k, g, keys_EW);
         for (long h = g * per; h < (g + 1) * per; h++)
-            for (long c = 0; c < C; c += QUERIES) {
-                const long n = C - c < QUERIES ? C - c : QUERIES, at = c * HE + h * E;
+            for (long c = 0; c < n_queries; c += QUERIES) {
+                const long n = n_queries - c < QUERIES ? n_queries - c : QUERIES, at = c * HE + h * E;
                 const long end = shares(net, n, position + c, q + at, keys_EW, W, share);
-                const Term mix = term(share, W, v + g * E, GE, end);
-                product(n, E, &mix, 1, 0, 0, out + at, HE);
+                mix(net, seen, n, end, share, seen->v_shared, seen->v, g, out + at);
             }
     }
 }
 
-/* Gradients of q, k, v from that of `out`; shares are computed anew. */
+/* Gradients of q, and of keys and values, from that of what was attended; shares are made anew. */
 static void attend_back(
-    const Decoder *net, long C, long T, const long *position, const float *q, const float *k,
-    const float *v, const float *grad, float *grad_q, float *grad_k, float *grad_v, float *work) {
-    const long E = net->E, HE = net->H * E, GE = net->G * E, per = net->H / net->G, W = whole(T);
+    const Decoder *net, const Seen *seen, long n_queries, const long *position, const float *q,
+    const float *grad, float *grad_q, float *work) {
+    const long E = net->E, HE = net->H * E, per = net->H / net->G;
+    const long W = whole(seen->shared + seen->own);
     float *keys_EW = take(&work, E * W), *values_EW = take(&work, E * W);
     float *share = take(&work, QUERIES * W), *change = take(&work, QUERIES * W);
-    long reach = 0;
-    for (long c = 0; c < C; c++) reach = position[c] + 1 > reach ? position[c] + 1 : reach;
-    const int adds = per > 1 || C > QUERIES || reach < T; /* otherwise each value is written once */
-    if (adds) {
-        memset(grad_k, 0, T * GE * sizeof(float));
-        memset(grad_v, 0, T * GE * sizeof(float));
-    }
     for (long g = 0; g < net->G; g++) {
-        transpose(T, E, k + g * E, GE, 1, keys_EW, W);
-        transpose(T, E, v + g * E, GE, 1, values_EW, W);
+        turned_of(net, seen, seen->k_shared, seen->k, g, keys_EW);
+        turned_of(net, seen, seen->v_shared, seen->v, g, values_EW);
         for (long h = g * per; h < (g + 1) * per; h++)
-            for (long c = 0; c < C; c += QUERIES) {
-                const long n = C - c < QUERIES ? C - c : QUERIES, at = c * HE + h * E;
+            for (long c = 0; c < n_queries; c += QUERIES) {
+                const long n = n_queries - c < QUERIES ? n_queries - c : QUERIES, at = c * HE + h * E;
                 const long end = shares(net, n, position + c, q + at, keys_EW, W, share);
-                float *to_k = grad_k + g * E, *to_v = grad_v + g * E;
-                const Term of_v = turned(share, W, grad + at, HE, n);
-                product(end, E, &of_v, 1, adds ? to_v : 0, GE, to_v, GE);
+                unmix(net, seen, n, end, share, grad + at, seen->grad_v_shared, seen->grad_v, g);
                 const Term of_share = term(grad + at, HE, values_EW, W, E);
                 product(n, whole(end), &of_share, 1, 0, 0, change, W);
                 for (long i = 0; i < n; i++) {
@@ -597,10 +649,8 @@ static void attend_back(
                     for (long t = 0; t < whole(end); t++) along += s[t] * d[t];
                     for (long t = 0; t < whole(end); t++) d[t] = s[t] * (d[t] - along);
                 }
-                const Term of_q = term(change, W, k + g * E, GE, end);
-                product(n, E, &of_q, 1, 0, 0, grad_q + at, HE);
-                const Term of_k = turned(change, W, q + at, HE, n);
-                product(end, E, &of_k, 1, adds ? to_k : 0, GE, to_k, GE);
+                mix(net, seen, n, end, change, seen->k_shared, seen->k, g, grad_q + at);
+                unmix(net, seen, n, end, change, q + at, seen->grad_k_shared, seen->grad_k, g);
             }
     }
 }
@@ -608,158 +658,200 @@ static void attend_back(
 /* Where a pass stands in a layer: the last of the network goes on at the positions asked for. */
 typedef struct {
     const Decoder *net;
-    const Pass *pass;
     const Layer *layer;
-    long M, Q, C, n_rows, adapter;
+    const Pass *pass;
+    const Part *part;
+    Layout at;
+    const long *each; /* 0, 1, 2 ... */
+    long Q;           /* queries: of the positions asked for, or of all tokens */
     float scale;
     int apart;
-    const long *position; /* of each query, row by row */
 } Here;
 
-static Here here_of(const Decoder *net, const Pass *pass, const Part *part, long l, const long *each) {
-    const int apart = l == net->n_layers - 1 && pass->asked;
-    const long C = apart ? pass->C : pass->T, n = part->n_rows;
-    return (Here){.net = net, .pass = pass, .layer = net->layers + l, .n_rows = n,
-                  .M = n * pass->T, .Q = n * C, .C = C, .apart = apart, .adapter = part->adapter,
-                  .scale = part->adapter < 0 ? 0 : net->scale_N[part->adapter],
-                  .position = apart ? pass->asked + part->row * pass->C : each};
+static Here here_of(
+    const Decoder *net, const Pass *pass, const Part *part, Layout at, const long *each, long l) {
+    const int apart = l == net->n_layers - 1 && pass->counts;
+    return (Here){.net = net, .layer = net->layers + l, .pass = pass, .part = part, .at = at,
+                  .each = each, .Q = apart ? at.Q : at.M, .apart = apart,
+                  .scale = part->adapter < 0 ? 0 : net->scale_N[part->adapter]};
 }
 
-static const long *position_of(const Here *at, long row) {
-    return at->apart ? at->position + row * at->C : at->position;
+/* The token of a position in a row. */
+static long token(const Here *here, long row, long position) {
+    const long own = position - here->part->shared;
+    return own < 0 ? position : here->at.token[row] + own;
 }
 
-static void layer_forward(const Here *at, Kept kept, float *next, float *work) {
-    const Decoder *net = at->net;
-    const Layer *layer = at->layer;
-    const long D = net->D, F = net->F, HE = net->H * net->E, GE = net->G * net->E, T = at->pass->T;
-    const long n = at->adapter;
-    const float s = at->scale;
-    norm(at->M, D, kept.x, D, layer->before, kept.h, D);
-    if (at->apart)
-        for (long q = 0; q < at->Q; q++) {
-            const long m = q / at->C * T + position_of(at, q / at->C)[q % at->C];
-            memcpy(kept.hq + q * D, kept.h + m * D, D * sizeof(float));
-            memcpy(kept.mid + q * D, kept.x + m * D, D * sizeof(float));
+/* Row b's queries (-1: those of the shared tokens): how many, the first, their positions. */
+static long queries_of(const Here *here, long b, long *first, const long **position) {
+    if (here->apart) {
+        *first = b < 0 ? 0 : here->at.query[b];
+        *position = here->pass->asked + (here->part->row + b) * here->pass->C;
+        return b < 0 ? 0 : here->at.count[b];
+    }
+    *first = b < 0 ? 0 : here->at.token[b];
+    *position = here->each + (b < 0 ? 0 : here->part->shared);
+    return b < 0 ? here->part->shared : here->at.own[b];
+}
+
+/* What row b's queries see, and where the gradients of that go. */
+static Seen seen_by(const Here *here, long b, const float *k, const float *v, float *grad_k, float *grad_v) {
+    const long GE = here->net->G * here->net->E, own = b < 0 ? 0 : here->at.token[b] * GE;
+    return (Seen){here->part->shared, b < 0 ? 0 : here->at.own[b], k, v, k + own, v + own,
+                  grad_k, grad_v, grad_k ? grad_k + own : 0, grad_v ? grad_v + own : 0};
+}
+
+/* Rotary turns of all queries and keys. */
+static void rotate_all(const Here *here, float *q, float *k, int back) {
+    const Decoder *net = here->net;
+    const long HE = net->H * net->E, GE = net->G * net->E;
+    for (long b = -1; b < here->part->n_rows; b++) {
+        const long *position;
+        long first, n = queries_of(here, b, &first, &position);
+        for (long c = 0; c < n; c++) rotate(net, q + (first + c) * HE, net->H, position[c], back);
+        n = b < 0 ? here->part->shared : here->at.own[b];
+        for (long t = 0; t < n; t++)
+            if (b < 0) rotate(net, k + t * GE, net->G, t, back);
+            else rotate(net, k + (here->at.token[b] + t) * GE, net->G, here->part->shared + t, back);
+    }
+}
+
+/* Rows of what all tokens have, at the queries; or, the other way, added to them. */
+static void gather(const Here *here, const float *all, float *to, int back) {
+    const long D = here->net->D;
+    for (long b = 0; b < here->part->n_rows; b++) {
+        const long *position;
+        long first;
+        const long n = queries_of(here, b, &first, &position);
+        for (long c = 0; c < n; c++) {
+            const long m = token(here, b, position[c]), q = first + c;
+            if (!back) memcpy(to + q * D, all + m * D, D * sizeof(float));
+            else
+                for (long d = 0; d < D; d++) to[m * D + d] += all[q * D + d];
         }
-    const float *x = at->apart ? kept.mid : kept.x;
+    }
+}
+
+static void layer_forward(const Here *here, Kept kept, float *next, float *work) {
+    const Decoder *net = here->net;
+    const Layer *layer = here->layer;
+    const long D = net->D, F = net->F, HE = net->H * net->E, GE = net->G * net->E;
+    const long n = here->part->adapter, M = here->at.M, Q = here->Q;
+    const float s = here->scale;
+    norm(M, D, kept.x, D, layer->before, kept.h, D);
+    if (here->apart) gather(here, kept.h, kept.hq, 0), gather(here, kept.x, kept.mid, 0);
+    const float *x = here->apart ? kept.mid : kept.x;
     float *memory[2] = {kept.k, kept.v}, *wide[2] = {kept.gate, kept.up};
-    linears(&layer->query, 1, at->Q, D, kept.hq, n, s, 0, &kept.q, kept.inner_q, work);
-    linears(layer->memory, 2, at->M, D, kept.h, n, s, 0, memory, kept.inner_m, work);
+    linears(&layer->query, 1, Q, D, kept.hq, n, s, 0, &kept.q, kept.inner_q, work);
+    linears(layer->memory, 2, M, D, kept.h, n, s, 0, memory, kept.inner_m, work);
     if (kept.raw_q) {
-        memcpy(kept.raw_q, kept.q, at->Q * HE * sizeof(float));
-        memcpy(kept.raw_k, kept.k, at->M * GE * sizeof(float));
-        norm(at->Q * net->H, net->E, kept.raw_q, net->E, layer->of_query, kept.q, net->E);
-        norm(at->M * net->G, net->E, kept.raw_k, net->E, layer->of_key, kept.k, net->E);
+        memcpy(kept.raw_q, kept.q, Q * HE * sizeof(float));
+        memcpy(kept.raw_k, kept.k, M * GE * sizeof(float));
+        norm(Q * net->H, net->E, kept.raw_q, net->E, layer->of_query, kept.q, net->E);
+        norm(M * net->G, net->E, kept.raw_k, net->E, layer->of_key, kept.k, net->E);
     }
-    for (long b = 0; b < at->n_rows; b++) {
-        const long *position = position_of(at, b);
-        float *q = kept.q + b * at->C * HE, *k = kept.k + b * T * GE;
-        for (long c = 0; c < at->C; c++) rotate(net, q + c * HE, net->H, position[c], 0);
-        for (long t = 0; t < T; t++) rotate(net, k + t * GE, net->G, t, 0);
-        attend(net, at->C, T, position, q, k, kept.v + b * T * GE, kept.attended + b * at->C * HE,
-               work);
+    rotate_all(here, kept.q, kept.k, 0);
+    for (long b = -1; b < here->part->n_rows; b++) {
+        const long *position;
+        long first;
+        const long count = queries_of(here, b, &first, &position);
+        const Seen seen = seen_by(here, b, kept.k, kept.v, 0, 0);
+        attend(net, &seen, count, position, kept.q + first * HE, kept.attended + first * HE, work);
     }
-    linears(&layer->output, 1, at->Q, HE, kept.attended, n, s, x, &kept.mid, kept.inner_o, work);
-    norm(at->Q, D, kept.mid, D, layer->after, kept.late, D);
-    linears(layer->widen, 2, at->Q, D, kept.late, n, s, 0, wide, kept.inner_w, work);
-    float *open = take(&work, at->Q * F);
-    swiglu(at->Q * F, kept.gate, kept.up, 0, open);
-    linears(&layer->narrow, 1, at->Q, F, open, n, s, kept.mid, &next, kept.inner_n, work);
+    linears(&layer->output, 1, Q, HE, kept.attended, n, s, x, &kept.mid, kept.inner_o, work);
+    norm(Q, D, kept.mid, D, layer->after, kept.late, D);
+    linears(layer->widen, 2, Q, D, kept.late, n, s, 0, wide, kept.inner_w, work);
+    float *open = take(&work, Q * F);
+    swiglu(Q * F, kept.gate, kept.up, 0, open);
+    linears(&layer->narrow, 1, Q, F, open, n, s, kept.mid, &next, kept.inner_n, work);
 }
 
 /* grad (Q, D) of what left the layer becomes that (M, D) of what entered; 0 when nothing below has any. */
-static int layer_backward(const Here *at, Kept kept, float *grad, float *found, float *work) {
-    const Decoder *net = at->net;
-    const Layer *layer = at->layer;
-    const long D = net->D, F = net->F, HE = net->H * net->E, GE = net->G * net->E, T = at->pass->T;
-    const long n = at->adapter;
-    const float s = at->scale;
+static int layer_backward(const Here *here, Kept kept, float *grad, float *found, float *work) {
+    const Decoder *net = here->net;
+    const Layer *layer = here->layer;
+    const long D = net->D, F = net->F, HE = net->H * net->E, GE = net->G * net->E;
+    const long n = here->part->adapter, M = here->at.M, Q = here->Q;
+    const float s = here->scale;
     const int deep = layer->below || layer->attends, middle = deep || layer->output.rank;
     const int wide = middle || ranks(layer->widen, 2);
-    float *open = take(&work, at->Q * F), *inner = take(&work, at->Q * F);
-    float *h = take(&work, at->M * D), *hq = take(&work, at->Q * D);
-    float *ways[2] = {kept.gate, kept.up};
-    swiglu(at->Q * F, kept.gate, kept.up, 0, open);
-    linears_back(&layer->narrow, 1, at->Q, F, &grad, open, kept.inner_n, n, s, 0, wide ? inner : 0,
-                 found, work);
+    float *open = take(&work, Q * F), *inner = take(&work, Q * F);
+    float *h = take(&work, M * D), *hq = take(&work, Q * D), *ways[2] = {kept.gate, kept.up};
+    swiglu(Q * F, kept.gate, kept.up, 0, open);
+    linears_back(&layer->narrow, 1, Q, F, &grad, open, kept.inner_n, n, s, 0, wide ? inner : 0, found,
+                 work);
     if (!wide) return 0;
-    swiglu(at->Q * F, kept.gate, kept.up, inner, open);
-    linears_back(layer->widen, 2, at->Q, D, ways, kept.late, kept.inner_w, n, s, 0,
-                 middle ? hq : 0, found, work);
+    swiglu(Q * F, kept.gate, kept.up, inner, open);
+    linears_back(layer->widen, 2, Q, D, ways, kept.late, kept.inner_w, n, s, 0, middle ? hq : 0, found,
+                 work);
     if (!middle) return 0;
-    norm_back(at->Q, D, kept.mid, D, layer->after, hq, D, grad);
-    memcpy(grad, hq, at->Q * D * sizeof(float));
-    float *attended = take(&work, at->Q * HE);
-    linears_back(&layer->output, 1, at->Q, HE, &grad, kept.attended, kept.inner_o, n, s, 0,
+    norm_back(Q, D, kept.mid, D, layer->after, hq, D, grad);
+    memcpy(grad, hq, Q * D * sizeof(float));
+    float *attended = take(&work, Q * HE);
+    linears_back(&layer->output, 1, Q, HE, &grad, kept.attended, kept.inner_o, n, s, 0,
                  deep ? attended : 0, found, work);
     if (!deep) return 0;
-    float *query = take(&work, at->Q * HE), *key = take(&work, at->M * GE);
-    float *value = take(&work, at->M * GE), *memory[2] = {key, value};
-    for (long b = 0; b < at->n_rows; b++) {
-        const long *position = position_of(at, b), q = b * at->C * HE, m = b * T * GE;
-        attend_back(net, at->C, T, position, kept.q + q, kept.k + m, kept.v + m, attended + q,
-                    query + q, key + m, value + m, work);
-        for (long c = 0; c < at->C; c++) rotate(net, query + q + c * HE, net->H, position[c], 1);
-        for (long t = 0; t < T; t++) rotate(net, key + m + t * GE, net->G, t, 1);
+    float *query = take(&work, Q * HE), *key = take(&work, M * GE), *value = take(&work, M * GE);
+    float *memory[2] = {key, value};
+    memset(key, 0, M * GE * sizeof(float)), memset(value, 0, M * GE * sizeof(float));
+    for (long b = -1; b < here->part->n_rows; b++) {
+        const long *position;
+        long first;
+        const long count = queries_of(here, b, &first, &position), at = first * HE;
+        const Seen seen = seen_by(here, b, kept.k, kept.v, key, value);
+        attend_back(net, &seen, count, position, kept.q + at, attended + at, query + at, work);
     }
+    rotate_all(here, query, key, 1);
     if (kept.raw_q) {
-        norm_back(at->Q * net->H, net->E, kept.raw_q, net->E, layer->of_query, query, net->E, 0);
-        norm_back(at->M * net->G, net->E, kept.raw_k, net->E, layer->of_key, key, net->E, 0);
+        norm_back(Q * net->H, net->E, kept.raw_q, net->E, layer->of_query, query, net->E, 0);
+        norm_back(M * net->G, net->E, kept.raw_k, net->E, layer->of_key, key, net->E, 0);
     }
-    linears_back(&layer->query, 1, at->Q, D, &query, kept.hq, kept.inner_q, n, s, 0,
+    linears_back(&layer->query, 1, Q, D, &query, kept.hq, kept.inner_q, n, s, 0,
                  layer->below ? hq : 0, found, work);
-    const int together = layer->below && !at->apart; /* both inputs are one */
-    linears_back(layer->memory, 2, at->M, D, memory, kept.h, kept.inner_m, n, s,
-                 together ? hq : 0, layer->below ? h : 0, found, work);
+    const int together = layer->below && !here->apart; /* both inputs are one */
+    linears_back(layer->memory, 2, M, D, memory, kept.h, kept.inner_m, n, s, together ? hq : 0,
+                 layer->below ? h : 0, found, work);
     if (!layer->below) return 0;
-    if (together) {
-        norm_back(at->M, D, kept.x, D, layer->before, h, D, grad);
-        memcpy(grad, h, at->M * D * sizeof(float));
-        return 1;
-    }
-    for (long q = 0; q < at->Q; q++) {
-        const long m = q / at->C * T + position_of(at, q / at->C)[q % at->C];
-        for (long d = 0; d < D; d++) h[m * D + d] += hq[q * D + d];
-    }
-    norm_back(at->M, D, kept.x, D, layer->before, h, D, 0);
-    for (long q = 0; q < at->Q; q++) {
-        const long m = q / at->C * T + position_of(at, q / at->C)[q % at->C];
-        for (long d = 0; d < D; d++) h[m * D + d] += grad[q * D + d];
-    }
-    memcpy(grad, h, at->M * D * sizeof(float));
+    if (!together) gather(here, hq, h, 1);
+    norm_back(M, D, kept.x, D, layer->before, h, D, together ? grad : 0);
+    if (!together) gather(here, grad, h, 1);
+    memcpy(grad, h, M * D * sizeof(float));
     return 1;
 }
 
-/* A part's workspace: positions, the values of each layer (of one if none are kept), scratch. */
+/* A part's workspace: its layout, the values of each layer (of one if none are kept), scratch. */
 
-static long layer_floats(const Decoder *net, const Pass *pass, long l, long n_rows) {
-    const int apart = l == net->n_layers - 1 && pass->asked;
-    float *at = 0;
-    lay(net, net->layers + l, n_rows * pass->T, n_rows * (apart ? pass->C : pass->T), apart, &at);
-    return at - (float *)0;
+static long layer_floats(const Decoder *net, const Pass *pass, long l, const Layout *at) {
+    const int apart = l == net->n_layers - 1 && pass->counts;
+    float *end = 0;
+    lay(net, net->layers + l, at->M, apart ? at->Q : at->M, apart, &end);
+    return end - (float *)0;
 }
 
-static long most_scratch(const Decoder *net, const Pass *pass, long n_rows) {
-    const long more = pass->C > pass->T ? pass->C : pass->T;
+static long all_floats(const Decoder *net, const Pass *pass, const Layout *at) {
+    long all = 0;
+    for (long l = pass->first; l < pass->end; l++) {
+        const long n = layer_floats(net, pass, l, at);
+        all = pass->keep ? all + n : n > all ? n : all;
+    }
+    return all;
+}
+
+static long larger(const Layout *at) { return at->M > at->Q ? at->M : at->Q; }
+
+/* How many values a part's workspace has. */
+long lorewright_floats(const Decoder *net, const Pass *pass, const Part *part) {
+    float *room = calloc(8 * part->n_rows + 64, sizeof(float)), *from = room;
+    if (!room) return -1;
+    const Layout at = layout(pass, part, &from);
+    const long M = larger(&at);
     long most = 0;
     for (long l = pass->first; l < pass->end; l++) {
-        const long n = scratch(net, net->layers + l, n_rows * more, pass->T, pass->keep) +
-                       (pass->keep ? 2 * n_rows * more * net->F : 0);
+        const long n = scratch(net, net->layers + l, M, at.longest, pass->keep);
         most = n > most ? n : most;
     }
-    return most;
-}
-
-long lorewright_floats(const Decoder *net, const Pass *pass, long n_rows) {
-    long sum = 0, most = 0;
-    for (long l = pass->first; l < pass->end; l++) {
-        const long n = layer_floats(net, pass, l, n_rows);
-        sum += n, most = n > most ? n : most;
-    }
-    const long more = pass->C > pass->T ? pass->C : pass->T;
-    const long ends = 2 * n_rows * more * net->D + 64;
-    return 2 * pass->T + 16 + ends + (pass->keep ? sum : most) + most_scratch(net, pass, n_rows);
+    free(room);
+    return 8 * part->n_rows + 2 * pass->T + 2 * M * net->D + all_floats(net, pass, &at) + most + 256;
 }
 
 static const long *positions(const Pass *pass, float **at) {
@@ -768,49 +860,69 @@ static const long *positions(const Pass *pass, float **at) {
     return each;
 }
 
-static void forward(const Decoder *net, const Pass *pass, const Part *part) {
-    const long D = net->D, T = pass->T, M = part->n_rows * T;
-    const long more = pass->C > T ? pass->C : T;
-    float *at = part->work;
-    const long *each = positions(pass, &at);
-    float *out = take(&at, part->n_rows * more * D), *base = at, *work;
-    long most = 0;
-    for (long l = pass->first; l < pass->end; l++) {
-        const long n = layer_floats(net, pass, l, part->n_rows);
-        most = pass->keep ? most + n : n > most ? n : most;
+/* A part's tokens out of (rows, T, D), or back into it. */
+static void spread(const Pass *pass, const Part *part, const Layout *at, long D, float *all, float *to, int back) {
+    for (long b = 0; b < part->n_rows; b++) {
+        float *row = all + (part->row + b) * pass->T * D;
+        const long shared = back || !b ? part->shared : 0, size = sizeof(float) * D;
+        if (back) {
+            memcpy(row, to, shared * size);
+            memcpy(row + shared * D, to + at->token[b] * D, at->own[b] * size);
+        } else {
+            memcpy(to, row, shared * size);
+            memcpy(to + at->token[b] * D, row + part->shared * D, at->own[b] * size);
+        }
     }
-    work = base + most;
-    const float *x = pass->x + part->row * T * D;
+}
+
+/* Vectors at the positions asked for: out of (rows, C, D), or back into it. */
+static void spread_asked(const Pass *pass, const Part *part, const Layout *at, long D, float *all, float *to, int back) {
+    for (long b = 0; b < part->n_rows; b++) {
+        float *row = all + (part->row + b) * pass->C * D, *mine = to + at->query[b] * D;
+        const long size = sizeof(float) * D * at->count[b];
+        if (back) memcpy(row, mine, size);
+        else memcpy(mine, row, size);
+    }
+}
+
+static void forward(const Decoder *net, const Pass *pass, const Part *part) {
+    const long D = net->D;
+    float *from = part->work;
+    const Layout at = layout(pass, part, &from);
+    const long *each = positions(pass, &from);
+    float *out = take(&from, larger(&at) * D), *spare = take(&from, larger(&at) * D), *base = from;
+    float *work = base + all_floats(net, pass, &at);
     for (long l = pass->first; l < pass->end; l++) {
-        const Here here = here_of(net, pass, part, l, each);
-        if (!pass->keep) at = base;
-        const Kept kept = lay(net, here.layer, here.M, here.Q, here.apart, &at);
-        memcpy(kept.x, l == pass->first ? x : out, M * D * sizeof(float));
+        const Here here = here_of(net, pass, part, at, each, l);
+        if (!pass->keep) from = base;
+        const Kept kept = lay(net, here.layer, at.M, here.Q, here.apart, &from);
+        if (l == pass->first) spread(pass, part, &at, D, (float *)pass->x, kept.x, 0);
+        else memcpy(kept.x, out, at.M * D * sizeof(float));
         layer_forward(&here, kept, out, work);
     }
-    if (pass->end == net->n_layers && pass->asked)
-        norm(part->n_rows * pass->C, D, out, D, net->last, pass->out + part->row * pass->C * D, D);
-    else
-        memcpy(pass->out + part->row * T * D, out, M * D * sizeof(float));
+    if (pass->counts) {
+        norm(at.Q, D, out, D, net->last, spare, D);
+        spread_asked(pass, part, &at, D, pass->out, spare, 1);
+    } else
+        spread(pass, part, &at, D, pass->out, out, 1);
 }
 
 static void backward(const Decoder *net, const Pass *pass, const Part *part) {
-    const long D = net->D, T = pass->T, Q = part->n_rows * pass->C;
-    const long more = pass->C > T ? pass->C : T;
-    float *at = part->work, *starts[net->n_layers];
-    const long *each = (const long *)take(&at, 2 * T);
-    float *out = take(&at, part->n_rows * more * D);
+    const long D = net->D;
+    float *from = part->work, *starts[net->n_layers];
+    const Layout at = layout(pass, part, &from);
+    const long *each = positions(pass, &from);
+    float *out = take(&from, larger(&at) * D), *grad = take(&from, larger(&at) * D);
     for (long l = pass->first; l < pass->end; l++) {
-        starts[l] = at;
-        at += layer_floats(net, pass, l, part->n_rows);
+        starts[l] = from;
+        from += layer_floats(net, pass, l, &at);
     }
-    float *grad = take(&at, part->n_rows * more * D);
-    memcpy(grad, pass->grad + part->row * pass->C * D, Q * D * sizeof(float));
-    norm_back(Q, D, out, D, net->last, grad, D, 0);
+    spread_asked(pass, part, &at, D, (float *)pass->grad, grad, 0);
+    norm_back(at.Q, D, out, D, net->last, grad, D, 0);
     for (long l = pass->end - 1; l >= pass->first; l--) {
-        const Here here = here_of(net, pass, part, l, each);
-        const Kept kept = lay(net, here.layer, here.M, here.Q, here.apart, &starts[l]);
-        if (!layer_backward(&here, kept, grad, part->grads, at)) break;
+        const Here here = here_of(net, pass, part, at, each, l);
+        const Kept kept = lay(net, here.layer, at.M, here.Q, here.apart, &starts[l]);
+        if (!layer_backward(&here, kept, grad, part->grads, from)) break;
     }
 }
 

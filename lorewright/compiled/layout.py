@@ -79,6 +79,8 @@ class CPass(Structure):
         ("first", c_long),
         ("end", c_long),
         ("x", c_void_p),
+        ("lengths", c_void_p),
+        ("counts", c_void_p),
         ("asked", c_void_p),
         ("out", c_void_p),
         ("grad", c_void_p),
@@ -93,6 +95,7 @@ class CPart(Structure):
         ("row", c_long),
         ("n_rows", c_long),
         ("adapter", c_long),
+        ("shared", c_long),
         ("work", c_void_p),
         ("grads", c_void_p),
     ]
@@ -135,7 +138,7 @@ def declare(library: ctypes.CDLL) -> None:
     if list(sizes) != here:
         raise OSError(f"structures have {list(sizes)} bytes in C and {here} here")
     decoder, one_pass = ctypes.POINTER(CDecoder), ctypes.POINTER(CPass)
-    library.lorewright_floats.argtypes = [decoder, one_pass, c_long]
+    library.lorewright_floats.argtypes = [decoder, one_pass, ctypes.POINTER(CPart)]
     library.lorewright_floats.restype = c_long
     library.lorewright_run.argtypes = [
         *(decoder, one_pass, ctypes.POINTER(CPart), c_long, c_long, c_void_p, c_long, c_long)
