@@ -50,6 +50,7 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 see it, in positions far out, say."""
 TRIED_TOKENS = 12
 """Tokens a row when a decoder is compared with what this room makes of it."""
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 """Kinds of rotary positions whose frequencies do not depend on the length of the text."""
 
@@ -236,25 +237,26 @@ def _is_rms(norm: nn.Module) -> bool:
 
 def _untouched(module: nn.Module) -> bool:
     """Whether nothing listens at a module or learns in it, and its forward is its class's own."""
-    hooks = module._forward_hooks or module._forward_pre_hooks
-    if hooks or module._backward_hooks or module._backward_pre_hooks or "forward" in vars(module):
+    has = module.__dict__  # asked of a hundred modules a step: attributes would cost more than this
+    if any(has[name] for name in HOOKS) or "forward" in has:
         return False
-    own = module._parameters.values()
+    own = has["_parameters"].values()
     return type(module) is LoraLinear or not any(w is not None and w.requires_grad for w in own)
 
 
 def _projections(layer: Any) -> tuple[nn.Module, ...]:
-    attention, mlp = layer.self_attn, layer.mlp
-    wide = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
-    return (*wide, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+    attention, mlp = (layer._modules[name]._modules for name in ("self_attn", "mlp"))
+    wide = (attention["q_proj"], attention["k_proj"], attention["v_proj"], attention["o_proj"])
+    return (*wide, mlp["gate_proj"], mlp["up_proj"], mlp["down_proj"])
 
 
-def _others(layer: Any) -> tuple[nn.Module, ...]:
+def _others(layer: Any) -> list[nn.Module]:
     """What a layer has besides projections."""
-    attention, mlp = layer.self_attn, layer.mlp
+    inside = layer._modules
+    attention, mlp = inside["self_attn"], inside["mlp"]
     norms = [module for name, module in attention._modules.items() if name in HEAD_NORMS]
-    around = (layer.input_layernorm, layer.post_attention_layernorm, *norms)
-    return (layer, attention, mlp, mlp.act_fn, *around)
+    around = (inside["input_layernorm"], inside["post_attention_layernorm"], *norms)
+    return [layer, attention, mlp, mlp._modules["act_fn"], *around]
 
 
 def _takes(projection: nn.Module) -> bool:
@@ -262,12 +264,11 @@ def _takes(projection: nn.Module) -> bool:
     if type(projection) is LoraLinear and projection.rows.dropout is None:
         if not _untouched(projection):
             return False
-        projection = projection.base
+        projection = projection._modules["base"]  # type: ignore[assignment]
     if type(projection) is not nn.Linear or not _untouched(projection):
         return False
-    weight = projection.weight
-    here = weight.dtype == torch.float32 and weight.device.type == "cpu"
-    return here and not weight.requires_grad
+    weight = projection._parameters["weight"]
+    return weight is not None and weight.dtype is torch.float32 and weight.device.type == "cpu"
 
 
 # A pass

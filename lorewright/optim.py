@@ -309,7 +309,6 @@ class Optimizer:
     def _step_compiled(self, grad_NP: Tensor, lr_N: Sequence[float], live_N: Tensor) -> None:
         assert self.movers is not None
         (flat,), (moments,) = self.stack.flats, self.moments
-        norms = torch.linalg.vector_norm(grad_NP, dim=1).tolist()
         self.steps_N1 += live_N[:, None]
         steps = self.steps_N1[:, 0].tolist()
         for n, (mover, config, live) in enumerate(
@@ -320,7 +319,7 @@ class Optimizer:
                     flat.weight_NP[n],
                     [moments[name][n] for name in MOMENTS],
                     grad_NP[n],
-                    factor=min(1.0, config.clip / (norms[n] + 1e-6)),
+                    clip=config.clip,
                     steps=steps[n],
                     betas=BETAS,
                     eps=EPS,

@@ -181,7 +181,8 @@ class Run:
     ) -> None:
         """Layers from `first` to before `end` over tokens and what enters them (B, T, D).
 
-        A negative position is not asked for; those are the last of their row.
+        A negative position is not asked for; those are the last of their row. A row of which none
+        is asked for is not computed.
         """
         n_rows, n_tokens, _ = x_BTD.shape
         self.network = network
@@ -251,10 +252,13 @@ class Run:
         """
         if not self.job.counts:
             return 0
-        ids_BT = self.ids_BT[row : row + n_rows]
+        lengths_B = self.lengths_B[row : row + n_rows]
+        ids_BT = self.ids_BT[row : row + n_rows][lengths_B > 0]
+        if not len(ids_BT):
+            return 0
         alike_T = (ids_BT == ids_BT[0]).all(0)
         n_alike = len(alike_T) if alike_T.all() else int(alike_T.argmin())
-        return min(n_alike, int(self.lengths_B[row : row + n_rows].min()))
+        return min(n_alike, int(lengths_B[lengths_B > 0].min()))
 
     def forward(self, *, keep: bool) -> Tensor:
         """What leaves the last layer that runs; with `keep`, so that `backward` can follow."""

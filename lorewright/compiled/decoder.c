@@ -422,7 +422,7 @@ static Layout layout(const Pass *pass, const Part *part, float **at) {
     Layout found = {part->shared, 0, 0, all, all + n, all + 2 * n, all + 3 * n};
     for (long b = 0; b < n; b++) {
         const long row = part->row + b, length = pass->lengths[row];
-        found.own[b] = length - part->shared, found.token[b] = found.M, found.M += found.own[b];
+        found.own[b] = length > part->shared ? length - part->shared : 0, found.token[b] = found.M, found.M += found.own[b];
         found.count[b] = pass->counts ? pass->counts[row] : 0;
         found.query[b] = found.Q, found.Q += found.count[b];
         found.longest = length > found.longest ? length : found.longest;
@@ -864,7 +864,8 @@ static const long *positions(const Pass *pass, float **at) {
 static void spread(const Pass *pass, const Part *part, const Layout *at, long D, float *all, float *to, int back) {
     for (long b = 0; b < part->n_rows; b++) {
         float *row = all + (part->row + b) * pass->T * D;
-        const long shared = back || !b ? part->shared : 0, size = sizeof(float) * D;
+        const long size = sizeof(float) * D;
+        const long shared = pass->lengths[part->row + b] ? part->shared : 0; /* a row may be left out */
         if (back) {
             memcpy(row, to, shared * size);
             memcpy(row + shared * D, to + at->token[b] * D, at->own[b] * size);
@@ -1015,7 +1016,7 @@ typedef struct {
 typedef struct {
     float *weight, *first, *second;
     const float *grad;
-    float factor, keep_first, keep_second, whole_first, whole_second, eps, rate, decay;
+    float clip, keep_first, keep_second, whole_first, whole_second, eps, rate, decay;
 } Moving;
 
 /* Moments move on; grad becomes the direction. */
@@ -1030,16 +1031,29 @@ static void adam(long n, float *grad, float *first, float *second, const Moving 
     }
 }
 
+/* What brings the gradient's norm down to the clip; summed in double, whatever is padded with zeros. */
+static float factor_of(long n, const Span *groups, const Moving *by) {
+    double square = 0;
+    for (const Span *group = groups; group < groups + n; group++)
+        for (long s = 0; s < group->n_spans; s++) {
+            const float *grad = by->grad + group->spans[s];
+            for (long i = 0; i < group->rows * group->width; i++) square += (double)grad[i] * grad[i];
+        }
+    const double factor = by->clip / (sqrt(square) + 1e-6);
+    return factor < 1 ? factor : square == square ? 1 : NAN;
+}
+
 /* `work` holds twice the largest group of matrices of one basis. */
 void lorewright_adam(long n, const Span *groups, const Moving *by, float *work) {
     const uint64_t before = flush();
+    const float factor = factor_of(n, groups, by);
     for (const Span *group = groups; group < groups + n; group++) {
         const long size = group->rows * group->width, all = group->n_spans * group->rows;
         const long width = group->width;
         float *here = work, *there = work + all * width;
         for (long s = 0; s < group->n_spans; s++)
             for (long i = 0; i < size; i++)
-                here[s * size + i] = by->factor * by->grad[group->spans[s] + i];
+                here[s * size + i] = factor * by->grad[group->spans[s] + i];
         if (group->basis) {
             const Term turn = frozen(here, width, group->basis, width);
             product(all, width, &turn, 1, 0, 0, there, width);

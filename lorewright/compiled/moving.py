@@ -54,17 +54,17 @@ class Mover:
         moments: Sequence[Tensor],
         grad_P: Tensor,
         *,
-        factor: float,
+        clip: float,
         steps: float,
         betas: tuple[float, float],
         eps: float,
         rate: float,
         decay: float,
     ) -> None:
-        """One step of all values: the gradient times `factor` is what Adam sees."""
+        """One step of all values, the gradient's norm brought down to `clip` if it is above."""
         first_P, second_P = moments
         places = [x.data_ptr() for x in (weight_P, first_P, second_P, grad_P)]
         whole = [1 - beta**steps for beta in betas]
-        moving = CMoving(*places, factor, *betas, *whole, eps, rate, decay)
+        moving = CMoving(*places, clip, *betas, *whole, eps, rate, decay)
         arguments = len(self._spans), self._spans, ctypes.byref(moving), self._work.data_ptr()
         self.library.lorewright_adam(*arguments)
