@@ -208,6 +208,13 @@ class Fused:
         return self._turns[0][:n_tokens], self._turns[1][:n_tokens]
 
 
+def engine(fused: Fused | None) -> str:
+    """What passes run in that train or score, and why not in something quicker."""
+    if fused is None or not fused.ready():
+        return "the network"
+    return f"{'compiled code' if fused.compiled else 'torch, by hand'}: {fused.says}"
+
+
 def _is_plain(layer: nn.Module) -> bool:
     """Whether a layer consists of what this room knows how to run, and of nothing more."""
     if {name for name, _ in layer.named_children()} != LAYER:

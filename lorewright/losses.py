@@ -28,6 +28,11 @@ Weighting = Callable[[Tensor, Tensor], Tensor]
 SAFE_NATS = L_CRIT
 """Below this loss p > 1/2, and no other token can win under greedy decoding."""
 
+LOGIT_VALUES = 1 << 24
+"""Most logits that a pass over completions holds at once: 64 MB in float32."""
+CPU_LOGIT_ROWS = 128
+"""On a CPU positions as well: those of a small vocabulary then fit its caches."""
+
 EPS = 1e-8
 KAPPA = 10.0  # slope of the window weighting around SAFE_NATS, per nat
 TAU = 20.0  # its decay after the first error, tokens, at the width below
@@ -68,6 +73,12 @@ def _best(logits_BTV: Tensor) -> Tensor:
     if logits_BTV.device.type != "cpu":
         return logits_BTV.argmax(-1)
     return torch.from_numpy(logits_BTV.numpy().argmax(-1))
+
+
+def rows_at_once(n_vocab: int, device: torch.device) -> int:
+    """How many positions have logits at a time."""
+    most = CPU_LOGIT_ROWS if device.type == "cpu" else LOGIT_VALUES
+    return max(1, min(LOGIT_VALUES // n_vocab, most))
 
 
 def chunked_nats(

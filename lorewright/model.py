@@ -37,15 +37,11 @@ from lorewright.errors import DataError, ModelError
 from lorewright.fingerprint import fingerprint
 from lorewright.fused import Entering, Fused
 from lorewright.lora import Stack, attach
-from lorewright.losses import TokenNats, chunked_nats, token_nats
+from lorewright.losses import LOGIT_VALUES, TokenNats, chunked_nats, rows_at_once, token_nats
 from lorewright.targets import text_decoder
 
 POCKET = "pocket"
 """Name of the embedded base model."""
-LOGIT_VALUES = 1 << 24
-"""Most logits that a pass over completions holds at once: 64 MB in float32."""
-CPU_LOGIT_ROWS = 128
-"""On a CPU positions as well: those of a small vocabulary then fit its caches."""
 
 
 @dataclass(frozen=True)
@@ -312,7 +308,7 @@ class Model:
             ids_BC = torch.where(batch.mask_BC.bool(), batch.target_BC, -1)
             return token_nats(self.completion_logits(batch), ids_BC)
         at_MM = batch.mask_BC.nonzero(as_tuple=True)
-        chunk = max(1, min(LOGIT_VALUES // self._n_vocab, CPU_LOGIT_ROWS if on_cpu else 1 << 30))
+        chunk = rows_at_once(self._n_vocab, self.device)
         hidden_MD, ids_M = self._hidden(batch, real=True)[at_MM], batch.target_BC[at_MM]
         made = self.fused.nats if self.fused and on_cpu else chunked_nats
         nats_M, right_M = made(self._head, hidden_MD, ids_M, chunk)

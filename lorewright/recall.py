@@ -23,7 +23,6 @@ from lorewright.adapter import Adapter
 from lorewright.batching import by_length, pass_tokens
 from lorewright.data import Example, Probe
 from lorewright.errors import ConfigError, DataError
-from lorewright.losses import token_nats
 from lorewright.metrics import METRICS, Estimate, Proportion, is_declined, mean_interval, wilson
 from lorewright.model import Model, Rendered
 
@@ -74,7 +73,7 @@ def trace(
     budget = batch_tokens or pass_tokens(model.device)
     for chosen in by_length([len(row) for row in rows], budget):
         batch = model.batch([rows[i] for i in chosen])
-        nats_BC, right_BC = token_nats(model.completion_logits(batch), batch.target_BC)
+        nats_BC, right_BC = model.completion_nats(batch)
         for i, nats_C, right_C in zip(chosen, nats_BC.tolist(), right_BC.tolist(), strict=True):
             n = len(rows[i].completion_ids)
             found[i] = TokenTrace(

@@ -344,19 +344,19 @@ class _Loop:
         epoch, n_rows = len(member.records) + 1, len(member.rows)
         trained = sorted({i for group in member.groups for i in group})
         resting = sorted(set(range(n_rows)) - set(trained))
-        last = epoch == member.config.epochs
+        if epoch == member.config.epochs:
+            self._check(member, range(n_rows))
+            return True
         # Examples are met before the step that may make them safe, so the count lags behind.
-        nearly = member.n_recalled() >= NEARLY * n_rows - 2
-        due = bool(resting) and epoch % member.config.recheck == 0
-        if not (nearly or last or due):
-            return False
-        if not (last or due):  # one that is still not safe settles it
-            doubtful, trained = member.split(trained, member.config.margin)
+        if member.n_recalled() >= NEARLY * n_rows - 2:
+            doubtful, safe = member.split(trained, member.config.margin)
             self._check(member, doubtful)
-            if member.n_recalled() < n_rows:
-                return False
-        self._check(member, [*trained, *resting])
-        return True
+            if member.n_recalled() == n_rows:
+                self._check(member, [*safe, *resting])
+                return True
+        if epoch % member.config.recheck == 0:
+            self._check(member, resting)
+        return False
 
     @torch.no_grad()
     def _check(self, member: Progress, examples: Sequence[int]) -> None:

@@ -45,6 +45,7 @@ LAYERS = (
         "lora",
         "losses",
         "optim",
+        "compiled",
         "batching",
         "checkpoint",
     },
