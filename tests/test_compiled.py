@@ -228,9 +228,10 @@ def test_steps_are_those_of_the_operations(
                 optimizer.step(grads, [1e-2, 3e-3], live_N)
             assert (optimizer.movers is not None) == (choice == "auto")
             found.append([weight.detach().clone() for weight in optimizer.parameters])
-            found[-1] += [optimizer.tensors(n)[name] for n in (0, 1) for name in optimizer.tensors(n)]
+            for n in (0, 1):
+                found[-1] += optimizer.tensors(n).values()
     for mine, other in zip(*found, strict=True):
-        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)  # 1 - 0.999^t in float32
 
 
 # -- building ------------------------------------------------------------------------------------
@@ -276,7 +277,8 @@ def test_it_is_compiled_once_and_then_only_loaded(
 ) -> None:
     ran: list[Any] = []
     run = subprocess.run
-    monkeypatch.setattr(build.subprocess, "run", lambda *a, **k: (ran.append(a[0]), run(*a, **k))[1])
+    noted = lambda *a, **k: (ran.append(a[0]), run(*a, **k))[1]  # noqa: E731
+    monkeypatch.setattr(build.subprocess, "run", noted)
     assert compiled.load().library is not None
     assert [command[1] for command in ran] == ["--version", "-O3"]
     (kept,) = own_cache.rglob("kernels/*")
@@ -300,9 +302,10 @@ def test_a_cache_that_may_not_be_written_is_done_without(
 
 @needs_compiler
 def test_structures_of_another_size_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = library()
     monkeypatch.setattr(layout, "STRUCTURES", layout.STRUCTURES[::-1])
     with pytest.raises(OSError, match="bytes in C"):
-        layout.declare(library())
+        layout.declare(here)
 
 
 def test_a_base_is_read_and_written_to_without_it_in_a_process_of_its_own() -> None:
@@ -324,5 +327,5 @@ def test_a_base_that_is_no_such_decoder_has_none() -> None:
     from families import FAMILIES
     from test_model import letters
 
-    model = Model(FAMILIES["gpt2"](), letters(), "tiny")  # type: ignore[arg-type]
+    model = Model(FAMILIES["gpt_neox"](), letters(), "tiny")  # type: ignore[arg-type]
     assert model.fused is None

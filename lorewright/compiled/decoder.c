@@ -1016,12 +1016,12 @@ typedef struct {
 typedef struct {
     float *weight, *first, *second;
     const float *grad;
-    float clip, keep_first, keep_second, whole_first, whole_second, eps, rate, decay;
+    float clip, new_first, new_second, whole_first, whole_second, eps, rate, decay;
 } Moving;
 
 /* Moments move on; grad becomes the direction. */
 static void adam(long n, float *grad, float *first, float *second, const Moving *by) {
-    const float one = 1 - by->keep_first, two = 1 - by->keep_second;
+    const float one = by->new_first, two = by->new_second;
     const float scale = 1 / by->whole_first, size = 1 / by->whole_second;
     for (long i = 0; i < n; i++) {
         const float g = grad[i];

@@ -122,7 +122,7 @@ class CMoving(Structure):
         ("first", c_void_p),
         ("second", c_void_p),
         ("grad", c_void_p),
-        *((name, c_float) for name in ("clip", "keep_first", "keep_second", "whole_first")),
+        *((name, c_float) for name in ("clip", "new_first", "new_second", "whole_first")),
         *((name, c_float) for name in ("whole_second", "eps", "rate", "decay")),
     ]
 

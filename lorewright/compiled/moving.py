@@ -65,6 +65,6 @@ class Mover:
         first_P, second_P = moments
         places = [x.data_ptr() for x in (weight_P, first_P, second_P, grad_P)]
         whole = [1 - beta**steps for beta in betas]
-        moving = CMoving(*places, clip, *betas, *whole, eps, rate, decay)
+        moving = CMoving(*places, clip, *(1 - beta for beta in betas), *whole, eps, rate, decay)
         arguments = len(self._spans), self._spans, ctypes.byref(moving), self._work.data_ptr()
         self.library.lorewright_adam(*arguments)
