@@ -50,7 +50,6 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 see it, in positions far out, say."""
 TRIED_TOKENS = 12
 """Tokens a row when a decoder is compared with what this room makes of it."""
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 """Kinds of rotary positions whose frequencies do not depend on the length of the text."""
 
@@ -156,6 +155,9 @@ class Fused:
         weights = [weight for lora in run.loras for weight in (lora.A_NRI, lora.B_NOR)]
         learns = run.learns and any(weight.requires_grad for weight in weights)
         if learns and torch.is_grad_enabled():
+            whole_NP = run.loras[0].rows.whole_NP
+            if whole_NP is not None and isinstance(run, compiled.Run):
+                return _Whole.apply(run, whole_NP)
             hidden: Tensor = _Pass.apply(run, *weights)
             return hidden
         with torch.no_grad():
@@ -244,11 +246,16 @@ def _is_rms(norm: nn.Module) -> bool:
 
 def _untouched(module: nn.Module) -> bool:
     """Whether nothing listens at a module or learns in it, and its forward is its class's own."""
-    has = module.__dict__  # asked of a hundred modules a step: attributes would cost more than this
-    if any(has[name] for name in HOOKS) or "forward" in has:
+    has = module.__dict__  # a hundred modules are asked at every step, so that this must be quick
+    hooks = has["_forward_hooks"] or has["_forward_pre_hooks"]
+    if hooks or has["_backward_hooks"] or has["_backward_pre_hooks"] or "forward" in has:
         return False
-    own = has["_parameters"].values()
-    return type(module) is LoraLinear or not any(w is not None and w.requires_grad for w in own)
+    if type(module) is LoraLinear:
+        return True
+    for weight in has["_parameters"].values():
+        if weight is not None and weight.requires_grad:
+            return False
+    return True
 
 
 def _projections(layer: Any) -> tuple[nn.Module, ...]:
@@ -294,6 +301,19 @@ class _Pass(torch.autograd.Function):
         found = ctx.run.backward(grads[0])
         none = (None, None)
         return None, *(grad for lora in ctx.run.loras for grad in found.get(lora, none))
+
+
+class _Whole(torch.autograd.Function):
+    """The same with one input: the buffer in which all A and B lie."""
+
+    @staticmethod
+    def forward(ctx: Any, run: compiled.Run, whole_NP: Tensor) -> Tensor:
+        ctx.run = run
+        return run.forward(keep=True)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return None, ctx.run.backward_whole(grads[0])
 
 
 class _Run:

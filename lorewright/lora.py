@@ -98,6 +98,8 @@ class Rows:
 
     def __init__(self, n_adapters: int = 1) -> None:
         self.dropout: Masks | None = None  # set by `Stack.dropping` for the length of a pass
+        self.whole_NP: Tensor | None = None
+        """Set by an optimiser that takes the gradient of all A and B at once, where a pass has it."""
         self.bind(None, n_adapters)
 
     def bind(self, rows_B: Tensor | None, n_adapters: int) -> None:
@@ -147,6 +149,7 @@ class Stacked(Adapted):
         self.rows = rows
         self.ranks_N = ranks
         self.routed = False  # True inside a mixture of experts, where tokens arrive out of order
+        self.starts: dict[str, int] = {}  # of its parameters in `Flat`
         self.A_NRI = nn.Parameter(torch.zeros(n, rank, base.in_features, device=device).float())
         self.B_NOR = nn.Parameter(torch.zeros(n, base.out_features, rank, device=device).float())
         self.scale_N: Tensor
@@ -292,6 +295,7 @@ class Flat:
             setattr(layer, name, nn.Parameter(view, weight.requires_grad))
             self.parameters.append(getattr(layer, name))
             self.spans.append((span, weight.shape[1:]))
+            layer.starts[name] = at
             self.is_B_P[span] = name != "A_NRI"
             if self.decayed_P is not None and name == "M_NO":
                 self.decayed_P[span] = 0

@@ -228,12 +228,13 @@ def weighted_mean(
     all gradients are exactly zero. With `group_B` (one adapter index per row, -1 = none) the means
     of the groups are summed: each adapter of a stack gets the gradient it would get alone.
     """
-    weight_BT = torch.where(mask_BT.bool(), weight_BT.detach(), 0.0)
-    loss_BT = torch.where(mask_BT.bool(), loss_BT, 0.0)
-    total_B = weight_BT.sum(-1)
-    mean_B = (weight_BT * loss_BT).sum(-1) / (total_B + eps)
-    active_B = (total_B > 0).to(mean_B.dtype)
-    return _sum_of_ratios(mean_B, active_B, group_B, EPS)
+    mask_BT = _taken(mask_BT, group_B)
+    with torch.no_grad():
+        weight_BT = torch.where(mask_BT, weight_BT, 0.0)
+        total_B = weight_BT.sum(-1)
+        n_active_B = _sum_of_group((total_B > 0).to(weight_BT.dtype), group_B)
+        share_BT = weight_BT / (total_B + eps)[:, None] / (n_active_B + EPS)[:, None]
+    return _spent(loss_BT, share_BT, mask_BT)
 
 
 def weighted_mean_pooled(
@@ -248,23 +249,33 @@ def weighted_mean_pooled(
 
     Scalar; arguments and zero behaviour as in `weighted_mean`.
     """
-    weight_BT = torch.where(mask_BT.bool(), weight_BT.detach(), 0.0)
-    loss_BT = torch.where(mask_BT.bool(), loss_BT, 0.0)
-    return _sum_of_ratios((weight_BT * loss_BT).sum(-1), weight_BT.sum(-1), group_B, eps)
+    mask_BT = _taken(mask_BT, group_B)
+    with torch.no_grad():
+        weight_BT = torch.where(mask_BT, weight_BT, 0.0)
+        share_BT = weight_BT / (_sum_of_group(weight_BT.sum(-1), group_B) + eps)[:, None]
+    return _spent(loss_BT, share_BT, mask_BT)
 
 
-def _sum_of_ratios(top_B: Tensor, bottom_B: Tensor, group_B: Tensor | None, eps: float) -> Tensor:
-    """Sum over groups of sum(top) / (sum(bottom) + eps); rows of group -1 take no part.
+def _taken(mask_BT: Tensor, group_B: Tensor | None) -> Tensor:
+    """The mask as bool, without the rows of group -1."""
+    mask_BT = mask_BT.bool()
+    return mask_BT if group_B is None else mask_BT & (group_B >= 0).to(mask_BT.device)[:, None]
 
-    Rows are selected, not multiplied by 0: a NaN of one adapter stays out of the others.
+
+def _sum_of_group(value_B: Tensor, group_B: Tensor | None) -> Tensor:
+    """For every row the sum over the rows of its group.
+
+    Rows are selected, not multiplied by 0: what is no number in one group stays out of the others.
     """
     if group_B is None:
-        return top_B.sum() / (bottom_B.sum() + eps)
-    index_N = torch.arange(int(group_B.max()) + 1, device=group_B.device)
-    member_NB = (group_B == index_N[:, None]).to(top_B.device)
-    top_N = torch.where(member_NB, top_B, 0.0).sum(-1)
-    bottom_N = torch.where(member_NB, bottom_B, 0.0).sum(-1)
-    return (top_N / (bottom_N + eps)).sum()
+        return value_B.sum().expand_as(value_B)
+    same_BB = (group_B == group_B[:, None]).to(value_B.device)
+    return torch.where(same_BB, value_B, 0.0).sum(-1)
+
+
+def _spent(loss_BT: Tensor, share_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Sum of the losses by their shares."""
+    return (torch.where(mask_BT, loss_BT, 0.0) * share_BT).sum()
 
 
 def trainer_loss(weighting: Weighting) -> Callable[..., Tensor]:

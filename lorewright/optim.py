@@ -165,11 +165,23 @@ class Optimizer:
         self.decay_N1 = torch.tensor(decays, device=device)[:, None]
         self.decays = any(decays)
         self.movers = None
+        self.whole_NP: Tensor | None = None
+        """All parameters in one: a pass that is told of it (`Rows`) may give it their gradient."""
+        if len(self.stack.flats) == 1:
+            self.whole_NP = self.stack.flats[0].weight_NP.detach().requires_grad_()
 
     @property
     def parameters(self) -> list[nn.Parameter]:
         """What gradients are taken of."""
         return [weight for flat in self.stack.flats for weight in flat.parameters]
+
+    def gradients(self, loss: Tensor) -> tuple[Sequence[Tensor | None], Tensor | None]:
+        """A loss's gradients for `step`: one by one or, from a pass that has them so, as a whole."""
+        if self.whole_NP is None:
+            return torch.autograd.grad(loss, self.parameters, allow_unused=True), None
+        every = [*self.parameters, self.whole_NP]
+        *grads, whole_NP = torch.autograd.grad(loss, every, allow_unused=True)
+        return grads, whole_NP
 
     def whiten(self, bases: Sequence[Bases]) -> None:
         """Give every adapter the bases in which `whitened` moves it; of those that learn the same
@@ -212,16 +224,27 @@ class Optimizer:
         return torch.where(flat.is_B_P, ratio_N1, 1.0)
 
     @torch.no_grad()
-    def step(self, grads: Sequence[Tensor | None], lr_N: Sequence[float], live_N: Tensor) -> None:
+    def step(
+        self,
+        grads: Sequence[Tensor | None],
+        lr_N: Sequence[float],
+        live_N: Tensor,
+        whole_NP: Tensor | None = None,
+    ) -> None:
         """Move every live adapter at its rate; the others and their state stay as they are.
 
-        `grads` belong to `parameters`, in their order; None is zero. Nothing is read back from the
-        device.
+        `grads` belong to `parameters`, in their order; None is zero. `whole_NP`, the gradient of the
+        buffer, stands for all of them. In torch nothing is read back from the device.
         """
         if self._compiled():
-            self._step_compiled(self._flat(grads), lr_N, live_N)
+            if whole_NP is None:
+                self._gather(grads)
+            self._step_compiled(self.grads[0] if whole_NP is None else whole_NP, lr_N, live_N)
             return
-        self._gather(grads)
+        if whole_NP is None:
+            self._gather(grads)
+        else:
+            self.grads[0].copy_(whole_NP)
         here = live_N.device
         sizes = [torch.linalg.vector_norm(g, dim=1).to(here) for g in self.grads]
         norm_N = sizes[0] if len(sizes) == 1 else torch.stack(sizes).square().sum(0).sqrt()
@@ -251,23 +274,6 @@ class Optimizer:
                 view.zero_()
             else:
                 view.copy_(grad)
-
-    def _flat(self, grads: Sequence[Tensor | None]) -> Tensor:
-        """The gradients in one buffer (N, P): the one they are parts of, if it is laid out so."""
-        (flat,) = self.stack.flats
-        found = None if grads[0] is None else grads[0]._base
-        if (
-            found is not None
-            and found.shape == flat.weight_NP.shape
-            and found.is_contiguous()
-            and all(
-                grad is not None and grad._base is found and grad.storage_offset() == span.start
-                for grad, (span, _) in zip(grads, flat.spans, strict=True)
-            )
-        ):
-            return found
-        self._gather(grads)
-        return self.grads[0]
 
     def _compiled(self) -> bool:
         """Whether the step is one that compiled code has, where there is any: Adam on a CPU."""

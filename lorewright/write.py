@@ -230,6 +230,7 @@ class _Loop:
         real_B = torch.tensor([i < len(group) for group in groups for i in range(size)])
         mask_BC = batch.mask_BC * real_B[:, None].to(batch.mask_BC)
         alone = len(members) == 1
+        self.stack.rows.whole_NP = self.optimizer.whole_NP
         self.stack.bind(None if alone else torch.arange(len(members)).repeat_interleave(size))
         nats, cost_BC = self._passed(replace(batch, mask_BC=mask_BC), index, groups, size)
         loss_BC = nats.loss_BT.detach()
@@ -245,9 +246,9 @@ class _Loop:
             tally_N3 = torch.stack([part.view(len(members), -1).sum(1) for part in sums], 1)
         group_B = None if alone else self.stack.rows.rows_B
         loss = weighted_mean(cost_BC, weight_BC, mask_BC, group_B=group_B)
-        grads = torch.autograd.grad(loss, self.optimizer.parameters, allow_unused=True)
+        grads, whole_NP = self.optimizer.gradients(loss)
         rates = [rate(m.config, m.records, m.epochs_done) for m in members]
-        self.optimizer.step(grads, rates, tally_N3[:, 2] > 0)
+        self.optimizer.step(grads, rates, tally_N3[:, 2] > 0, whole_NP)
         for member, tally_3 in zip(members, tally_N3, strict=True):
             member.tally += tally_3
             member.cursor += 1

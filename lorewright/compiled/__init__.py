@@ -110,7 +110,7 @@ class Network:
         attention, mlp = self.layers[0].self_attn, self.layers[0].mlp
         width = int(attention.head_dim)
         (q_out, d), k_out = _plain(attention.q_proj).weight.shape, len(_plain(attention.k_proj).weight)
-        layers, at, below = (CLayer * len(self.layers))(), 0, False
+        layers, n_values, below = (CLayer * len(self.layers))(), 0, False
         loras: list[LoraLinear] = []
         self._held = [cos, sin, layers]
         for to, layer in zip(layers, self.layers, strict=True):
@@ -125,7 +125,7 @@ class Network:
                 (to.widen[1], mlp.up_proj),
                 (to.narrow, mlp.down_proj),
             ):
-                at = self._linear(one, module, at)
+                n_values = self._linear(one, module, n_values)
                 if isinstance(module, LoraLinear):
                     loras.append(module)
                 if module is attention.v_proj:
@@ -139,24 +139,24 @@ class Network:
         sizes = d, inner, q_out // width, k_out // width, width, len(layers)
         last = _norm(self.decoder.norm)
         found = CDecoder(*sizes, layers, last, cos.data_ptr(), sin.data_ptr(), scale_N)
-        return Described(found, loras, at)
+        return Described(found, loras, n_values)
 
-    def _linear(self, to: CLinear, module: Any, at: int) -> int:
-        """Fill in a linear layer, whose gradients begin at `at`; where the next one's begin."""
+    def _linear(self, to: CLinear, module: Any, n_values: int) -> int:
+        """Fill in a linear layer; the values of a gradient that holds it and `n_values` others."""
         plain = _plain(module)
         up, down = self._panels.of(plain.weight)
         to.n_out, to.up, to.down = len(plain.weight), up.data_ptr(), down.data_ptr()
         to.bias = None if plain.bias is None else plain.bias.data_ptr()
         if not isinstance(module, LoraLinear):
-            return at
+            return n_values
         ranks_N = (ctypes.c_long * len(module.ranks_N))(*module.ranks_N)
         self._held.append(ranks_N)
         a_NRI, b_NOR = module.A_NRI, module.B_NOR
         to.rank, to.rank_N = a_NRI.shape[1], ctypes.addressof(ranks_N)
-        to.A, to.stride_A, to.at_A = a_NRI.data_ptr(), a_NRI.stride(0), at
+        to.A, to.stride_A = a_NRI.data_ptr(), a_NRI.stride(0)
         to.B, to.stride_B = b_NOR.data_ptr(), b_NOR.stride(0)
-        to.at_B = at + a_NRI[0].numel()
-        return int(to.at_B) + b_NOR[0].numel()
+        to.at_A, to.at_B = module.starts["A_NRI"], module.starts["B_NOR"]
+        return max(n_values, int(to.at_A) + a_NRI[0].numel(), int(to.at_B) + b_NOR[0].numel())
 
     def workspace(self, n_values: int) -> Tensor:
         """Memory for so many values, which comes back through `spare`."""
@@ -287,37 +287,42 @@ class Run:
 
     def backward(self, grad_BCD: Tensor) -> dict[LoraLinear, tuple[Tensor, Tensor]]:
         """Gradients of A_NRI and B_NOR of every adapted module. Once after every `forward`."""
+        grads_NP = self.backward_whole(grad_BCD)
+        found = {}
+        for lora in self.loras:
+            given = []
+            for name in lora.trained:
+                start, shape = lora.starts[name], getattr(lora, name).shape[1:]
+                part = grads_NP[:, start : start + shape.numel()]
+                given.append(part.view(-1, *shape))
+            found[lora] = given[0], given[1]
+        return found
+
+    def backward_whole(self, grad_BCD: Tensor) -> Tensor:
+        """The same in one buffer (N, P), as `lora.Flat` lays it out."""
         assert self.work is not None, "a pass keeps its values for one way back"
         grad_BCD = grad_BCD.contiguous()
         self.job.grad = grad_BCD.data_ptr()
         grads_ZP = torch.empty(len(self.parts), self.n_values)
         for i, part in enumerate(self.places):
-            part.grads = grads_ZP[i].data_ptr()
+            part.grads = grads_ZP.data_ptr() + 4 * i * self.n_values
         self._call(self.places, self.n_threads, self.work, 0, back=True)
         self.network.spare.append(self.work)
         self.work = None
-        return self._given(grads_ZP)
+        n_adapters = len(self.loras[0].ranks_N)
+        adapters_Z = [adapter for _, _, adapter, _ in self.parts]
+        if adapters_Z == list(range(n_adapters)):
+            return grads_ZP
+        grads_NP = torch.zeros(n_adapters, self.n_values)
+        for adapter, part_P in zip(adapters_Z, grads_ZP, strict=True):
+            if adapter >= 0:
+                grads_NP[adapter] += part_P
+        return grads_NP
 
     def _call(self, places: Any, n_threads: int, work: Tensor, each: int, *, back: bool) -> None:
         run, net, job = self.network.library.lorewright_run, self.net, self.job
         arguments = len(places), n_threads, work.data_ptr(), each, back
         run(ctypes.byref(net), ctypes.byref(job), places, *arguments)
-
-    def _given(self, grads_ZP: Tensor) -> dict[LoraLinear, tuple[Tensor, Tensor]]:
-        """Sums of the parts of each adapter, module by module; adapters without a part have 0."""
-        n_adapters = len(self.loras[0].ranks_N)
-        adapters_Z = [adapter for _, _, adapter, _ in self.parts]
-        if adapters_Z != list(range(n_adapters)):
-            every_ZP, grads_ZP = grads_ZP, torch.zeros(n_adapters, self.n_values)
-            for adapter, part_P in zip(adapters_Z, every_ZP, strict=True):
-                if adapter >= 0:
-                    grads_ZP[adapter] += part_P
-        weights = [weight for lora in self.every for weight in (lora.A_NRI, lora.B_NOR)]
-        shapes = [weight.shape[1:] for weight in weights]
-        parts = grads_ZP.split_with_sizes([shape.numel() for shape in shapes], 1)
-        views = [part.view(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
-        given = dict(zip(self.every, zip(views[::2], views[1::2], strict=True), strict=True))
-        return {lora: given[lora] for lora in self.loras}
 
 
 class Head:
