@@ -36,6 +36,8 @@ typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef float vec_at __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
 
+static long whole(long n) { return (n + LANES - 1) / LANES * LANES; }
+
 /* left(m, k) = left[m * row + k * step]. right(k, n) = right[k * ld + n]; or, where `panels` is the
    right factor's whole depth, it lies in panels of COLUMNS columns, one after another, the last
    filled up with zeros: frozen weights do, so that they are read from memory in one stream. */
@@ -198,18 +200,39 @@ static Term turned(const float *left, long ld_left, const float *right, long ld,
     return (Term){left, 1, ld_left, right, ld, depth, 0};
 }
 
+/* Four vectors of four, turned. */
+typedef float four __attribute__((vector_size(16)));
+typedef float four_at __attribute__((vector_size(16), aligned(4), may_alias));
+#if defined(__clang__)
+#define SHUFFLED(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#else
+typedef int32_t ifour __attribute__((vector_size(16)));
+#define SHUFFLED(a, b, i, j, k, l) __builtin_shuffle(a, b, (ifour){i, j, k, l})
+#endif
+
+static inline void square(const float *from, long ld, float factor, float *to, long ld_to) {
+    const four a = *(const four_at *)from, b = *(const four_at *)(from + ld);
+    const four c = *(const four_at *)(from + 2 * ld), d = *(const four_at *)(from + 3 * ld);
+    const four ab = SHUFFLED(a, b, 0, 4, 1, 5), ba = SHUFFLED(a, b, 2, 6, 3, 7);
+    const four cd = SHUFFLED(c, d, 0, 4, 1, 5), dc = SHUFFLED(c, d, 2, 6, 3, 7);
+    *(four_at *)to = SHUFFLED(ab, cd, 0, 1, 4, 5) * factor;
+    *(four_at *)(to + ld_to) = SHUFFLED(ab, cd, 2, 3, 6, 7) * factor;
+    *(four_at *)(to + 2 * ld_to) = SHUFFLED(ba, dc, 0, 1, 4, 5) * factor;
+    *(four_at *)(to + 3 * ld_to) = SHUFFLED(ba, dc, 2, 3, 6, 7) * factor;
+}
+
 /* to (N, M) = from (M, N) turned, times a factor, with so many zeros behind every row. */
 static void transpose(
     long M, long N, const float *from, long ld, float factor, float *to, long ld_to, long zeros) {
-    for (long n = 0; n < N && zeros; n++) memset(to + n * ld_to + M, 0, zeros * sizeof(float));
-    for (long m = 0; m < M; m += 16) { /* in squares, so that the lines read stay in the cache */
-        const long end = m + 16 < M ? m + 16 : M;
-        for (long n = 0; n < N; n++)
-            for (long i = m; i < end; i++) to[n * ld_to + i] = factor * from[i * ld + n];
+    const long m_end = M / 4 * 4, n_end = N / 4 * 4;
+    for (long m = 0; m < m_end; m += 4)
+        for (long n = 0; n < n_end; n += 4)
+            square(from + m * ld + n, ld, factor, to + n * ld_to + m, ld_to);
+    for (long n = 0; n < N; n++) {
+        for (long m = n < n_end ? m_end : 0; m < M; m++) to[n * ld_to + m] = factor * from[m * ld + n];
+        for (long m = M; m < M + zeros; m++) to[n * ld_to + m] = 0;
     }
 }
-
-static long whole(long n) { return (n + LANES - 1) / LANES * LANES; }
 
 /* Numbers below 1e-38 take a processor a hundred times as long and mean nothing here: while this
    library computes they count as zero. */
@@ -403,9 +426,10 @@ typedef struct {
     float *inner_q, *inner_m, *inner_o, *inner_w, *inner_n;
 } Kept;
 
+/* Columns for the ranks of some linear layers, of which each begins at a whole vector. */
 static long ranks(const Linear *linears, int n) {
     long sum = 0;
-    for (int i = 0; i < n; i++) sum += linears[i].rank;
+    for (int i = 0; i < n; i++) sum += whole(linears[i].rank);
     return sum;
 }
 
@@ -457,8 +481,17 @@ static long scratch(const Decoder *net, const Layer *layer, long M, long T, int 
                         ranks(layer->widen, 2), ranks(&layer->narrow, 1)};
     long rank = 0;
     for (int i = 0; i < 5; i++) rank = all[i] > rank ? all[i] : rank;
-    const long n = 2 * rank * most + M * F + (2 * QUERIES + 2 * net->E) * W + 64 * 16;
+    const long n = rank * most + M * F + (2 * QUERIES + 2 * net->E) * W + 64 * 16;
     return back ? n + M * (rank + F + 2 * D + 2 * HE + 2 * GE) : n;
+}
+
+/* to (n, whole vector) = from (n, stored), of whose columns only `rank` are read. */
+static void widened(long n, long rank, const float *from, long stored, float *to) {
+    const long wide = whole(rank);
+    for (long i = 0; i < n; i++) {
+        for (long j = 0; j < rank; j++) to[i * wide + j] = from[i * stored + j];
+        for (long j = rank; j < wide; j++) to[i * wide + j] = 0;
+    }
 }
 
 /* Linear layers of one input with adapter n on them; inner = scale A x is kept for the way back. */
@@ -466,26 +499,19 @@ static void linears(
     const Linear *all, int n, long M, long I, const float *x, long adapter, float scale,
     const float *from, float **outs, float *inner, float *work) {
     const long R = ranks(all, n);
-    float *down = take(&work, I * R), *up = work;
-    long r = 0, used = 0;
-    if (adapter >= 0 && R) {
-        for (int i = 0; i < n; i++) {
-            const long rank = all[i].rank ? all[i].rank_N[adapter] : 0;
-            const float *A = all[i].A + adapter * all[i].stride_A;
-            for (long i = 0; i < I; i++)
-                for (long j = 0; j < rank; j++) down[i * R + used + j] = scale * A[j * I + i];
-            used += rank;
-        }
-        const Term in = term(x, I, down, R, I);
-        product(M, used, &in, 1, 0, 0, inner, R);
-    }
+    float *matrix = work;
+    long r = 0;
     for (int i = 0; i < n; i++) {
         const Linear *one = all + i;
-        const long O = one->n_out, rank = used && one->rank ? one->rank_N[adapter] : 0;
+        const long O = one->n_out, rank = adapter >= 0 && one->rank ? one->rank_N[adapter] : 0;
         Term terms[2] = {frozen(x, I, one->up, I)};
         if (rank) {
-            transpose(O, rank, one->B + adapter * one->stride_B, one->rank, 1, up, O, 0);
-            terms[1] = term(inner + r, R, up, O, rank);
+            const float *A = one->A + adapter * one->stride_A, *B = one->B + adapter * one->stride_B;
+            transpose(rank, I, A, I, scale, matrix, whole(rank), whole(rank) - rank);
+            const Term in = term(x, I, matrix, whole(rank), I);
+            product(M, whole(rank), &in, 1, 0, 0, inner + r, R);
+            transpose(O, rank, B, one->rank, 1, matrix, O, 0);
+            terms[1] = term(inner + r, R, matrix, O, rank);
         }
         const float *start = from;
         if (one->bias) {
@@ -495,7 +521,7 @@ static void linears(
             start = outs[i];
         }
         product(M, O, terms, rank ? 2 : 1, start, O, outs[i], O);
-        r += rank;
+        r += whole(one->rank);
     }
 }
 
@@ -505,8 +531,8 @@ static void linears_back(
     const float *inner, long adapter, float scale, const float *from, float *to, float *found,
     float *work) {
     const long R = ranks(all, n);
-    float *back = take(&work, M * R), *up = work;
-    Term terms[2 * 3];
+    float *back = take(&work, M * R), *matrix = work;
+    Term terms[2 * 2];
     int n_terms = 0;
     long r = 0;
     for (int i = 0; i < n; i++) {
@@ -517,22 +543,22 @@ static void linears_back(
         if (full && adapter >= 0) {
             float *at_A = found + one->at_A, *at_B = found + one->at_B;
             const float *A = one->A + adapter * one->stride_A;
-            const float *B = one->B + adapter * one->stride_B;
-            const Term out = term(grads[i], O, B, full, O);
-            product(M, rank, &out, 1, 0, 0, back + r, R);
-            for (long m = 0; m < M; m++)
-                for (long j = 0; j < rank; j++) back[m * R + r + j] *= scale;
-            const Term of_B = turned(inner + r, R, grads[i], O, M);
-            product(rank, O, &of_B, 1, 0, 0, up, O);
             if (rank < full) memset(at_B, 0, O * full * sizeof(float));
+            memset(at_A + rank * I, 0, (full - rank) * I * sizeof(float));
+            widened(O, rank, one->B + adapter * one->stride_B, full, matrix);
+            const Term out = term(grads[i], O, matrix, whole(rank), O);
+            product(M, whole(rank), &out, 1, 0, 0, back + r, R);
+            for (long m = 0; m < M; m++)
+                for (long j = 0; j < whole(rank); j++) back[m * R + r + j] *= scale;
+            const Term of_B = turned(inner + r, R, grads[i], O, M);
+            product(rank, O, &of_B, 1, 0, 0, matrix, O);
             for (long o = 0; o < O; o++)
-                for (long j = 0; j < rank; j++) at_B[o * full + j] = up[j * O + o];
+                for (long j = 0; j < rank; j++) at_B[o * full + j] = matrix[j * O + o];
             const Term of_A = turned(back + r, R, x, I, M);
             product(rank, I, &of_A, 1, 0, 0, at_A, I);
-            memset(at_A + rank * I, 0, (full - rank) * I * sizeof(float));
             if (rank) terms[n_terms++] = term(back + r, R, A, I, rank);
-            r += rank;
         }
+        r += whole(full);
     }
     if (to) product(M, I, terms, n_terms, from, I, to, I);
 }
