@@ -31,7 +31,7 @@ from lorewright.lora import LoraLinear
 
 MOST_BYTES = 1 << 28
 """Of a decoder's frozen weights, of which copies are made."""
-PIECE_TOKENS = 512
+PIECE_TOKENS = 160
 """Of a part that needs no gradient: what a core's cache holds."""
 HEAD_ROWS = 64
 """Positions whose logits are held at a time."""
@@ -47,6 +47,25 @@ def load() -> build.Loaded:
 
 def _place(weight: Tensor | None) -> int:
     return 0 if weight is None else weight.data_ptr()
+
+
+class Spare:
+    """Memory that is not in use: fresh pages cost more than what is computed in them."""
+
+    def __init__(self) -> None:
+        self._tensors: list[Tensor] = []
+
+    def take(self, n_values: int) -> Tensor:
+        """At least so many values; one that is too small is let go."""
+        while self._tensors:
+            tensor = self._tensors.pop()  # one step: threads may meet here
+            if len(tensor) >= n_values:
+                return tensor
+        return torch.empty(n_values)
+
+    def give(self, tensor: Tensor) -> None:
+        """Bring it back."""
+        self._tensors.append(tensor)
 
 
 class Described(NamedTuple):
@@ -75,8 +94,7 @@ class Network:
             m._modules for x in self.layers for m in (x, x.self_attn, x.mlp)
         ]
         self._held: list[Any] = []
-        self.spare: list[Tensor] = []
-        """Workspaces that no pass uses: fresh memory costs more than the arithmetic in it."""
+        self.spare = Spare()
 
     @classmethod
     def of(cls, decoder: Any, layers: Sequence[Any], turns: Turns) -> tuple[Network | None, str]:
@@ -157,14 +175,6 @@ class Network:
         to.B, to.stride_B = b_NOR.data_ptr(), b_NOR.stride(0)
         to.at_A, to.at_B = module.starts["A_NRI"], module.starts["B_NOR"]
         return max(n_values, int(to.at_A) + a_NRI[0].numel(), int(to.at_B) + b_NOR[0].numel())
-
-    def workspace(self, n_values: int) -> Tensor:
-        """Memory for so many values, which comes back through `spare`."""
-        for i, tensor in enumerate(self.spare):
-            if len(tensor) >= n_values:
-                return self.spare.pop(i)
-        self.spare.clear()
-        return torch.empty(n_values)
 
 
 class Run:
@@ -273,7 +283,7 @@ class Run:
         sizes = [int(floats_of(ctypes.byref(net), ctypes.byref(job), part)) for part in places]
         # Kept values stay where they are until the way back; without, a thread's parts take turns.
         n_values = sum(sizes) if keep else max(sizes) * min(n_threads, len(sizes))
-        work = self.network.workspace(n_values)
+        work = self.network.spare.take(n_values)
         if keep:
             at = work.data_ptr()
             for part, size in zip(places, sizes, strict=True):
@@ -282,7 +292,7 @@ class Run:
             self.work, self.places, self.n_threads = work, places, n_threads
         self._call(places, n_threads, work, max(sizes), back=False)
         if not keep:
-            self.network.spare.append(work)
+            self.network.spare.give(work)
         return out_BCD
 
     def backward(self, grad_BCD: Tensor) -> dict[LoraLinear, tuple[Tensor, Tensor]]:
@@ -307,7 +317,7 @@ class Run:
         for i, part in enumerate(self.places):
             part.grads = grads_ZP.data_ptr() + 4 * i * self.n_values
         self._call(self.places, self.n_threads, self.work, 0, back=True)
-        self.network.spare.append(self.work)
+        self.network.spare.give(self.work)
         self.work = None
         n_adapters = len(self.loras[0].ranks_N)
         adapters_Z = [adapter for _, _, adapter, _ in self.parts]
@@ -331,6 +341,7 @@ class Head:
     def __init__(self, library: ctypes.CDLL, head: nn.Module) -> None:
         self.library, self.head = library, head
         self._panels = Panels(library)
+        self._spare = Spare()
 
     def nats(self, hidden_MD: Tensor, ids_M: Tensor) -> tuple[Tensor, Tensor]:
         """Loss in nats of each id and whether it is the argmax; carries gradient to `hidden`."""
@@ -346,11 +357,14 @@ class Head:
         up, down = self._panels.of(weight_VD)
         (m, d), v = hidden_MD.shape, len(weight_VD)
         loss_M, correct_M = torch.empty(m), torch.empty(m, dtype=torch.bool)
-        logits = torch.empty(min(m, HEAD_ROWS), v)
+        n_threads = torch.get_num_threads()
+        logits = self._spare.take(n_threads * HEAD_ROWS * v)
         places = hidden_MD, down, up, ids_M, loss_M, correct_M
         grad = None if into_MD is None else into_MD.data_ptr()
         at = [tensor.data_ptr() for tensor in places]
-        self.library.lorewright_nats(m, d, v, *at, grad, logits.data_ptr(), HEAD_ROWS)
+        how = HEAD_ROWS, n_threads
+        self.library.lorewright_nats(m, d, v, *at, grad, logits.data_ptr(), *how)
+        self._spare.give(logits)
         return loss_M, correct_M
 
 

@@ -144,7 +144,7 @@ def declare(library: ctypes.CDLL) -> None:
         *(decoder, one_pass, ctypes.POINTER(CPart), c_long, c_long, c_void_p, c_long, c_long)
     ]
     library.lorewright_run.restype = None
-    library.lorewright_nats.argtypes = [c_long] * 3 + [c_void_p] * 8 + [c_long]
+    library.lorewright_nats.argtypes = [c_long] * 3 + [c_void_p] * 8 + [c_long] * 2
     library.lorewright_nats.restype = None
     library.lorewright_adam.argtypes = [
         *(c_long, ctypes.POINTER(CSpan), ctypes.POINTER(CMoving), c_void_p)
