@@ -148,7 +148,8 @@ class Fused:
         """The decoder's last hidden states (B, C, D) at the positions asked for.
 
         Carries gradient to the A and B of attached adapters. `entering` replaces ids and the layers
-        below its own. What is returned for a negative position, of a row's last ones, means nothing.
+        below its own. Negative positions, the last of a row, are not asked for: what is returned
+        for them means nothing.
         """
         with torch.no_grad():
             run = self._run(ids_BT, position_BC, entering)
@@ -185,9 +186,9 @@ class Fused:
     def reaching(self, ids_BT: Tensor, layer: int) -> Tensor:
         """What enters a layer (B, T, D)."""
         if self.compiled is not None:
-            x_BTD = self.decoder.embed_tokens(ids_BT)
-            run = compiled.Run(self.compiled, ids_BT, x_BTD, None, 0, layer)
-            return run.forward(keep=False) if layer else x_BTD
+            x_BTD: Tensor = self.decoder.embed_tokens(ids_BT)
+            below = compiled.Run(self.compiled, ids_BT, x_BTD, None, 0, layer)
+            return below.forward(keep=False) if layer else x_BTD
         ends_B1 = torch.full((len(ids_BT), 1), ids_BT.shape[1] - 1)
         run = _Run(self, ids_BT, ends_B1, None)
         x_MD = run.x_MD
@@ -214,7 +215,7 @@ def engine(fused: Fused | None) -> str:
     """What passes run in that train or score, and why not in something quicker."""
     if fused is None or not fused.ready():
         return "the network"
-    return f"{'compiled code' if fused.compiled else 'torch, by hand'}: {fused.says}"
+    return f"{'compiled code' if fused.compiled else 'torch, by hand'} ({fused.says})"
 
 
 def _is_plain(layer: nn.Module) -> bool:

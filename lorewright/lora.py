@@ -99,7 +99,7 @@ class Rows:
     def __init__(self, n_adapters: int = 1) -> None:
         self.dropout: Masks | None = None  # set by `Stack.dropping` for the length of a pass
         self.whole_NP: Tensor | None = None
-        """Set by an optimiser that takes the gradient of all A and B at once, where a pass has it."""
+        """All A and B in one, set by who would rather have their gradient so (`optim`)."""
         self.bind(None, n_adapters)
 
     def bind(self, rows_B: Tensor | None, n_adapters: int) -> None:

@@ -287,7 +287,7 @@ class Model:
         return logits.float()
 
     def _hidden(self, batch: Batch, *, real: bool = False) -> Tensor:
-        """Hidden states (B, C, D) from which completion tokens are predicted; `real`: no padding."""
+        """Hidden states (B, C, D) that predict completion tokens; `real`: padding ones do not."""
         entering = self.entering
         if self.fused and self.fused.ready(entering.layer if entering else 0):
             self.entering = None

@@ -21,8 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorewright.compiled import load
-from lorewright.compiled.moving import Matrices, Mover
+from lorewright.compiled import Matrices, Mover, load
 from lorewright.errors import ConfigError
 from lorewright.lora import Flat, Stack
 
@@ -176,7 +175,7 @@ class Optimizer:
         return [weight for flat in self.stack.flats for weight in flat.parameters]
 
     def gradients(self, loss: Tensor) -> tuple[Sequence[Tensor | None], Tensor | None]:
-        """A loss's gradients for `step`: one by one or, from a pass that has them so, as a whole."""
+        """What `step` takes: gradients one by one or, from a pass that has it, the whole."""
         if self.whole_NP is None:
             return torch.autograd.grad(loss, self.parameters, allow_unused=True), None
         every = [*self.parameters, self.whole_NP]
@@ -233,8 +232,8 @@ class Optimizer:
     ) -> None:
         """Move every live adapter at its rate; the others and their state stay as they are.
 
-        `grads` belong to `parameters`, in their order; None is zero. `whole_NP`, the gradient of the
-        buffer, stands for all of them. In torch nothing is read back from the device.
+        `grads` belong to `parameters`, in their order; None is zero. `whole_NP`, the gradient of
+        the buffer, stands for all of them. In torch nothing is read back from the device.
         """
         if self._compiled():
             if whole_NP is None:
@@ -302,7 +301,8 @@ class Optimizer:
                 for i, basis_II in enumerate(group.whole()):
                     spans = group.spans[each * i : each * (i + 1)]
                     width = len(basis_II)
-                    starts, rows = [s.start for s in spans], (spans[0].stop - spans[0].start) // width
+                    starts = [span.start for span in spans]
+                    rows = (spans[0].stop - starts[0]) // width
                     found.append(Matrices(starts, rows, width, basis_II, 1.0))
             rest = [span for i, (span, _) in enumerate(flat.spans) if i % 2]
         ratio = self.configs[n].lr_ratio

@@ -56,8 +56,9 @@ def begin(
 def measure(model: Model, stack: Stack, rows: Sequence[Rendered]) -> Bases:
     """A basis for every adapted layer, from what it reads of the rows on the base alone.
 
-    One forward pass over up to ROWS rows, or as many as hold twice the TOKENS. A layer that reads nothing, an expert that no token is
-    sent to, gets the basis it has. Rows of the stack stay bound to no adapter.
+    One forward pass over up to ROWS rows, or as many as hold twice the TOKENS. A layer that reads
+    nothing, an expert that no token is sent to, gets the basis it has. Rows of the stack stay bound
+    to no adapter.
     """
     mean = sum(map(len, rows)) / len(rows)
     chosen = [rows[i] for i in _evenly(len(rows), min(ROWS, int(2 * TOKENS / mean) + 1))]

@@ -19,8 +19,8 @@ from test_fused import TEXTS, batch_of, filled, loaded, outcome
 from torch import nn
 
 from lorewright import compiled
-from lorewright.compiled import build, layout
-from lorewright.compiled.panels import panels
+from lorewright.compiled import build, decoder, layout
+from lorewright.compiled.buffers import panels
 from lorewright.errors import ConfigError
 from lorewright.lora import LoraConfig, attach
 from lorewright.losses import token_nats
@@ -178,7 +178,7 @@ def test_a_weight_that_was_written_to_is_read_anew() -> None:
 
 @needs_compiler
 def test_a_large_base_stays_with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled, "MOST_BYTES", 1000)
+    monkeypatch.setattr(decoder, "MOST_BYTES", 1000)
     fused = loaded(llama).fused
     assert fused is not None and fused.compiled is None
     assert "more than 0 MiB" in fused.says

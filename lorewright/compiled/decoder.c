@@ -313,7 +313,7 @@ static float largest(const float *x, long n) {
     return most;
 }
 
-/* SwiGLU: open = silu(gate) * up. With `grad` of open, gate and up become their gradients. */
+/* SwiGLU: open = silu(gate) * up. Or, with `grad` of that, gate and up become their gradients. */
 static void swiglu(long n, float *gate, float *up, const float *grad, float *open) {
     for (long i = 0; i < n; i += LANES) {
         vec g = {0}, u = {0}, d = {0};
@@ -327,9 +327,11 @@ static void swiglu(long n, float *gate, float *up, const float *grad, float *ope
             if (grad) memcpy(&d, grad + i, bytes);
         }
         const vec share = 1.0f / (1.0f + exp_of(-g)), silu = g * share, o = silu * u;
-        if (whole) *(vec_at *)(open + i) = o;
-        else memcpy(open + i, &o, bytes);
-        if (!grad) continue;
+        if (!grad) {
+            if (whole) *(vec_at *)(open + i) = o;
+            else memcpy(open + i, &o, bytes);
+            continue;
+        }
         const vec du = d * silu, dg = d * u * share * (1.0f + g - silu);
         if (whole) *(vec_at *)(gate + i) = dg, *(vec_at *)(up + i) = du;
         else memcpy(gate + i, &dg, bytes), memcpy(up + i, &du, bytes);
@@ -417,12 +419,13 @@ typedef struct {
 /* Where a part's tokens and queries lie: first the shared tokens, then each row's own. */
 typedef struct {
     long M, Q, longest;
+    long shares[2]; /* of a head: how many attention has, of all queries and of those asked for */
     long *own, *token, *count, *query; /* a row's own tokens, the first; its queries, the first */
 } Layout;
 
 /* A part's values in one layer. */
 typedef struct {
-    float *x, *h, *hq, *q, *k, *v, *raw_q, *raw_k, *attended, *mid, *late, *gate, *up;
+    float *x, *h, *hq, *q, *k, *v, *raw_q, *raw_k, *share, *attended, *mid, *late, *gate, *up, *open;
     float *inner_q, *inner_m, *inner_o, *inner_w, *inner_n;
 } Kept;
 
@@ -443,28 +446,35 @@ static float *take(float **at, long n) {
 static Layout layout(const Pass *pass, const Part *part, float **at) {
     const long n = part->n_rows;
     long *all = (long *)take(at, 8 * n);
-    Layout found = {part->shared, 0, 0, all, all + n, all + 2 * n, all + 3 * n};
+    const long shared = part->shared;
+    Layout found = {.M = shared, .own = all, .token = all + n, .count = all + 2 * n,
+                    .query = all + 3 * n, .shares = {shared * whole(shared)}};
     for (long b = 0; b < n; b++) {
         const long row = part->row + b, length = pass->lengths[row];
         found.own[b] = length > part->shared ? length - part->shared : 0, found.token[b] = found.M, found.M += found.own[b];
         found.count[b] = pass->counts ? pass->counts[row] : 0;
         found.query[b] = found.Q, found.Q += found.count[b];
         found.longest = length > found.longest ? length : found.longest;
+        const long seen = whole(shared + found.own[b]);
+        found.shares[0] += found.own[b] * seen, found.shares[1] += found.count[b] * seen;
     }
+    if (found.longest > QUERIES) found.shares[0] = found.shares[1] = 0; /* many: made anew */
     return found;
 }
 
 /* Lays out a layer's values from `at` on, which moves behind them. */
-static Kept lay(const Decoder *net, const Layer *layer, long M, long Q, int apart, float **at) {
+static Kept lay(const Decoder *net, const Layer *layer, const Layout *part, int apart, float **at) {
     const long D = net->D, F = net->F, HE = net->H * net->E, GE = net->G * net->E;
+    const long M = part->M, Q = apart ? part->Q : part->M;
     Kept kept;
     kept.x = take(at, M * D), kept.h = take(at, M * D);
     kept.hq = apart ? take(at, Q * D) : kept.h;
     kept.q = take(at, Q * HE), kept.k = take(at, M * GE), kept.v = take(at, M * GE);
     kept.raw_q = layer->of_query.weight ? take(at, Q * HE) : 0;
     kept.raw_k = layer->of_key.weight ? take(at, M * GE) : 0;
+    kept.share = part->shares[0] ? take(at, net->H * part->shares[apart]) : 0;
     kept.attended = take(at, Q * HE), kept.mid = take(at, Q * D), kept.late = take(at, Q * D);
-    kept.gate = take(at, Q * F), kept.up = take(at, Q * F);
+    kept.gate = take(at, Q * F), kept.up = take(at, Q * F), kept.open = take(at, Q * F);
     kept.inner_q = take(at, Q * ranks(&layer->query, 1));
     kept.inner_m = take(at, M * ranks(layer->memory, 2));
     kept.inner_o = take(at, Q * ranks(&layer->output, 1));
@@ -482,7 +492,7 @@ static long scratch(const Decoder *net, const Layer *layer, long M, long T, int 
     long rank = 0;
     for (int i = 0; i < 5; i++) rank = all[i] > rank ? all[i] : rank;
     const long n = rank * most + M * F + (2 * QUERIES + 2 * net->E) * W + 64 * 16;
-    return back ? n + M * (rank + F + 2 * D + 2 * HE + 2 * GE) : n;
+    return back ? n + M * (rank + 2 * D + 2 * HE + 2 * GE) : n;
 }
 
 /* to (n, whole vector) = from (n, stored), of whose columns only `rank` are read. */
@@ -576,13 +586,19 @@ static void rotate(const Decoder *net, float *x, long n_heads, long position, in
         }
 }
 
+/* How far queries see. */
+static long reach(const long *position, long n) {
+    long end = 0;
+    for (long i = 0; i < n; i++) end = position[i] + 1 > end ? position[i] + 1 : end;
+    return end;
+}
+
 /* Shares of QUERIES queries at most, zero after each one's position; how many columns (of W, a whole
    number of vectors) anything is seen in. Keys are turned: (E, W). */
 static long shares(
     const Decoder *net, long n, const long *position, const float *q, const float *keys_EW, long W,
     float *share) {
-    long end = 0;
-    for (long i = 0; i < n; i++) end = position[i] + 1 > end ? position[i] + 1 : end;
+    const long end = reach(position, n);
     const Term scores = term(q, net->H * net->E, keys_EW, W, net->E);
     product(n, whole(end), &scores, 1, 0, 0, share, W);
     for (long i = 0; i < n; i++) {
@@ -600,6 +616,7 @@ typedef struct {
     long shared, own;
     const float *k_shared, *v_shared, *k, *v;
     float *grad_k_shared, *grad_v_shared, *grad_k, *grad_v; /* added to */
+    float *share; /* kept shares (H, queries, W), or null */
 } Seen;
 
 /* A head's keys or values, turned: (E, W). */
@@ -639,33 +656,36 @@ static void attend(
     float *out, float *work) {
     const long E = net->E, HE = net->H * E, per = net->H / net->G;
     const long W = whole(seen->shared + seen->own);
-    float *keys_EW = take(&work, E * W), *share = take(&work, QUERIES * W);
+    float *keys_EW = take(&work, E * W), *made = take(&work, QUERIES * W);
     for (long g = 0; g < net->G; g++) {
         turned_of(net, seen, seen->k_shared, seen->k, g, keys_EW);
         for (long h = g * per; h < (g + 1) * per; h++)
             for (long c = 0; c < n_queries; c += QUERIES) {
                 const long n = n_queries - c < QUERIES ? n_queries - c : QUERIES, at = c * HE + h * E;
+                float *share = seen->share ? seen->share + h * n * W : made;
                 const long end = shares(net, n, position + c, q + at, keys_EW, W, share);
                 mix(net, seen, n, end, share, seen->v_shared, seen->v, g, out + at);
             }
     }
 }
 
-/* Gradients of q, and of keys and values, from that of what was attended; shares are made anew. */
+/* Gradients of q, and of keys and values, from that of what was attended. */
 static void attend_back(
     const Decoder *net, const Seen *seen, long n_queries, const long *position, const float *q,
     const float *grad, float *grad_q, float *work) {
     const long E = net->E, HE = net->H * E, per = net->H / net->G;
     const long W = whole(seen->shared + seen->own);
     float *keys_EW = take(&work, E * W), *values_EW = take(&work, E * W);
-    float *share = take(&work, QUERIES * W), *change = take(&work, QUERIES * W);
+    float *made = take(&work, QUERIES * W), *change = take(&work, QUERIES * W);
     for (long g = 0; g < net->G; g++) {
-        turned_of(net, seen, seen->k_shared, seen->k, g, keys_EW);
+        if (!seen->share) turned_of(net, seen, seen->k_shared, seen->k, g, keys_EW);
         turned_of(net, seen, seen->v_shared, seen->v, g, values_EW);
         for (long h = g * per; h < (g + 1) * per; h++)
             for (long c = 0; c < n_queries; c += QUERIES) {
                 const long n = n_queries - c < QUERIES ? n_queries - c : QUERIES, at = c * HE + h * E;
-                const long end = shares(net, n, position + c, q + at, keys_EW, W, share);
+                float *share = seen->share ? seen->share + h * n * W : made;
+                const long end = seen->share ? reach(position, n)
+                                             : shares(net, n, position + c, q + at, keys_EW, W, share);
                 unmix(net, seen, n, end, share, grad + at, seen->grad_v_shared, seen->grad_v, g);
                 const Term of_share = term(grad + at, HE, values_EW, W, E);
                 product(n, whole(end), &of_share, 1, 0, 0, change, W);
@@ -720,11 +740,15 @@ static long queries_of(const Here *here, long b, long *first, const long **posit
     return b < 0 ? here->part->shared : here->at.own[b];
 }
 
-/* What row b's queries see, and where the gradients of that go. */
-static Seen seen_by(const Here *here, long b, const float *k, const float *v, float *grad_k, float *grad_v) {
+/* What row b's queries see, and where the gradients of that go; `share` moves on to the next row's. */
+static Seen seen_by(
+    const Here *here, long b, const float *k, const float *v, float *grad_k, float *grad_v,
+    long n_queries, float **share) {
     const long GE = here->net->G * here->net->E, own = b < 0 ? 0 : here->at.token[b] * GE;
-    return (Seen){here->part->shared, b < 0 ? 0 : here->at.own[b], k, v, k + own, v + own,
-                  grad_k, grad_v, grad_k ? grad_k + own : 0, grad_v ? grad_v + own : 0};
+    const Seen seen = {here->part->shared, b < 0 ? 0 : here->at.own[b], k, v, k + own, v + own,
+                       grad_k, grad_v, grad_k ? grad_k + own : 0, grad_v ? grad_v + own : 0, *share};
+    if (*share) *share += here->net->H * n_queries * whole(seen.shared + seen.own);
+    return seen;
 }
 
 /* Rotary turns of all queries and keys. */
@@ -777,19 +801,19 @@ static void layer_forward(const Here *here, Kept kept, float *next, float *work)
         norm(M * net->G, net->E, kept.raw_k, net->E, layer->of_key, kept.k, net->E);
     }
     rotate_all(here, kept.q, kept.k, 0);
+    float *share = kept.share;
     for (long b = -1; b < here->part->n_rows; b++) {
         const long *position;
         long first;
         const long count = queries_of(here, b, &first, &position);
-        const Seen seen = seen_by(here, b, kept.k, kept.v, 0, 0);
+        const Seen seen = seen_by(here, b, kept.k, kept.v, 0, 0, count, &share);
         attend(net, &seen, count, position, kept.q + first * HE, kept.attended + first * HE, work);
     }
     linears(&layer->output, 1, Q, HE, kept.attended, n, s, x, &kept.mid, kept.inner_o, work);
     norm(Q, D, kept.mid, D, layer->after, kept.late, D);
     linears(layer->widen, 2, Q, D, kept.late, n, s, 0, wide, kept.inner_w, work);
-    float *open = take(&work, Q * F);
-    swiglu(Q * F, kept.gate, kept.up, 0, open);
-    linears(&layer->narrow, 1, Q, F, open, n, s, kept.mid, &next, kept.inner_n, work);
+    swiglu(Q * F, kept.gate, kept.up, 0, kept.open);
+    linears(&layer->narrow, 1, Q, F, kept.open, n, s, kept.mid, &next, kept.inner_n, work);
 }
 
 /* grad (Q, D) of what left the layer becomes that (M, D) of what entered; 0 when nothing below has any. */
@@ -801,13 +825,12 @@ static int layer_backward(const Here *here, Kept kept, float *grad, float *found
     const float s = here->scale;
     const int deep = layer->below || layer->attends, middle = deep || layer->output.rank;
     const int wide = middle || ranks(layer->widen, 2);
-    float *open = take(&work, Q * F), *inner = take(&work, Q * F);
+    float *inner = take(&work, Q * F);
     float *h = take(&work, M * D), *hq = take(&work, Q * D), *ways[2] = {kept.gate, kept.up};
-    swiglu(Q * F, kept.gate, kept.up, 0, open);
-    linears_back(&layer->narrow, 1, Q, F, &grad, open, kept.inner_n, n, s, 0, wide ? inner : 0, found,
+    linears_back(&layer->narrow, 1, Q, F, &grad, kept.open, kept.inner_n, n, s, 0, wide ? inner : 0, found,
                  work);
     if (!wide) return 0;
-    swiglu(Q * F, kept.gate, kept.up, inner, open);
+    swiglu(Q * F, kept.gate, kept.up, inner, 0);
     linears_back(layer->widen, 2, Q, D, ways, kept.late, kept.inner_w, n, s, 0, middle ? hq : 0, found,
                  work);
     if (!middle) return 0;
@@ -819,12 +842,13 @@ static int layer_backward(const Here *here, Kept kept, float *grad, float *found
     if (!deep) return 0;
     float *query = take(&work, Q * HE), *key = take(&work, M * GE), *value = take(&work, M * GE);
     float *memory[2] = {key, value};
+    float *share = kept.share;
     memset(key, 0, M * GE * sizeof(float)), memset(value, 0, M * GE * sizeof(float));
     for (long b = -1; b < here->part->n_rows; b++) {
         const long *position;
         long first;
         const long count = queries_of(here, b, &first, &position), at = first * HE;
-        const Seen seen = seen_by(here, b, kept.k, kept.v, key, value);
+        const Seen seen = seen_by(here, b, kept.k, kept.v, key, value, count, &share);
         attend_back(net, &seen, count, position, kept.q + at, attended + at, query + at, work);
     }
     rotate_all(here, query, key, 1);
@@ -850,7 +874,7 @@ static int layer_backward(const Here *here, Kept kept, float *grad, float *found
 static long layer_floats(const Decoder *net, const Pass *pass, long l, const Layout *at) {
     const int apart = l == net->n_layers - 1 && pass->counts;
     float *end = 0;
-    lay(net, net->layers + l, at->M, apart ? at->Q : at->M, apart, &end);
+    lay(net, net->layers + l, at, apart, &end);
     return end - (float *)0;
 }
 
@@ -922,7 +946,7 @@ static void forward(const Decoder *net, const Pass *pass, const Part *part) {
     for (long l = pass->first; l < pass->end; l++) {
         const Here here = here_of(net, pass, part, at, each, l);
         if (!pass->keep) from = base;
-        const Kept kept = lay(net, here.layer, at.M, here.Q, here.apart, &from);
+        const Kept kept = lay(net, here.layer, &at, here.apart, &from);
         if (l == pass->first) spread(pass, part, &at, D, (float *)pass->x, kept.x, 0);
         else memcpy(kept.x, out, at.M * D * sizeof(float));
         layer_forward(&here, kept, out, work);
@@ -948,7 +972,7 @@ static void backward(const Decoder *net, const Pass *pass, const Part *part) {
     norm_back(at.Q, D, out, D, net->last, grad, D, 0);
     for (long l = pass->end - 1; l >= pass->first; l--) {
         const Here here = here_of(net, pass, part, at, each, l);
-        const Kept kept = lay(net, here.layer, at.M, here.Q, here.apart, &starts[l]);
+        const Kept kept = lay(net, here.layer, &at, here.apart, &starts[l]);
         if (!layer_backward(&here, kept, grad, part->grads, from)) break;
     }
 }

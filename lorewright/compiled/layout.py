@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import Structure, c_float, c_int, c_long, c_void_p
-from typing import Any, ClassVar
-
-Fields = ClassVar[list[tuple[str, Any]]]
 
 
 class CNorm(Structure):
     """An RMS norm."""
 
-    _fields_: Fields = [("weight", c_void_p), ("eps", c_float)]
+    _fields_ = (("weight", c_void_p), ("eps", c_float))
 
 
 class CLinear(Structure):
     """A linear layer, with the adapters on it."""
 
-    _fields_: Fields = [
+    _fields_ = (
         ("n_out", c_long),
         ("up", c_void_p),
         ("down", c_void_p),
@@ -31,13 +28,13 @@ class CLinear(Structure):
         ("stride_B", c_long),
         ("at_A", c_long),
         ("at_B", c_long),
-    ]
+    )
 
 
 class CLayer(Structure):
     """A decoder layer."""
 
-    _fields_: Fields = [
+    _fields_ = (
         ("query", CLinear),
         ("memory", CLinear * 2),
         ("output", CLinear),
@@ -49,13 +46,13 @@ class CLayer(Structure):
         ("of_key", CNorm),
         ("attends", c_int),
         ("below", c_int),
-    ]
+    )
 
 
 class CDecoder(Structure):
     """The network."""
 
-    _fields_: Fields = [
+    _fields_ = (
         ("D", c_long),
         ("F", c_long),
         ("H", c_long),
@@ -67,13 +64,13 @@ class CDecoder(Structure):
         ("cos", c_void_p),
         ("sin", c_void_p),
         ("scale_N", c_void_p),
-    ]
+    )
 
 
 class CPass(Structure):
     """A pass over a batch."""
 
-    _fields_: Fields = [
+    _fields_ = (
         ("T", c_long),
         ("C", c_long),
         ("first", c_long),
@@ -85,46 +82,46 @@ class CPass(Structure):
         ("out", c_void_p),
         ("grad", c_void_p),
         ("keep", c_long),
-    ]
+    )
 
 
 class CPart(Structure):
     """Rows that use one adapter."""
 
-    _fields_: Fields = [
+    _fields_ = (
         ("row", c_long),
         ("n_rows", c_long),
         ("adapter", c_long),
         ("shared", c_long),
         ("work", c_void_p),
         ("grads", c_void_p),
-    ]
+    )
 
 
 class CSpan(Structure):
     """Matrices of one adapter that move in one basis."""
 
-    _fields_: Fields = [
+    _fields_ = (
         ("n_spans", c_long),
         ("rows", c_long),
         ("width", c_long),
         ("spans", c_void_p),
         ("basis", c_void_p),
         ("ratio", c_float),
-    ]
+    )
 
 
 class CMoving(Structure):
     """What one adapter moves by."""
 
-    _fields_: Fields = [
+    _fields_ = (
         ("weight", c_void_p),
         ("first", c_void_p),
         ("second", c_void_p),
         ("grad", c_void_p),
         *((name, c_float) for name in ("clip", "new_first", "new_second", "whole_first")),
         *((name, c_float) for name in ("whole_second", "eps", "rate", "decay")),
-    ]
+    )
 
 
 STRUCTURES = (CLinear, CLayer, CDecoder, CPass, CPart, CSpan, CMoving)

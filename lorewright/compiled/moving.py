@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lorewright.compiled.buffers import panels
 from lorewright.compiled.layout import CMoving, CSpan
-from lorewright.compiled.panels import panels
 
 
 class Matrices(NamedTuple):

@@ -20,6 +20,7 @@ from lorewright.adapter import Adapter
 from lorewright.checkpoint import CHECKPOINT
 from lorewright.data import Document, Example, Knowledge, Probe, digest, dump_jsonl, slug
 from lorewright.errors import AdapterError, ConfigError
+from lorewright.fused import engine
 from lorewright.lesson import Lesson, LessonConfig, grounds, prepare
 from lorewright.memory.planning import rank_for
 from lorewright.memory.records import Outcome, Watch
@@ -86,6 +87,8 @@ def write(
         if find_rate:
             config = replace(config, lr=_found_rate(memory, run, made, contexts, config, watch))
             settings["write"] = config.to_json()
+        runs_in = engine(memory.model.fused)
+        watch.step(f"training in {runs_in}")
         written = training.write(
             memory.model,
             made.examples,
@@ -110,7 +113,8 @@ def write(
             report,
             made.notes,
         )
-        _enter(memory, outcome, adapter, run, known, _card(outcome, known, settings, written))
+        card = _card(outcome, known, settings, written) | {"engine": runs_in}
+        _enter(memory, outcome, adapter, run, known, card)
         return outcome
 
 

@@ -1,4 +1,4 @@
-"""Fixed matrices as products of decoder.c read them."""
+"""Fixed matrices as products of decoder.c read them, and memory that is kept for the next pass."""
 
 from __future__ import annotations
 
@@ -36,3 +36,22 @@ class Panels:
             up, down = (panels(self.library, weight_OI, turned=turned) for turned in (True, False))
             made = self._made[id(weight_OI)] = state(weight_OI), (up, down)
         return made[1]
+
+
+class Spare:
+    """Memory that is not in use: fresh pages cost more than what is computed in them."""
+
+    def __init__(self) -> None:
+        self._tensors: list[Tensor] = []
+
+    def take(self, n_values: int) -> Tensor:
+        """At least so many values; one that is too small is let go."""
+        while self._tensors:
+            tensor = self._tensors.pop()  # one step: threads may meet here
+            if len(tensor) >= n_values:
+                return tensor
+        return torch.empty(n_values)
+
+    def give(self, tensor: Tensor) -> None:
+        """Bring it back."""
+        self._tensors.append(tensor)
