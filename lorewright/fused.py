@@ -176,7 +176,8 @@ class Fused:
 
     def nats(self, head: nn.Module, hidden_MD: Tensor, ids_M: Tensor, chunk: int) -> TokenNats:
         """`losses.chunked_nats` under a head, in compiled code where that can be had."""
-        if self.compiled is None or not _takes(head) or getattr(head, "bias", None) is not None:
+        plain = isinstance(head, nn.Linear) and head.bias is None and _takes(head)
+        if self.compiled is None or not plain:
             return chunked_nats(head, hidden_MD, ids_M, chunk)
         if self._head is None or self._head.head is not head:
             self._head = compiled.Head(self.compiled.library, head)

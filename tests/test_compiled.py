@@ -280,11 +280,11 @@ def test_it_is_compiled_once_and_then_only_loaded(
     noted = lambda *a, **k: (ran.append(a[0]), run(*a, **k))[1]  # noqa: E731
     monkeypatch.setattr(build.subprocess, "run", noted)
     assert compiled.load().library is not None
-    assert [command[1] for command in ran] == ["--version", "-O3"]
+    assert ["--version" in command for command in ran] == [True, False]
     (kept,) = own_cache.rglob("kernels/*")
     build._loaded.cache_clear()
     assert compiled.load().library is not None
-    assert [command[1] for command in ran] == ["--version", "-O3", "--version"]
+    assert ["--version" in command for command in ran] == [True, False, True]
     assert [kept] == list(own_cache.rglob("kernels/*"))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lorewright.compiled import build
+from lorewright.compiled.build import load
 from lorewright.compiled.buffers import Panels, Spare
 from lorewright.compiled.layout import CDecoder, CLayer, CLinear, CNorm, CPart, CPass
 from lorewright.errors import AdapterError
@@ -63,7 +63,7 @@ class Network:
         n_bytes = sum(weight.nbytes for layer in layers for weight in layer.parameters())
         if n_bytes > MOST_BYTES:
             return None, f"the base has more than {MOST_BYTES >> 20} MiB"
-        library, says = build.load()
+        library, says = load()
         return (None if library is None else cls(library, decoder, layers, turns)), says
 
     def described(self, n_tokens: int) -> Described:
