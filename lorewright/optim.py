@@ -198,13 +198,15 @@ class Optimizer:
         for bases in self.bases:
             if id(bases) in made:
                 continue
-            spans_of: dict[int, tuple[Basis, list[slice]]] = {}  # layers of one input share a basis
+            # Layers of one input share a basis.
+            spans_of: dict[tuple[int, int], tuple[Basis, list[slice]]] = {}
             for name, (span, _) in places:
-                basis = bases[name]
-                spans_of.setdefault(id(basis), (basis, []))[1].append(span)
-            alike: dict[tuple[int, int], list[tuple[Basis, list[slice]]]] = {}
-            for basis, spans in spans_of.values():
-                alike.setdefault((len(basis.side_IK), len(spans)), []).append((basis, spans))
+                basis, size = bases[name], span.stop - span.start  # ranks differ between layers
+                spans_of.setdefault((id(basis), size), (basis, []))[1].append(span)
+            alike: dict[tuple[int, int, int], list[tuple[Basis, list[slice]]]] = {}
+            for (_, size), (basis, spans) in spans_of.items():
+                key = len(basis.side_IK), len(spans), size
+                alike.setdefault(key, []).append((basis, spans))
             made[id(bases)] = [Group.of(*zip(*parts, strict=True)) for parts in alike.values()]
         return [made[id(bases)] for bases in self.bases]
 
@@ -281,7 +283,10 @@ class Optimizer:
         (flat,), (groups_N,) = self.stack.flats, self.groups
         if flat.weight_NP.device.type != "cpu" or flat.decayed_P is not None:
             return False
+        every = [group for groups in groups_N for group in groups]
         if self.direction is whitened and not all(groups_N):
+            return False
+        if any(group.whole_LII is None for group in every):  # wide layers: factors cost less
             return False
         if self.movers is None:
             library = load().library

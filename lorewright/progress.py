@@ -27,6 +27,9 @@ from lorewright.losses import (
 )
 from lorewright.recipe import Epoch, Job
 
+FEWEST = 4
+"""Batches of an epoch in which examples rest, at least; of fewer examples as many as they make."""
+
 
 class Progress:
     """Where one write is in its epoch, and how its examples were last met."""
@@ -71,19 +74,27 @@ class Progress:
 
     def start_epoch(self, lengths: Sequence[int]) -> None:
         """Choose the examples of the next epoch and cut them into batches."""
-        chosen = list(range(len(self.rows)))
+        chosen, size = list(range(len(self.rows))), self.config.batch_size
         if self.config.rest is not None:
             chosen = self.split(chosen, self.config.rest)[0] or chosen
-        self.groups = batches(
-            [lengths[row] for row in self.rows],
-            chosen,
-            size=self.config.batch_size,
-            seed=self.config.seed,
-            epoch=len(self.records),
-            order=self.config.order,
-            done=len(self.records) / self.config.epochs,
-            nats=self.seen["mean"].tolist(),
-        )
+        # A few that are awake are met several times, or they would have one step an epoch.
+        rounds = 1
+        if self.config.rest is not None:
+            rounds = max(1, min(FEWEST, -(-len(self.rows) // size)) * size // len(chosen))
+        self.groups = [
+            group
+            for i in range(rounds)
+            for group in batches(
+                [lengths[row] for row in self.rows],
+                chosen,
+                size=size,
+                seed=self.config.seed,
+                epoch=len(self.records) + i * self.config.epochs,
+                order=self.config.order,
+                done=len(self.records) / self.config.epochs,
+                nats=self.seen["mean"].tolist(),
+            )
+        ]
         self.cursor = 0
         self.tally = torch.zeros(3, device=self.device)
 

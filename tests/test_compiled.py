@@ -20,7 +20,7 @@ from torch import nn
 
 from lorewright import compiled
 from lorewright.compiled import build, decoder, layout
-from lorewright.compiled.buffers import panels
+from lorewright.compiled.buffers import Spare, panels
 from lorewright.errors import ConfigError
 from lorewright.lora import LoraConfig, attach
 from lorewright.losses import token_nats
@@ -30,6 +30,13 @@ from lorewright.optim import Optimizer, OptimizerConfig
 needs_compiler = pytest.mark.skipif(
     build.find_compiler() is None, reason="needs a C compiler: gcc, clang, or pip install ziglang"
 )
+
+
+@pytest.fixture(autouse=True)
+def used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is full of what is no number: what is read must have been written."""
+    take = Spare.take
+    monkeypatch.setattr(Spare, "take", lambda self, n: take(self, n).fill_(torch.nan))
 
 
 def library() -> ctypes.CDLL:
@@ -159,6 +166,88 @@ def test_rows_do_not_notice_one_another() -> None:
     n = len(rows[0].completion_ids)
     assert torch.equal(twice[0, :n], every[0, :n])
     assert torch.equal(twice[2, :n], every[0, :n])
+
+
+@needs_compiler
+@pytest.mark.parametrize("ranks", [(3,), (2, 20)])
+def test_long_texts_attend_in_blocks(ranks: tuple[int, ...]) -> None:
+    """More tokens than attend at a time, after a beginning that rows share."""
+    model = loaded(lambda: llama(max_position_embeddings=512))
+    same = "ab cd " * 15
+    texts = [(same + "one", "xy " * 30), (same + "two " * 9, "z"), (same, "yes" * 25)]
+    batch = model.batch([model.render(*text) for text in texts])
+    assert batch.ids_BT.shape[1] > 150
+    configs = [LoraConfig(rank=rank, seed=rank) for rank in ranks]
+    with filled(attach(model.network, configs)) as stack:
+        stack.bind(torch.tensor([0, 0, len(ranks) - 1]))
+        loss, grads = outcome(model, stack, batch)
+        model.fused = None
+        expected, others = outcome(model, stack, batch)
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
+    for mine, other in zip(grads, others, strict=True):
+        assert mine is not None and other is not None
+        torch.testing.assert_close(mine, other, rtol=2e-3, atol=1e-3 * float(other.abs().max()))
+
+
+@needs_compiler
+def test_more_positions_than_tokens_may_be_asked_for() -> None:
+    """Padding is position 0 to whom wants every logit, however short the row."""
+    model = loaded(lambda: llama(max_position_embeddings=512))
+    batch = model.batch([model.render("Say", "ab" * 40), *(model.render(*t) for t in TEXTS[:2])])
+    with filled(attach(model.network, [LoraConfig(rank=2), LoraConfig(rank=3, seed=1)])) as stack:
+        stack.bind(torch.tensor([0, 1, 1]))
+        shape = *batch.position_BC.shape, model.network.config.vocab_size
+        weight_BCV = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        found = []
+        for fused in (model.fused, None):
+            model.fused = fused
+            loss = (model.completion_logits(batch) * weight_BCV).sum()
+            found.append(torch.autograd.grad(loss, stack.parameters()))
+    for mine, other in zip(*found, strict=True):
+        torch.testing.assert_close(mine, other, rtol=2e-3, atol=1e-3 * float(other.abs().max()))
+
+
+@needs_compiler
+def test_several_passes_may_go_back_together() -> None:
+    model = loaded(lambda: llama(max_position_embeddings=512))
+    short = model.batch([model.render(*TEXTS[0])])
+    long = model.batch([model.render("Say it all: " * 9, "xy")])
+    with filled(attach(model.network, [LoraConfig(rank=2)])) as stack:
+        expected = torch.zeros(())
+        for batch in (short, long):
+            loss = model.completion_nats(batch).loss_BT.sum()
+            expected = expected + torch.autograd.grad(loss, stack.parameters())[0]
+        both = [model.completion_nats(batch).loss_BT.sum() for batch in (short, long)]
+        for module in stack.modules.values():  # what a new description would free
+            module.base.weight.data = module.base.weight.data.clone()
+        model.completion_nats(long)
+        found = torch.autograd.grad(both[0] + both[1], stack.parameters())[0]
+    torch.testing.assert_close(found, expected)
+
+
+@needs_compiler
+def test_torch_s_default_dtype_is_not_its_own() -> None:
+    expected = loaded(llama)
+    batch = batch_of(expected)
+    torch.set_default_dtype(torch.float64)
+    try:
+        model = Model(expected.network, expected.tokenizer, "tiny")
+        found = model.completion_nats(batch).loss_BT
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert model.fused is not None and model.fused.compiled is not None
+    assert torch.equal(found, expected.completion_nats(batch).loss_BT)
+
+
+@needs_compiler
+@pytest.mark.usefixtures("fresh")
+def test_a_damaged_library_is_made_anew(own_cache: Path) -> None:
+    assert compiled.load().library is not None
+    (kept,) = own_cache.rglob("kernels/*")
+    kept.unlink()
+    kept.write_bytes(b"not a library")
+    build._loaded.cache_clear()
+    assert compiled.load().library is not None
 
 
 @needs_compiler

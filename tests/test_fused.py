@@ -12,6 +12,8 @@ from test_model import letters
 from torch import Tensor, nn
 
 import lorewright.kernels
+from lorewright.compiled.buffers import Spare
+from lorewright.compiled.build import CHOICES, KERNELS
 from lorewright.errors import AdapterError
 from lorewright.fused import Entering, Fused
 from lorewright.lora import LoraConfig, Stack, attach
@@ -67,6 +69,17 @@ TAKEN: dict[str, Callable[[], nn.Module]] = {
     "mistral": mistral,
 }
 taken = pytest.mark.parametrize("build", TAKEN.values(), ids=TAKEN)
+
+
+@pytest.fixture(autouse=True, params=CHOICES)
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every claim holds in compiled code, where there is a compiler, and in torch.
+
+    Compiled code finds memory full of what is no number, so that it must write before it reads.
+    """
+    monkeypatch.setenv(KERNELS, request.param)
+    take = Spare.take
+    monkeypatch.setattr(Spare, "take", lambda self, n: take(self, n).fill_(torch.nan))
 
 
 def loaded(build: Callable[[], nn.Module]) -> Model:

@@ -14,6 +14,7 @@ from torch import Tensor
 import lorewright.distil
 import lorewright.write
 from lorewright.checkpoint import CHECKPOINT
+from lorewright.compiled.build import CHOICES, KERNELS, find_compiler
 from lorewright.data import Example
 from lorewright.errors import ConfigError, DataError, ModelError
 from lorewright.lora import LoraConfig
@@ -59,6 +60,33 @@ def far(a: Written, b: Written) -> float:
         float((tensor - b.adapter.tensors[key]).abs().max())
         for key, tensor in a.adapter.tensors.items()
     )
+
+
+@pytest.mark.skipif(find_compiler() is None, reason="needs a C compiler")
+@pytest.mark.parametrize("optimizer", ["adamw", "whitened"])
+def test_in_compiled_code_it_equals_it_bit_for_bit(model: Model, optimizer: str) -> None:
+    jobs = [replace(job, config=replace(job.config, optimizer=optimizer)) for job in JOBS]
+    together = [written(found) for found in write_all(model, jobs)]
+    for job, found in zip(jobs[:2], together, strict=False):  # the third has a trunk when alone
+        alone = write(model, job.examples, job.config)
+        assert far(found, alone) == 0
+        assert [e.n_recalled for e in found.epochs] == [e.n_recalled for e in alone.epochs]
+
+
+@pytest.mark.parametrize("kernels", CHOICES)
+@pytest.mark.usefixtures("calm")
+def test_whitened_adapters_of_other_layers_and_ranks_do_not_notice_one_another(
+    monkeypatch: pytest.MonkeyPatch, kernels: str
+) -> None:
+    monkeypatch.setenv(KERNELS, kernels)
+    model = tiny()
+    loras = [
+        LoraConfig(rank=6, targets=("q_proj", "down_proj"), layers=(0,)),
+        LoraConfig(rank=2, targets=("q_proj", "v_proj", "down_proj"), seed=1),
+    ]
+    jobs = [Job(EXAMPLES, replace(BRIEF, lora=lora, optimizer="whitened")) for lora in loras]
+    for job, found in zip(jobs, write_all(model, jobs), strict=True):
+        assert far(written(found), write(model, job.examples, job.config)) < 2e-6
 
 
 @pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))

@@ -7,6 +7,7 @@ rounding, in about twice the time on a small base.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import functools
 import hashlib
@@ -29,8 +30,9 @@ KERNELS = "LOREWRIGHT_KERNELS"
 CHOICES = ("auto", "torch")
 CACHE = "LOREWRIGHT_CACHE"
 SOURCE = Path(__file__).parent / "decoder.c"
-# Sums may be taken in another order, as vectors need; what is not a number still stays so.
-MATHS = ("-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-fno-signed-zeros")
+"""The file that includes all others."""
+# Sums are taken in another order where the source says so, and nowhere else.
+MATHS = ("-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math")
 FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC", "-pthread", "-w", *MATHS)
 PROCESSORS = ("-march=native", "-mcpu=native")
 """How compilers are told to use all that this processor has; the first that is understood."""
@@ -64,7 +66,10 @@ def _loaded() -> Loaded:
         return Loaded(None, "no C compiler was found; install gcc or clang, or pip install ziglang")
     try:
         path = _compiled(compiler, _folder())
-        library = ctypes.CDLL(str(path))
+        try:
+            library = ctypes.CDLL(str(path))
+        except OSError:  # a damaged file: made anew
+            library = ctypes.CDLL(str(_compile(compiler, path)))
         declare(library)
     except (OSError, subprocess.SubprocessError) as error:
         return Loaded(None, f"{compiler[0]} failed: {_first_line(error)}")
@@ -91,16 +96,19 @@ def _folder() -> Path:
 def _compiled(compiler: list[str], folder: Path) -> Path:
     """The library for this source, compiler and processor; made if it is not there."""
     version = subprocess.run([*compiler, "--version"], capture_output=True, timeout=SECONDS)
-    parts = (SOURCE.read_bytes(), version.stdout, _processor().encode(), " ".join(FLAGS).encode())
+    sources = [path.read_bytes() for path in sorted(SOURCE.parent.glob("*.[ch]"))]
+    parts = (*sources, version.stdout, _processor().encode(), " ".join(FLAGS).encode())
     name = f"{hashlib.sha256(b'/'.join(parts)).hexdigest()[:16]}.so"
+    if (folder / name).exists():
+        return folder / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / name
-        if not path.exists():
-            _compile(compiler, path)
-        return path
-    except PermissionError:  # a cache that may not be written: compiled for this process alone
-        return _compile(compiler, Path(tempfile.mkdtemp(prefix="lorewright-")) / name)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError:  # a cache that may not be written: compiled for this process alone
+        folder = Path(tempfile.mkdtemp(prefix="lorewright-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return _compile(compiler, folder / name)
 
 
 def _compile(compiler: list[str], path: Path) -> Path:

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lorewright.compiled.buffers import Panels, Spare, floats, state
 from lorewright.compiled.build import load
-from lorewright.compiled.buffers import Panels, Spare
 from lorewright.compiled.layout import CDecoder, CLayer, CLinear, CNorm, CPart, CPass
 from lorewright.errors import AdapterError
 from lorewright.lora import LoraLinear
@@ -37,6 +37,8 @@ class Described(NamedTuple):
     """Its adapted modules, in model order."""
     n_values: int
     """P of one adapter's gradients."""
+    held: list[Any]
+    """What `net` points to."""
 
 
 class Network:
@@ -48,13 +50,11 @@ class Network:
         self.library = library
         self.decoder, self.layers, self.turns = decoder, list(layers), turns
         self._panels = Panels(library)
-        self._state: Any = None
-        self._described: Described | None = None
+        self._known: tuple[list[Any], Described] | None = None
         # What a layer's parts are changes when adapters come and go; their dictionaries stay.
         self._inside = [decoder._modules] + [
             m._modules for x in self.layers for m in (x, x.self_attn, x.mlp)
         ]
-        self._held: list[Any] = []
         self.spare = Spare()
 
     @classmethod
@@ -63,6 +63,12 @@ class Network:
         n_bytes = sum(weight.nbytes for layer in layers for weight in layer.parameters())
         if n_bytes > MOST_BYTES:
             return None, f"the base has more than {MOST_BYTES >> 20} MiB"
+        shapes = [[tuple(w.shape) for w in layer.parameters()] for layer in layers]
+        around = (decoder.embed_tokens.weight, decoder.norm.weight)
+        every = [*around, *(weight for layer in layers for weight in layer.parameters())]
+        dtypes = {weight.dtype for weight in every}
+        if dtypes != {torch.float32} or any(shape != shapes[0] for shape in shapes):
+            return None, "its layers differ or are not all float32"
         library, says = load()
         return (None if library is None else cls(library, decoder, layers, turns)), says
 
@@ -75,15 +81,15 @@ class Network:
                 within = module._modules
                 if within and type(module) is LoraLinear:
                     now.append((id(module), *map(_place, module._parameters.values())))
-                    now.append(module._buffers["scale_N"].data_ptr())  # type: ignore[union-attr]
+                    now.append((_place(module._buffers["scale_N"]), *module.ranks_N))
                     module = within["base"]
                 weight = module._parameters.get("weight")
                 if weight is not None:
-                    now.append((weight.data_ptr(), weight._version))
-        if now != self._state or self._described is None:
-            self._described = self._describe(cos, sin)
-            self._state = now
-        return self._described
+                    now.append((*state(weight), _place(module._parameters.get("bias"))))
+        known = self._known
+        if known is None or known[0] != now:
+            self._known = known = now, self._describe(cos, sin)
+        return known[1]
 
     def _describe(self, cos: Tensor, sin: Tensor) -> Described:
         attention, mlp = self.layers[0].self_attn, self.layers[0].mlp
@@ -92,7 +98,7 @@ class Network:
         k_out = len(_plain(attention.k_proj).weight)
         layers, n_values, below = (CLayer * len(self.layers))(), 0, False
         loras: list[LoraLinear] = []
-        self._held = [cos, sin, layers]
+        held: list[Any] = [cos, sin]
         for to, layer in zip(layers, self.layers, strict=True):
             first = len(loras)
             attention, mlp = layer.self_attn, layer.mlp
@@ -105,7 +111,7 @@ class Network:
                 (to.widen[1], mlp.up_proj),
                 (to.narrow, mlp.down_proj),
             ):
-                n_values = self._linear(one, module, n_values)
+                n_values = self._linear(one, module, n_values, held)
                 if isinstance(module, LoraLinear):
                     loras.append(module)
                 if module is attention.v_proj:
@@ -120,18 +126,19 @@ class Network:
         sizes = d, inner, q_out // width, k_out // width, width, len(layers)
         last = _norm(self.decoder.norm)
         found = CDecoder(*sizes, layers, last, cos.data_ptr(), sin.data_ptr(), scale_N)
-        return Described(found, loras, n_values)
+        return Described(found, loras, n_values, held)
 
-    def _linear(self, to: CLinear, module: Any, n_values: int) -> int:
+    def _linear(self, to: CLinear, module: Any, n_values: int, held: list[Any]) -> int:
         """Fill in a linear layer; the values of a gradient that holds it and `n_values` others."""
         plain = _plain(module)
         up, down = self._panels.of(plain.weight)
         to.n_out, to.up, to.down = len(plain.weight), up.data_ptr(), down.data_ptr()
         to.bias = None if plain.bias is None else plain.bias.data_ptr()
+        held += [up, down, plain.bias]
         if not isinstance(module, LoraLinear):
             return n_values
         ranks_N = (ctypes.c_long * len(module.ranks_N))(*module.ranks_N)
-        self._held.append(ranks_N)
+        held.append(ranks_N)
         a_NRI, b_NOR = module.A_NRI, module.B_NOR
         to.rank, to.rank_N = a_NRI.shape[1], ctypes.addressof(ranks_N)
         to.A, to.stride_A = a_NRI.data_ptr(), a_NRI.stride(0)
@@ -161,7 +168,8 @@ class Run:
         self.network = network
         self.x_BTD = x_BTD.contiguous()
         self.ids_BT = ids_BT[:, :n_tokens].numpy()
-        self.net, self.every, self.n_values = network.described(n_tokens)
+        self.described = network.described(n_tokens)
+        self.net, self.every, self.n_values, _ = self.described
         self.end = len(network.layers) if end is None else end
         self.loras = self.every
         if first or self.end < len(network.layers):
@@ -212,7 +220,7 @@ class Run:
         for row, n_rows, adapter in self.blocks:
             size = -(-n_rows // pieces)
             if not self.job.keep:
-                size = min(size, max(1, PIECE_TOKENS // n_tokens))
+                size = min(size, max(1, PIECE_TOKENS // max(1, n_tokens)))
             for at in range(row, row + n_rows, size):
                 n = min(size, row + n_rows - at)
                 cut.append((at, n, adapter, self._shared(at, n)))
@@ -237,13 +245,15 @@ class Run:
         """What leaves the last layer that runs; with `keep`, so that `backward` can follow."""
         n_rows, _, d = self.x_BTD.shape
         self.job.keep = keep
-        out_BCD = torch.zeros(n_rows, int(self.job.C), d)
+        out_BCD = floats(n_rows, int(self.job.C), d).zero_()
         self.job.out = out_BCD.data_ptr()
         n_threads = torch.get_num_threads()
         self.parts = self._parts(n_threads)
         places = (CPart * len(self.parts))(*(CPart(*part) for part in self.parts))
         floats_of, net, job = self.network.library.lorewright_floats, self.net, self.job
         sizes = [int(floats_of(ctypes.byref(net), ctypes.byref(job), part)) for part in places]
+        if min(sizes) < 0:
+            raise MemoryError("no memory for the layout of a pass")
         # Kept values stay where they are until the way back; without, a thread's parts take turns.
         n_values = sum(sizes) if keep else max(sizes) * min(n_threads, len(sizes))
         work = self.network.spare.take(n_values)
@@ -276,7 +286,9 @@ class Run:
         assert self.work is not None, "a pass keeps its values for one way back"
         grad_BCD = grad_BCD.contiguous()
         self.job.grad = grad_BCD.data_ptr()
-        grads_ZP = torch.empty(len(self.parts), self.n_values)
+        grads_ZP = floats(len(self.parts), self.n_values)
+        if self.job.first:  # modules below have no part in this
+            grads_ZP.zero_()
         for i, part in enumerate(self.places):
             part.grads = grads_ZP.data_ptr() + 4 * i * self.n_values
         self._call(self.places, self.n_threads, self.work, 0, back=True)
@@ -286,7 +298,7 @@ class Run:
         adapters_Z = [adapter for _, _, adapter, _ in self.parts]
         if adapters_Z == list(range(n_adapters)):
             return grads_ZP
-        grads_NP = torch.zeros(n_adapters, self.n_values)
+        grads_NP = floats(n_adapters, self.n_values).zero_()
         for adapter, part_P in zip(adapters_Z, grads_ZP, strict=True):
             if adapter >= 0:
                 grads_NP[adapter] += part_P

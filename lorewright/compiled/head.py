@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorewright.compiled.buffers import Panels, Spare
+from lorewright.compiled.buffers import Panels, Spare, floats
 
 HEAD_ROWS = 64
 """Positions whose logits a thread holds at a time."""
@@ -40,7 +40,7 @@ class Head:
         weight_VD = self.head.get_parameter("weight")
         up, down = self._panels.of(weight_VD)
         (m, d), v = hidden_MD.shape, len(weight_VD)
-        loss_M, correct_M = torch.empty(m), torch.empty(m, dtype=torch.bool)
+        loss_M, correct_M = floats(m), torch.empty(m, dtype=torch.bool, device="cpu")
         n_threads = torch.get_num_threads()
         logits = self._spare.take(n_threads * HEAD_ROWS * v)
         places = hidden_MD, down, up, ids_M, loss_M, correct_M

@@ -1,4 +1,4 @@
-"""The structures of decoder.c as ctypes has them, field by field in the same order."""
+"""The structures of the C files as ctypes has them, field by field in the same order."""
 
 from __future__ import annotations
 

@@ -9,10 +9,9 @@ import ctypes
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from lorewright.compiled.buffers import panels
+from lorewright.compiled.buffers import floats, panels
 from lorewright.compiled.layout import CMoving, CSpan
 
 
@@ -33,20 +32,21 @@ class Mover:
     def __init__(
         self, library: ctypes.CDLL, parts: Sequence[Matrices], made: dict[int, Tensor]
     ) -> None:
-        """`made` holds the panels of bases by identity, for the other adapters of the stack."""
-        self.library, self.parts = library, list(parts)  # bases stay alive, so identities hold
+        """`made` holds panels of bases by where these lie, for others of the stack too."""
+        self.library, self.parts = library, list(parts)  # bases stay alive, so their places hold
         self._held = [(ctypes.c_long * len(part.starts))(*part.starts) for part in parts]
         self._spans = (CSpan * len(parts))()
         for span, part, starts in zip(self._spans, parts, self._held, strict=True):
             span.n_spans, span.rows, span.width = len(part.starts), part.rows, part.width
             span.spans, span.ratio = ctypes.addressof(starts), part.ratio
             if part.basis_II is not None:
-                if id(part.basis_II) not in made:
-                    made[id(part.basis_II)] = panels(library, part.basis_II)
-                span.basis = made[id(part.basis_II)].data_ptr()
+                place = part.basis_II.data_ptr()
+                if place not in made:
+                    made[place] = panels(library, part.basis_II)
+                span.basis = made[place].data_ptr()
         self.made = made
         largest = max(len(part.starts) * part.rows * part.width for part in parts)
-        self._work = torch.empty(2 * largest)
+        self._work = floats(2 * largest)
 
     def move(
         self,
