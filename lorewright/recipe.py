@@ -66,6 +66,7 @@ class WriteConfig:
     """Recalled means p > margin at every token of the completion; in [0.5, 1)."""
     rest: float | None = None
     """An example whose every token has p > rest is left out until the next check; None = never.
+    An epoch has four batches at least (`progress.FEWEST`): a few that do not rest are met again.
     Under `memft_threshold` with rest = margin only examples without weight are left out."""
     recheck: int = 4
     """Epochs between two checks of the examples that rest."""

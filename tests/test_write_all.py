@@ -20,6 +20,7 @@ from lorewright.errors import ConfigError, DataError, ModelError
 from lorewright.lora import LoraConfig
 from lorewright.model import Model
 from lorewright.optim import OPTIMIZERS
+from lorewright.progress import Progress
 from lorewright.recall import certify
 from lorewright.recipe import Diverged, Epoch, Job, WriteConfig, Written, rate
 from lorewright.trunk import Trunk
@@ -402,3 +403,21 @@ def test_jobs_that_ask_the_same_of_the_teacher_ask_once(
 def test_distilling_without_contexts_is_refused(model: Model) -> None:
     with pytest.raises(DataError, match="one context for each of 4 examples"):
         write(model, EXAMPLES, replace(BRIEF, objective="distill"))
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "n_awake", "n_batches", "n_visits"),
+    [(40, 40, 5, 1), (40, 20, 3, 1), (40, 9, 6, 3), (40, 2, 16, 16), (6, 6, 1, 1), (6, 2, 4, 4)],
+)
+def test_few_that_are_awake_are_met_several_times_in_an_epoch(
+    n_rows: int, n_awake: int, n_batches: int, n_visits: int
+) -> None:
+    examples = [Example(f"Where is {i}?", str(i)) for i in range(n_rows)]
+    config = WriteConfig(rest=0.9, batch_size=8, epochs=10)
+    member = Progress(0, Job(examples, config), list(range(n_rows)), torch.device("cpu"))
+    member.seen["worst"][n_awake:] = 0.01
+    member.start_epoch([5] * n_rows)
+    met = [i for group in member.groups for i in group]
+    assert len(member.groups) == n_batches
+    assert sorted(met) == sorted(list(range(n_awake)) * n_visits)
+    assert not any(len(set(group)) < len(group) for group in member.groups)
