@@ -73,7 +73,7 @@ def _loaded() -> Loaded:
         declare(library)
     except (OSError, subprocess.SubprocessError) as error:
         return Loaded(None, f"{compiler[0]} failed: {_first_line(error)}")
-    return Loaded(library, "zig" if compiler[0] == sys.executable else Path(compiler[0]).name)
+    return Loaded(library, "zig" if "ziglang" in compiler else Path(compiler[0]).name)
 
 
 def find_compiler() -> list[str] | None:
