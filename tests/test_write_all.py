@@ -65,7 +65,11 @@ def far(a: Written, b: Written) -> float:
 
 @pytest.mark.skipif(find_compiler() is None, reason="needs a C compiler")
 @pytest.mark.parametrize("optimizer", ["adamw", "whitened"])
-def test_in_compiled_code_it_equals_it_bit_for_bit(model: Model, optimizer: str) -> None:
+def test_in_compiled_code_it_equals_it_bit_for_bit(
+    monkeypatch: pytest.MonkeyPatch, optimizer: str
+) -> None:
+    monkeypatch.setenv(KERNELS, "auto")
+    model = tiny()
     jobs = [replace(job, config=replace(job.config, optimizer=optimizer)) for job in JOBS]
     together = [written(found) for found in write_all(model, jobs)]
     for job, found in zip(jobs[:2], together, strict=False):  # the third has a trunk when alone
@@ -97,7 +101,8 @@ def test_written_together_equals_written_alone(model: Model, optimizer: str) -> 
     together = [written(found) for found in write_all(model, jobs)]
     for job, found in zip(jobs, together, strict=True):
         alone = write(model, job.examples, job.config)
-        assert far(found, alone) < 2e-6
+        # Torch rounds by the number of rows, and a narrow layer's basis makes more of that.
+        assert far(found, alone) < (1e-5 if optimizer == "whitened" else 2e-6)
         assert found.reason == alone.reason
         assert [e.loss_nats for e in found.epochs] == pytest.approx(
             [e.loss_nats for e in alone.epochs], rel=1e-4
