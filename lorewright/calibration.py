@@ -12,7 +12,6 @@ This room knows writes and files; it knows nothing of plans or of anybody's docu
 from __future__ import annotations
 
 import math
-import os
 import random
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ import filelock
 import torch
 
 from lorewright.batching import by_length, pass_tokens
+from lorewright.cache import CACHE, cache_folder
 from lorewright.data import Example, Fact, Knowledge, digest
 from lorewright.errors import DataError, Locked, LorewrightError, ModelError, StorageError
 from lorewright.forecast import Forecast, Load, Trial, expected, fit
@@ -56,7 +56,6 @@ DECLINED = "unknown"
 """Kind of the examples that are to be declined."""
 LOCK_SECONDS = 2.0
 TRIALS, NAME = "trials", "calibration.json"
-CACHE = "LOREWRIGHT_CACHE"
 """Environment variable that names another cache folder."""
 
 
@@ -156,13 +155,6 @@ def find(model: Model, config: WriteConfig) -> Calibration | None:
 def place(about: Mapping[str, Any]) -> Path:
     """The folder in the user's cache for what a calibration holds for."""
     return cache_folder() / "calibrations" / digest(about)[:16]
-
-
-def cache_folder() -> Path:
-    """LOREWRIGHT_CACHE, or the platform's cache folder for lorewright."""
-    from platformdirs import user_cache_path
-
-    return Path(os.environ.get(CACHE) or user_cache_path("lorewright", appauthor=False))
 
 
 # -- the sweep -----------------------------------------------------------------------------------

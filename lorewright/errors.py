@@ -74,3 +74,9 @@ class TeacherError(LorewrightError, ConnectionError):
 
 class JobFailed(LorewrightError, RuntimeError):
     """Some jobs of a sweep came to nothing; the records of the others are kept."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what another library's error says, to go into a sentence of ours."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].strip(" .")

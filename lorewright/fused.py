@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lorewright import compiled
+from lorewright.compiled.decoder import projections
 from lorewright.kernels import (
     Bound,
     Grads,
@@ -134,11 +135,11 @@ class Fused:
         around = (self.decoder, embedding, self.decoder.norm, self.decoder.rotary_emb)
         if type(embedding) is not nn.Embedding or not all(map(_untouched, around)):
             return False
-        projections = [module for layer in layers for module in _projections(layer)]
+        linears = [module for layer in layers for module in projections(layer)]
         others = [module for layer in layers for module in _others(layer)]
-        if not all(map(_takes, projections)) or not all(map(_untouched, others)):
+        if not all(map(_takes, linears)) or not all(map(_untouched, others)):
             return False
-        if self.agrees is None and not first and LoraLinear not in map(type, projections):
+        if self.agrees is None and not first and LoraLinear not in map(type, linears):
             self.agrees = self._agrees()
         return bool(self.agrees)
 
@@ -181,7 +182,7 @@ class Fused:
             return chunked_nats(head, hidden_MD, ids_M, chunk)
         if self._head is None or self._head.head is not head:
             self._head = compiled.Head(self.compiled.library, head)
-        return TokenNats(*self._head.nats(hidden_MD, ids_M))
+        return self._head.nats(hidden_MD, ids_M)
 
     @torch.no_grad()
     def reaching(self, ids_BT: Tensor, layer: int) -> Tensor:
@@ -260,12 +261,6 @@ def _untouched(module: nn.Module) -> bool:
     return True
 
 
-def _projections(layer: Any) -> tuple[nn.Module, ...]:
-    attention, mlp = (layer._modules[name]._modules for name in ("self_attn", "mlp"))
-    wide = (attention["q_proj"], attention["k_proj"], attention["v_proj"], attention["o_proj"])
-    return (*wide, mlp["gate_proj"], mlp["up_proj"], mlp["down_proj"])
-
-
 def _others(layer: Any) -> list[nn.Module]:
     """What a layer has besides projections."""
     inside = layer._modules
@@ -337,8 +332,8 @@ class _Run:
         later_TT = torch.ones(self.n_tokens, self.n_tokens, dtype=torch.bool).triu(1)
         self.mask_TT = torch.zeros(later_TT.shape).masked_fill_(later_TT, -torch.inf)
         layers = fused.layers[entering.layer if entering else 0 :]
-        projections = (module for layer in layers for module in _projections(layer))
-        self.loras = [module for module in projections if isinstance(module, LoraLinear)]
+        linears = (module for layer in layers for module in projections(layer))
+        self.loras = [module for module in linears if isinstance(module, LoraLinear)]
         """Every adapted module of the layers that run, in model order."""
         used = self.loras and self.loras[0].rows.single != -1
         self.bound = Bound(self.loras[0], self.n_rows) if used else None

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lorewright.errors import AdapterError
 from lorewright.lora import LoraLinear
 
 SCORE_BYTES = 8 << 20
@@ -65,11 +64,7 @@ class Bound:
         rows, scale_N = lora.rows, lora.scale_N
         self.index_K, live_K = rows.on(scale_N.device)
         self.in_order = rows.in_order
-        if rows.single is None and rows.rows_B is not None and len(rows.rows_B) != n_rows:
-            raise AdapterError(
-                f"{len(rows.rows_B)} rows are bound; the batch has {n_rows}; bind the rows of this "
-                "batch."
-            )
+        rows.check(n_rows)
         self.flat = len(self.index_K) == 1
         """Whether all rows use one adapter: its factors then have two axes, without K."""
         scale_K = torch.where(live_K, scale_N[self.index_K], 0.0)

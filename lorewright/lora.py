@@ -122,6 +122,14 @@ class Rows:
         self.live_K = torch.tensor(blocks) >= 0
         self._copies: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
+    def check(self, n_rows: int) -> None:
+        """Raise AdapterError when a batch of so many rows is not the one that is bound."""
+        if self.single is None and self.rows_B is not None and len(self.rows_B) != n_rows:
+            raise AdapterError(
+                f"{len(self.rows_B)} rows are bound; the batch has {n_rows}; bind the rows of this "
+                "batch."
+            )
+
     def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """index_K and live_K on a device, copied there once for all layers and passes."""
         if device not in self._copies:

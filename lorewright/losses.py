@@ -91,28 +91,14 @@ def chunked_nats(
     is found in the forward pass, where its logits are at hand, and scaled in the backward pass; the
     head must be frozen.
     """
-    if torch.is_grad_enabled() and hidden_MD.requires_grad:
-        return TokenNats(*_Chunked.apply(hidden_MD, head, ids_M, chunk))
-    loss_M, correct_M = torch.zeros(len(ids_M), device=ids_M.device), ids_M < 0
-    with torch.no_grad():
-        for i in range(0, len(ids_M), chunk):
-            rows = slice(i, i + chunk)
-            logits = head(hidden_MD[rows])
-            loss_M[rows], correct_M[rows] = token_nats(logits, ids_M[rows])
-    return TokenNats(loss_M, correct_M)
 
-
-class _Chunked(torch.autograd.Function):
-    """Losses of positions, with their gradients kept instead of their logits."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, hidden_MD: Tensor, head: Callable[[Tensor], Tensor], ids_M: Tensor, chunk: int
-    ) -> tuple[Tensor, Tensor]:
-        kept_MD = torch.empty_like(hidden_MD)
+    def found(hidden_MD: Tensor, into_MD: Tensor | None) -> tuple[Tensor, Tensor]:
         loss_M, correct_M = torch.zeros(len(ids_M), device=ids_M.device), ids_M < 0
         for i in range(0, len(ids_M), chunk):
             rows = slice(i, i + chunk)
+            if into_MD is None:
+                loss_M[rows], correct_M[rows] = token_nats(head(hidden_MD[rows]), ids_M[rows])
+                continue
             part = hidden_MD[rows].detach().requires_grad_()
             with torch.enable_grad():
                 logits = head(part)
@@ -126,7 +112,32 @@ class _Chunked(torch.autograd.Function):
             minus_M1 = torch.full_like(change[:, :1], -1.0)
             change.exp_().scatter_add_(-1, target_M1, minus_M1)
             change.masked_fill_(padding[:, None], 0.0)
-            (kept_MD[rows],) = torch.autograd.grad(logits, part, change.to(logits.dtype))
+            (into_MD[rows],) = torch.autograd.grad(logits, part, change.to(logits.dtype))
+        return loss_M, correct_M
+
+    return with_gradient(hidden_MD, found)
+
+
+Found = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
+"""(hidden_MD, into_MD or None) -> losses and correctness; `into` takes each loss's gradient with
+respect to its own position's hidden state."""
+
+
+def with_gradient(hidden_MD: Tensor, found: Found) -> TokenNats:
+    """Losses that carry gradient to `hidden`: found with them, and scaled in the backward pass."""
+    if torch.is_grad_enabled() and hidden_MD.requires_grad:
+        return TokenNats(*_Carried.apply(hidden_MD, found))
+    with torch.no_grad():
+        return TokenNats(*found(hidden_MD, None))
+
+
+class _Carried(torch.autograd.Function):
+    """Losses of positions, with their gradients kept instead of their logits."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_MD: Tensor, found: Found) -> tuple[Tensor, Tensor]:
+        kept_MD = torch.empty_like(hidden_MD, memory_format=torch.contiguous_format)
+        loss_M, correct_M = found(hidden_MD, kept_MD)
         ctx.save_for_backward(kept_MD)
         ctx.mark_non_differentiable(correct_M)
         return loss_M, correct_M
@@ -134,7 +145,7 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (kept_MD,) = ctx.saved_tensors
-        return (kept_MD * grads[0][:, None]).to(kept_MD.dtype), None, None, None
+        return (kept_MD * grads[0][:, None]).to(kept_MD.dtype), None
 
 
 # Weightings

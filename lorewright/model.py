@@ -33,7 +33,7 @@ from transformers.utils import logging as transformers_logging
 
 from lorewright import quantise
 from lorewright.adapter import Adapter, validate
-from lorewright.errors import DataError, ModelError
+from lorewright.errors import DataError, ModelError, first_line
 from lorewright.fingerprint import fingerprint
 from lorewright.fused import Entering, Fused
 from lorewright.lora import Stack, attach
@@ -146,14 +146,14 @@ class Model:
                 network, tokenizer = _load(place, how, revision)
         except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
             raise ModelError(
-                f"asked for the base model {name!r}; it could not be loaded: {_first_line(error)}. "
+                f"asked for the base model {name!r}; it could not be loaded: {first_line(error)}. "
                 "Check the name, the network and HF_HOME, or give a folder."
             ) from error
         try:
             network = network.to(torch.device(target))  # type: ignore[arg-type]
         except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
             raise ModelError(
-                f"asked to put the base model {name!r} on {target!r}; {_first_line(error)}; "
+                f"asked to put the base model {name!r} on {target!r}; {first_line(error)}; "
                 "use device cpu."
             ) from error
         found = cls(network, tokenizer, name)
@@ -448,7 +448,7 @@ def _load(
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ValueError(f"no tokenizer comes with it ({_first_line(error)})") from error
+        raise ValueError(f"no tokenizer comes with it ({first_line(error)})") from error
     if tokenizer("a").input_ids == tokenizer("b").input_ids:  # made up for lack of files
         raise ValueError("no tokenizer comes with it (none that tells a from b)")
     network, about = _auto_class(config).from_pretrained(
@@ -461,11 +461,6 @@ def _load(
             f"be random, the first is {missing[0]}"
         )
     return network, tokenizer
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].strip(" .")
 
 
 def _auto_class(config: Any) -> Any:

@@ -299,7 +299,7 @@ class Optimizer:
 
     def _matrices(self, flat: Flat, n: int) -> list[Matrices]:
         """Adapter n's A by basis, then all else."""
-        rest, found = [slice(*span.indices(1 << 62)) for span, _ in flat.spans], []
+        rest, found = [span for span, _ in flat.spans], []
         if self.direction is whitened:
             for group in self.groups[0][n]:
                 each = len(group.spans) // len(group.side_LIK)

@@ -30,7 +30,7 @@ LAYERS = (
     {"errors"},
     {
         *("data", "readers", "metrics", "cells", "curves", "forecast", "law", "lexicon"),
-        *("migrations", "traces"),
+        *("migrations", "traces", "cache"),
     },
     {
         "views",

@@ -55,7 +55,7 @@ def plan(
     [dim]lore plan examples/handbook.md[/]
     [dim]lore plan facts.jsonl --recall 0.99 --epochs 30 --json[/]
     """
-    from lorewright.calibration import cache_folder
+    from lorewright.cache import cache_folder
     from lorewright.lora import LoraConfig
     from lorewright.memory.planning import plan as make_plan
     from lorewright.model import Model

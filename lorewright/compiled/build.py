@@ -22,13 +22,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+from lorewright.cache import cache_folder
 from lorewright.compiled.layout import declare
-from lorewright.errors import ConfigError
+from lorewright.errors import ConfigError, first_line
 
 KERNELS = "LOREWRIGHT_KERNELS"
 """The environment variable that chooses: `auto` compiles where it can, `torch` never does."""
 CHOICES = ("auto", "torch")
-CACHE = "LOREWRIGHT_CACHE"
 SOURCE = Path(__file__).parent / "decoder.c"
 """The file that includes all others."""
 # Sums are taken in another order where the source says so, and nowhere else.
@@ -65,14 +65,14 @@ def _loaded() -> Loaded:
     if compiler is None:
         return Loaded(None, "no C compiler was found; install gcc or clang, or pip install ziglang")
     try:
-        path = _compiled(compiler, _folder())
+        path = _compiled(compiler, cache_folder() / "kernels")
         try:
             library = ctypes.CDLL(str(path))
         except OSError:  # a damaged file: made anew
             library = ctypes.CDLL(str(_compile(compiler, path)))
         declare(library)
     except (OSError, subprocess.SubprocessError) as error:
-        return Loaded(None, f"{compiler[0]} failed: {_first_line(error)}")
+        return Loaded(None, f"{compiler[0]} failed: {first_line(error)}")
     return Loaded(library, "zig" if "ziglang" in compiler else Path(compiler[0]).name)
 
 
@@ -84,13 +84,6 @@ def find_compiler() -> list[str] | None:
     if found is None and find_spec("ziglang") is not None:
         return [sys.executable, "-m", "ziglang", "cc"]
     return found
-
-
-def _folder() -> Path:
-    from platformdirs import user_cache_path
-
-    kept = os.environ.get(CACHE) or user_cache_path("lorewright", appauthor=False)
-    return Path(kept) / "kernels"
 
 
 def _compiled(compiler: list[str], folder: Path) -> Path:
@@ -134,7 +127,3 @@ def _processor() -> str:
         lines = [platform.processor()]
     wanted = ("model name", "flags", "Features", "CPU part")
     return "\n".join([platform.machine(), *sorted({x for x in lines if x.startswith(wanted)})])
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

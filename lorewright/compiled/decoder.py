@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lorewright.compiled.buffers import Panels, Spare, floats, state
 from lorewright.compiled.build import load
 from lorewright.compiled.layout import CDecoder, CLayer, CLinear, CNorm, CPart, CPass
-from lorewright.errors import AdapterError
 from lorewright.lora import LoraLinear
 
 MOST_BYTES = 1 << 28
@@ -92,7 +91,7 @@ class Network:
         return known[1]
 
     def _describe(self, cos: Tensor, sin: Tensor) -> Described:
-        attention, mlp = self.layers[0].self_attn, self.layers[0].mlp
+        attention = self.layers[0].self_attn
         width = int(attention.head_dim)
         q_out, d = _plain(attention.q_proj).weight.shape
         k_out = len(_plain(attention.k_proj).weight)
@@ -173,7 +172,7 @@ class Run:
         self.end = len(network.layers) if end is None else end
         self.loras = self.every
         if first or self.end < len(network.layers):
-            running = [m for layer in network.layers[first : self.end] for m in _projections(layer)]
+            running = [m for layer in network.layers[first : self.end] for m in projections(layer)]
             self.loras = [lora for lora in self.every if lora in running]
         """Every adapted module of the layers that run, in model order."""
         self.lengths_B = np.full(n_rows, n_tokens, np.int_)
@@ -199,13 +198,9 @@ class Run:
         if not self.loras:
             return [(0, n_rows, -1)]
         rows = self.loras[0].rows
+        rows.check(n_rows)
         if rows.single is not None:
             return [(0, n_rows, rows.single)]
-        if rows.rows_B is not None and len(rows.rows_B) != n_rows:
-            raise AdapterError(
-                f"{len(rows.rows_B)} rows are bound; the batch has {n_rows}; bind the rows of this "
-                "batch."
-            )
         size = n_rows // len(rows.blocks)
         return [(i * size, size, adapter) for i, adapter in enumerate(rows.blocks)]
 
@@ -319,16 +314,11 @@ def _plain(module: Any) -> Any:
     return module.base if isinstance(module, LoraLinear) else module
 
 
-def _projections(layer: Any) -> tuple[Any, ...]:
-    attention, mlp = layer.self_attn, layer.mlp
-    wide = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
-    return (*wide, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
-
-
-def _norms(layer: Any) -> list[Any]:
-    around = [layer.input_layernorm, layer.post_attention_layernorm]
-    inside = layer.self_attn._modules
-    return around + [inside[name] for name in ("q_norm", "k_norm") if name in inside]
+def projections(layer: Any) -> tuple[nn.Module, ...]:
+    """A layer's linear layers, as they are now; asked at every step, so that it must be quick."""
+    attention, mlp = (layer._modules[name]._modules for name in ("self_attn", "mlp"))
+    wide = (attention["q_proj"], attention["k_proj"], attention["v_proj"], attention["o_proj"])
+    return (*wide, mlp["gate_proj"], mlp["up_proj"], mlp["down_proj"])
 
 
 def _norm(norm: Any) -> CNorm:

@@ -6,12 +6,12 @@ Shape letters: M positions, D width, V vocabulary.
 from __future__ import annotations
 
 import ctypes
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lorewright.compiled.buffers import Panels, Spare, floats
+from lorewright.losses import TokenNats, with_gradient
 
 HEAD_ROWS = 64
 """Positions whose logits a thread holds at a time."""
@@ -25,12 +25,9 @@ class Head:
         self._panels = Panels(library)
         self._spare = Spare()
 
-    def nats(self, hidden_MD: Tensor, ids_M: Tensor) -> tuple[Tensor, Tensor]:
+    def nats(self, hidden_MD: Tensor, ids_M: Tensor) -> TokenNats:
         """Loss in nats of each id and whether it is the argmax; carries gradient to `hidden`."""
-        if torch.is_grad_enabled() and hidden_MD.requires_grad:
-            loss_M, correct_M = _Nats.apply(self, hidden_MD, ids_M)
-            return loss_M, correct_M
-        return self.run(hidden_MD, ids_M, None)
+        return with_gradient(hidden_MD, lambda hidden, into: self.run(hidden, ids_M, into))
 
     def run(
         self, hidden_MD: Tensor, ids_M: Tensor, into_MD: Tensor | None
@@ -50,20 +47,3 @@ class Head:
         self.library.lorewright_nats(m, d, v, *at, grad, logits.data_ptr(), *how)
         self._spare.give(logits)
         return loss_M, correct_M
-
-
-class _Nats(torch.autograd.Function):
-    """Losses of positions, with their gradients kept instead of their logits."""
-
-    @staticmethod
-    def forward(ctx: Any, head: Head, hidden_MD: Tensor, ids_M: Tensor) -> tuple[Tensor, Tensor]:
-        kept_MD = torch.empty_like(hidden_MD, memory_format=torch.contiguous_format)
-        loss_M, correct_M = head.run(hidden_MD, ids_M, kept_MD)
-        ctx.save_for_backward(kept_MD)
-        ctx.mark_non_differentiable(correct_M)
-        return loss_M, correct_M
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (kept_MD,) = ctx.saved_tensors
-        return None, kept_MD * grads[0][:, None], None
