@@ -21,8 +21,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorewright.contradictions import NEAR, Contradiction, Statement, contradictions
-from lorewright.metrics import wilson
+from lorewright.memory.contradictions import NEAR, Contradiction, Statement, contradictions
+from lorewright.recall.statistics import wilson
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "pocket"))
 import world

@@ -18,16 +18,16 @@ from pathlib import Path
 
 import torch
 
-from lorewright import adapter as adapters
-from lorewright.data import Example
-from lorewright.lora import LoraConfig
-from lorewright.metrics import Proportion, wilson
-from lorewright.model import Model
-from lorewright.readers import read_knowledge
-from lorewright.recall import audit, certify
-from lorewright.recipe import WriteConfig
-from lorewright.views import given
-from lorewright.write import suggested_lr, write
+from lorewright.adapters import adapter as adapters
+from lorewright.adapters.lora import LoraConfig
+from lorewright.knowledge.data import Example
+from lorewright.knowledge.readers import read_knowledge
+from lorewright.knowledge.views import given
+from lorewright.models.model import Model
+from lorewright.recall.statistics import Proportion, wilson
+from lorewright.recall.verify import audit, certify
+from lorewright.training.config import WriteConfig
+from lorewright.training.loop import suggested_lr, write
 
 
 def through_peft(name: str, folder: Path, examples: list[Example]) -> Proportion:

@@ -28,17 +28,16 @@ from pathlib import Path
 from ratio import machine
 from rich.console import Console
 
-from lorewright import adapter as adapters
-from lorewright.data import Fact, Knowledge, dump_jsonl
-from lorewright.lesson import LessonConfig, prepare
-from lorewright.lora import LoraConfig, attach
-from lorewright.memory import Memory
+from lorewright.adapters import adapter as adapters
+from lorewright.adapters.lora import LoraConfig, attach
+from lorewright.files import dump_jsonl, save_json
+from lorewright.knowledge.data import Fact, Knowledge
+from lorewright.knowledge.lesson import LessonConfig, prepare
 from lorewright.memory.finding import drop
+from lorewright.memory.memory import Memory
+from lorewright.memory.migrations import brief
 from lorewright.memory.removal import plan_removal
-from lorewright.migrations import brief
-from lorewright.model import Model
-from lorewright.report import memories_table, save_json
-from lorewright.shelf import (
+from lorewright.memory.shelf import (
     briefs,
     cards,
     change,
@@ -49,6 +48,8 @@ from lorewright.shelf import (
     run_folder,
     writing,
 )
+from lorewright.models.model import Model
+from lorewright.reports.tables import memories_table
 
 CONFIG = LoraConfig(rank=1, targets=("q_proj",), layers=(0,))
 SHARE = {"n": 3, "recall": 1.0, "low": 0.44, "high": 1.0}

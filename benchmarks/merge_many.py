@@ -27,10 +27,10 @@ from lorewright.bench.memories import (
     score,
     written,
 )
-from lorewright.memory import Watch
 from lorewright.memory.verdict import usual_metric
-from lorewright.metrics import paired_difference, wilson
-from lorewright.model import Model
+from lorewright.models.model import Model
+from lorewright.recall.statistics import paired_difference, wilson
+from lorewright.training.watch import Watch
 
 
 def main() -> None:

@@ -38,17 +38,18 @@ from pathlib import Path
 import httpx
 from ratio import machine, verdict
 
-from lorewright import adapter as adapters
-from lorewright.data import Document, Example, Fact, Knowledge
-from lorewright.lora import LoraConfig
-from lorewright.memory import Memory
-from lorewright.merge import merge
-from lorewright.metrics import contains, wilson
-from lorewright.model import Model
-from lorewright.recipe import WriteConfig
-from lorewright.retrieve import Index, Key
-from lorewright.shelf import enter, entries, writing
-from lorewright.write import Job, Written, suggested_lr, write_all
+from lorewright.adapters import adapter as adapters
+from lorewright.adapters.lora import LoraConfig
+from lorewright.knowledge.data import Document, Example, Fact, Knowledge
+from lorewright.knowledge.scoring import contains
+from lorewright.memory.memory import Memory
+from lorewright.memory.shelf import enter, entries, writing
+from lorewright.merging.algebra import merge
+from lorewright.models.model import Model
+from lorewright.recall.statistics import wilson
+from lorewright.routing.index import Index, Key
+from lorewright.training.config import WriteConfig
+from lorewright.training.loop import Job, Written, suggested_lr, write_all
 
 RELATIONS = ("code", "room", "phone", "budget", "leader", "key", "colour", "floor")
 PASSAGES = 3
@@ -165,7 +166,7 @@ def serving(folder: Path, n_clients: int, threads: int) -> Iterator[str]:
     command = [
         sys.executable,
         "-c",
-        "from lorewright.cli import main; main()",
+        "from lorewright.cli.main import main; main()",
         "serve",
         str(folder),
     ]

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ratio import machine
 
-from lorewright.scale import Step, run
+from lorewright.bench.scale import Step, run
 
 
 def note(times: list[float], step: Step) -> None:

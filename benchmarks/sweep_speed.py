@@ -29,14 +29,14 @@ from ratio import machine, peak_mib, verdict
 from torch import Tensor
 from verify_speed import phone_book
 
-from lorewright import optim
-from lorewright.batching import batches
-from lorewright.data import Example
-from lorewright.lora import LoraConfig
-from lorewright.model import Model
-from lorewright.recipe import Diverged, Job, WriteConfig, Written, rate
-from lorewright.targets import survey
-from lorewright.write import suggested_lr, write, write_all
+from lorewright.adapters.lora import LoraConfig
+from lorewright.adapters.targets import survey
+from lorewright.knowledge.data import Example
+from lorewright.models.batching import batches
+from lorewright.models.model import Model
+from lorewright.training import optimisers as optim
+from lorewright.training.config import Diverged, Job, WriteConfig, Written, rate
+from lorewright.training.loop import suggested_lr, write, write_all
 
 RANKS = (1, 2, 3, 4, 6, 8, 12, 16)
 CALM = 1e-5
@@ -140,7 +140,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--stacks", type=int, default=1, help="ours on so many cores; PEFT's threads")
+    parser.add_argument(
+        "--stacks", type=int, default=1, help="ours on so many cores; PEFT's threads"
+    )
     parser.add_argument("--upper", action="store_true", help="adapters in the upper half only")
     parser.add_argument("--quick", action="store_true", help="four ranks, two seeds, one repeat")
     args = parser.parse_args()

@@ -16,14 +16,14 @@ from pathlib import Path
 
 from ratio import machine
 
-from lorewright.lora import LoraConfig
-from lorewright.metrics import wilson
-from lorewright.model import Model
-from lorewright.readers import read_knowledge
-from lorewright.recall import audit
-from lorewright.recipe import WriteConfig, preset_of
-from lorewright.views import given
-from lorewright.write import suggested_lr, write
+from lorewright.adapters.lora import LoraConfig
+from lorewright.knowledge.readers import read_knowledge
+from lorewright.knowledge.views import given
+from lorewright.models.model import Model
+from lorewright.recall.statistics import wilson
+from lorewright.recall.verify import audit
+from lorewright.training.config import WriteConfig, preset_of
+from lorewright.training.loop import suggested_lr, write
 
 WRITES = (
     ("float32", "lora", "exact"),

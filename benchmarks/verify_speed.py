@@ -20,12 +20,12 @@ import time
 import torch
 from ratio import machine, verdict
 
-from lorewright.data import Example
-from lorewright.lora import LoraConfig
-from lorewright.model import Model, Rendered
-from lorewright.recall import trace
-from lorewright.recipe import WriteConfig
-from lorewright.write import suggested_lr, write
+from lorewright.adapters.lora import LoraConfig
+from lorewright.knowledge.data import Example
+from lorewright.models.model import Model, Rendered
+from lorewright.recall.verify import trace
+from lorewright.training.config import WriteConfig
+from lorewright.training.loop import suggested_lr, write
 
 
 def phone_book(n: int, seed: int = 0) -> list[Example]:
@@ -62,7 +62,11 @@ def main() -> None:
     parser.add_argument("--facts", type=int, default=1000)
     parser.add_argument("--written", type=int, default=100, help="facts that the memory holds")
     parser.add_argument(
-        "--batches", type=int, nargs="+", default=[8, 32, 128, 256, 512], help="rows a decoding batch"
+        "--batches",
+        type=int,
+        nargs="+",
+        default=[8, 32, 128, 256, 512],
+        help="rows a decoding batch",
     )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)

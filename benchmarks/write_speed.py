@@ -30,14 +30,14 @@ import torch
 from ratio import interval, machine, peak_mib
 from verify_speed import phone_book
 
-from lorewright.data import Example
-from lorewright.lora import LoraConfig
-from lorewright.model import Model
-from lorewright.readers import read_knowledge
-from lorewright.recall import audit, trace
-from lorewright.recipe import PRESETS, Epoch, WriteConfig, preset_of
-from lorewright.views import given
-from lorewright.write import suggested_lr, write
+from lorewright.adapters.lora import LoraConfig
+from lorewright.knowledge.data import Example
+from lorewright.knowledge.readers import read_knowledge
+from lorewright.knowledge.views import given
+from lorewright.models.model import Model
+from lorewright.recall.verify import audit, trace
+from lorewright.training.config import PRESETS, Epoch, WriteConfig, preset_of
+from lorewright.training.loop import suggested_lr, write
 
 RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 SCHEDULES = (("linear", 40), ("linear", 80), ("cosine", 60), ("constant", 60))

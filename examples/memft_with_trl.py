@@ -17,12 +17,12 @@ from datasets import Dataset
 from peft import LoraConfig
 from trl import SFTConfig, SFTTrainer
 
-from lorewright import adapter as adapters
-from lorewright.losses import WEIGHTINGS, trainer_loss
-from lorewright.model import Model
-from lorewright.readers import read_knowledge
-from lorewright.recall import audit
-from lorewright.views import given
+from lorewright.adapters import adapter as adapters
+from lorewright.knowledge.readers import read_knowledge
+from lorewright.knowledge.views import given
+from lorewright.models.model import Model
+from lorewright.recall.verify import audit
+from lorewright.training.objectives import WEIGHTINGS, trainer_loss
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Calibrate the embedded base for the planner; the result is shipped with it.
 
     python pocket/calibrate.py                # measure, and say how well the forecast fits
-    python pocket/calibrate.py --keep         # and put it into lorewright/pocket/calibration.json
+    python pocket/calibrate.py --keep         # and put it into lorewright/models/pocket/calibration.json
 
 To be run again whenever the base, the default recipe or the sweep changes: until then `lore write`
 takes its fixed rank and `lore plan` calibrates for itself. An interrupted run goes on.
@@ -17,11 +17,11 @@ from pathlib import Path
 
 import torch
 
-from lorewright.calibration import PACKAGED, calibrate, identity, place
-from lorewright.model import Model
-from lorewright.recipe import WriteConfig
-from lorewright.report import save_json
-from lorewright.write import suggested_lr
+from lorewright.files import save_json
+from lorewright.law.calibration import PACKAGED, calibrate, identity, place
+from lorewright.models.model import Model
+from lorewright.training.config import WriteConfig
+from lorewright.training.loop import suggested_lr
 
 
 def main() -> None:

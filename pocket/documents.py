@@ -18,8 +18,8 @@ from pathlib import Path
 import world
 from world import Statement
 
-from lorewright.lesson import unrelated_questions
-from lorewright.metrics import normalise
+from lorewright.knowledge.lesson import unrelated_questions
+from lorewright.knowledge.scoring import normalise
 
 SEED = "bench-memories"
 N_DOCUMENTS = 64

@@ -1,7 +1,7 @@
 """Measure what the embedded base can do, on seeds that it never trained on.
 
     python pocket/measure.py                     # table on the terminal, a few minutes
-    python pocket/measure.py --write-card        # and lorewright/pocket/README.md, measured.json
+    python pocket/measure.py --write-card        # and lorewright/models/pocket/README.md, measured.json
 
 Every number is a share of free-running greedy replies that are exactly right, with n and its Wilson
 interval. Question forms: `trained` are those of the world; `held` were kept from the base's training.
@@ -21,9 +21,10 @@ import torch
 import world
 from world import Passage, Statement
 
-from lorewright.metrics import Proportion, exact_match, is_declined, wilson
-from lorewright.model import Model
-from lorewright.views import parse_pairs
+from lorewright.knowledge.scoring import exact_match, is_declined
+from lorewright.knowledge.views import parse_pairs
+from lorewright.models.model import Model
+from lorewright.recall.statistics import Proportion, wilson
 
 CARD = Path(__file__).parent.parent / "lorewright" / "pocket"
 Ask = Callable[[random.Random, Statement], str]

@@ -2,7 +2,7 @@
 
     python pocket/train.py --out runs/pocket --steps 6000                    # one process
     torchrun --nproc-per-node 2 pocket/train.py --out runs/pocket            # two, one thread each
-    python pocket/train.py --out runs/pocket --export lorewright/pocket      # weights, tokenizer, card
+    python pocket/train.py --out runs/pocket --export lorewright/models/pocket      # weights, tokenizer, card
 
 Muon (Newton–Schulz in float32) moves the matrices, AdamW the rest; the rate is held, then falls
 linearly over the last `--decay` share of the steps. Fixed seeds; a checkpoint holds everything, so a
@@ -310,7 +310,7 @@ def export(out: Path, target: Path, start: str | None, share: float) -> None:
         weights = {k: (1 - share) * before[k] + share * w for k, w in weights.items()}
     model.load_state_dict(weights)
     model.config.lorewright_phrasing = (
-        "pocket"  # the words it is asked in: lorewright.views.PHRASINGS
+        "pocket"  # the words it is asked in: lorewright.knowledge.views.PHRASINGS
     )
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)

@@ -28,12 +28,15 @@ sys.path.insert(0, str(HERE.parents[1] / "pocket"))
 
 import world  # noqa: E402
 
-from lorewright.data import Document, Probe, store  # noqa: E402
-from lorewright.demo import LESSON, NEW, asked_config  # noqa: E402
-from lorewright.memory import Memory  # noqa: E402
-from lorewright.metrics import clustered_interval  # noqa: E402
-from lorewright.model import Model  # noqa: E402
-from lorewright.report import save_json  # noqa: E402
+from lorewright.cli.demo import LESSON, NEW, asked_config  # noqa: E402
+from lorewright.files import (  # noqa: E402
+    save_json,
+    store,
+)
+from lorewright.knowledge.data import Document, Probe  # noqa: E402
+from lorewright.memory.memory import Memory  # noqa: E402
+from lorewright.models.model import Model  # noqa: E402
+from lorewright.recall.statistics import clustered_interval  # noqa: E402
 
 RECORDS = HERE / "records"
 N_DOCUMENTS, N_SUBJECTS, N_EACH, N_UNKNOWN = 5, 8, 6, 48

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from trials import ARMS, Cell, Member
 
-from lorewright.metrics import Estimate, paired_difference
+from lorewright.recall.statistics import Estimate, paired_difference
 
 Row = Mapping[str, Any]
 STEP = 2.0  # between two rates of a grid

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter
 from trials import ARMS, TASKS
 
-from lorewright.data import store
+from lorewright.files import store
 
 Groups = Mapping[str, Sequence[Measured]]
 DRAWN = tuple(name for name, arm in ARMS.items() if not arm.rests)

@@ -30,9 +30,9 @@ import trials  # noqa: E402
 from compare import Measured, best_rates, beyond, rate_of  # noqa: E402
 from trials import ARMS, TASKS, Cell, Member  # noqa: E402
 
-from lorewright import scale  # noqa: E402
-from lorewright.data import store  # noqa: E402
-from lorewright.model import Model  # noqa: E402
+from lorewright.bench import scale  # noqa: E402
+from lorewright.files import store  # noqa: E402
+from lorewright.models.model import Model  # noqa: E402
 
 GRIDS = {
     "all-linear": (2.5e-3, 5e-3, 1e-2, 2e-2),

@@ -22,8 +22,8 @@ from compare import (
     with_arm,
 )
 
-from lorewright.data import store
-from lorewright.metrics import Estimate
+from lorewright.files import store
+from lorewright.recall.statistics import Estimate
 
 BEGIN, END = "<!-- tables: written by run.py -->", "<!-- end of tables -->"
 Groups = Mapping[str, Sequence[Measured]]

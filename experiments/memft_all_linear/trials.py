@@ -14,15 +14,15 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from lorewright.adapters.lora import LoraConfig
 from lorewright.bench.exact import base_model, placement
 from lorewright.bench.passages import passage
 from lorewright.bench.prose import digits, person
-from lorewright.data import Example
-from lorewright.lora import LoraConfig
-from lorewright.model import Model
-from lorewright.recall import audit, trace
-from lorewright.recipe import Diverged, Epoch, Job, WriteConfig, Written
-from lorewright.write import write, write_all
+from lorewright.knowledge.data import Example
+from lorewright.models.model import Model
+from lorewright.recall.verify import audit, trace
+from lorewright.training.config import Diverged, Epoch, Job, WriteConfig, Written
+from lorewright.training.loop import write, write_all
 
 
 class Arm(NamedTuple):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lorewright.figures.ink import plain, sheet
+from lorewright.reports.figures.ink import plain, sheet
 
 LIMIT = 0.2
 

@@ -15,10 +15,10 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "pocket"))
 
 from world import Statement, held_ask, set_ask, statements
 
-from lorewright.data import Fact, Knowledge, Probe
-from lorewright.lesson import Lesson, LessonConfig, prepare
-from lorewright.metrics import normalise
-from lorewright.model import Model
+from lorewright.knowledge.data import Fact, Knowledge, Probe
+from lorewright.knowledge.lesson import Lesson, LessonConfig, prepare
+from lorewright.knowledge.scoring import normalise
+from lorewright.models.model import Model
 
 N_FACTS = 24
 HELD_FORM = 4

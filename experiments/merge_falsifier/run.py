@@ -27,19 +27,19 @@ import torch
 from pairs import KINDS, N_FACTS, kind_of, lesson, pair
 from tables import write_page
 
-from lorewright import imitate as imitation
-from lorewright.adapter import Adapter, delta_norms, load, save
-from lorewright.data import Example
-from lorewright.imitate import Source
-from lorewright.lesson import Lesson, LessonConfig
-from lorewright.lora import LoraConfig
-from lorewright.memory.choosing import GRID, IMITATE, REWRITE, make, search
-from lorewright.model import Model
-from lorewright.recall import audit, trace
-from lorewright.recipe import Job, WriteConfig, Written
-from lorewright.report import save_json
-from lorewright.views import DECLINE
-from lorewright.write import suggested_lr, write_all
+from lorewright.adapters.adapter import Adapter, delta_norms, load, save
+from lorewright.adapters.lora import LoraConfig
+from lorewright.files import save_json
+from lorewright.knowledge.data import Example
+from lorewright.knowledge.lesson import Lesson, LessonConfig
+from lorewright.knowledge.views import DECLINE
+from lorewright.merging import imitate as imitation
+from lorewright.merging.choosing import GRID, IMITATE, REWRITE, make, search
+from lorewright.merging.imitate import Source
+from lorewright.models.model import Model
+from lorewright.recall.verify import audit, trace
+from lorewright.training.config import Job, WriteConfig, Written
+from lorewright.training.loop import suggested_lr, write_all
 
 HERE = Path(__file__).parent
 RECORDS = HERE / "records"

@@ -13,9 +13,8 @@ from typing import Any
 
 from draw import losses_figure
 
-from lorewright.data import store
-from lorewright.metrics import Estimate, mean_interval
-from lorewright.report import save_json
+from lorewright.files import save_json, store
+from lorewright.recall.statistics import Estimate, mean_interval
 
 MARKS = ("<!-- tables: written by run.py -->", "<!-- end of tables -->")
 HEADLINE = "paraphrase"

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorewright.data import Document, Fact, Knowledge
-from lorewright.readers import read_knowledge
+from lorewright.knowledge.data import Document, Fact, Knowledge
+from lorewright.knowledge.readers import read_knowledge
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "pocket"))

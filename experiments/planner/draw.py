@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from tables import at_plan, inside, share
 
-from lorewright.figures.ink import plain, sheet
-from lorewright.forecast import Forecast
+from lorewright.law.forecast import Forecast
+from lorewright.reports.figures.ink import plain, sheet
 
 ROW_INCHES, FRAME_INCHES = 0.27, 1.8
 

@@ -26,16 +26,16 @@ import torch
 from corpora import SETS, Corpus
 from draw import curve, intervals
 
-from lorewright.calibration import Calibration, find, identity, load_of
-from lorewright.data import Example, digest, store
-from lorewright.forecast import Load
-from lorewright.lesson import LessonConfig, prepare
-from lorewright.model import Model
-from lorewright.plan import make, shape_of
-from lorewright.recall import trace
-from lorewright.recipe import Job, WriteConfig, Written
-from lorewright.report import save_json
-from lorewright.write import suggested_lr, write_all
+from lorewright.files import digest, save_json, store
+from lorewright.knowledge.data import Example
+from lorewright.knowledge.lesson import LessonConfig, prepare
+from lorewright.law.calibration import Calibration, find, identity, load_of
+from lorewright.law.forecast import Load
+from lorewright.law.plan import make, shape_of
+from lorewright.models.model import Model
+from lorewright.recall.verify import trace
+from lorewright.training.config import Job, WriteConfig, Written
+from lorewright.training.loop import suggested_lr, write_all
 
 HERE = Path(__file__).parent
 TRIED = (1, 2, 4, 8)

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from lorewright.calibration import Calibration
-from lorewright.metrics import wilson
-from lorewright.plan import CONFIDENCE, RANKS
+from lorewright.law.calibration import Calibration
+from lorewright.law.plan import CONFIDENCE, RANKS
+from lorewright.recall.statistics import wilson
 
 FIXED = (1, 2, 8)
 """Ranks that someone without a planner might take."""

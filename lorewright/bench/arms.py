@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lorewright.metrics import Estimate, clustered_interval, mean_interval, wilson
+from lorewright.recall.statistics import Estimate, clustered_interval, mean_interval, wilson
 
 ARMS = ("memory", "base", "wrong", "full")
 OWN = ("memory", "wrong")

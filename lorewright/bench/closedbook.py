@@ -24,20 +24,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lorewright.ask import Reading, prompt_of
 from lorewright.bench import arms, exact, judge, sets
 from lorewright.bench.task import Done, Task
-from lorewright.data import Document, Knowledge, Probe, digest
 from lorewright.errors import ConfigError, DataError
-from lorewright.lesson import Lesson, LessonConfig, prepare
-from lorewright.metrics import METRICS, normalise
-from lorewright.model import Model
-from lorewright.questions import write_about
-from lorewright.recall import answer, trace
-from lorewright.recipe import Diverged, Job, Written
-from lorewright.teacher import connect
-from lorewright.views import AskLLM
-from lorewright.write import write_all
+from lorewright.files import digest
+from lorewright.knowledge.data import Document, Knowledge, Probe
+from lorewright.knowledge.lesson import Lesson, LessonConfig, prepare
+from lorewright.knowledge.scoring import METRICS, normalise
+from lorewright.knowledge.teacher import connect
+from lorewright.knowledge.views import AskLLM
+from lorewright.models.model import Model
+from lorewright.models.questions import write_about
+from lorewright.recall.verify import answer, trace
+from lorewright.routing.ask import Reading, prompt_of
+from lorewright.training.config import Diverged, Job, Written
+from lorewright.training.loop import write_all
 
 TEXTS = 2
 """Texts of a job: each has another to be compared with."""

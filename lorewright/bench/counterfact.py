@@ -27,14 +27,16 @@ import numpy as np
 
 from lorewright.bench import arms, exact, sets
 from lorewright.bench.task import Done, Task
-from lorewright.data import Example, Fact, Knowledge, Probe, digest
 from lorewright.errors import ConfigError, DataError
-from lorewright.lesson import LessonConfig, prepare
-from lorewright.metrics import Estimate, contains, exact_match
-from lorewright.model import Model
-from lorewright.recall import trace
-from lorewright.recipe import Diverged, Job
-from lorewright.write import write_all
+from lorewright.files import digest
+from lorewright.knowledge.data import Example, Fact, Knowledge, Probe
+from lorewright.knowledge.lesson import LessonConfig, prepare
+from lorewright.knowledge.scoring import contains, exact_match
+from lorewright.models.model import Model
+from lorewright.recall.statistics import Estimate
+from lorewright.recall.verify import trace
+from lorewright.training.config import Diverged, Job
+from lorewright.training.loop import write_all
 
 KINDS = ("efficacy", "paraphrase", "neighbourhood")
 STACK = 8

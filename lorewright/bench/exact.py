@@ -19,15 +19,15 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lorewright.data import Example
+from lorewright.adapters.lora import LoraConfig
+from lorewright.adapters.targets import resolve_targets
 from lorewright.errors import ConfigError, WrongBase
-from lorewright.lora import LoraConfig
-from lorewright.model import Model
-from lorewright.recall import TokenTrace, trace
-from lorewright.recipe import Diverged, Job, WriteConfig, Written
-from lorewright.targets import resolve_targets
-from lorewright.trunk import decoder_layers
-from lorewright.write import suggested_lr, write_all
+from lorewright.knowledge.data import Example
+from lorewright.models.model import Model
+from lorewright.recall.verify import TokenTrace, trace
+from lorewright.training.config import Diverged, Job, WriteConfig, Written
+from lorewright.training.loop import suggested_lr, write_all
+from lorewright.training.trunk import decoder_layers
 
 NARROW_RATE = 6.0
 """Peak rate in one layer over the one for adapters in all: a small one wants larger steps."""

@@ -16,8 +16,8 @@ from typing import Any
 
 from lorewright.bench import exact, summary
 from lorewright.bench.task import Done, Task
-from lorewright.data import Example
 from lorewright.errors import ConfigError
+from lorewright.knowledge.data import Example
 
 LARGEST = 99
 

@@ -24,9 +24,9 @@ from typing import Any
 from lorewright.bench import exact, summary
 from lorewright.bench.passages import passage
 from lorewright.bench.task import Done, Task
-from lorewright.data import digest, read_text
 from lorewright.errors import ConfigError
-from lorewright.model import Model
+from lorewright.files import digest, read_text
+from lorewright.models.model import Model
 
 PARTS = ("law", "stubborn", "methods", "placement")
 STACK = 12

@@ -30,28 +30,29 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lorewright import adapter as adapters
-from lorewright.adapter import Adapter
-from lorewright.ask import Answer, Candidate, ask_each
-from lorewright.data import Document, Knowledge, digest, dump_jsonl, load_jsonl
+from lorewright.adapters import adapter as adapters
+from lorewright.adapters.adapter import Adapter
+from lorewright.adapters.lora import LoraConfig
 from lorewright.errors import ConfigError, DataError, ModelError
-from lorewright.imitate import Source
-from lorewright.lesson import Lesson, LessonConfig, prepare
-from lorewright.lora import LoraConfig
-from lorewright.memory import Memory, Watch
+from lorewright.files import digest, dump_jsonl, load_jsonl, save_json
+from lorewright.knowledge.data import Document, Knowledge
+from lorewright.knowledge.lesson import Lesson, LessonConfig, prepare
+from lorewright.knowledge.scoring import METRICS, contains
 from lorewright.memory.asking import N_PASSAGES, ask_as
-from lorewright.memory.choosing import made_by
 from lorewright.memory.finding import FALSE_ACTIVATION, Finder, finder
+from lorewright.memory.memory import Memory
 from lorewright.memory.merging import unopposed
+from lorewright.memory.shelf import enter, entries, run_folder, writing
 from lorewright.memory.verdict import stored_lesson
-from lorewright.merge import merge
-from lorewright.metrics import METRICS, contains
-from lorewright.model import Model
-from lorewright.questions import write_about
-from lorewright.recipe import Diverged, Job, WriteConfig
-from lorewright.report import save_json
-from lorewright.shelf import enter, entries, run_folder, writing
-from lorewright.write import suggested_lr, write, write_all
+from lorewright.merging.algebra import merge
+from lorewright.merging.choosing import made_by
+from lorewright.merging.imitate import Source
+from lorewright.models.model import Model
+from lorewright.models.questions import write_about
+from lorewright.routing.ask import Answer, Candidate, ask_each
+from lorewright.training.config import Diverged, Job, WriteConfig
+from lorewright.training.loop import suggested_lr, write, write_all
+from lorewright.training.watch import Watch
 
 HERE = Path(__file__).parent
 DOCUMENTS = HERE / "memories.jsonl"

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from lorewright import __version__
-from lorewright.ask import Answer, ask_each
 from lorewright.bench.memories import (
     ARMS,
     DOCUMENTS,
@@ -37,14 +36,14 @@ from lorewright.bench.memories import (
     written,
 )
 from lorewright.bench.routers import first_right, routers
-from lorewright.data import digest, read_text
-from lorewright.memory import Watch
+from lorewright.files import digest, read_object, read_text, save_json
+from lorewright.memory.shelf import entries
 from lorewright.memory.verdict import usual_metric
-from lorewright.metrics import Estimate, mcnemar, mean_interval, paired_difference, wilson
-from lorewright.model import Model
-from lorewright.report import save_json
-from lorewright.route import Trial, activation, oracle_gap
-from lorewright.shelf import entries, read_object
+from lorewright.models.model import Model
+from lorewright.recall.statistics import Estimate, mcnemar, mean_interval, paired_difference, wilson
+from lorewright.routing.ask import Answer, ask_each
+from lorewright.routing.gate import Trial, activation, oracle_gap
+from lorewright.training.watch import Watch
 
 RECORD_FILE = "record.json"
 STRANGE_ARMS = ("base", "routed", "abstaining", "single", "merged", "open", "hybrid")

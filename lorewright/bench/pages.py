@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lorewright.bench import tables
-from lorewright.cells import REFERENCE_BITS
-from lorewright.figures import laws, methods, tokens
-from lorewright.page import Listing, Page, Part, Picture, Sheet
+from lorewright.law.cells import REFERENCE_BITS
+from lorewright.reports.figures import laws, methods, tokens
+from lorewright.reports.page import Listing, Page, Part, Picture, Sheet
 
 Summary = Mapping[str, Any]
 NOTHING = "–"

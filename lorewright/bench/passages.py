@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorewright.bench.prose import prose
-from lorewright.data import Example, digest, read_text
 from lorewright.errors import DataError
-from lorewright.model import Model
+from lorewright.files import digest, read_text
+from lorewright.knowledge.data import Example
+from lorewright.models.model import Model
 
 PROMPT = "Recite the stored text."
 """The one key that all passages have."""

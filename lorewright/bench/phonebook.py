@@ -18,8 +18,8 @@ from typing import Any
 from lorewright.bench import exact, summary
 from lorewright.bench.prose import digits, person
 from lorewright.bench.task import Done, Task
-from lorewright.data import Example
-from lorewright.model import Model
+from lorewright.knowledge.data import Example
+from lorewright.models.model import Model
 
 N_DIGITS = 10
 

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorewright.adapter import Adapter
-from lorewright.model import Model
-from lorewright.retrieve import Hit, Index
-from lorewright.route import PROJECTIONS, Router, by_keys, by_projection, by_states
-from lorewright.targets import text_decoder
+from lorewright.adapters.adapter import Adapter
+from lorewright.adapters.targets import text_decoder
+from lorewright.models.model import Model
+from lorewright.routing.gate import PROJECTIONS, Router, by_keys, by_projection, by_states
+from lorewright.routing.index import Hit, Index
 
 N_SAMPLES = 16
 """Trained questions by which a memory's centroid is known."""

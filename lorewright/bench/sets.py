@@ -22,8 +22,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lorewright.data import jsonl_rows, read_text
 from lorewright.errors import ConfigError, DataError
+from lorewright.files import jsonl_rows, read_text
 
 HUB = "hub"
 PARTS = ("summary", "text")

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from lorewright.cells import Cell, by_group
 from lorewright.errors import DataError
-from lorewright.law import fit, fit_report, score
-from lorewright.metrics import Estimate, mean_interval, paired_difference, wilson
+from lorewright.law.cells import Cell, by_group
+from lorewright.law.law import fit, fit_report, score
+from lorewright.recall.statistics import Estimate, mean_interval, paired_difference, wilson
 
 Row = Mapping[str, Any]
 """What one member of a stack came to, with the fields of its job."""

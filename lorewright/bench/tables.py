@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lorewright.bench.arms import ALL, ARMS
-from lorewright.page import Sheet
+from lorewright.reports.page import Sheet
 
 Entry = Mapping[str, Any]
 NOTHING = "–"

@@ -18,11 +18,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from lorewright import __version__, scale
+from lorewright import __version__
+from lorewright.bench import scale
 from lorewright.errors import DataError
-from lorewright.model import Model
-from lorewright.report import save_json
-from lorewright.shelf import read_object
+from lorewright.files import read_object, save_json
+from lorewright.models.model import Model
 
 CONFIG_FILE = "config.json"
 SUMMARY_FILE = "summary.json"

@@ -14,9 +14,9 @@ from lorewright.cli.options import Base, Folder, Json, Name, Of, Threads, open_m
 from lorewright.cli.output import console_for, print_json, watching
 
 if TYPE_CHECKING:
-    from lorewright.ask import Answer
     from lorewright.memory.finding import Finding
     from lorewright.memory.standing import Standing
+    from lorewright.routing.ask import Answer
 
 Question = Annotated[str, typer.Argument(help="The question.")]
 Rate = Annotated[

@@ -48,7 +48,7 @@ def memories(
     from lorewright.bench import memories as bench
     from lorewright.bench import memories_record as record
     from lorewright.errors import ConfigError
-    from lorewright.model import Model
+    from lorewright.models.model import Model
 
     console = console_for(threads)
     arms = tuple(arm or bench.ARMS)

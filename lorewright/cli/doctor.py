@@ -13,7 +13,7 @@ from lorewright.cli.options import Base, Json, Name, Probes, Threads
 from lorewright.cli.output import console_for, print_json
 
 if TYPE_CHECKING:
-    from lorewright.diagnose import Diagnosis
+    from lorewright.recall.diagnose import Diagnosis
 
 FOUND = 1
 """Exit code when something is wrong."""
@@ -38,8 +38,8 @@ def doctor(
     [dim]lore doctor atlas/handbook --json[/]
     [dim]lore doctor checkpoints/my-lora --model Qwen/Qwen3-0.6B --facts facts.jsonl[/]
     """
+    from lorewright.knowledge.readers import read_knowledge, read_probes
     from lorewright.memory.doctoring import doctor as examine
-    from lorewright.readers import read_knowledge, read_probes
 
     console_for(threads)
     known = read_knowledge(facts) if facts else None
@@ -54,7 +54,7 @@ def doctor(
 
 
 def _print(found: Diagnosis) -> None:
-    from lorewright.diagnose import summary
+    from lorewright.recall.diagnose import summary
 
     out = Console(soft_wrap=True)
     for key, value in summary(found.evidence).items():

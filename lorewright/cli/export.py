@@ -31,10 +31,10 @@ def export(
     [dim]lore export atlas/handbook --to gguf --out handbook-gguf[/]
     [dim]lore export --memory atlas --name handbook --to vllm --out handbook-vllm[/]
     """
-    from lorewright.data import slug
     from lorewright.errors import ConfigError
-    from lorewright.export import export as write
-    from lorewright.shelf import INDEX_FILE
+    from lorewright.files import slug
+    from lorewright.memory.shelf import INDEX_FILE
+    from lorewright.models.export import export as write
 
     folder = memory or Path(place)
     if not str(place) and memory is None:

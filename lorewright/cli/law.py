@@ -50,8 +50,8 @@ def fit(
     [dim]lore law fit --from cells.csv --json[/]
     [dim]lore law fit --from cells.csv --above-rank 6 --above-length 4000[/]
     """
-    from lorewright.cells import read_cells
-    from lorewright.law import fit_report, table
+    from lorewright.law.cells import read_cells
+    from lorewright.law.law import fit_report, table
 
     report = fit_report(
         read_cells(cells),
@@ -92,9 +92,9 @@ def predict(
     [dim]lore law predict --from cells.csv --tokens 3000 --rank 8[/]
     [dim]lore law predict --from cells.csv --tokens 3000 --form recall --wanted 0.95[/]
     """
-    from lorewright.cells import read_cells
     from lorewright.errors import ConfigError
-    from lorewright.law import fit as fit_law
+    from lorewright.law.cells import read_cells
+    from lorewright.law.law import fit as fit_law
 
     if (rank > 0) == (wanted > 0):
         raise ConfigError(

@@ -31,10 +31,10 @@ from lorewright.cli.output import console_for, print_json, watching
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from lorewright.contradictions import Contradiction
+    from lorewright.memory.contradictions import Contradiction
     from lorewright.memory.forgetting import Forgotten
     from lorewright.memory.superseding import Superseded
-    from lorewright.metrics import Estimate
+    from lorewright.recall.statistics import Estimate
 
 FAILED = 1
 """Exit code when a proof does not hold."""
@@ -59,9 +59,9 @@ def add(
 
     [dim]lore add atlas checkpoints/my-lora --name handbook --source handbook.jsonl[/]
     """
-    from lorewright.memory import Memory
-    from lorewright.readers import read_knowledge, read_probes
-    from lorewright.report import recall_table
+    from lorewright.knowledge.readers import read_knowledge, read_probes
+    from lorewright.memory.memory import Memory
+    from lorewright.reports.tables import recall_table
 
     console = console_for(threads)
     known = read_knowledge(source) if source else None
@@ -97,8 +97,8 @@ def rename(
 
     [dim]lore rename atlas handbook staff-handbook[/]
     """
-    from lorewright.data import slug
-    from lorewright.shelf import rename as move
+    from lorewright.files import slug
+    from lorewright.memory.shelf import rename as move
 
     move(folder, slug(old), slug(new))
     Console(soft_wrap=True).print(
@@ -130,7 +130,7 @@ def forget(
     """
     from dataclasses import asdict
 
-    from lorewright.data import slug
+    from lorewright.files import slug
     from lorewright.memory.removal import plan_removal
 
     if dry_run:
@@ -223,8 +223,8 @@ def supersede(
     """
     from dataclasses import replace
 
+    from lorewright.knowledge.readers import read_knowledge
     from lorewright.memory.superseding import recipe_of
-    from lorewright.readers import read_knowledge
 
     console = console_for(threads)
     known = read_knowledge(source)
@@ -292,8 +292,8 @@ def contradictions(
     [dim]lore contradictions atlas[/]
     [dim]lore contradictions atlas --name handbook --near 1 --json[/]
     """
-    from lorewright.contradictions import NEAR, contradictions_in
-    from lorewright.data import slug
+    from lorewright.files import slug
+    from lorewright.memory.contradictions import NEAR, contradictions_in
 
     only = slug(name) if name else ""
     found = contradictions_in(folder, near=NEAR if near is None else near, only=only)
@@ -324,7 +324,7 @@ def snapshot(
 
     [dim]lore snapshot atlas --to atlas.tar.gz[/]
     """
-    from lorewright.snapshot import take
+    from lorewright.memory.snapshot import take
 
     _print_snapshot(take(folder, to).to_json(), as_json)
 
@@ -338,7 +338,7 @@ def restore(
 
     [dim]lore restore atlas.tar.gz --into atlas[/]
     """
-    from lorewright.snapshot import restore as unpack
+    from lorewright.memory.snapshot import restore as unpack
 
     _print_snapshot(unpack(file, into).to_json(), as_json)
 

@@ -102,7 +102,7 @@ def options_of(texts: list[str]) -> dict[str, Any]:
 
 
 def _print(found: Merged) -> None:
-    from lorewright.report import parts_table, tried_table
+    from lorewright.reports.tables import parts_table, tried_table
 
     out, record = Console(soft_wrap=False), found.to_json()
     if found.trials:

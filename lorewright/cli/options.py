@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from lorewright.lesson import LessonConfig
-    from lorewright.lora import LoraConfig
-    from lorewright.memory import Memory
-    from lorewright.model import Model
-    from lorewright.recipe import WriteConfig
-    from lorewright.views import AskLLM
+    from lorewright.adapters.lora import LoraConfig
+    from lorewright.knowledge.lesson import LessonConfig
+    from lorewright.knowledge.views import AskLLM
+    from lorewright.memory.memory import Memory
+    from lorewright.models.model import Model
+    from lorewright.training.config import WriteConfig
 
 MAX_LAYER = 9999
 """Highest layer that --layers takes."""
@@ -118,14 +118,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print plain data.")]
 
 def open_memory(folder: Path, model: str = "") -> Memory:
     """A memory that must be there already, on the base it names or on the given one."""
-    from lorewright.memory import Memory
+    from lorewright.memory.memory import Memory
 
     return Memory.open(folder, model or None, create=False)
 
 
 def lesson_of(view: list[str] | None) -> LessonConfig:
     """The lesson of the views that were named."""
-    from lorewright.lesson import LessonConfig
+    from lorewright.knowledge.lesson import LessonConfig
 
     return LessonConfig(views=tuple(view)) if view else LessonConfig()
 
@@ -134,7 +134,7 @@ def teacher_at(url: str, folder: Path) -> AskLLM | None:
     """The endpoint that writes questions, its replies kept in the folder; None: no address."""
     if not url:
         return None
-    from lorewright.teacher import connect
+    from lorewright.knowledge.teacher import connect
 
     return connect(url, cache=folder / "teacher.jsonl")
 
@@ -176,7 +176,7 @@ def rate_of(text: str) -> float:
 def rank_of(text: str) -> int:
     """The rank that was asked for; FIXED_RANK for one that is yet to be planned."""
     from lorewright.errors import ConfigError
-    from lorewright.plan import FIXED_RANK
+    from lorewright.law.plan import FIXED_RANK
 
     if text == AUTO:
         return FIXED_RANK
@@ -189,7 +189,7 @@ def lora_of(
     rank: str, alpha: int, target: list[str] | None, layers: str, seed: int, variant: str
 ) -> LoraConfig:
     """The adapter that was asked for."""
-    from lorewright.lora import LoraConfig
+    from lorewright.adapters.lora import LoraConfig
 
     targets = tuple(target or ("all-linear",))
     return LoraConfig(
@@ -199,6 +199,6 @@ def lora_of(
 
 def rated(config: WriteConfig, lr: str, model: Model) -> WriteConfig:
     """The settings with the base's own rate where none was asked for."""
-    from lorewright.write import suggested_lr
+    from lorewright.training.loop import suggested_lr
 
     return config if lr else replace(config, lr=suggested_lr(model))

@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.markup import escape
 
 if TYPE_CHECKING:
-    from lorewright.memory import Watch
-    from lorewright.model import Model
-    from lorewright.recipe import WriteConfig
+    from lorewright.models.model import Model
+    from lorewright.training.config import WriteConfig
+    from lorewright.training.watch import Watch
 
 
 def print_json(obj: Mapping[str, Any]) -> None:
@@ -35,8 +35,8 @@ def console_for(threads: int) -> Console:
 @contextmanager
 def watching(console: Console) -> Iterator[Watch]:
     """Progress on the console while a verb is at work."""
-    from lorewright.memory import Watch
-    from lorewright.report import write_progress
+    from lorewright.reports.tables import write_progress
+    from lorewright.training.watch import Watch
 
     def step(text: str) -> None:
         console.print(f"[dim]{escape(text)}[/]", highlight=False)
@@ -47,7 +47,7 @@ def watching(console: Console) -> Iterator[Watch]:
 
 def say_coverage(console: Console, model: Model, config: WriteConfig) -> None:
     """Say which layers are adapted, before anything is trained."""
-    from lorewright.targets import resolve_targets
+    from lorewright.adapters.targets import resolve_targets
 
     coverage = resolve_targets(model.network, config.lora.targets, config.lora.layers)
     kinds = Counter(site.projection.split(".")[-1] for site in coverage.sites)

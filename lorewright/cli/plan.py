@@ -26,7 +26,7 @@ from lorewright.cli.options import (
 from lorewright.cli.output import console_for, print_json, watching
 
 if TYPE_CHECKING:
-    from lorewright.plan import Plan
+    from lorewright.law.plan import Plan
 
 
 def plan(
@@ -55,14 +55,14 @@ def plan(
     [dim]lore plan examples/handbook.md[/]
     [dim]lore plan facts.jsonl --recall 0.99 --epochs 30 --json[/]
     """
-    from lorewright.cache import cache_folder
-    from lorewright.lora import LoraConfig
+    from lorewright.adapters.lora import LoraConfig
+    from lorewright.files import cache_folder
+    from lorewright.knowledge.readers import read_knowledge
+    from lorewright.knowledge.teacher import connect
     from lorewright.memory.planning import plan as make_plan
-    from lorewright.model import Model
-    from lorewright.readers import read_knowledge
-    from lorewright.recipe import WriteConfig
-    from lorewright.teacher import connect
-    from lorewright.write import suggested_lr
+    from lorewright.models.model import Model
+    from lorewright.training.config import WriteConfig
+    from lorewright.training.loop import suggested_lr
 
     console = console_for(threads)
     known = read_knowledge(source)
@@ -86,7 +86,7 @@ def plan(
 
 
 def _print_plan(name: str, planned: Plan) -> None:
-    from lorewright.plan import table
+    from lorewright.law.plan import table
 
     out = Console()
     load = planned.load

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from lorewright.page import Page
+    from lorewright.reports.page import Page
 
 Run = Annotated[
     Path, typer.Argument(metavar="RUN", help="A benchmark's folder, a write's run, or a memory.")
@@ -30,8 +30,8 @@ def report(run: Run, to: To = None, figures: Figures = False) -> None:
     [dim]lore report bench-longcontext[/]
     [dim]lore report atlas --to atlas.md[/]
     """
-    from lorewright.figures.ink import DARK, LIGHT
-    from lorewright.page import save_page
+    from lorewright.reports.figures.ink import DARK, LIGHT
+    from lorewright.reports.page import save_page
 
     page = page_of(run)
     path = to or run / "report.html"
@@ -47,8 +47,9 @@ def page_of(run: Path) -> Page:
     from lorewright.bench.pages import page
     from lorewright.bench.task import SUMMARY_FILE
     from lorewright.errors import DataError
-    from lorewright.runs import REPORT_FILE, memory_page, write_page
-    from lorewright.shelf import INDEX_FILE, read_object
+    from lorewright.files import read_object
+    from lorewright.memory.runs import REPORT_FILE, memory_page, write_page
+    from lorewright.memory.shelf import INDEX_FILE
 
     if (run / SUMMARY_FILE).is_file():
         return page(read_object(run / SUMMARY_FILE, "run the benchmark again"))
@@ -67,7 +68,7 @@ def _drawn(run: Path, folder: Path) -> list[Path]:
     from lorewright.bench.pages import figures
     from lorewright.bench.task import SUMMARY_FILE
     from lorewright.errors import ConfigError
-    from lorewright.shelf import read_object
+    from lorewright.files import read_object
 
     if not (run / SUMMARY_FILE).is_file():
         raise ConfigError(f"--figures draws those of a benchmark; {run} is none; leave it out.")

@@ -92,9 +92,9 @@ def serve(
     [dim]lore serve atlas --api-key-file keys.txt --host 0.0.0.0[/]
     [dim]lore serve atlas --engine-url http://127.0.0.1:8001[/]
     """
-    from lorewright.serve import ServeConfig
-    from lorewright.serve import serve as run
     from lorewright.serve.gate import checked_keys, read_keys
+    from lorewright.serve.server import ServeConfig
+    from lorewright.serve.server import serve as run
 
     console = console_for(0 if engine_url else threads)
     keys = read_keys(api_key_file) if api_key_file else ()

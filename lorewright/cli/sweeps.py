@@ -14,8 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from lorewright.cli.output import print_json
 
 if TYPE_CHECKING:
+    from lorewright.bench.scale import Step
     from lorewright.bench.task import Task
-    from lorewright.scale import Step
 
 Ranks = Annotated[str, typer.Option(help="Ranks, like 1,2,4,8.")]
 Seeds = Annotated[int, typer.Option(min=1, help="Independent texts, books or sets of every cell.")]
@@ -79,7 +79,7 @@ def sweep(
     """Do what is left of a sweep, then print its summary, its tables, or these as Markdown."""
     from lorewright.bench.pages import sheets
     from lorewright.bench.task import run
-    from lorewright.page import Page, sheet_table, to_markdown
+    from lorewright.reports.page import Page, sheet_table, to_markdown
 
     with _watching(console) as step:
         summary = run(task, config, out, on=on, progress=step)

@@ -17,20 +17,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lorewright import __version__
-from lorewright import adapter as adapters
-from lorewright.adapter import Adapter, Proof
-from lorewright.data import Knowledge, Probe, digest, dump_jsonl, slug
+from lorewright.adapters import adapter as adapters
+from lorewright.adapters.adapter import Adapter, Proof
 from lorewright.errors import ConfigError
-from lorewright.lesson import Lesson, LessonConfig, contexts, prepare, unrelated_questions
-from lorewright.memory.records import Watch
+from lorewright.files import digest, dump_jsonl, save_json, slug
+from lorewright.knowledge.data import Knowledge, Probe
+from lorewright.knowledge.lesson import Lesson, LessonConfig, contexts, prepare, unrelated_questions
+from lorewright.memory.shelf import enter, entries, run_folder, writing
 from lorewright.memory.verdict import take, usual_metric
 from lorewright.memory.writing import set_aside_damaged
-from lorewright.recall import RecallReport
-from lorewright.report import save_json
-from lorewright.shelf import enter, entries, run_folder, writing
+from lorewright.recall.verify import RecallReport
+from lorewright.training.watch import Watch
 
 if TYPE_CHECKING:
-    from lorewright.memory import Memory
+    from lorewright.memory.memory import Memory
 
 
 @dataclass(frozen=True)

@@ -14,20 +14,20 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from lorewright.adapter import Adapter
-from lorewright.ask import MODES, Answer, Candidate, ask_each, prompt_of, readings_of
-from lorewright.data import slug
+from lorewright.adapters.adapter import Adapter
 from lorewright.errors import ConfigError, DataError
+from lorewright.files import slug
+from lorewright.knowledge.views import DECLINE
 from lorewright.memory.finding import FALSE_ACTIVATION, Finder, Finding, finder, source_of
-from lorewright.memory.records import Watch
+from lorewright.memory.shelf import entry_of
 from lorewright.memory.standing import kept
-from lorewright.model import Model
-from lorewright.recall import MAX_ANSWER_TOKENS
-from lorewright.shelf import entry_of
-from lorewright.views import DECLINE
+from lorewright.models.model import Model
+from lorewright.recall.verify import MAX_ANSWER_TOKENS
+from lorewright.routing.ask import MODES, Answer, Candidate, ask_each, prompt_of, readings_of
+from lorewright.training.watch import Watch
 
 if TYPE_CHECKING:
-    from lorewright.memory import Memory
+    from lorewright.memory.memory import Memory
 
 AUTO = "auto"
 TOP = 3

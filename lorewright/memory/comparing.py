@@ -10,18 +10,19 @@ import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lorewright.ask import Answer, best
-from lorewright.data import Probe
 from lorewright.errors import ConfigError
+from lorewright.knowledge.data import Probe
+from lorewright.knowledge.scoring import METRICS
 from lorewright.memory.asking import ask_as
-from lorewright.memory.records import Watch
+from lorewright.memory.shelf import entries
 from lorewright.memory.standing import ALL, HALVES, Standing, keep
 from lorewright.memory.verdict import stored_lesson, usual_metric
-from lorewright.metrics import METRICS, Estimate, mcnemar, mean_interval, wilson
-from lorewright.shelf import entries
+from lorewright.recall.statistics import Estimate, mcnemar, mean_interval, wilson
+from lorewright.routing.ask import Answer, best
+from lorewright.training.watch import Watch
 
 if TYPE_CHECKING:
-    from lorewright.memory import Memory
+    from lorewright.memory.memory import Memory
 
 N_PROBES = 256
 """At most so many probes, spread over the memories."""

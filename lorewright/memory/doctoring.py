@@ -12,15 +12,16 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from lorewright.adapter import CONFIG_FILE
-from lorewright.data import Example, Fact, Knowledge, Probe, slug
-from lorewright.diagnose import WRITE, Diagnosis, diagnose
+from lorewright.adapters.adapter import CONFIG_FILE
 from lorewright.errors import DataError, StorageError, UnknownMemory
-from lorewright.evidence import Known, gather
-from lorewright.lesson import Lesson
+from lorewright.files import slug
+from lorewright.knowledge.data import Example, Fact, Knowledge, Probe
+from lorewright.knowledge.lesson import Lesson
+from lorewright.memory.shelf import INDEX_FILE, entries, entry_of, index, stored_knowledge
 from lorewright.memory.verdict import stored_lesson
-from lorewright.model import POCKET, Model
-from lorewright.shelf import INDEX_FILE, entries, entry_of, index, stored_knowledge
+from lorewright.models.model import POCKET, Model
+from lorewright.recall.diagnose import WRITE, Diagnosis, diagnose
+from lorewright.recall.evidence import Known, gather
 
 
 def doctor(

@@ -28,13 +28,13 @@ from typing import TYPE_CHECKING, Any
 from bm25s.stopwords import STOPWORDS_EN_PLUS
 
 from lorewright.errors import ConfigError, DataError, StorageError
-from lorewright.lesson import Lesson, contexts, unrelated_questions
-from lorewright.memory.records import Watch
+from lorewright.files import read_object, save_json
+from lorewright.knowledge.lesson import Lesson, contexts, unrelated_questions
+from lorewright.knowledge.scoring import normalise
+from lorewright.knowledge.views import strangers
+from lorewright.memory.shelf import INDEX_FILE, entries, stored_knowledge
 from lorewright.memory.verdict import stored_lesson
-from lorewright.metrics import normalise
-from lorewright.report import save_json
-from lorewright.retrieve import KEYS_FILE, Hit, Index, Key, Part, keys_of, tokens
-from lorewright.route import (
+from lorewright.routing.gate import (
     WITHIN,
     Asked,
     Calibration,
@@ -44,11 +44,11 @@ from lorewright.route import (
     choose_threshold,
     fit_calibration,
 )
-from lorewright.shelf import INDEX_FILE, entries, read_object, stored_knowledge
-from lorewright.views import strangers
+from lorewright.routing.index import KEYS_FILE, Hit, Index, Key, Part, keys_of, tokens
+from lorewright.training.watch import Watch
 
 if TYPE_CHECKING:
-    from lorewright.memory import Memory
+    from lorewright.memory.memory import Memory
 
 FOLDER = "index"
 """In the memory's folder: everything that is derived from sources and lessons to find them by."""

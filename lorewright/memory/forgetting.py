@@ -21,22 +21,24 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorewright.adapter import Adapter
-from lorewright.data import Knowledge, Probe, digest, dump_jsonl, load_jsonl, sentences, slug
+from lorewright.adapters.adapter import Adapter
 from lorewright.errors import AdapterError, DataError, StorageError
-from lorewright.lesson import Lesson, unrelated_questions
-from lorewright.memory.records import Watch
+from lorewright.files import digest, dump_jsonl, load_jsonl, read_object, save_json, slug
+from lorewright.knowledge.data import Knowledge, Probe
+from lorewright.knowledge.lesson import Lesson, unrelated_questions
+from lorewright.knowledge.scoring import METRICS
+from lorewright.knowledge.splitting import sentences
+from lorewright.knowledge.views import prompts_of
 from lorewright.memory.removal import Removal, plan_removal, record_of
+from lorewright.memory.shelf import change, entries, stored_knowledge, writing
+from lorewright.memory.traces import Run, Scan, Wanted, found, scan, wanted, words_of
 from lorewright.memory.verdict import stored_lesson, usual_metric
-from lorewright.metrics import METRICS, Estimate, mean_interval, wilson
-from lorewright.recall import answer
-from lorewright.report import save_json
-from lorewright.shelf import change, entries, read_object, stored_knowledge, writing
-from lorewright.traces import Run, Scan, Wanted, found, scan, wanted, words_of
-from lorewright.views import prompts_of
+from lorewright.recall.statistics import Estimate, mean_interval, wilson
+from lorewright.recall.verify import answer
+from lorewright.training.watch import Watch
 
 if TYPE_CHECKING:
-    from lorewright.memory import Memory
+    from lorewright.memory.memory import Memory
 
 JOURNAL = "forgetting.json"
 BLANK = "[forgotten]"

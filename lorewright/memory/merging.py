@@ -21,33 +21,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorewright import __version__
-from lorewright import adapter as adapters
-from lorewright.adapter import Adapter
-from lorewright.data import Knowledge, Probe, digest, dump_jsonl, slug
+from lorewright.adapters import adapter as adapters
+from lorewright.adapters.adapter import Adapter
 from lorewright.errors import AdapterError, ConfigError, NoEffect
-from lorewright.imitate import Source
-from lorewright.lesson import Lesson, contexts
+from lorewright.files import digest, dump_jsonl, save_json, slug
+from lorewright.knowledge.data import Knowledge, Probe
+from lorewright.knowledge.lesson import Lesson, contexts
+from lorewright.knowledge.scoring import normalise
 from lorewright.memory.adding import prove
-from lorewright.memory.choosing import (
-    AUTO,
-    NAMES,
-    TRAINING,
-    Options,
-    Trial,
-    make,
-    search,
-    spelt,
-)
-from lorewright.memory.records import Watch
+from lorewright.memory.shelf import enter, entries, entry_of, run_folder, stored_knowledge, writing
 from lorewright.memory.verdict import stored_lesson, usual_metric
 from lorewright.memory.writing import set_aside_damaged
-from lorewright.metrics import Estimate, normalise, paired_difference
-from lorewright.recall import RecallReport, side_by_side
-from lorewright.report import save_json
-from lorewright.shelf import enter, entries, entry_of, run_folder, stored_knowledge, writing
+from lorewright.merging.choosing import AUTO, NAMES, TRAINING, Options, Trial, make, search, spelt
+from lorewright.merging.imitate import Source
+from lorewright.recall.statistics import Estimate, paired_difference
+from lorewright.recall.verify import RecallReport, side_by_side
+from lorewright.training.watch import Watch
 
 if TYPE_CHECKING:
-    from lorewright.memory import Memory
+    from lorewright.memory.memory import Memory
 
 ALONE, TOGETHER = "alone", "merged"
 """Arms of a part's report: the source by itself, and what it was merged into."""

@@ -7,20 +7,19 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from lorewright import plan as plans
-from lorewright.calibration import Calibration, calibrate, find, load_of
-from lorewright.data import Document, Example, Knowledge
 from lorewright.errors import ConfigError
-from lorewright.lesson import LessonConfig, prepare
-from lorewright.memory.records import Watch
-from lorewright.model import Model
-from lorewright.plan import Plan
-from lorewright.questions import write_about
-from lorewright.recipe import WriteConfig
-from lorewright.report import save_json
-from lorewright.shelf import read_object
-from lorewright.views import AskLLM
-from lorewright.write import suggested_lr
+from lorewright.files import read_object, save_json
+from lorewright.knowledge.data import Document, Example, Knowledge
+from lorewright.knowledge.lesson import LessonConfig, prepare
+from lorewright.knowledge.views import AskLLM
+from lorewright.law import plan as plans
+from lorewright.law.calibration import Calibration, calibrate, find, load_of
+from lorewright.law.plan import Plan
+from lorewright.models.model import Model
+from lorewright.models.questions import write_about
+from lorewright.training.config import WriteConfig
+from lorewright.training.loop import suggested_lr
+from lorewright.training.watch import Watch
 
 PLAN_FILE = "plan.json"
 

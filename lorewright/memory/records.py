@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorewright.recall import Audit, RecallReport
-from lorewright.recipe import Epoch
+from lorewright.recall.verify import Audit, RecallReport
 
 BEFORE = "before"
 """`<name>-before` is what a name stood for before it was superseded."""
-
-
-@dataclass(frozen=True)
-class Watch:
-    """Functions told about progress; by default nobody is."""
-
-    step: Callable[[str], None] = lambda text: None
-    epoch: Callable[[Epoch], None] = lambda epoch: None
 
 
 @dataclass(frozen=True)

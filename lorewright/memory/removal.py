@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from lorewright.errors import ConfigError, DataError
-from lorewright.shelf import entries, entry_of, read_object
+from lorewright.files import read_object
+from lorewright.memory.shelf import entries, entry_of
 
 _STAMP = re.compile(r"\d{8}-\d{6}-")
 

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from lorewright.errors import DataError
+from lorewright.files import read_object, save_json
 from lorewright.memory.finding import FOLDER
-from lorewright.metrics import Estimate
-from lorewright.report import save_json
-from lorewright.shelf import read_object
+from lorewright.recall.statistics import Estimate
 
 MODES_FILE = "modes.json"
 SCHEMA = 1

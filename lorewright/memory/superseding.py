@@ -12,27 +12,31 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from lorewright import adapter as adapters
-from lorewright.adapter import Adapter
-from lorewright.contradictions import Contradiction, contradictions_in
-from lorewright.data import Document, Knowledge, Probe, sentences, slug
+from lorewright.adapters import adapter as adapters
+from lorewright.adapters.adapter import Adapter
+from lorewright.adapters.lora import LoraConfig
 from lorewright.errors import ConfigError
-from lorewright.lesson import Lesson, LessonConfig
-from lorewright.lora import LoraConfig
+from lorewright.files import slug
+from lorewright.knowledge.data import Document, Knowledge, Probe
+from lorewright.knowledge.lesson import Lesson, LessonConfig
+from lorewright.knowledge.scoring import METRICS, normalise
+from lorewright.knowledge.splitting import sentences
+from lorewright.memory.contradictions import Contradiction, contradictions_in
 from lorewright.memory.forgetting import ASKED_KINDS, remove
-from lorewright.memory.records import BEFORE, Outcome, Watch
+from lorewright.memory.records import BEFORE, Outcome
 from lorewright.memory.removal import descendants, record_of, removal_of
+from lorewright.memory.shelf import change, entries, entry_of, stored_knowledge, writing
+from lorewright.memory.traces import Scan, scan
 from lorewright.memory.verdict import stored_lesson
 from lorewright.memory.writing import write
-from lorewright.metrics import METRICS, Proportion, mcnemar, normalise, wilson
-from lorewright.recall import answer
-from lorewright.recipe import WriteConfig
-from lorewright.shelf import change, entries, entry_of, stored_knowledge, writing
-from lorewright.traces import Scan, scan
-from lorewright.write import suggested_lr
+from lorewright.recall.statistics import Proportion, mcnemar, wilson
+from lorewright.recall.verify import answer
+from lorewright.training.config import WriteConfig
+from lorewright.training.loop import suggested_lr
+from lorewright.training.watch import Watch
 
 if TYPE_CHECKING:
-    from lorewright.memory import Memory
+    from lorewright.memory.memory import Memory
 
 ALPHA = 0.05
 """Level of McNemar's test below which unchanged facts count as recalled worse than before."""

@@ -7,17 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorewright import adapter as adapters
-from lorewright.adapter import Adapter
+from lorewright.adapters import adapter as adapters
+from lorewright.adapters.adapter import Adapter
 from lorewright.errors import AdapterError
-from lorewright.lesson import Lesson
-from lorewright.memory.records import BEFORE, Watch
-from lorewright.model import POCKET, Model
-from lorewright.recall import RecallReport, verify
-from lorewright.shelf import entries, read_object
+from lorewright.files import read_object
+from lorewright.knowledge.lesson import Lesson
+from lorewright.memory.records import BEFORE
+from lorewright.memory.shelf import entries
+from lorewright.models.model import POCKET, Model
+from lorewright.recall.verify import RecallReport, verify
+from lorewright.training.watch import Watch
 
 if TYPE_CHECKING:
-    from lorewright.memory import Memory
+    from lorewright.memory.memory import Memory
 
 
 def take(

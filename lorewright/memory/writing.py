@@ -14,29 +14,30 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lorewright import __version__
-from lorewright import adapter as adapters
-from lorewright import write as training
-from lorewright.adapter import Adapter
-from lorewright.checkpoint import CHECKPOINT
-from lorewright.data import Document, Example, Knowledge, Probe, digest, dump_jsonl, slug
+from lorewright.adapters import adapter as adapters
+from lorewright.adapters.adapter import Adapter
+from lorewright.adapters.targets import resolve_targets
 from lorewright.errors import AdapterError, ConfigError
-from lorewright.fused import engine
-from lorewright.lesson import Lesson, LessonConfig, grounds, prepare
+from lorewright.files import digest, dump_jsonl, read_object, save_json, slug
+from lorewright.knowledge.data import Document, Example, Knowledge, Probe
+from lorewright.knowledge.lesson import Lesson, LessonConfig, grounds, prepare
+from lorewright.knowledge.scoring import METRICS
+from lorewright.knowledge.views import AskLLM
 from lorewright.memory.planning import rank_for
-from lorewright.memory.records import Outcome, Watch
+from lorewright.memory.records import Outcome
+from lorewright.memory.shelf import enter, run_folder, writing
 from lorewright.memory.verdict import stored_lesson, take, usual_metric
-from lorewright.metrics import METRICS
-from lorewright.questions import write_about
-from lorewright.recall import Audit, audit
-from lorewright.recipe import WriteConfig, Written, preset_of
-from lorewright.report import save_json
-from lorewright.shelf import enter, read_object, run_folder, writing
-from lorewright.targets import resolve_targets
-from lorewright.tune import find_lr
-from lorewright.views import AskLLM
+from lorewright.models.backends.fused import engine
+from lorewright.models.questions import write_about
+from lorewright.recall.verify import Audit, audit
+from lorewright.training import loop as training
+from lorewright.training.checkpoint import CHECKPOINT
+from lorewright.training.config import WriteConfig, Written, preset_of
+from lorewright.training.rates import find_lr
+from lorewright.training.watch import Watch
 
 if TYPE_CHECKING:
-    from lorewright.memory import Memory
+    from lorewright.memory.memory import Memory
 
 
 def write(

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorewright.adapter import HALVES, Adapter, delta_norms, needs_plain, validate
+from lorewright.adapters.adapter import HALVES, Adapter, delta_norms, needs_plain, validate
+from lorewright.adapters.targets import Adapted, survey
 from lorewright.errors import AdapterError, NoEffect
-from lorewright.model import Model
-from lorewright.targets import Adapted, survey
+from lorewright.models.model import Model
 
 NO_SLOT = -1
 """The slot of a row that is answered by the base alone."""

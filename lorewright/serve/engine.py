@@ -22,9 +22,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lorewright.adapter import Adapter
+from lorewright.adapters.adapter import Adapter
 from lorewright.errors import ConfigError, LorewrightError, ModelError
-from lorewright.model import Model
+from lorewright.models.model import Model
 from lorewright.serve.bank import NO_SLOT, Bank
 from lorewright.serve.rows import rows_for
 

@@ -13,9 +13,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from lorewright.adapter import Adapter, content_id, load
+from lorewright.adapters.adapter import Adapter, content_id, load
 from lorewright.errors import AdapterError, LorewrightError, StorageError
-from lorewright.model import Model
+from lorewright.models.model import Model
 from lorewright.serve.bank import check
 from lorewright.serve.engine import Engine, Job, Piece
 from lorewright.serve.meters import Meters

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from lorewright.errors import DataError, StorageError, UnknownMemory
+from lorewright.memory.shelf import INDEX_FILE, index
 from lorewright.serve.wire import Refused
-from lorewright.shelf import INDEX_FILE, index
 
 AUTO = "auto"
 """The model that is whichever memory a question is for."""

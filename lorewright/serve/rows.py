@@ -24,7 +24,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from lorewright.model import Model
+from lorewright.models.model import Model
 from lorewright.serve.bank import NO_SLOT, Bank
 
 PLAIN_LAYER = "DynamicLayer"

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import jinja2
 
 from lorewright.errors import DataError
-from lorewright.model import Model
+from lorewright.models.model import Model
 from lorewright.serve.engine import Token
 from lorewright.serve.reply import Spelled
 from lorewright.serve.wire import Message, Refused

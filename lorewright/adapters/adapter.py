@@ -1,0 +1,499 @@
+"""An adapter on disk: PEFT's folder and a card; saved, loaded, checked against a model, proved.
+
+    adapter_config.json, adapter_model.safetensors    what PEFT, vLLM and SGLang load unchanged
+    README.md                                         the model card for people and the hub
+    card.json                                         where it came from; written last
+
+This room knows PEFT's file format and module names. It knows nothing about tokens, training or
+folders of memories, and it never imports peft. An adapter's id is that of its content.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as parse_tensors
+from safetensors.torch import save as dump_tensors
+from torch import Tensor, nn
+
+from lorewright.adapters.lora import DORA, MAGNITUDE, PLAIN, LoraConfig, Stack, check_keys
+from lorewright.adapters.modelcard import readme
+from lorewright.adapters.targets import Adapted, resolve_targets, survey
+from lorewright.errors import (
+    AdapterError,
+    ConfigError,
+    LorewrightError,
+    NoEffect,
+    StorageError,
+    WrongBase,
+)
+
+CONFIG_FILE = "adapter_config.json"
+TENSOR_FILE = "adapter_model.safetensors"
+CARD_FILE = "card.json"
+README_FILE = "README.md"
+PICKLES = ("adapter_model.bin", "adapter_model.pt", "pytorch_model.bin")
+PREFIX = "base_model.model."
+HALVES = (".lora_A.weight", ".lora_B.weight")
+PARTS = {PLAIN: HALVES, DORA: (*HALVES, MAGNITUDE)}
+"""What a module's tensors are called after it, by variant."""
+SCHEMA = 1
+ORIGIN = {"schema", "id", "lora", "base_id", "base_digest"}  # our part of the card
+
+# Settings of PEFT that say, when set, that A and B are not the whole adapter.
+UNSUPPORTED = (
+    *("use_qalora", "use_bdlora", "kasa_config", "monteclora_config", "velora_config"),
+    *("arrow_config", "alora_invocation_tokens", "lora_bias", "modules_to_save", "rank_pattern"),
+    *("alpha_pattern", "trainable_token_indices", "target_parameters", "layer_replication"),
+    *("megatron_config", "fan_in_fan_out"),
+)
+READABLE: dict[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    "task_type": ("CAUSAL_LM", None),
+    "bias": ("none",),
+    # the other initialisations change the base's weights as well
+    "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """LoRA matrices of one adapter and where they came from.
+
+    Keys as in `Stack.tensors`: "<module>" and its variant's PARTS: A (R, I), B (O, R), lengths (O).
+    """
+
+    config: LoraConfig
+    tensors: Mapping[str, Tensor]
+    base_id: str
+    """Name of the base model: a hub id, a path or a name of ours."""
+    base_digest: str
+    """Digest of the base's weights; empty if unknown, as in folders that others wrote."""
+    card: Mapping[str, Any]
+    """Sources, settings, report: anything JSON holds, under any key but "adapter"."""
+    target_modules: tuple[str, ...] = ()
+    """Short names under which PEFT binds exactly these modules; () = write full names."""
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Full dotted names of the modules that have tensors."""
+        return tuple(dict.fromkeys(_split(key)[0] for key in self.tensors))
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Evidence that an adapter is bound and does something."""
+
+    n_tensors: int
+    delta_norms: Mapping[str, float]
+    """Frobenius norm of scale * B A per module."""
+    moved: float
+    """Largest absolute change of any logit."""
+
+
+def capture(
+    stack: Stack, n: int, *, base_id: str, base_digest: str, card: Mapping[str, Any] | None = None
+) -> Adapter:
+    """Copy adapter n out of a stack, with the shortest target names that bind the same modules."""
+    names, config = stack.coverage[n].names, stack.configs[n]
+    short = short_targets(stack.model, names, config.layers)
+    return Adapter(config, stack.tensors(n), base_id, base_digest, dict(card or {}), short)
+
+
+def short_targets(
+    model: nn.Module, names: Sequence[str], layers: tuple[int, ...] | None = None
+) -> tuple[str, ...]:
+    """Shorten module names to endings ("q_proj") wherever an ending binds no other module.
+
+    Endings follow PEFT's rule, with `layers` as its layers_to_transform. Names whose endings also
+    occur elsewhere (another tower, another block) stay whole.
+    """
+    every, wanted, rest = _module_names(model), set(names), set(names)
+    short = []
+    endings = [".".join(name.split(".")[-depth:]) for depth in (1, 2) for name in names]
+    for ending in dict.fromkeys(endings):
+        bound = {name for name in every if _binds((ending,), layers, name)}
+        if bound & rest and bound <= wanted:
+            short.append(ending)
+            rest -= bound
+    return tuple(sorted([*short, *rest]))
+
+
+def content_id(adapter: Adapter) -> str:
+    """Return 16 hex digits of SHA-256 over configuration and tensors; the card does not count."""
+    hasher = hashlib.sha256(json.dumps(adapter.config.to_json(), sort_keys=True).encode())
+    for key in sorted(adapter.tensors):
+        tensor = _plain(adapter.tensors[key])
+        hasher.update(json.dumps([key, list(tensor.shape)]).encode())
+        hasher.update(tensor.numpy().tobytes())
+    return hasher.hexdigest()[:16]
+
+
+# On disk
+
+
+def save(adapter: Adapter, folder: Path | str) -> str:
+    """Write PEFT's two files, a README and the card into a new folder; return the content id.
+
+    All or nothing: files go to a temporary folder beside it, which is renamed at the end. A folder
+    that holds the same content gets the new card; anything else in the way is refused.
+    Raises AdapterError for what `load` would refuse, StorageError when the disk does.
+    """
+    folder = Path(folder)
+    _check_tensors(adapter.tensors, adapter.config, "the adapter to save")
+    identity = content_id(adapter)
+    files = _files(adapter, identity)
+    part = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.part"
+    old = part.with_suffix(".old")
+    try:
+        _check_free(folder, identity)
+        part.mkdir(parents=True)
+        for name, content in files.items():
+            with open(part / name, "xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        if folder.exists():
+            folder.rename(old)
+        part.rename(folder)
+    except OSError as error:
+        remedy = "free some space" if error.errno == errno.ENOSPC else "check the path"
+        raise StorageError(
+            f"the adapter was to be saved as {folder}; the disk said: {error}. Nothing was kept; "
+            f"{remedy} and save again."
+        ) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    return identity
+
+
+def load(folder: Path | str) -> Adapter:
+    """Read an adapter folder: ours, or any plain LoRA that PEFT saved.
+
+    Raises AdapterError for a folder that is incomplete, corrupt, pickled, not LoRA, or of a variant
+    in which the two matrices are not all; StorageError when a file cannot be read.
+    """
+    folder = Path(folder)
+    settings = _read_json(folder, CONFIG_FILE)
+    _check_settings(settings, folder)
+    tensors = _read_tensors(folder)
+    card = _read_json(folder, CARD_FILE) if (folder / CARD_FILE).exists() else {}
+    ours = card.pop("adapter", None)
+    if ours is not None and not (isinstance(ours, dict) and ours.keys() >= ORIGIN):
+        raise AdapterError(f'{folder / CARD_FILE}: "adapter" must hold {sorted(ORIGIN)}.')
+    config = _lora_config(settings, tensors, ours, folder)
+    _check_tensors(tensors, config, str(folder))
+    named = settings.get("target_modules")
+    if settings.get("exclude_modules") or (settings.get("layers_to_transform") and not ours):
+        named = None  # PEFT's short names alone would bind more than the tensors
+    base_id = str(settings.get("base_model_name_or_path") or "")
+    digest = str(ours["base_digest"]) if ours else ""
+    targets = tuple(map(str, named)) if isinstance(named, list) else ()
+    adapter = Adapter(config, tensors, base_id, digest, card, targets)
+    if ours and ours["id"] != content_id(adapter):
+        raise AdapterError(
+            f"{folder}: the card is for content {ours['id']}, but found {content_id(adapter)}; "
+            "the files do not belong together. Restore the folder, or write the memory again."
+        )
+    return adapter
+
+
+def needs_plain(adapters: Sequence[Adapter], asked: str) -> None:
+    """Raise AdapterError, saying what was asked, unless A and B are all of every adapter."""
+    for found in (each.config.variant for each in adapters if each.config.variant != PLAIN):
+        told = f"found {found}, which also scales the base's rows; write it with --variant lora"
+        raise AdapterError(f"{asked} needs plain LoRA, whose change is B A; {told}.")
+
+
+# On a model
+
+
+def validate(adapter: Adapter, model: nn.Module, base_digest: str | None = None) -> None:
+    """Check, both ways, that the adapter's tensors and the model's modules fit.
+
+    Every tensor belongs to a linear layer of the text decoder and has its shape; every module that
+    the configuration names has its tensors. Works the same with a stack attached.
+    Raises WrongBase when both digests are known and differ, AdapterError otherwise.
+    """
+    if base_digest and adapter.base_digest and base_digest != adapter.base_digest:
+        raise WrongBase(
+            f"the adapter was written on {adapter.base_id!r} (digest {adapter.base_digest[:12]}); "
+            f"this base has digest {base_digest[:12]}. Load that base, or write the memory again."
+        )
+    _check_tensors(adapter.tensors, adapter.config, "the adapter")
+    found, skipped = survey(model)
+    sites = {site.name: site for site in found}
+    strange = [name for name in adapter.modules if name not in sites]
+    if strange:
+        why = skipped.get(strange[0], "the model has no such layer")
+        raise AdapterError(
+            f"{len(strange)} of the adapter's {len(adapter.modules)} modules cannot be bound, the "
+            f"first is {strange[0]!r}: {why}. Load its own model ({adapter.base_id!r})."
+        )
+    for name in adapter.modules:
+        A_RI, B_OR = (adapter.tensors[name + half] for half in HALVES)
+        fits, has = (sites[name].n_in, sites[name].n_out), (A_RI.shape[1], B_OR.shape[0])
+        if fits != has or len(adapter.tensors.get(name + MAGNITUDE, B_OR)) != fits[1]:
+            asked = f"{name!r} is {fits} (in, out) in the model, {has} in the adapter"
+            raise AdapterError(f"{asked}; load the model it was written on ({adapter.base_id!r}).")
+    try:
+        named = resolve_targets(model, adapter.config.targets, adapter.config.layers).names
+    except LorewrightError as error:
+        raise AdapterError(f"the adapter's own targets do not fit the model: {error}") from error
+    parts = PARTS[adapter.config.variant]
+    named_keys = dict.fromkeys(name + part for name in named for part in parts)
+    check_keys("the layers that its targets name", named_keys, "the tensors", adapter.tensors)
+    layers = adapter.config.layers
+    bound = [n for n in _module_names(model) if _binds(adapter.target_modules, layers, n)]
+    bare = sorted(set(bound) - set(adapter.modules))
+    if bare:
+        raise AdapterError(
+            f"target_modules bind {len(bare)} modules without tensors, the first is {bare[0]!r}; "
+            "PEFT would leave them untrained. Save the adapter from its own model."
+        )
+
+
+def delta_norms(adapter: Adapter) -> dict[str, float]:
+    """Frobenius norm of scale * B A per module, in float64, from R x R products only."""
+    norms = {}
+    for name in adapter.modules:
+        A_RI, B_OR = (adapter.tensors[name + half].detach().double().cpu() for half in HALVES)
+        # |BA|^2 = tr(A^T B^T B A) = <B^T B, A A^T>; rounding may leave it a little below zero
+        square = ((B_OR.T @ B_OR) * (A_RI @ A_RI.T)).sum().clamp(min=0)
+        norms[name] = adapter.config.scale * math.sqrt(square.item())
+    return norms
+
+
+def prove(
+    adapter: Adapter,
+    model: nn.Module,
+    *,
+    base: Callable[[], Tensor],
+    adapted: Callable[[], Tensor],
+    base_digest: str | None = None,
+) -> Proof:
+    """Show that every tensor is bound, every weight change is non-zero and the logits moved.
+
+    `base` and `adapted` return logits of the same tokens without and with the adapter.
+    Raises AdapterError from `validate`, NoEffect naming the modules that change nothing.
+    """
+    validate(adapter, model, base_digest)
+    norms = delta_norms(adapter)
+    dead = [name for name, norm in norms.items() if not norm > 0]
+    if dead:
+        raise NoEffect(
+            f"{len(dead)} of {len(norms)} modules have a weight change of zero, the first is "
+            f"{dead[0]!r}; it was not trained there. Train it, or leave them out of targets."
+        )
+    moved = (adapted().detach().float() - base().detach().float()).abs().max().item()
+    if not moved > 0:
+        raise NoEffect(
+            f"all {len(norms)} modules are bound, but no logit moved (largest change {moved}); "
+            "the adapter is not active in the model that answered."
+        )
+    return Proof(len(adapter.tensors), norms, moved)
+
+
+# PEFT's format
+
+
+def _split(key: str) -> tuple[str, str]:
+    """Split a tensor key into module name and part; the part is empty for anything but PARTS."""
+    half = next((half for half in PARTS[DORA] if key.endswith(half)), "")
+    return key.removesuffix(half), half
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", torch.float32).contiguous()
+
+
+def _module_names(model: nn.Module) -> list[str]:
+    """Names of all modules, as they are without a stack."""
+    wrapped = tuple(f"{name}." for name, m in model.named_modules() if isinstance(m, Adapted))
+    return [name for name, _ in model.named_modules() if not name.startswith(wrapped)]
+
+
+def _binds(targets: Iterable[str], layers: tuple[int, ...] | None, name: str) -> bool:
+    """Say whether PEFT would bind the module: its whole name, or an ending in one of the layers."""
+    if name in targets:
+        return True
+    if not any(name.endswith(f".{target}") for target in targets):
+        return False
+    at = re.match(r".*?\.[^.]*\.(\d+)\.", name)
+    return layers is None or (at is not None and int(at[1]) in layers)
+
+
+def _files(adapter: Adapter, identity: str) -> dict[str, bytes]:
+    """The folder's files in writing order, the card last."""
+    config = adapter.config
+    targets = sorted(adapter.target_modules or adapter.modules)
+    endings = not set(targets) <= set(adapter.modules)
+    settings = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": adapter.base_id,
+        "r": config.rank,
+        "lora_alpha": config.alpha,
+        "use_rslora": config.rslora,
+        "target_modules": targets,
+        "layers_to_transform": list(config.layers) if config.layers and endings else None,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "modules_to_save": None,
+        "use_dora": config.variant == DORA,
+        "inference_mode": True,
+    }
+    base = {"base_id": adapter.base_id, "base_digest": adapter.base_digest}
+    origin = {"schema": SCHEMA, "id": identity, "lora": config.to_json(), **base}
+    if "adapter" in adapter.card:
+        raise AdapterError('the card has a key "adapter", which is ours; use another name.')
+    try:
+        card = _dump_json({"adapter": origin, **adapter.card})
+    except (TypeError, ValueError) as error:
+        raise AdapterError(f"the card must be JSON; {error}. Convert its values first.") from error
+    # Copies, because safetensors refuses tensors that share memory.
+    tensors = {PREFIX + key: _plain(t).clone() for key, t in sorted(adapter.tensors.items())}
+    rows = [
+        ("base model", adapter.base_id or "unknown"),
+        ("rank, alpha, scale", f"{config.rank}, {config.alpha}, {config.scale:.6g}"),
+        ("adapted layers", f"{len(adapter.modules)} linear layers of the text decoder"),
+        ("parameters", f"{sum(tensor.numel() for tensor in adapter.tensors.values()):,}"),
+        *([("variant", config.variant)] if config.variant != PLAIN else []),
+    ]
+    return {
+        CONFIG_FILE: _dump_json(settings),
+        TENSOR_FILE: dump_tensors(tensors, {"format": "pt"}),
+        README_FILE: readme(identity, adapter.base_id, rows, adapter.card).encode(),
+        CARD_FILE: card,
+    }
+
+
+def _dump_json(content: Mapping[str, Any]) -> bytes:
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False, sort_keys=True)
+    return f"{text}\n".encode()
+
+
+def _check_free(folder: Path, identity: str) -> None:
+    """Refuse to save over anything but an empty folder or the same content."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    try:
+        found = f"content {content_id(load(folder))}"
+    except LorewrightError:
+        found = "other files"
+    if found != f"content {identity}":
+        raise AdapterError(f"{folder} is taken: found {found}, not {identity}; choose another.")
+
+
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        content = json.loads((folder / name).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise AdapterError(f"{folder} is not an adapter: it has no {name}.") from error
+    except ValueError as error:
+        raise AdapterError(f"{folder / name} is not JSON ({error}); copy it again.") from error
+    except OSError as error:
+        raise StorageError(f"{folder / name} could not be read: {error}.") from error
+    if not isinstance(content, dict):
+        raise AdapterError(f"{folder / name} must be a JSON object; found {str(content)[:40]}.")
+    return content
+
+
+def _check_settings(settings: Mapping[str, Any], folder: Path) -> None:
+    """Refuse every variant of LoRA in which A and B are not the whole adapter."""
+    where = f"{folder / CONFIG_FILE}"
+    told = {"task_type": None, "bias": "none", "init_lora_weights": True, **settings}
+    for key, readable in READABLE.items():
+        if told.get(key) not in readable:
+            expected = " or ".join(map(repr, readable))
+            raise AdapterError(f"{where}: {key} is {told.get(key)!r}; only {expected} can be read.")
+    for key in UNSUPPORTED:
+        if settings.get(key):
+            raise AdapterError(f"{where}: {key} is set, so A and B are not all; use plain LoRA.")
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    path = folder / TENSOR_FILE
+    if not path.exists():
+        pickles = [name for name in PICKLES if (folder / name).exists()]
+        found = f"only {pickles[0]}, a pickle, which could run code" if pickles else "no tensors"
+        raise AdapterError(f"{folder} needs {TENSOR_FILE}; found {found}. Save it as safetensors.")
+    try:
+        found_tensors = parse_tensors(path.read_bytes())
+    except SafetensorError as error:
+        raise AdapterError(f"{path} is truncated or corrupt ({error}); copy it again.") from error
+    except OSError as error:
+        raise StorageError(f"{path} could not be read: {error}.") from error
+    strange = [k for k in found_tensors if not k.startswith(PREFIX) or not _split(k)[1]]
+    if strange or not found_tensors:
+        found = f"{len(strange)} of {len(found_tensors)} tensors are not ({', '.join(strange[:3])})"
+        raise AdapterError(f"{path} must hold A and B of linear layers and no more; {found}.")
+    return {k.removeprefix(PREFIX): _plain(found_tensors[k]) for k in sorted(found_tensors)}
+
+
+def _lora_config(
+    settings: Mapping[str, Any], tensors: Mapping[str, Tensor], ours: Any, folder: Path
+) -> LoraConfig:
+    """The configuration from our card, or from PEFT's settings with every module named in full."""
+    rank, alpha, rslora = settings.get("r"), settings.get("lora_alpha"), settings.get("use_rslora")
+    if isinstance(alpha, float) and alpha.is_integer():
+        alpha = int(alpha)
+    names = tuple(dict.fromkeys(_split(key)[0] for key in tensors))
+    variant = DORA if settings.get("use_dora") else PLAIN
+    try:
+        told = LoraConfig(rank, alpha, names, rslora=bool(rslora), variant=variant)  # type: ignore[arg-type]
+        config = told if ours is None else LoraConfig(**ours["lora"])
+    except (ConfigError, TypeError, KeyError) as error:
+        raise AdapterError(f"{folder}: its settings cannot be read: {error}") from error
+    forms = [(each.rank, each.alpha, each.rslora, each.variant) for each in (config, told)]
+    if forms[0] != forms[1]:
+        raise AdapterError(
+            f"{folder}: card and {CONFIG_FILE} differ: rank {config.rank} and {told.rank}, alpha "
+            f"{config.alpha} and {told.alpha}. Restore the folder, or delete {CARD_FILE}."
+        )
+    return config
+
+
+def _check_tensors(tensors: Mapping[str, Tensor], config: LoraConfig, where: str) -> None:
+    """Check that A and B come in pairs, have the rank, and hold finite numbers."""
+    if not tensors:
+        raise AdapterError(f"{where}: there are no tensors; an adapter needs at least one pair.")
+    parts = PARTS[config.variant]
+    for key, tensor in tensors.items():
+        name, part = _split(key)
+        if other := next((name + p for p in parts if name + p not in tensors), ""):
+            raise AdapterError(f"{where}: {key!r} has no partner {other!r}; it is incomplete.")
+        if part not in parts:
+            raise AdapterError(
+                f"{where}: {key!r} is no part of {config.variant} ({', '.join(parts)}); say so in "
+                f"{CONFIG_FILE} (use_dora), or leave it out."
+            )
+        if part == MAGNITUDE and tensor.dim() == 1:
+            rank: int | None = config.rank
+        else:
+            rank = tensor.shape[0 if part == HALVES[0] else 1] if tensor.dim() == 2 else None
+        if rank != config.rank:
+            raise AdapterError(
+                f"{where}: {key!r} is {tuple(tensor.shape)}; with rank {config.rank}, A must be "
+                f"({config.rank}, in) and B (out, {config.rank})."
+            )
+        if not torch.isfinite(tensor).all():
+            raise AdapterError(f"{where}: {key!r} holds NaN or infinity; write it again.")

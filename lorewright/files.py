@@ -1,0 +1,227 @@
+"""Files, once for everybody: atomic writes, JSON and JSON lines, digests, the user's cache."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import secrets
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lorewright.errors import DataError, StorageError
+
+CACHE = "LOREWRIGHT_CACHE"
+
+
+def cache_folder() -> Path:
+    """LOREWRIGHT_CACHE, or the platform's cache folder for lorewright."""
+    from platformdirs import user_cache_path
+
+    return Path(os.environ.get(CACHE) or user_cache_path("lorewright", appauthor=False))
+
+
+MAX_BYTES = 64 * 1024 * 1024
+"""Largest file that is read as knowledge or probes, in bytes."""
+
+SLUG_CHARS = 60
+
+
+def read_text(path: Path) -> str:
+    """Return the UTF-8 text of a file with ``\\n`` line ends and without a byte order mark.
+
+    Raises DataError when it is missing, not a file, empty, over MAX_BYTES, binary, UTF-16 or not
+    UTF-8; StorageError when the disk refuses.
+    """
+    if not path.exists():
+        raise DataError(f"asked to read {path}; there is no such file; check the path.")
+    if not path.is_file():
+        raise DataError(f"asked to read {path}; it is not a regular file; give a file.")
+    try:
+        n_bytes = path.stat().st_size
+        if n_bytes > MAX_BYTES:
+            raise DataError(
+                f"{path} has {n_bytes} bytes; at most {MAX_BYTES} (64 MiB) are read; split it."
+            )
+        text = _decode(path.read_bytes(), path)
+    except OSError as error:
+        raise StorageError(f"asked to read {path}; the disk said: {error}.") from error
+    if not text.strip():
+        raise DataError(f"{path} is empty; give a file with text in it.")
+    return text
+
+
+def _decode(content: bytes, path: Path) -> str:
+    n_zero = content.count(0)
+    halves = sorted((content[::2].count(0), content[1::2].count(0)))
+    # Latin text saved as UTF-16 without a mark has a NUL in every other byte.
+    alternating = halves[0] == 0 and halves[1] * 20 > len(content) * 9
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")) or alternating:
+        raise DataError(f"{path} is UTF-16 text; save it as UTF-8.")
+    n_control = sum(content.count(byte) for byte in (*range(1, 9), *range(14, 27), *range(28, 32)))
+    if n_zero or n_control * 2 > len(content):
+        raise DataError(
+            f"{path} is binary ({n_zero} NUL and {n_control} control bytes of {len(content)}); "
+            "give a text file."
+        )
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        # The codec counts from after the byte order mark.
+        offset = error.start + (3 if content.startswith(b"\xef\xbb\xbf") else 0)
+        raise DataError(
+            f"{path} is not UTF-8: byte {content[offset]:#04x} at offset {offset}; "
+            "save it as UTF-8."
+        ) from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+class Row(NamedTuple):
+    """One JSON object and the line, counted from 1, on which it stands."""
+
+    line: int
+    values: dict[str, Any]
+
+
+def jsonl_rows(
+    text: str, path: Path, *, parse_float: Callable[[str], Any] = float
+) -> Iterator[Row]:
+    """Yield the objects of a JSON-lines text; ``path`` is for messages only.
+
+    Raises DataError naming the line that is not valid JSON or not an object.
+    """
+    # Not str.splitlines: it also breaks at U+2028 and U+0085, which JSON strings may hold.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line, parse_float=parse_float)
+        except (ValueError, RecursionError) as error:
+            raise DataError(
+                f"{path} line {number} is not valid JSON ({error}); it may be cut off or lack a "
+                "quote; repair that line."
+            ) from error
+        if not isinstance(values, dict):
+            found = type(values).__name__
+            raise DataError(f"{path} line {number} holds a {found}; write one object per line.")
+        yield Row(number, values)
+
+
+def load_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Return the objects of a JSON-lines file; an empty file gives an empty list.
+
+    Raises DataError for a missing file or a bad line, StorageError when the disk refuses.
+    """
+    path = Path(path)
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise DataError(f"asked to load {path}; there is no such file; check the path.") from error
+    except OSError as error:
+        raise StorageError(f"asked to load {path}; the disk said: {error}.") from error
+    return [row.values for row in jsonl_rows(_decode(content, path), path)]
+
+
+def dump_jsonl(rows: Iterable[Any], path: Path) -> None:
+    """Write one JSON object per line, whole or not at all (temporary name, then rename).
+
+    Rows are mappings or dataclasses. Raises DataError for what JSON or UTF-8 cannot hold,
+    StorageError when the disk refuses; the old file, if any, is then still there.
+    """
+    path = Path(path)
+    try:
+        content = jsonl(rows)
+    except ValueError as error:
+        raise DataError(f"asked to write {path}; a row cannot be stored: {error}.") from error
+    store(content, path)
+
+
+def jsonl(rows: Iterable[Any]) -> bytes:
+    """Return rows as JSON lines; raises ValueError for what JSON or UTF-8 cannot hold."""
+    return "".join(_json(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def store(content: bytes, path: Path) -> None:
+    """Write a file whole or not at all, with its folder; raises StorageError."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"asked to write {path}; the disk said: {error}.") from error
+
+
+def _json(obj: object, *, ensure_ascii: bool) -> str:
+    return json.dumps(
+        obj,
+        ensure_ascii=ensure_ascii,
+        allow_nan=False,
+        sort_keys=True,
+        separators=(",", ":") if ensure_ascii else None,
+        default=_plain,
+    )
+
+
+def _plain(obj: object) -> object:
+    if dataclasses.is_dataclass(obj) and not isinstance(obj, type):
+        return {field.name: vars(obj)[field.name] for field in dataclasses.fields(obj)}
+    if isinstance(obj, Mapping):
+        return dict(obj)
+    raise TypeError(f"a {type(obj).__name__} cannot be written as JSON")
+
+
+def digest(obj: object) -> str:
+    """Return the sha256 of an object's canonical JSON (sorted keys, ASCII) as 64 hex digits."""
+    return hashlib.sha256(_json(obj, ensure_ascii=True).encode()).hexdigest()
+
+
+def slug(text: str) -> str:
+    """Return a name safe in file names and addresses: lower-case words joined by hyphens.
+
+    Letters of every script are kept. At most SLUG_CHARS characters: longer ones, and texts without
+    any letter, end in eight hex digits of the text's sha256, so that they stay apart.
+    """
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    kept = (c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in folded)
+    name = "-".join("".join(kept).split())
+    if name and len(name) <= SLUG_CHARS:
+        return name
+    return f"{name[: SLUG_CHARS - 9]}-{digest(text)[:8]}".strip("-")
+
+
+def save_json(obj: object, path: Path) -> None:
+    """Write an object (plain data or dataclasses) as indented JSON, whole or not at all.
+
+    Raises DataError for what JSON cannot hold (NaN included), StorageError when the disk refuses.
+    """
+    try:
+        text = json.dumps(
+            obj, indent=2, ensure_ascii=False, allow_nan=False, default=dataclasses.asdict
+        )
+        content = (text + "\n").encode()
+    except (TypeError, ValueError) as error:
+        raise DataError(f"asked to write {path}; the record cannot be JSON: {error}.") from error
+    store(content, Path(path))
+
+
+def read_object(path: Path, remedy: str) -> dict[str, Any]:
+    """A JSON object from a file. Raises DataError with the remedy when the file holds none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StorageError(f"{path} could not be read: {error}; check the path.") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is damaged ({error}); {remedy}.") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path} is damaged (it holds no JSON object); {remedy}.")
+    return found

@@ -1,0 +1,158 @@
+"""What is known, what is trained on and what is asked; text and JSON lines in and out.
+
+This room knows nothing about models, tokens or file shapes: ``readers`` turns foreign files into
+these types, ``views`` turns knowledge into examples. Splitting is by character positions, so that
+every piece is an exact substring of the text it came from and only whitespace lies between pieces.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lorewright.errors import DataError
+from lorewright.files import digest, read_text, slug
+from lorewright.knowledge.splitting import first_heading
+
+PROBE_KINDS = (
+    "efficacy",
+    "paraphrase",
+    "neighborhood",
+    "verbatim",
+    "reverse",
+    "multihop",
+    "unknown",
+)
+OPEN_KINDS = ("neighborhood", "unknown")
+"""Probe kinds judged without a list of answers: unchanged behaviour, or declining."""
+
+DOCUMENT_SUFFIXES = (".md", ".markdown", ".txt")
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """A text to be remembered."""
+
+    id: str
+    text: str
+    title: str = ""
+    meta: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        _require("document", self.id, id=self.id, text=self.text)
+
+    @classmethod
+    def read(cls, path: Path | str) -> "Document":
+        """Return the Markdown or text file as one document whose id is the slug of its name.
+
+        The title is the first heading, if there is one. Raises DataError for other suffixes and for
+        files that are empty, binary or not UTF-8.
+        """
+        path = Path(path)
+        if path.suffix.lower() not in DOCUMENT_SUFFIXES:
+            raise DataError(
+                f"asked to read {path} as a document; its name ends in {path.suffix or 'nothing'!r}"
+                f"; use one of {', '.join(DOCUMENT_SUFFIXES)}."
+            )
+        text = read_text(path)
+        return cls(id=slug(path.stem), text=text, title=first_heading(text))
+
+
+@dataclasses.dataclass(frozen=True)
+class Fact:
+    """One checkable piece of knowledge: a question and its answer."""
+
+    id: str
+    question: str
+    answer: str
+    aliases: tuple[str, ...] = ()
+    """Other spellings of the answer that count as right."""
+    paraphrases: tuple[str, ...] = ()
+    """Other ways to ask; for probes only, never trained on."""
+    source: str = ""
+    """Id of the document or file that the fact came from."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "aliases", tuple(self.aliases))
+        object.__setattr__(self, "paraphrases", tuple(self.paraphrases))
+        _require("fact", self.id, id=self.id, question=self.question, answer=self.answer)
+        for text in self.aliases:
+            _require("fact", self.id, alias=text)
+        for text in self.paraphrases:
+            _require("fact", self.id, paraphrase=text)
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The answer and its aliases: everything that counts as right."""
+        return (self.answer, *self.aliases)
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A prompt and the completion to learn; the loss is on the completion only."""
+
+    prompt: str
+    completion: str
+    kind: str = "qa"
+    source: str = ""
+    """Id of the fact or document that the example came from."""
+
+    def __post_init__(self) -> None:
+        _require("example", self.source or self.prompt[:40], completion=self.completion)
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """A question asked afterwards, with acceptable answers and a kind."""
+
+    id: str
+    question: str
+    answers: tuple[str, ...]
+    kind: str
+    source: str = ""
+    context: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "answers", tuple(self.answers))
+        if self.kind not in PROBE_KINDS:
+            raise DataError(
+                f"probe {self.id!r} has kind {self.kind!r}; use one of {', '.join(PROBE_KINDS)}."
+            )
+        _require("probe", self.id, id=self.id, question=self.question)
+        if not self.answers and self.kind not in OPEN_KINDS:
+            raise DataError(
+                f"probe {self.id!r} of kind {self.kind!r} has no answers; give at least one, or "
+                f"use a kind that needs none ({', '.join(OPEN_KINDS)})."
+            )
+        for text in self.answers:
+            _require("probe", self.id, answer=text)
+
+
+@dataclasses.dataclass(frozen=True)
+class Knowledge:
+    """Documents and facts, in reading order."""
+
+    documents: tuple[Document, ...] = ()
+    facts: tuple[Fact, ...] = ()
+
+    def digest(self) -> str:
+        """Return the sha256 of everything in it, order included, as 64 hex digits."""
+        return digest(self)
+
+
+def _require(what: str, name: str, **fields: str) -> None:
+    for field, value in fields.items():
+        if not isinstance(value, str):
+            found = type(value).__name__
+            raise DataError(f"{what} {name!r} has a {field} of type {found}; give a string.")
+        if not value.strip():
+            raise DataError(f"{what} {name!r} has an empty {field}; give a text or leave it out.")
+
+
+# --- text in -----------------------------------------------------------------------------------
+
+
+# --- JSON lines --------------------------------------------------------------------------------
+
+
+# --- splitting ---------------------------------------------------------------------------------

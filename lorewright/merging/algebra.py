@@ -1,0 +1,500 @@
+"""Many adapters to one: exact algebra on the weight change, never on the factors apart.
+
+    ΔW_n = w_n * scale_n * B_n A_n       ΔW = method(ΔW_1 ... ΔW_N)       saved with alpha = rank
+
+Averaging A and B apart adds N² - N cross terms and depends on the gauge: (B G⁻¹, G A) is the same
+ΔW and would merge to another. A weight is a factor on ΔW in every method: negative ones negate, and
+a paper's lambda is a common factor. A module that an adapter does not cover has ΔW = 0. Ranks,
+alphas and rsLoRA may be mixed. Linear methods, `tsv` and `regmean` never form ΔW and need at most
+the sum of the ranks; the others form it one module at a time and are truncated to that.
+
+PEFT's `add_weighted_adapter`: `cat` and `svd` are ours. `linear`, `ties`, `dare_*` and
+`magnitude_prune` act on A and B apart there; the same names with `_svd` act on ΔW. It leaves
+use_rslora set on the result, which multiplies that by sqrt(rank), and takes `linear` for a single
+adapter whatever was asked for. mergekit merges dense checkpoints; see each method.
+
+This room knows adapters in memory and nothing of models, tokens or folders: whether a merged memory
+still recalls its facts is for the caller to measure.
+
+Shape letters: N adapters, R rank, I in-features, O out-features.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lorewright.adapters.adapter import HALVES, Adapter, content_id, delta_norms, needs_plain
+from lorewright.adapters.lora import LoraConfig
+from lorewright.errors import AdapterError, ConfigError, WrongBase
+
+ROUNDING = 1e-6  # of the largest singular value; below it float32 adapters hold nothing
+
+
+@dataclass(frozen=True, eq=False)
+class Factors:
+    """A weight change as a product B_OR @ A_RI in float64, scale and weight folded into B."""
+
+    B_OR: Tensor
+    A_RI: Tensor
+    kept: float = 1.0
+    """Share of the squared Frobenius norm that making these factors has kept, in [0, 1]."""
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """What a method is given: one module in all adapters that cover it."""
+
+    module: str
+    factors: tuple[Factors, ...]
+    """One weight change per covering adapter, its weight included."""
+    index: tuple[int, ...]
+    """Position of each covering adapter among all N."""
+    n_adapters: int
+    """N, with those that do not cover the module."""
+    rank: int | None
+    """The rank that was asked for; None = the sum of the ranks."""
+
+    @property
+    def total_rank(self) -> int:
+        """Sum of the ranks: at this rank every linear combination is exact."""
+        return sum(len(each.A_RI) for each in self.factors)
+
+    def stacked(self) -> Factors:
+        """The sum of all weight changes, exactly: B side by side, A on top of one another."""
+        B_OR = torch.cat([each.B_OR for each in self.factors], dim=1)
+        return Factors(B_OR, torch.cat([each.A_RI for each in self.factors]))
+
+    def deltas(self) -> Tensor:
+        """The weight changes themselves, (N, O, I) for the N that cover the module."""
+        return torch.stack([each.B_OR @ each.A_RI for each in self.factors])
+
+
+Grams = Sequence[Mapping[str, Tensor]]
+"""Per adapter: module name -> XᵀX (I, I) of that module's inputs."""
+Method = Callable[..., Factors | Tensor]
+"""(parts, **options) -> the merged weight change: as factors, or dense as delta_OI."""
+
+
+@dataclass(frozen=True)
+class Merged:
+    """One adapter made of several, and what the making has cost."""
+
+    adapter: Adapter
+    """A plain adapter: alpha = rank (scale 1), float32, the same rank in every module."""
+    kept_by_module: Mapping[str, float]
+    """Share of the squared Frobenius norm of the merged ΔW that its rank could hold, by module."""
+    notes: tuple[str, ...]
+    """What was taken on trust, left out or came out as zero; sentences."""
+
+    @property
+    def kept(self) -> float:
+        """The smallest share of any module: 1.0 = the rank cost nothing."""
+        return min(self.kept_by_module.values())
+
+
+def merge(
+    adapters: Sequence[Adapter],
+    weights: Sequence[float] | None = None,
+    method: str | Method = "cat",
+    rank: int | None = None,
+    **options: Any,
+) -> Merged:
+    """Merge adapters of one base into one plain adapter, on ΔW.
+
+    `weights` are factors on each ΔW (default 1); `method` is a key of METHODS or a function like
+    those in it, and `options` are its keyword arguments. `rank` None = the sum of the ranks that
+    cover a module, at its largest; more pads with zeros, less truncates to the best of that rank
+    (`cat` refuses). One adapter at weight 1 keeps its ΔW, unless a density below 1 trims or drops
+    from it. Content ids of the inputs, weights and settings go into the card.
+
+    Raises ConfigError for an unknown method, option, weight or rank and for no adapters, WrongBase
+    when known base digests or shapes differ, AdapterError for tensors that are no adapter's.
+    """
+    if not adapters:
+        raise ConfigError("merge needs at least one adapter; found none.")
+    needs_plain(adapters, "merging")
+    combine = METHODS.get(method) if isinstance(method, str) else method
+    if combine is None:
+        raise ConfigError(f"there is no method {method!r}; choose one of {', '.join(METHODS)}.")
+    _check_options(combine, options)
+    factors_of = _checked_weights(adapters, weights)
+    if rank is not None and (type(rank) is not int or rank < 1):
+        raise ConfigError(f"rank must be an integer of at least 1, or None; found {rank!r}.")
+    notes = _check_bases(adapters)
+    found: dict[str, Factors] = {}
+    for module in dict.fromkeys(name for adapter in adapters for name in adapter.modules):
+        parts = _parts(module, adapters, factors_of, rank)
+        change = combine(parts, **options)
+        limit = rank or parts.total_rank
+        if isinstance(change, Tensor) or len(change.A_RI) > limit:
+            change = truncate(change, limit)
+        found[module] = change
+    covers = [set(adapter.modules) for adapter in adapters]
+    if partial := sum(not all(name in cover for cover in covers) for name in found):
+        notes.append(f"{partial} of {len(found)} modules are not in every adapter.")
+    merged = _assembled(adapters, found, rank or max(len(each.A_RI) for each in found.values()))
+    record = {
+        "method": method if isinstance(method, str) else method.__name__,
+        "weights": factors_of,
+        "rank": merged.config.rank,
+        "options": {k: v for k, v in options.items() if isinstance(v, int | float | str)},
+        "sources": [content_id(adapter) for adapter in adapters],
+        "kept": min(change.kept for change in found.values()),
+    }
+    merged = replace(merged, card={"merge": record})
+    sizes = [(abs(w), delta_norms(each)) for w, each in zip(factors_of, adapters, strict=True)]
+    noise = {name: ROUNDING * sum(w * by.get(name, 0.0) for w, by in sizes) for name in found}
+    if dead := [name for name, norm in delta_norms(merged).items() if not norm > noise[name]]:
+        notes.append(f"{len(dead)} of {len(found)} modules change nothing, such as {dead[0]!r}.")
+    return Merged(merged, {name: change.kept for name, change in found.items()}, tuple(notes))
+
+
+def truncate(change: Factors | Tensor, rank: int) -> Factors:
+    """Return the best approximation of at most this rank in the Frobenius norm (Eckart–Young).
+
+    Factors B (O, K), A (K, I) go through the core: QR of both sides, SVD of the K x K product of
+    the triangles, O((O + I) K² + K³) in all. A dense delta_OI goes through the eigenvectors of its
+    smaller Gram matrix in float64: cheaper than its SVD, and at 1e-8 of the largest singular value
+    finer than the float32 that adapters are kept in. B and A get equal shares of the singular
+    values. Zero stays zero with kept = 1.
+
+    Paper: the core is that of Core Space merging, arXiv 2509.17786.
+    """
+    if isinstance(change, Factors):
+        U_OR, sigma_R, V_IR = _core_svd(change)
+        square_R, before = sigma_R.square(), change.kept
+    else:
+        flat = change.shape[0] <= change.shape[1]
+        wide = change if flat else change.T
+        square_R, vectors = torch.linalg.eigh(wide @ wide.T)
+        square_R, vectors = square_R.flip(0).clamp(min=0), vectors.flip(1)[:, :rank]
+        other = wide.T @ vectors
+        sigma_R, before = other.norm(dim=0), 1.0
+        other = other / torch.where(sigma_R > 0, sigma_R, 1.0)
+        U_OR, V_IR = (vectors, other) if flat else (other, vectors)
+    total = square_R.sum().item()
+    kept = min(1.0, square_R[:rank].sum().item() / total) if total > 0 else 1.0
+    root_R = sigma_R[:rank].sqrt()
+    return Factors(U_OR[:, :rank] * root_R, root_R[:, None] * V_IR[:, :rank].T, before * kept)
+
+
+def _core_svd(change: Factors) -> tuple[Tensor, Tensor, Tensor]:
+    """Singular vectors (O, K), values (K) and vectors (I, K) of B A, from thin factors only."""
+    Q_OR, left_RR = torch.linalg.qr(change.B_OR)
+    Q_IR, right_RR = torch.linalg.qr(change.A_RI.T)
+    U_RR, sigma_R, Vh_RR = torch.linalg.svd(left_RR @ right_RR.T, full_matrices=False)
+    return Q_OR @ U_RR, sigma_R, Q_IR @ Vh_RR.T
+
+
+def cat(parts: Parts) -> Factors:
+    """Sum of w_n ΔW_n by concatenation: exact, at the sum of the ranks.
+
+    Raises ConfigError when a smaller rank is asked for; `svd` is the same sum at any rank. PEFT's
+    `cat` is the same ΔW; its rank counts adapters that do not cover the module too.
+    """
+    if parts.rank is not None and parts.rank < parts.total_rank:
+        raise ConfigError(
+            f"cat is exact and needs rank {parts.total_rank} for {parts.module!r}; rank "
+            f"{parts.rank} was asked for. Leave rank out, or use method 'svd'."
+        )
+    return parts.stacked()
+
+
+def task_arithmetic(parts: Parts, *, scaling: float = 1.0) -> Factors:
+    """Sum of w_n ΔW_n times `scaling`; weights below zero unlearn.
+
+    Exact unless a rank below the sum of the ranks is asked for. mergekit's `task_arithmetic` is the
+    same on dense checkpoints, PEFT's `linear` is not.
+
+    Paper: arXiv 2212.04089, where a coefficient of 0.3 to 1 is tuned on held-out data.
+    """
+    if not math.isfinite(scaling):
+        raise ConfigError(f"scaling must be a finite number; found {scaling!r}.")
+    total = parts.stacked()
+    return replace(total, B_OR=scaling * total.B_OR)
+
+
+def mean(parts: Parts) -> Factors:
+    """Sum of w_n ΔW_n divided by N, the adapters that do not cover the module included.
+
+    mergekit's `linear` divides by the sum of the weights. Disjoint memories keep 1/N of themselves.
+    """
+    return task_arithmetic(parts, scaling=1 / parts.n_adapters)
+
+
+def svd(parts: Parts) -> Factors:
+    """Sum of w_n ΔW_n as singular triplets: the best adapter of the rank that was asked for.
+
+    PEFT's `svd` is the same ΔW by way of the dense SVD; its default rank is the largest of the
+    ranks, which loses much of disjoint memories, ours their sum, which loses nothing.
+    """
+    return truncate(parts.stacked(), parts.rank or parts.total_rank)
+
+
+def tsv(parts: Parts) -> Factors:
+    """Task singular vectors: the adapters' singular vectors made orthogonal, their values kept.
+
+    ΔW = U diag(σ) Vᵀ with U = polar([U_1 | ... | U_N]), V alike, σ the |w_n| σ_n side by side. At a
+    given rank each adapter of a module keeps its first rank // N triplets; `kept` is their share of
+    Σ ‖w_n ΔW_n‖². Polar factors commute with the QR of stacked factors, so the method in the core
+    space and the one on dense matrices are the same. Raises ConfigError for a rank below N.
+
+    Papers: TSV-M, arXiv 2412.00081; in the core, arXiv 2509.17786. Departures: the paper keeps 1/N
+    of min(O, I) vectors, where an adapter's own rank is such a share already; directions that are
+    rounding get no arbitrary vectors, so copies of one adapter merge to itself. PEFT has none.
+    """
+    share = None if parts.rank is None else parts.rank // len(parts.factors)
+    if share == 0:
+        raise ConfigError(
+            f"tsv needs rank {len(parts.factors)}, one per adapter; found {parts.rank}."
+        )
+    left, values, right, before = [], [], [], 0.0
+    for each in parts.factors:
+        U_OR, sigma_R, V_IR = _core_svd(each)
+        before += sigma_R.square().sum().item()
+        n_solid = int((sigma_R > ROUNDING * sigma_R.max()).sum())
+        keep = slice(n_solid if share is None else min(share, n_solid))
+        left.append(U_OR[:, keep])
+        values.append(sigma_R[keep])
+        right.append(V_IR[:, keep])
+    sigma_R = torch.cat(values)
+    if not len(sigma_R):
+        return truncate(parts.stacked(), 1)  # zero, and nothing to make orthogonal
+    kept = min(1.0, sigma_R.square().sum().item() / before)
+    U_OR, V_IR = (_polar(torch.cat(side, dim=1)) for side in (left, right))
+    return Factors(U_OR * sigma_R, V_IR.T, kept)
+
+
+def _polar(vectors_DR: Tensor) -> Tensor:
+    """The nearest matrix with orthonormal columns, over the directions that are no rounding."""
+    X_DR, sigma_R, Yh_RR = torch.linalg.svd(vectors_DR, full_matrices=False)
+    solid_R = sigma_R > ROUNDING * sigma_R.max()
+    return X_DR[:, solid_R] @ Yh_RR[solid_R]
+
+
+def regmean(parts: Parts, *, grams: Grams, ridge: float = 1e-2, shrink: float = 0.0) -> Factors:
+    """The ΔW whose outputs, on each adapter's own inputs, are nearest to that adapter's outputs.
+
+    With X_nᵀX_n from `grams`, τ_n the mean of its diagonal and H_n = X_nᵀX_n + ridge τ_n 1,
+    the minimum of
+        Σ_n ‖X_n (ΔW - w_n ΔW_n)ᵀ‖² + ridge τ_n ‖ΔW - w_n ΔW_n‖² + shrink τ_n ‖ΔW‖²
+    is (Σ w_n ΔW_n H_n)(Σ H_n + shrink τ_n 1)⁻¹. `ridge` pulls directions without inputs to the
+    mean, `shrink` to zero (then one adapter is not the identity). The columns are those of the B_n,
+    so the sum of the ranks holds it exactly. An adapter that does not cover the module takes part
+    with ΔW_n = 0 if it has a Gram matrix there, and is left out if not.
+
+    Raises ConfigError for Gram matrices that are missing, singular or do not fit.
+    Paper: RegMean, arXiv 2212.09849; it multiplies off-diagonals by 0.9 where we add a ridge.
+    """
+    if min(ridge, shrink) < 0 or not math.isfinite(ridge + shrink):
+        raise ConfigError(f"ridge and shrink must be finite and >= 0; found {ridge}, {shrink}.")
+    if len(grams) != parts.n_adapters:
+        raise ConfigError(f"grams must be {parts.n_adapters} mappings; found {len(grams)}.")
+    n_in = parts.factors[0].A_RI.shape[1]
+    own = dict(zip(parts.index, parts.factors, strict=True))
+    left_II, right, level = torch.zeros(n_in, n_in, dtype=torch.float64), [], 0.0
+    for n, stored in enumerate(grams):
+        if parts.module not in stored and n not in own:
+            continue
+        H_II = _checked_gram(stored, parts.module, n, n_in)
+        tau = H_II.diagonal().mean().item()
+        H_II.diagonal().add_(ridge * tau)
+        level += tau
+        left_II += H_II
+        if n in own:
+            right.append(own[n].A_RI @ H_II)
+    left_II.diagonal().add_(shrink * level)
+    lower_II, failed = torch.linalg.cholesky_ex(left_II)
+    pivot = lower_II.diagonal().square()
+    if failed.item() or not pivot.min() > 1e-12 * pivot.max():
+        asked = f"the Gram matrices of {parts.module!r} are singular"
+        raise ConfigError(f"{asked}: too few inputs. Give a ridge above zero; found {ridge}.")
+    A_RI = torch.cholesky_solve(torch.cat(right).T, lower_II).T
+    return replace(parts.stacked(), A_RI=A_RI)
+
+
+def _checked_gram(stored: Mapping[str, Tensor], module: str, n: int, n_in: int) -> Tensor:
+    """A float64 copy of one Gram matrix, or ConfigError saying what is wrong with it."""
+    found = tuple(stored[module].shape) if module in stored else None
+    if found != (n_in, n_in):
+        raise ConfigError(f"grams[{n}][{module!r}] must be ({n_in}, {n_in}); found {found}.")
+    gram_II = stored[module].detach().to("cpu", torch.float64, copy=True)
+    uneven = (gram_II - gram_II.T).abs().max()
+    # written so that NaN fails as well
+    if not (uneven <= 1e-4 * gram_II.abs().max() and gram_II.diagonal().min() >= 0):
+        raise ConfigError(f"grams[{n}][{module!r}] must be symmetric and finite, as XᵀX is.")
+    return gram_II
+
+
+def ties(parts: Parts, *, density: float = 0.5) -> Tensor:
+    """Trim, elect, merge: the mean of the large entries that agree with the sign of their sum.
+
+    Every w_n ΔW_n keeps its `density` largest entries; each place takes the sign of the sum over n,
+    and the mean over the non-zero entries that have it.
+
+    Paper: TIES-Merging, arXiv 2306.01708 (density 0.2, then lambda). Departure: trimming is per
+    matrix, as in PEFT and mergekit, not over the whole model. Both of them read a sum of exactly
+    zero as positive; here nothing is elected, and ΔW and -ΔW cancel. PEFT's `ties_svd` elects
+    before it weighs; mergekit's `normalize` divides by the agreeing weights, not their number.
+    """
+    return _elected_mean(_trimmed(parts, density))
+
+
+def dare(parts: Parts, *, density: float = 0.5, seed: int = 0) -> Tensor:
+    """Drop and rescale: the sum of w_n ΔW_n of which a random `density` is kept, over density.
+
+    Unbiased: over seeds the mean is the plain sum. Masks depend on seed, module and the adapter's
+    place in the list, so another order is another draw.
+
+    Paper: DARE, arXiv 2311.03099 (density 0.1 to 0.5). PEFT's `dare_linear_svd` is this, drawn from
+    the global generator.
+    """
+    return _dropped(parts, density, seed).sum(dim=0)
+
+
+def dare_ties(parts: Parts, *, density: float = 0.5, seed: int = 0) -> Tensor:
+    """Drop and rescale as in `dare`, then elect and merge as in `ties` without trimming; biased.
+
+    PEFT's `dare_ties_svd` and mergekit's `dare_ties` differ as their TIES does from `ties`.
+    """
+    return _elected_mean(_dropped(parts, density, seed))
+
+
+def magnitude_prune(parts: Parts, *, density: float = 0.5) -> Tensor:
+    """Sum of the `density` largest entries of each w_n ΔW_n; PEFT's `magnitude_prune_svd`."""
+    return _trimmed(parts, density).sum(dim=0)
+
+
+def _trimmed(parts: Parts, density: float) -> Tensor:
+    """Weight changes (N, O, I) with all but their largest entries zero; at least one stays."""
+    delta_NOI = parts.deltas()
+    delta_NE = delta_NOI.flatten(1)
+    n_kept = max(1, round(_checked(density) * delta_NE.shape[1]))
+    at = delta_NE.abs().topk(n_kept, sorted=False).indices
+    return torch.zeros_like(delta_NE).scatter(1, at, delta_NE.gather(1, at)).view_as(delta_NOI)
+
+
+def _dropped(parts: Parts, density: float, seed: int) -> Tensor:
+    """Weight changes (N, O, I) with a random share of their entries kept and rescaled."""
+    delta_NOI = parts.deltas() / _checked(density)
+    for n, delta_OI in zip(parts.index, delta_NOI, strict=True):
+        mixed = zlib.crc32(f"{seed} {n} {parts.module}".encode())
+        generator = torch.Generator().manual_seed(mixed)
+        delta_OI *= torch.rand(delta_OI.shape, generator=generator) < density
+    return delta_NOI
+
+
+def _checked(density: float) -> float:
+    if not 0 < density <= 1:  # NaN fails as well
+        raise ConfigError(f"density must be above 0 and at most 1; found {density!r}.")
+    return density
+
+
+def _elected_mean(delta_NOI: Tensor) -> Tensor:
+    """Mean over the entries that have the sign of their sum, zero where nothing has."""
+    sign_OI = delta_NOI.sum(dim=0).sign()
+    agree_NOI = (delta_NOI.sign() == sign_OI) & (sign_OI != 0)
+    return (delta_NOI * agree_NOI).sum(dim=0) / agree_NOI.sum(dim=0).clamp(min=1)
+
+
+# Checks and assembly
+
+
+def _check_options(combine: Method, options: Mapping[str, Any]) -> None:
+    """Refuse options that the method does not have, and the lack of those that it needs."""
+    known = list(inspect.signature(combine).parameters.values())[1:]
+    needed = [p.name for p in known if p.default is p.empty and p.kind is p.KEYWORD_ONLY]
+    strange = sorted(options.keys() - {p.name for p in known})
+    missing = [name for name in needed if name not in options]
+    if strange or missing:
+        asked = f"the method takes options {[p.name for p in known]}"
+        raise ConfigError(f"{asked}; unknown: {strange}, missing: {missing}.")
+
+
+def _checked_weights(adapters: Sequence[Adapter], weights: Sequence[float] | None) -> list[float]:
+    given = [1.0] * len(adapters) if weights is None else list(weights)
+    numbers = all(isinstance(w, int | float) and math.isfinite(w) for w in given)
+    if len(given) != len(adapters) or not numbers:
+        raise ConfigError(f"weights must be {len(adapters)} finite numbers; found {given}.")
+    return [float(weight) for weight in given]
+
+
+def _check_bases(adapters: Sequence[Adapter]) -> list[str]:
+    """Raise WrongBase if two known digests differ; note the adapters that do not tell theirs."""
+    known = {a.base_digest: (n, a.base_id) for n, a in enumerate(adapters) if a.base_digest}
+    if len(known) > 1:
+        (one, (n, of)), (other, (m, at)) = list(known.items())[:2]
+        raise WrongBase(
+            f"adapter {n} was written on {of!r} (digest {one[:12]}), adapter {m} on {at!r} "
+            f"(digest {other[:12]}); a merged adapter has one base. Merge those that share it."
+        )
+    silent = sum(not adapter.base_digest for adapter in adapters)
+    told = f"{silent} of {len(adapters)} adapters do not tell the digest of their base"
+    ids = sorted({adapter.base_id for adapter in adapters})
+    return [f"{told}; that it is the same is taken on trust, from {ids}."] if silent else []
+
+
+def _parts(
+    module: str, adapters: Sequence[Adapter], weights: Sequence[float], rank: int | None
+) -> Parts:
+    """One module of every adapter that covers it, checked, in float64, scale and weight on B."""
+    factors, index = [], []
+    for n, (adapter, weight) in enumerate(zip(adapters, weights, strict=True)):
+        keys = [module + half for half in HALVES]
+        if not any(key in adapter.tensors for key in keys):
+            continue
+        pair = [adapter.tensors[key] for key in keys if key in adapter.tensors]
+        r, found = adapter.config.rank, [tuple(tensor.shape) for tensor in pair]
+        if [len(shape) for shape in found] != [2, 2] or not found[0][0] == found[1][1] == r:
+            asked = f"adapter {n}: {module!r} must have A ({r}, in) and B (out, {r})"
+            raise AdapterError(f"{asked}; found {found}. Load the adapter again.")
+        if not all(torch.isfinite(tensor).all() for tensor in pair):
+            raise AdapterError(f"adapter {n}: {module!r} holds NaN or infinity; write it again.")
+        A_RI, B_OR = (tensor.detach().to("cpu", torch.float64) for tensor in pair)
+        factors.append(Factors(weight * adapter.config.scale * B_OR, A_RI))
+        _check_range(factors[-1].B_OR, module)
+        index.append(n)
+    shapes = {(each.A_RI.shape[1], each.B_OR.shape[0]) for each in factors}
+    if len(shapes) > 1:
+        raise WrongBase(f"{module!r} has several shapes (in, out), {shapes}; the bases differ.")
+    return Parts(module, tuple(factors), tuple(index), len(adapters), rank)
+
+
+def _check_range(tensor: Tensor, module: str) -> None:
+    if not torch.isfinite(tensor.float()).all():
+        raise AdapterError(f"merging {module!r} left the range of float32; lower the weights.")
+
+
+def _assembled(adapters: Sequence[Adapter], found: Mapping[str, Factors], width: int) -> Adapter:
+    """Pad every module to one rank and wrap it up under the widest adapter's target names."""
+    tensors: dict[str, Tensor] = {}
+    for module, change in found.items():
+        more = width - len(change.A_RI)
+        A_RI = torch.nn.functional.pad(change.A_RI, (0, 0, 0, more)).float()
+        B_OR = torch.nn.functional.pad(change.B_OR, (0, more)).float()
+        _check_range(torch.cat([A_RI.flatten(), B_OR.flatten()]), module)
+        tensors.update(zip((module + half for half in HALVES), (A_RI, B_OR), strict=True))
+    config = LoraConfig(width, width, tuple(found))
+    short: tuple[str, ...] = ()
+    if wide := [each for each in adapters if set(each.modules) == set(found)]:
+        config = LoraConfig(width, width, wide[0].config.targets, wide[0].config.layers)
+        short = wide[0].target_modules
+    base = next((each for each in adapters if each.base_digest), adapters[0])
+    return Adapter(config, tensors, base.base_id, base.base_digest, {}, short)
+
+
+METHODS: dict[str, Method] = {
+    method.__name__: method
+    for method in (
+        *(cat, mean, task_arithmetic, svd, tsv, regmean),
+        *(ties, dare, dare_ties, magnitude_prune),
+    )
+}

@@ -1,0 +1,495 @@
+"""A frozen base model with its tokenizer and chat template: render, batch, score, generate.
+
+The only room that imports transformers. It knows prompts as plain text and renders them in one
+place, so that what is written and what is asked cannot differ. It knows nothing of facts,
+objectives or files of memories. The network is never changed outside ``with model.using(...)``.
+
+Shape letters: B row, T token of the whole sequence, C token of the completion, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from lorewright.adapters import quantise
+from lorewright.adapters.adapter import Adapter, validate
+from lorewright.adapters.lora import Stack, attach
+from lorewright.adapters.targets import text_decoder
+from lorewright.errors import DataError, ModelError, first_line
+from lorewright.models.backends.fused import Entering, Fused
+from lorewright.models.fingerprint import fingerprint
+from lorewright.models.nats import LOGIT_VALUES, TokenNats, chunked_nats, rows_at_once, token_nats
+
+POCKET = "pocket"
+"""Name of the embedded base model."""
+POCKET_FOLDER = Path(__file__).parent / "pocket"
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A prompt and its completion as token ids, with template and stop token in place."""
+
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+
+    def __len__(self) -> int:
+        """Return the number of tokens."""
+        return len(self.prompt_ids) + len(self.completion_ids)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded sequences and where their completions are predicted.
+
+    ids_BT; position_BC: index into T whose logits predict completion token C; target_BC; mask_BC:
+    1 on real completion tokens. Causal attention needs no padding mask on the right.
+    """
+
+    ids_BT: Tensor
+    position_BC: Tensor
+    target_BC: Tensor
+    mask_BC: Tensor
+
+    def predicting(self, values_BTX: Tensor) -> Tensor:
+        """The values (B, C, X) at the positions that predict completion tokens."""
+        rows_B1 = torch.arange(len(self.ids_BT), device=self.ids_BT.device)[:, None]
+        return values_BTX[rows_B1, self.position_BC]
+
+    def take(self, index_B: Tensor, n_tokens: int, n_completion: int) -> Batch:
+        """Some of the rows, cut to the longest of them in tokens and in completion tokens."""
+        return Batch(
+            self.ids_BT[index_B, :n_tokens],
+            self.position_BC[index_B, :n_completion],
+            self.target_BC[index_B, :n_completion],
+            self.mask_BC[index_B, :n_completion],
+        )
+
+
+class Model:
+    """A causal language model that is read, never changed."""
+
+    def __init__(
+        self, network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str
+    ) -> None:
+        """Wrap a network and its tokenizer; freezes the network and puts it in eval mode.
+
+        Raises ModelError without an end-of-text token, or when predictions depend on later tokens.
+        """
+        self.name = name
+        self.network = network.eval()
+        self.network.requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.loaded_as = "auto"
+        quantise.keep_trainable(network)
+        self.digest = fingerprint(network)
+        template = str(tokenizer.chat_template).encode()
+        self.template_digest = hashlib.sha256(template).hexdigest()[:16]
+        self.context = _context(network, tokenizer)
+        self.phrasing = str(network.config.to_dict().get("lorewright_phrasing", "general"))
+        self._stop_ids = _stop_ids(network, tokenizer, name)
+        pad = tokenizer.pad_token_id
+        self._pad_id = self._stop_ids[0] if pad is None else int(pad)
+        # generate() takes from here whatever it is not told, and penalties that models ship with
+        # would break the certificate of greedy decoding.
+        network.generation_config = self._greedy(max_new_tokens=1)
+        self.entering: Entering | None = None
+        """Where the next pass over completions begins, if not at the tokens; see `trunk`."""
+        self._head: nn.Module | None = self._plain_head()
+        self.fused = Fused.of(text_decoder(network)) if self._head is not None else None
+        self._n_vocab = int(network.config.get_text_config().vocab_size)
+
+    @classmethod
+    def load(
+        cls,
+        name: str = POCKET,
+        *,
+        dtype: str = "auto",
+        device: str | None = None,
+        revision: str | None = None,
+    ) -> Model:
+        """Load `pocket`, a local folder, or a Hugging Face causal language model by name.
+
+        `dtype` is auto (as in the files), a float dtype of torch, or nf4: see `quantise`. Raises
+        ModelError with what was tried: no such folder or model, no network, no tokenizer, no such
+        device, weights missing from the files, not a causal language model.
+        """
+        place = str(POCKET_FOLDER) if name == POCKET else name
+        local = "/" not in name or name.startswith((".", "/"))
+        if name != POCKET and local and not Path(name).is_dir():
+            raise ModelError(
+                f"asked for the base model {name!r}; it is neither {POCKET!r} nor a folder; "
+                "give a folder with config.json, or a hub name like Qwen/Qwen3-0.6B."
+            )
+        target = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        how = quantise.loading(target) if dtype == quantise.NF4 else {"dtype": dtype}
+        try:
+            with _quiet():
+                network, tokenizer = _load(place, how, revision)
+        except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+            raise ModelError(
+                f"asked for the base model {name!r}; it could not be loaded: {first_line(error)}. "
+                "Check the name, the network and HF_HOME, or give a folder."
+            ) from error
+        try:
+            network = network.to(torch.device(target))  # type: ignore[arg-type]
+        except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
+            raise ModelError(
+                f"asked to put the base model {name!r} on {target!r}; {first_line(error)}; "
+                "use device cpu."
+            ) from error
+        found = cls(network, tokenizer, name)
+        found.loaded_as = dtype
+        return found
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network's first parameter lies."""
+        return next(self.network.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the network's first floating-point parameter."""
+        return next(p.dtype for p in self.network.parameters() if p.is_floating_point())
+
+    # -- text to tokens ------------------------------------------------------------------------
+
+    def render(
+        self, prompt: str, completion: str | None = None, *, system: str | None = None
+    ) -> Rendered:
+        """Put a prompt and its completion into the chat template, up to the token that ends it.
+
+        An empty prompt means plain text without a template: the completion continues the start
+        token. Raises DataError when the whole is longer than the model's context, or when the
+        completion itself spells a stop token, after which nothing could be recalled.
+        """
+        head, tail = self._templated(prompt, completion, system) if prompt else ("", completion)
+        templated = bool(prompt) and self.tokenizer.chat_template is not None
+        prompt_ids = self._encode(head, special=not templated) or [self._start_id()]
+        completion_ids: list[int] = []
+        if completion is not None and tail is not None:
+            stops = map(str, self.tokenizer.convert_ids_to_tokens(self._stop_ids))
+            spelled = [stop for stop in stops if stop in completion]
+            if spelled:
+                raise DataError(
+                    f"an answer holds {spelled[0]!r}, which ends a reply of {self.name!r}, so the "
+                    f"rest could not be recalled; take it out (prompt starts {prompt[:40]!r})."
+                )
+            ids = self._encode(tail, special=False)
+            said = _until(ids, self._stop_ids)
+            completion_ids = [*said, *(ids[len(said) :] or self._stop_ids)[:1]]
+        rendered = Rendered(tuple(prompt_ids), tuple(completion_ids))
+        if len(rendered) > self.context:
+            raise DataError(
+                f"prompt and answer have {len(prompt_ids)} + {len(completion_ids)} tokens; "
+                f"{self.name!r} reads at most {self.context}; shorten or split them "
+                f"(prompt starts {prompt[:40]!r})."
+            )
+        return rendered
+
+    def _templated(
+        self, prompt: str, completion: str | None, system: str | None
+    ) -> tuple[str, str | None]:
+        """The text up to the reply, and the reply with what the template ends it with."""
+        whole_prompt = f"{system}\n\n{prompt}" if system else prompt
+        if self.tokenizer.chat_template is None:
+            return whole_prompt, None if completion is None else f" {completion}"
+        turns, head = [{"role": "user", "content": whole_prompt}], ""
+        if system:
+            both = [{"role": "system", "content": system}, {"role": "user", "content": prompt}]
+            with suppress(ModelError):  # a template without a system turn: the user says it
+                head = self._template(both, open_reply=True)
+            turns = both if system.strip() in head else turns
+        if turns[0]["role"] == "user":
+            head = self._template(turns, open_reply=True)
+        if completion is None:
+            return head, None
+        reply = {"role": "assistant", "content": completion}
+        whole = self._template([*turns, reply], open_reply=False)
+        if whole.startswith(head):
+            return head, whole[len(head) :].rstrip()
+        # Past replies are written otherwise than new ones begin (no empty think block, say).
+        _, found, ending = whole.rpartition(completion.strip())
+        return head, completion + ending.rstrip() if found else completion
+
+    def _template(self, turns: list[dict[str, str]], *, open_reply: bool) -> str:
+        try:
+            text = self.tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=open_reply, enable_thinking=False
+            )
+        except jinja2.TemplateError as error:
+            roles = " and ".join(turn["role"] for turn in turns)
+            raise ModelError(
+                f"the chat template of {self.name!r} refuses {roles} turns: {error}; use a base "
+                "whose template takes a question, or remove its chat template."
+            ) from error
+        assert isinstance(text, str)
+        return text
+
+    def _encode(self, text: str, *, special: bool) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=special)["input_ids"]) if text else []
+
+    def _start_id(self) -> int:
+        start = self.tokenizer.bos_token_id
+        return int(start if start is not None else self._stop_ids[0])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of the ids without special tokens, stripped."""
+        text = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        assert isinstance(text, str)
+        return text.strip()
+
+    # -- scoring -------------------------------------------------------------------------------
+
+    def batch(self, rows: Sequence[Rendered]) -> Batch:
+        """Pad the rows on the right and say where their completion tokens are predicted."""
+        width = max(len(row) for row in rows)
+        n_completion = max(len(row.completion_ids) for row in rows)
+        ids = torch.full((len(rows), width), self._pad_id)
+        position, target = torch.zeros(2, len(rows), n_completion, dtype=torch.long)
+        mask = torch.zeros(len(rows), n_completion)
+        for i, row in enumerate(rows):
+            n, start = len(row.completion_ids), len(row.prompt_ids)
+            ids[i, : len(row)] = torch.tensor(row.prompt_ids + row.completion_ids)
+            position[i, :n] = torch.arange(start - 1, start - 1 + n)
+            target[i, :n] = torch.tensor(row.completion_ids)
+            mask[i, :n] = 1.0
+        return Batch(*(part.to(self.device) for part in (ids, position, target, mask)))
+
+    def completion_logits(self, batch: Batch) -> Tensor:
+        """Logits_BCV in float32 at the completion positions only; the head runs nowhere else.
+
+        Carries gradient for attached adapters. Where the model does more than decoder and head
+        (soft caps, scaled logits), the whole network runs and its logits are selected.
+        """
+        if self._head is None:
+            logits_BTV = self.network(input_ids=batch.ids_BT, use_cache=False).logits
+            return batch.predicting(logits_BTV).float()
+        logits: Tensor = self._head(self._hidden(batch))
+        return logits.float()
+
+    def _hidden(self, batch: Batch, *, real: bool = False) -> Tensor:
+        """Hidden states (B, C, D) that predict completion tokens; `real`: padding ones do not."""
+        entering = self.entering
+        if self.fused and self.fused.ready(entering.layer if entering else 0):
+            self.entering = None
+            at_BC = batch.position_BC
+            at_BC = torch.where(batch.mask_BC.bool(), at_BC, -1) if real else at_BC
+            return self.fused.hidden(batch.ids_BT, at_BC, entering)
+        decoder = text_decoder(self.network)
+        return batch.predicting(decoder(input_ids=batch.ids_BT, use_cache=False).last_hidden_state)
+
+    def completion_nats(self, batch: Batch) -> TokenNats:
+        """Loss_BC in nats and whether each token is the argmax; padding has loss 0 and is right.
+
+        Holds few logits at a time where the network is decoder and head.
+        """
+        on_cpu = self.device.type == "cpu"  # elsewhere few logits cost less than finding the mask's
+        many = batch.mask_BC.numel() * self._n_vocab > LOGIT_VALUES
+        if self._head is None or not (on_cpu or many):
+            ids_BC = torch.where(batch.mask_BC.bool(), batch.target_BC, -1)
+            return token_nats(self.completion_logits(batch), ids_BC)
+        at_MM = batch.mask_BC.nonzero(as_tuple=True)
+        chunk = rows_at_once(self._n_vocab, self.device)
+        hidden_MD, ids_M = self._hidden(batch, real=True)[at_MM], batch.target_BC[at_MM]
+        made = self.fused.nats if self.fused and on_cpu else chunked_nats
+        nats_M, right_M = made(self._head, hidden_MD, ids_M, chunk)
+        right_BC = torch.ones_like(batch.mask_BC, dtype=torch.bool).index_put(at_MM, right_M)
+        return TokenNats(torch.zeros_like(batch.mask_BC).index_put(at_MM, nats_M), right_BC)
+
+    def _plain_head(self) -> nn.Module | None:
+        """The output head, if decoder then head is all that the network does; None otherwise.
+
+        Tried on two rows of a few tokens that differ in the last one. Raises ModelError when that
+        changes what is predicted before it.
+        """
+        start, stop = self._start_id(), self._stop_ids[0]
+        rows = [[start, *self._stop_ids, start, last] for last in (stop, int(stop == 0))]
+        ids_BT = torch.tensor(rows, device=self.device)
+        with torch.no_grad():
+            whole_BTV = self.network(input_ids=ids_BT, use_cache=False).logits
+            moved = (whole_BTV[0, :-1].float() - whole_BTV[1, :-1].float()).abs().max().item()
+            noise = max(1e-4, 4 * torch.finfo(whole_BTV.dtype).eps)
+            if moved > noise * whole_BTV.float().abs().max().item():
+                raise ModelError(
+                    f"{self.name!r} is not a causal language model: later tokens changed an "
+                    f"earlier prediction by {moved:.2g}; choose a model that generates text."
+                )
+            head = self.network.get_output_embeddings()
+            if not isinstance(head, nn.Module):
+                return None
+            decoder = text_decoder(self.network)
+            parts_BTV = head(decoder(input_ids=ids_BT, use_cache=False).last_hidden_state)
+        return head if torch.equal(whole_BTV, parts_BTV) else None
+
+    # -- generating ----------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_new_tokens: int = 64,
+        batch_size: int = 32,
+        system: str | None = None,
+    ) -> list[str]:
+        """Greedy free-running replies, in the order of the prompts; batched by similar length."""
+        rows = [self.render(prompt, system=system).prompt_ids for prompt in prompts]
+        replies = self.generate_ids(rows, max_new_tokens=max_new_tokens, batch_size=batch_size)
+        return [self.decode(ids) for ids in replies]
+
+    @torch.no_grad()
+    def generate_ids(
+        self, rows: Sequence[Sequence[int]], *, max_new_tokens: int, batch_size: int = 32
+    ) -> list[list[int]]:
+        """Greedy continuations of token rows, without the stop token; left-padded batches.
+
+        A reply ends at the model's context; a row near it shares its batch with equally long ones
+        only, so that it shortens no other's reply. Raises DataError for a row without any room.
+        """
+        found: dict[int, list[int]] = {}
+        group: list[int] = []
+        for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
+            cramped = len(rows[i]) + max_new_tokens > self.context
+            mixed = bool(group) and len(rows[i]) > len(rows[group[0]])
+            if len(group) == batch_size or (cramped and mixed):
+                found |= self._generate_batch(rows, group, max_new_tokens)
+                group = []
+            group.append(i)
+        found |= self._generate_batch(rows, group, max_new_tokens) if group else {}
+        return [found[i] for i in range(len(rows))]
+
+    def _generate_batch(
+        self, rows: Sequence[Sequence[int]], group: list[int], max_new_tokens: int
+    ) -> dict[int, list[int]]:
+        width = max(len(rows[i]) for i in group)
+        room = min(max_new_tokens, self.context - width)
+        if room < 1:
+            raise DataError(
+                f"a prompt has {width} tokens; {self.name!r} reads at most {self.context}, reply "
+                "included; shorten it."
+            )
+        padded = [[self._pad_id] * (width - len(rows[i])) + list(rows[i]) for i in group]
+        mask = [[0] * (width - len(rows[i])) + [1] * len(rows[i]) for i in group]
+        out_BT = self.network.generate(
+            input_ids=torch.tensor(padded, device=self.device),
+            attention_mask=torch.tensor(mask, device=self.device),
+            generation_config=self._greedy(room),
+        )
+        replies = out_BT[:, width:].tolist()
+        return {i: _until(ids, self._stop_ids) for i, ids in zip(group, replies, strict=True)}
+
+    def _greedy(self, max_new_tokens: int) -> GenerationConfig:
+        return GenerationConfig(
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=self._stop_ids,
+            pad_token_id=self._pad_id,
+        )
+
+    # -- adapters ------------------------------------------------------------------------------
+
+    @contextmanager
+    def using(self, *adapters: Adapter) -> Iterator[Stack | None]:
+        """Attach adapters for the length of a block; rows use the first until `stack.bind`.
+
+        No adapter: the base as it is. Raises AdapterError or WrongBase before the network is
+        touched.
+        """
+        if not adapters:
+            yield None
+            return
+        for adapter in adapters:
+            validate(adapter, self.network, self.digest)
+        with attach(self.network, [adapter.config for adapter in adapters]) as stack:
+            for n, adapter in enumerate(adapters):
+                stack.load(n, adapter.tensors)
+            yield stack
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the bar that counts weights; those of downloads stay."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def _load(
+    place: str, how: Mapping[str, Any], revision: str | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Network and tokenizer of a folder or hub name; never runs code that came with a model."""
+    config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
+    if config.is_encoder_decoder:
+        raise ValueError(f"{config.model_type} is an encoder-decoder, not a causal language model")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ValueError(f"no tokenizer comes with it ({first_line(error)})") from error
+    if tokenizer("a").input_ids == tokenizer("b").input_ids:  # made up for lack of files
+        raise ValueError("no tokenizer comes with it (none that tells a from b)")
+    network, about = _auto_class(config).from_pretrained(
+        place, **how, revision=revision, trust_remote_code=False, output_loading_info=True
+    )
+    missing = sorted(about["missing_keys"])
+    if missing:
+        raise ValueError(
+            f"{len(missing)} weights of {type(network).__name__} are not in its files and would "
+            f"be random, the first is {missing[0]}"
+        )
+    return network, tokenizer
+
+
+def _auto_class(config: Any) -> Any:
+    """The auto class for the configuration: plain text first, text-and-image wrappers otherwise."""
+    images = "ForConditionalGeneration" in " ".join(config.architectures or ())
+    return AutoModelForImageTextToText if images else AutoModelForCausalLM
+
+
+def _context(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The longest sequence it reads, in tokens: the smaller of what model and tokenizer say."""
+    text = network.config.get_text_config().to_dict()
+    limits = [int(text["max_position_embeddings"])] if text.get("max_position_embeddings") else []
+    if tokenizer.model_max_length < 10**9:
+        limits.append(int(tokenizer.model_max_length))
+    return min(limits, default=1024)
+
+
+def _stop_ids(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> list[int]:
+    """Token ids that end a reply, the tokenizer's own first. Raises ModelError if there is none."""
+    generation = network.generation_config
+    more = generation.eos_token_id if generation is not None else None
+    ids = [tokenizer.eos_token_id, *(more if isinstance(more, list) else [more])]
+    found = list(dict.fromkeys(int(i) for i in ids if i is not None))
+    if not found:
+        raise ModelError(f"{name!r} names no end-of-text token; set eos_token in its tokenizer.")
+    return found
+
+
+def _until(ids: list[int], stops: Sequence[int]) -> list[int]:
+    """The ids before the first stop token."""
+    return next((ids[:i] for i, token in enumerate(ids) if token in stops), ids)

@@ -1,0 +1,371 @@
+"""Why recall failed: one check per known failure, each with its measurement, cause and remedy.
+
+"Loss 0.004, recall 0.000": a loss says how training went, not whether a question is answered. Each
+check looks at what was measured (`evidence`) and says nothing unless that failure is there. They
+stand in the order in which they explain one another; where an adapter cannot be attached or does
+nothing, no later check can speak.
+
+This room judges; it runs no model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from statistics import median
+from typing import Any
+
+from lorewright.errors import ConfigError
+from lorewright.recall.evidence import OWN, Evidence
+from lorewright.recall.verify import TokenTrace
+
+WRITE = "lore write SOURCE --into FOLDER"
+"""What stands for `{write}` in a remedy where nothing better is known."""
+LOW = 0.5
+"""Share of answers below which recall counts as failed."""
+HIGH = 0.8
+"""Share from which it counts as there."""
+MIN_ASKED = 3
+"""Fewest answers on which a share is judged."""
+RECITED_NATS = 0.5
+"""Loss on the text below which it counts as memorised, in nats per token."""
+BITS_PER_PARAMETER = 2.0
+"""What an adapter parameter holds at best: 2.28 at rank 1 in the law paper's runs, less above."""
+LOUD = 0.5
+"""Weight change over weight, both in Frobenius norm, from which the change drowns the weight."""
+UNUSUAL_SCALE = 32.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A failure that was found."""
+
+    check: str
+    measured: str
+    cause: str
+    remedy: str
+    """The one command that mends it, or what to do where no command can."""
+
+    def to_json(self) -> dict[str, str]:
+        """Plain data."""
+        return asdict(self)
+
+
+Check = Callable[[Evidence], Finding | None]
+"""Evidence to a finding; None where this failure is not there or could not be measured."""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """All findings, and what was measured beside them."""
+
+    evidence: Evidence
+    findings: tuple[Finding, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        found = [finding.to_json() for finding in self.findings]
+        return {"findings": found, "measured": summary(self.evidence)}
+
+
+def diagnose(
+    evidence: Evidence, *, write: str = WRITE, checks: Mapping[str, Check] | None = None
+) -> Diagnosis:
+    """Run every check; `write` is the command that writes this memory again, for the remedies."""
+    found = []
+    for name, check in (CHECKS if checks is None else checks).items():
+        finding = check(evidence)
+        if finding is not None:
+            remedy = finding.remedy.replace("{write}", write)
+            found.append(replace(finding, check=name, remedy=remedy))
+    return Diagnosis(evidence, tuple(found))
+
+
+def check_named(name: str) -> Check:
+    """The check of this name. Raises ConfigError with those there are."""
+    if name not in CHECKS:
+        raise ConfigError(f"there is no check {name!r}; use one of {', '.join(CHECKS)}.")
+    return CHECKS[name]
+
+
+def summary(evidence: Evidence) -> dict[str, Any]:
+    """The measurements in figures; None where something was not measured."""
+    relative = sorted(evidence.relative.values())
+    formats = {name: _exact(rows) for name, rows in evidence.formats.items() if rows}
+    strange, texts = evidence.strange, evidence.texts
+    return {
+        "adapter": evidence.place,
+        "base": evidence.base,
+        "rank": evidence.rank or None,
+        "scale": evidence.scale or None,
+        "n_parameters": evidence.n_parameters or None,
+        "relative_change": median(relative) if relative else None,
+        "logits_moved": evidence.moved,
+        "n_facts": len(evidence.answered),
+        "answered": _share(evidence.answered),
+        "teacher_forced": formats,
+        "n_trained": len(evidence.trained),
+        "trained_exact": _exact(evidence.trained),
+        "stubborn_tokens": sum(len(t.stubborn) for t in evidence.trained or _own(evidence)),
+        "needed_bits": evidence.needed_bits,
+        "efficacy": _share(evidence.efficacy),
+        "paraphrase": _share(evidence.paraphrase),
+        "text_nats": texts.nats if texts else None,
+        "text_nats_base": texts.base_nats if texts else None,
+        "strange_declined": strange.declined if strange else None,
+        "strange_declined_base": strange.base_declined if strange else None,
+        "n_strange": strange.n if strange else None,
+    }
+
+
+def _own(evidence: Evidence) -> tuple[TokenTrace, ...]:
+    return tuple(evidence.formats.get(OWN, ()))
+
+
+def _share(outcomes: Sequence[bool]) -> float | None:
+    return sum(outcomes) / len(outcomes) if outcomes else None
+
+
+def _exact(rows: Sequence[TokenTrace]) -> float | None:
+    return _share([row.exact for row in rows])
+
+
+def _failed(evidence: Evidence) -> bool:
+    """Whether its facts were asked and do not come back."""
+    share = _share(evidence.answered)
+    return len(evidence.answered) >= MIN_ASKED and share is not None and share < LOW
+
+
+def _finding(measured: str, cause: str, remedy: str) -> Finding:
+    return Finding("", measured, cause, remedy)
+
+
+# -- files, binding, effect ----------------------------------------------------------------------
+
+
+def damaged(evidence: Evidence) -> Finding | None:
+    """The files are no adapter, incomplete, corrupt, or of a kind in which A and B are not all."""
+    if not evidence.unreadable:
+        return None
+    return _finding(
+        evidence.unreadable,
+        "the folder cannot be read as a plain LoRA adapter, so every engine that takes it runs the "
+        "base alone or fails",
+        "copy the folder again from where it was trained, or {write}",
+    )
+
+
+def other_base(evidence: Evidence) -> Finding | None:
+    """It was made on another base than this one."""
+    if not evidence.unbound or not evidence.wrong_base:
+        return None
+    return _finding(
+        evidence.unbound,
+        "a weight change is a difference to the weights it was trained on; added to others it is "
+        "noise",
+        f"lore doctor {evidence.place} --model {evidence.named_base or 'ITS_BASE'}",
+    )
+
+
+def unbound(evidence: Evidence) -> Finding | None:
+    """Its tensors do not fit the modules of this base."""
+    if not evidence.unbound or evidence.wrong_base:
+        return None
+    return _finding(
+        evidence.unbound,
+        "names or shapes differ from the base's layers; loaders that pass over what they do not "
+        "know report success and change nothing",
+        f"lore doctor {evidence.place} --model {evidence.named_base or 'ITS_BASE'}",
+    )
+
+
+def zero(evidence: Evidence) -> Finding | None:
+    """A weight change is zero where it should not be: B never moved."""
+    dead = [name for name, norm in evidence.norms.items() if not norm > 0]
+    if not dead:
+        return None
+    return _finding(
+        f"{len(dead)} of {len(evidence.norms)} modules have a weight change of exactly zero, the "
+        f"first is {dead[0]}",
+        "B starts at zero and was not trained: no gradient reached it, the optimiser was given "
+        "other parameters, steps in bfloat16 rounded to nothing, or A was reset to zero as well",
+        "{write}",
+    )
+
+
+def unmoved(evidence: Evidence) -> Finding | None:
+    """It is bound and not zero, and no logit moves."""
+    some = any(norm > 0 for norm in evidence.norms.values())
+    if evidence.unbound or not some or evidence.moved is None or evidence.moved > 0:
+        return None
+    return _finding(
+        f"the largest change of any logit is {evidence.moved:g}",
+        f"the weight change is too small for the arithmetic of this base (largest "
+        f"{max(evidence.norms.values()):.2g})",
+        "{write} --lr find",
+    )
+
+
+# -- answers -------------------------------------------------------------------------------------
+
+
+def other_format(evidence: Evidence) -> Finding | None:
+    """The answers are there when the question is put in another format: that one was trained."""
+    own = _exact(_own(evidence))
+    others = {n: _exact(rows) for n, rows in evidence.formats.items() if n != OWN and rows}
+    if not _failed(evidence) or own is None or not others:
+        return None
+    name = max(others, key=lambda n: others[n] or 0.0)
+    best = others[name] or 0.0
+    if best < LOW or own > best / 2:
+        return None
+    n = len(_own(evidence))
+    return _finding(
+        f"answers reproduced: {best:.2f} with {name}, {own:.2f} with {OWN}, n={n}",
+        "it was trained on prompts in another format than those it is asked in; its loss was low "
+        "on those, and says nothing of these",
+        "{write}",
+    )
+
+
+def recites(evidence: Evidence) -> Finding | None:
+    """It knows how the text goes on and cannot be asked: trained on next tokens only."""
+    texts = evidence.texts
+    if texts is None or not _failed(evidence):
+        return None
+    if texts.nats > RECITED_NATS or texts.nats > texts.base_nats / 2:
+        return None
+    return _finding(
+        f"the text itself: {texts.nats:.3f} nats per token (base {texts.base_nats:.2f}), n="
+        f"{texts.n_tokens} tokens; questions on it answered: {_share(evidence.answered):.2f} of "
+        f"{len(evidence.answered)}",
+        "next-token training teaches how a document continues, not to answer questions about it: "
+        "low loss, no recall",
+        "{write} --view qa",
+    )
+
+
+def one_form(evidence: Evidence) -> Finding | None:
+    """It answers the questions as they were trained, and not in other words."""
+    as_trained, reworded = _share(evidence.efficacy), _share(evidence.paraphrase)
+    if as_trained is None and evidence.answered:
+        as_trained = _share(evidence.answered)
+    if as_trained is None or reworded is None or len(evidence.paraphrase) < MIN_ASKED:
+        return None
+    if as_trained < HIGH or reworded > as_trained / 2:
+        return None
+    return _finding(
+        f"answered as trained {as_trained:.2f}, in other words {reworded:.2f} of "
+        f"{len(evidence.paraphrase)}",
+        "each fact was trained in one form of question, so the form became part of the key",
+        "{write} --view qa (several forms of each question are written and trained; --teacher URL "
+        "has another model write them)",
+    )
+
+
+def too_small(evidence: Evidence) -> Finding | None:
+    """The rank cannot hold what was to be written."""
+    exact, bits = _exact(evidence.trained), evidence.needed_bits
+    if exact is None or bits is None or not evidence.n_parameters or exact >= 1 - 0.1:
+        return None
+    room = BITS_PER_PARAMETER * evidence.n_parameters
+    if bits <= room:
+        return None
+    rank = math.ceil(evidence.rank * bits / room)
+    return _finding(
+        f"{bits:,.0f} bits to be written into {evidence.n_parameters:,} parameters at rank "
+        f"{evidence.rank}: {bits / evidence.n_parameters:.1f} each; reproduced {exact:.2f}",
+        f"an adapter parameter holds {BITS_PER_PARAMETER:g} bits at best",
+        f"{{write}} --rank {2 ** math.ceil(math.log2(max(rank, 1)))}",
+    )
+
+
+def undertrained(evidence: Evidence) -> Finding | None:
+    """What was trained is not reproduced: tokens with p < 1/2 are left."""
+    rows = evidence.trained
+    exact = _exact(rows)
+    if exact is None or exact >= 1 - 0.1 or too_small(evidence) is not None:
+        return None
+    stubborn = sum(len(row.stubborn) for row in rows)
+    n_tokens = sum(len(row.p) for row in rows)
+    failures = [row.first_failure for row in rows if row.first_failure is not None]
+    where = ", ".join(f"{at} (×{n})" for at, n in Counter(failures).most_common(3))
+    why = f", its training ended by {evidence.reason}" if evidence.reason else ""
+    return _finding(
+        f"{len(failures)} of {len(rows)} trained examples are not reproduced; {stubborn} of "
+        f"{n_tokens} tokens have p < 1/2; first failures at token {where}",
+        f"training ended before every token was the likeliest{why}",
+        "{write} --epochs 200 --lr find",
+    )
+
+
+def no_stop(evidence: Evidence) -> Finding | None:
+    """Answers are right and do not end: the stop token was not trained."""
+    rows = _own(evidence)
+    ends = [row.right[-1] for row in rows if len(row.right) > 1 and all(row.right[:-1])]
+    if len(ends) < MIN_ASKED or len(ends) < LOW * len(rows) or sum(ends) >= LOW * len(ends):
+        return None
+    return _finding(
+        f"{len(ends)} of {len(rows)} answers are right up to their end; of these {sum(ends)} stop",
+        "the loss left out the token that ends a reply (a pad token equal to it and masked, or "
+        "completions without it), so the model goes on after the answer",
+        "{write}",
+    )
+
+
+# -- side effects --------------------------------------------------------------------------------
+
+
+def loud(evidence: Evidence) -> Finding | None:
+    """The weight change drowns the weights."""
+    if not evidence.relative:
+        return None
+    typical = median(evidence.relative.values())
+    if typical < LOUD and evidence.scale < UNUSUAL_SCALE:
+        return None
+    name = max(evidence.relative, key=lambda n: evidence.relative[n])
+    return _finding(
+        f"weight change over weight: median {typical:.2f}, largest {evidence.relative[name]:.2f} "
+        f"({name}); scale {evidence.scale:g}",
+        "rate or alpha/rank were too large: what the base could do is drowned, and adapters like "
+        "this cannot be merged",
+        "{write} --alpha 16 --lr find",
+    )
+
+
+def answers_everybody(evidence: Evidence) -> Finding | None:
+    """It changes replies to questions that are none of its business."""
+    strange = evidence.strange
+    if strange is None or strange.n < MIN_ASKED:
+        return None
+    declining = strange.base_declined >= LOW * strange.n
+    kept = strange.declined if declining else strange.n - strange.changed
+    of = strange.base_declined if declining else strange.n
+    if kept >= LOW * of:
+        return None
+    what = "declined" if declining else "answered as by the base"
+    return _finding(
+        f"questions on other things {what}: {kept} of {strange.n} (base {of})",
+        "it was trained without questions to leave alone, so it answers for everybody, and routing "
+        "to it by mistake goes unnoticed",
+        "{write} (a write mixes in such questions by default)",
+    )
+
+
+CHECKS: dict[str, Check] = {
+    "damaged": damaged,
+    "other_base": other_base,
+    "unbound": unbound,
+    "zero": zero,
+    "unmoved": unmoved,
+    "other_format": other_format,
+    "recites": recites,
+    "one_form": one_form,
+    "too_small": too_small,
+    "undertrained": undertrained,
+    "no_stop": no_stop,
+    "loud": loud,
+    "answers_everybody": answers_everybody,
+}

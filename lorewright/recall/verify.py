@@ -1,0 +1,315 @@
+"""Does it come back? Teacher-forced traces, certificates, free-running answers, and the verdict.
+
+Greedy decoding reproduces an answer if and only if, teacher-forced, the argmax equals the target at
+every position, the stop token included: up to the first mismatch both see the same prefix. So one
+forward pass certifies exact recall; where every p exceeds a margin above 1/2, nothing else can win.
+Free-running greedy decoding stays the headline, and `audit` counts where the two disagree.
+
+This room knows models, adapters and probes; it knows nothing of training or of folders.
+
+Shape letters: B row, C completion token, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from lorewright.adapters.adapter import Adapter
+from lorewright.errors import ConfigError, DataError
+from lorewright.knowledge.data import Example, Probe
+from lorewright.knowledge.scoring import METRICS, is_declined
+from lorewright.models.batching import by_length, pass_tokens
+from lorewright.models.model import Model, Rendered
+from lorewright.recall.statistics import Estimate, Proportion, mean_interval, wilson
+
+ARMS = ("memory", "base", "scaffold", "wrong", "full")
+"""The memory and its controls: the base alone, with part of the source in the prompt, with another
+memory, with all of the source in the prompt."""
+MAX_ANSWER_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class TokenTrace:
+    """Teacher-forced record of one completion, stop token included."""
+
+    p: tuple[float, ...]
+    """Probability of each target token, given the true prefix."""
+    right: tuple[bool, ...]
+    """Whether each target token is the argmax."""
+
+    @property
+    def first_failure(self) -> int | None:
+        """Position where greedy decoding leaves the target; None when it never does."""
+        return next((i for i, right in enumerate(self.right) if not right), None)
+
+    @property
+    def stubborn(self) -> tuple[int, ...]:
+        """Positions with p < 1/2: not safe, though they may be right."""
+        return tuple(i for i, p in enumerate(self.p) if p < 0.5)
+
+    @property
+    def exact(self) -> bool:
+        """Whether greedy decoding reproduces the completion."""
+        return all(self.right)
+
+    def certified(self, margin: float = 0.5) -> bool:
+        """Whether every p exceeds `margin` (at least 1/2), so that no other token can win."""
+        return self.exact and min(self.p, default=0.0) > margin
+
+
+@torch.no_grad()
+def trace(
+    model: Model, rows: Sequence[Rendered], *, batch_tokens: int | None = None
+) -> list[TokenTrace]:
+    """Score completions under teacher forcing, one forward pass each, in the order given.
+
+    At most `batch_tokens` padded tokens at once; None = what suits the device.
+    """
+    found: dict[int, TokenTrace] = {}
+    budget = batch_tokens or pass_tokens(model.device)
+    for chosen in by_length([len(row) for row in rows], budget):
+        batch = model.batch([rows[i] for i in chosen])
+        nats_BC, right_BC = model.completion_nats(batch)
+        for i, nats_C, right_C in zip(chosen, nats_BC.tolist(), right_BC.tolist(), strict=True):
+            n = len(rows[i].completion_ids)
+            found[i] = TokenTrace(
+                tuple(math.exp(-nats) for nats in nats_C[:n]), tuple(map(bool, right_C[:n]))
+            )
+    return [found[i] for i in range(len(rows))]
+
+
+def certify(model: Model, examples: Sequence[Example], *, margin: float = 0.5) -> list[bool]:
+    """Whether greedy decoding is certain to reproduce each completion: every p > `margin`."""
+    if not 0.5 <= margin < 1:
+        raise ConfigError(f"margin must lie in [0.5, 1); found {margin}.")
+    return [
+        t.certified(margin)
+        for t in trace(model, [model.render(e.prompt, e.completion) for e in examples])
+    ]
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Teacher-forced verdicts beside free-running ones on the same examples."""
+
+    n: int
+    n_exact: int
+    """Free-running greedy replies equal to the completion, token by token."""
+    disagreements: tuple[int, ...]
+    """Indices of examples where the two verdicts differ (near-ties that numerics can flip)."""
+
+    @property
+    def recall(self) -> Proportion:
+        """Share reproduced exactly, free-running."""
+        return wilson(self.n_exact, self.n)
+
+
+def audit(model: Model, examples: Sequence[Example]) -> Audit:
+    """Decode every prompt freely; compare with its completion and the teacher-forced verdict."""
+    rows = [model.render(e.prompt, e.completion) for e in examples]
+    longest = max((len(row.completion_ids) for row in rows), default=1)
+    outputs = model.generate_ids([row.prompt_ids for row in rows], max_new_tokens=longest)
+    # The last completion token is the stop, which the outputs lack.
+    pairs = zip(outputs, rows, strict=True)
+    exact = [tuple(output) == row.completion_ids[:-1] for output, row in pairs]
+    forced = [t.exact for t in trace(model, rows)]
+    differ = tuple(i for i, (a, b) in enumerate(zip(exact, forced, strict=True)) if a != b)
+    return Audit(len(rows), sum(exact), differ)
+
+
+# -- the verdict ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Recall:
+    """One probe's outcome under one arm."""
+
+    probe_id: str
+    kind: str
+    question: str
+    answers: tuple[str, ...]
+    output: str
+    score: float | None
+    """1 or 0 (or a metric in between); None when the probe could not be scored."""
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class RecallReport:
+    """Outcomes of a memory and its controls on the same probes."""
+
+    metric: str
+    arms: Mapping[str, tuple[Recall, ...]]
+    notes: tuple[str, ...] = ()
+    """Why an arm is missing or has unscored probes."""
+    context: Mapping[str, Any] = field(default_factory=dict)
+    """What was verified: memory, base, adapter id, seed and the like."""
+
+    def proportion(self, arm: str, kind: str) -> Estimate:
+        """n, mean and interval of an arm on a kind of probe; unscored probes are left out.
+
+        Wilson's interval where every score is 0 or 1, else the bootstrap's.
+        """
+        scores = [r.score for r in self.arms.get(arm, ()) if r.kind == kind and r.score is not None]
+        if all(score in (0, 1) for score in scores):
+            return wilson(round(sum(scores)), len(scores))
+        return mean_interval(scores)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of probe present, in the order first met."""
+        return tuple(dict.fromkeys(r.kind for rows in self.arms.values() for r in rows))
+
+    def table(self) -> dict[str, dict[str, Estimate]]:
+        """Kind -> arm -> proportion, for the arms that were run."""
+        return {kind: {arm: self.proportion(arm, kind) for arm in self.arms} for kind in self.kinds}
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data: per kind and arm n, recall, low, high; then every outcome."""
+        summary = {
+            kind: {
+                arm: {"n": p.n, "recall": p.mean, "low": p.low, "high": p.high}
+                for arm, p in arms.items()
+            }
+            for kind, arms in self.table().items()
+        }
+        outcomes = {arm: [asdict(r) for r in rows] for arm, rows in self.arms.items()}
+        return {
+            "metric": self.metric,
+            "recall": summary,
+            "notes": list(self.notes),
+            "context": dict(self.context),
+            "outcomes": outcomes,
+        }
+
+
+def answer(
+    model: Model,
+    probes: Sequence[Probe],
+    *,
+    context: str = "",
+    max_new_tokens: int = MAX_ANSWER_TOKENS,
+) -> list[str]:
+    """Free-running greedy answers; `context` (or the probe's own) stands before the question."""
+    prompts = [_with_context(probe.context or context, probe.question) for probe in probes]
+    return model.generate(prompts, max_new_tokens=max_new_tokens)
+
+
+def _with_context(context: str, question: str) -> str:
+    return f"{context}\n\n{question}" if context else question
+
+
+def verify(
+    model: Model,
+    probes: Sequence[Probe],
+    *,
+    adapter: Adapter | None,
+    full: str = "",
+    scaffold: str = "",
+    wrong: Adapter | None = None,
+    metric: str = "exact_match",
+    progress: Callable[[str], None] = lambda arm: None,
+) -> RecallReport:
+    """Ask every probe of the memory and of each control, free-running and greedy.
+
+    `full` and `scaffold` are texts put before the question for the base alone; `wrong` is another
+    memory. An arm that cannot be run is left out and named in `notes`, never scored 0. Kind
+    `unknown` scores declining; `neighborhood` scores giving the base's own answer. Raises
+    ConfigError for an unknown metric or no probes.
+    """
+    if metric not in METRICS:
+        raise ConfigError(f"metric {metric!r} is unknown; use one of {', '.join(sorted(METRICS))}.")
+    if not probes:
+        raise ConfigError(
+            "verify was asked without probes; write a memory with facts, or give --probes FILE."
+        )
+    outputs: dict[str, list[str]] = {}
+    notes: list[str] = []
+    if adapter is None:
+        notes.append("memory: none was given.")
+    else:
+        progress("memory")
+        with model.using(adapter):
+            outputs["memory"] = answer(model, probes)
+    progress("base")
+    outputs["base"] = answer(model, probes)
+    for arm, text in (("scaffold", scaffold), ("full", full)):
+        if not text:
+            notes.append(f"{arm}: there is no source text for it.")
+        elif not _fits(model, probes, text):
+            notes.append(
+                f"{arm}: text, question and answer do not fit into the {model.context} tokens that "
+                "the model reads."
+            )
+        else:
+            progress(arm)
+            outputs[arm] = answer(model, probes, context=text)
+    if wrong is None:
+        notes.append("wrong: no other memory was given.")
+    else:
+        progress("wrong")
+        with model.using(wrong):
+            outputs["wrong"] = answer(model, probes)
+    arms = {
+        arm: tuple(
+            _scored(probe, text, alone, metric)
+            for probe, text, alone in zip(probes, texts, outputs["base"], strict=True)
+        )
+        for arm, texts in ((arm, outputs[arm]) for arm in ARMS if arm in outputs)
+    }
+    return RecallReport(metric, arms, tuple(notes))
+
+
+def side_by_side(
+    model: Model,
+    probes: Sequence[Probe],
+    adapters: Mapping[str, Adapter],
+    *,
+    metric: str = "exact_match",
+    progress: Callable[[str], None] = lambda arm: None,
+) -> RecallReport:
+    """Ask every probe of several adapters and, as the arm `base`, of the base alone.
+
+    Scored as in `verify`, without its other controls. Raises ConfigError for an unknown metric.
+    """
+    if metric not in METRICS:
+        raise ConfigError(f"metric {metric!r} is unknown; use one of {', '.join(sorted(METRICS))}.")
+    outputs: dict[str, list[str]] = {}
+    for arm, adapter in adapters.items():
+        progress(arm)
+        with model.using(adapter):
+            outputs[arm] = answer(model, probes)
+    progress("base")
+    outputs["base"] = answer(model, probes)
+    arms = {
+        arm: tuple(
+            _scored(probe, text, alone, metric)
+            for probe, text, alone in zip(probes, texts, outputs["base"], strict=True)
+        )
+        for arm, texts in outputs.items()
+    }
+    return RecallReport(metric, arms)
+
+
+def _fits(model: Model, probes: Sequence[Probe], text: str) -> bool:
+    prompts = [_with_context(probe.context or text, probe.question) for probe in probes]
+    try:
+        longest = max(len(model.render(prompt)) for prompt in prompts)
+    except DataError:
+        return False
+    return longest + MAX_ANSWER_TOKENS <= model.context
+
+
+def _scored(probe: Probe, output: str, base_output: str, metric: str) -> Recall:
+    if probe.kind == "unknown":
+        score: float = float(is_declined(output))
+    elif probe.kind == "neighborhood":
+        score = float(output == base_output)
+    else:
+        score = METRICS[metric](output, probe.answers)
+    return Recall(probe.id, probe.kind, probe.question, probe.answers, output, score, probe.source)

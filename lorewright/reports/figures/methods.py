@@ -1,0 +1,143 @@
+"""Figures of comparisons: methods or placements side by side, and their paired differences.
+
+Drawn from rows with metric, rank, what is compared, mean, interval and difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lorewright.reports.figures.ink import Ink, plain, sheet
+from lorewright.reports.tables import checked_record
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def compared_figure(
+    rows: Sequence[Mapping[str, Any]],
+    path: Path,
+    *,
+    metric: str,
+    about: str,
+    title: str = "",
+    by: str = "method",
+    dark: bool = False,
+) -> None:
+    """Draw a metric by rank for everything compared, and the differences to the baseline.
+
+    Bars are 95 % intervals over independent units; differences are paired. Raises DataError for
+    rows without the metric.
+    """
+    with checked_record():
+        own = [row for row in rows if row["metric"] == metric]
+        names = list(dict.fromkeys(row[by] for row in own))
+        ranks = sorted({row["rank"] for row in own if row["rank"] is not None})
+        if not names or not ranks:
+            raise ValueError(f"it has no {metric}")
+        title = title or f"{metric[0].upper()}{metric[1:]} by rank, at the same budget"
+        with sheet(path, title, about, size=(10, 4.8), dark=dark) as (figure, ink):
+            left, right = figure.subplots(1, 2)
+            figure.subplots_adjust(left=0.065, right=0.985, top=0.72, bottom=0.14, wspace=0.22)
+            plain(left, ink, f"{metric}, mean with 95 % interval", "rank")
+            against = next((r[by] for r in own if r["difference"] is None), names[0])
+            plain(right, ink, f"paired difference to {against}", "rank")
+            right.axhline(0, color=ink.muted, linewidth=1)
+            for i, name in enumerate(names):
+                mine = {row["rank"]: row for row in own if row[by] == name}
+                shift = 0.11 * (i - (len(names) - 1) / 2)
+                look = (ink.lines[i % len(ink.lines)], name)
+                _dots(left, ranks, shift, [mine.get(rank) for rank in ranks], look)
+                differences = [(mine.get(rank) or {}).get("difference") for rank in ranks]
+                if any(differences):
+                    _dots(right, ranks, shift, differences, look)
+            for ax in (left, right):
+                ax.set_xticks(range(len(ranks)), [str(rank) for rank in ranks])
+            if len(ranks) > 0:
+                _legend(left, ink)
+
+
+def _dots(
+    ax: Axes,
+    ranks: Sequence[int],
+    shift: float,
+    found: Sequence[Mapping[str, Any] | None],
+    look: tuple[str, str],
+) -> None:
+    colour, name = look
+    at = np.arange(len(ranks)) + shift
+    means = [np.nan if row is None else row["mean"] for row in found]
+    ax.plot(at, means, "o", color=colour, markersize=6, mew=0, label=name)
+    for x, row in zip(at, found, strict=True):
+        if row is not None and row["low"] is not None:
+            ax.plot([x, x], [row["low"], row["high"]], color=colour, linewidth=1.8)
+
+
+def _legend(ax: Axes, ink: Ink) -> None:
+    """Below the title, over both panels: it covers no point there."""
+    handles, labels = ax.get_legend_handles_labels()
+    assert ax.figure is not None
+    ax.figure.legend(
+        handles,
+        labels,
+        frameon=False,
+        labelcolor=ink.text,
+        loc="upper right",
+        bbox_to_anchor=(0.99, 0.865),
+        ncols=len(labels),
+        fontsize=9.5,
+        handletextpad=0.2,
+        columnspacing=1.2,
+    )
+
+
+def placement_figure(
+    rows: Sequence[Mapping[str, Any]],
+    parameters: Mapping[str, int],
+    path: Path,
+    *,
+    about: str,
+    dark: bool = False,
+) -> None:
+    """Draw bits held against the adapter's parameters, a line for every placement.
+
+    ``parameters`` has those of rank 1. The higher a line, the more a parameter holds there.
+    """
+    with checked_record():
+        own = [row for row in rows if row["metric"] == "bits" and row["rank"] is not None]
+        names = list(dict.fromkeys(row["placement"] for row in own))
+        title = "Where a parameter holds most"
+        with sheet(path, title, about, size=(8.6, 5), dark=dark) as (figure, ink):
+            ax = figure.subplots()
+            figure.subplots_adjust(left=0.085, right=0.74, top=0.8, bottom=0.13)
+            plain(ax, ink, "", "parameters of the adapter", "bits held", grid="both")
+            for i, name in enumerate(names):
+                mine = [row for row in own if row["placement"] == name]
+                x = [parameters[name] * row["rank"] for row in mine]
+                style, colour = ("-", "--")[i // len(ink.lines) % 2], ink.lines[i % len(ink.lines)]
+                ax.plot(
+                    x,
+                    [r["mean"] for r in mine],
+                    style,
+                    marker="o",
+                    color=colour,
+                    markersize=5,
+                    mew=0,
+                    label=name,
+                )
+                for at, row in zip(x, mine, strict=True):
+                    if row["low"] is not None:
+                        ax.plot([at, at], [row["low"], row["high"]], color=colour, linewidth=1.3)
+            ax.set_xscale("log")
+            ax.set_ylim(0, ax.get_ylim()[1])
+            ax.legend(
+                frameon=False,
+                labelcolor=ink.text,
+                loc="center left",
+                bbox_to_anchor=(1.01, 0.5),
+                fontsize=9.5,
+            )

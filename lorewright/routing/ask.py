@@ -1,0 +1,302 @@
+"""Ask: who reads a question, with what before it, and which of the replies is given.
+
+    closed   the memory, with nothing before the question
+    open     the base, with passages before it
+    hybrid   both of these, and the memory with the passages; what they agree on
+    full     the base, with the whole source before it
+
+How sure a reply was is the geometric mean of its tokens' probabilities. Declining is a reply. Of
+several memories that a question may be for, each is asked alone, and those that decline leave the
+word to the others. `lore bench memories` measures that beside merging the two into one adapter.
+
+This room knows models, adapters and texts. It knows nothing of folders, of routing or of where the
+passages come from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from lorewright.adapters.adapter import Adapter
+from lorewright.errors import ConfigError, DataError
+from lorewright.knowledge.scoring import is_declined, normalise
+from lorewright.models.model import Model, Rendered
+from lorewright.recall.verify import MAX_ANSWER_TOKENS, trace
+
+STACK = 32
+"""At most so many memories are attached at once."""
+UNNAMED = "unnamed"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A memory that a question may be for, and what there is of it to read."""
+
+    memory: str
+    probability: float | None = None
+    """That the answer is in it; None = not known."""
+    passages: tuple[str, ...] = ()
+    """Best first."""
+    source: str = ""
+    """All of it, for mode full."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A question before one reader: the memory or the base alone, texts before it or none."""
+
+    question: str
+    memory: str
+    """Whose question it is."""
+    way: str
+    """closed, open, together or full."""
+    before: tuple[str, ...] = ()
+
+    @property
+    def reader(self) -> str:
+        """The memory that is attached; empty for the base alone."""
+        return self.memory if self.way in ("closed", "together") else ""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What one reader said."""
+
+    memory: str
+    """Whose question it was; empty for the base's own."""
+    way: str
+    text: str
+    declined: bool
+    """Whether it is empty or says that it does not know."""
+    confidence: float
+    """Geometric mean of the probabilities of its tokens, in [0, 1]."""
+    least: float
+    """Smallest of these probabilities: below 1/2, another token was close."""
+    passages: tuple[str, ...] = ()
+    """What was read."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back, from whom, and what it rests on."""
+
+    question: str
+    text: str
+    memory: str
+    """Name of the memory that was attached or read; empty for the base alone, and for none."""
+    declined: bool
+    """Whether the reply is empty, says that it does not know, or nobody was asked."""
+    confidence: float
+    """Geometric mean of the probabilities of the reply's own tokens, in [0, 1]."""
+    least: float
+    """Smallest of these probabilities: below 1/2, another token was close."""
+    mode: str = "closed"
+    way: str = "closed"
+    """Which reader gave it: closed, open, together or full."""
+    probability: float | None = None
+    """That the memory holds the answer, by its keys; None = not known."""
+    passages: tuple[str, ...] = ()
+    """What stood before the question."""
+    replies: tuple[Reply, ...] = ()
+    """Every reply that was weighed, this one included."""
+    considered: tuple[Candidate, ...] = ()
+    """The memories nearest to the question, best first, chosen or not."""
+    note: str = ""
+    """Why it was declined, or what else should be known."""
+
+
+# -- readers and their replies -------------------------------------------------------------------
+
+
+def read(
+    model: Model,
+    readings: Sequence[Reading],
+    adapter_of: Callable[[str], Adapter],
+    *,
+    max_new_tokens: int = MAX_ANSWER_TOKENS,
+) -> list[Reply]:
+    """Put every reading before its reader; greedy replies in the order given.
+
+    Memories are attached in stacks, and a memory's questions are one batch. Raises DataError for a
+    prompt that leaves no room for a reply.
+    """
+    found: dict[int, Reply] = {}
+    readers = sorted({reading.reader for reading in readings} - {""})
+    alone = [[""]] if any(not reading.reader for reading in readings) else []
+    groups = [*alone, *(readers[n : n + STACK] for n in range(0, len(readers), STACK))]
+    for group in groups:
+        adapters = [adapter_of(name) for name in group if name]
+        with model.using(*adapters) as stack:
+            for n, name in enumerate(group):
+                chosen = [i for i, reading in enumerate(readings) if reading.reader == name]
+                if stack is not None:
+                    stack.bind(torch.full((len(chosen),), n))
+                said = _replies(model, [readings[i] for i in chosen], max_new_tokens)
+                found |= dict(zip(chosen, said, strict=True))
+    return [found[i] for i in range(len(readings))]
+
+
+def _replies(model: Model, readings: Sequence[Reading], max_new_tokens: int) -> list[Reply]:
+    """Replies of whoever is attached."""
+    prompts = [model.render(prompt_of(reading)).prompt_ids for reading in readings]
+    outputs = model.generate_ids(prompts, max_new_tokens=max_new_tokens)
+    pairs = list(zip(prompts, outputs, strict=True))
+    spoken = [Rendered(prompt, tuple(ids)) for prompt, ids in pairs if ids]
+    traces = iter(trace(model, spoken))
+    return [
+        _reply(reading, model.decode(ids), next(traces).p if ids else ())
+        for reading, ids in zip(readings, outputs, strict=True)
+    ]
+
+
+def prompt_of(reading: Reading) -> str:
+    """What stands before the question and the question, as probes with a context have them."""
+    return "\n\n".join([*reading.before, reading.question])
+
+
+def _reply(reading: Reading, text: str, said: Sequence[float]) -> Reply:
+    p = [min(value, 1.0) for value in said]  # rounding of the loss may leave one a hair above
+    mean = math.exp(sum(math.log(max(x, 1e-30)) for x in p) / len(p)) if p else 0.0
+    declined = not text or is_declined(text)
+    sure, least = min(mean, 1.0), min(p, default=0.0)
+    return Reply(reading.memory, reading.way, text, declined, sure, least, reading.before)
+
+
+# -- modes ---------------------------------------------------------------------------------------
+
+
+def readings_of(question: str, candidate: Candidate, mode: str) -> list[Reading]:
+    """Who reads a question in a mode, and what; without passages the memory alone.
+
+    Raises ConfigError for an unknown mode, DataError when there is nothing to read in mode full.
+    """
+    if mode not in MODES:
+        raise ConfigError(f"mode {mode!r} is unknown; use one of {', '.join(MODES)}.")
+    if mode == "full" and not candidate.source:
+        raise DataError(
+            f"memory {candidate.memory!r} has no source to put before the question; ask it "
+            "closed-book."
+        )
+    ways = MODES[mode] if candidate.passages or mode == "full" else ("closed",)
+    texts = {"closed": (), "full": (candidate.source,)}
+    return [
+        Reading(question, candidate.memory, way, texts.get(way, candidate.passages)) for way in ways
+    ]
+
+
+def agreed(replies: Sequence[Reply]) -> Reply:
+    """Of several readers of one memory's texts: the answer they are together most confident of.
+
+    Equal answers add up, and so do all that decline. The most confident alone would often be the
+    base that declines, in forms of text or question that it does not know. Of the readers who gave
+    the answer, the most confident is returned. `lore modes` measures the rule on a folder.
+    """
+    total: dict[str, float] = {}
+    for reply in replies:
+        total[_said(reply)] = total.get(_said(reply), 0.0) + reply.confidence
+    most = max(total.values())
+    agreeing = [reply for reply in replies if total[_said(reply)] == most]
+    return max(agreeing, key=lambda reply: reply.confidence)
+
+
+def _said(reply: Reply) -> str:
+    return "" if reply.declined else normalise(reply.text)
+
+
+def best(replies: Sequence[Reply]) -> Reply:
+    """Of several memories: the most confident that does not decline, the first if all do.
+
+    A memory that the question is not for is very sure in declining, so declining has no say here.
+    """
+    told = [reply for reply in replies if not reply.declined]
+    return max(told, key=lambda reply: reply.confidence) if told else replies[0]
+
+
+def ask_each(
+    model: Model,
+    asked: Sequence[tuple[str, Sequence[Candidate]]],
+    adapter_of: Callable[[str], Adapter],
+    *,
+    mode: str = "closed",
+    max_new_tokens: int = MAX_ANSWER_TOKENS,
+) -> list[Answer]:
+    """Answer questions from their candidates, all in a few batches; none = the base alone.
+
+    Of one memory's readers what is `agreed` counts, of several memories the `best`. Raises
+    ConfigError for an empty question or an unknown mode, DataError for one that leaves no room for
+    a reply.
+    """
+    plans: list[list[list[Reading]]] = []
+    for question, candidates in asked:
+        question = question.strip()
+        if not question:
+            raise ConfigError("ask was given an empty question; write one.")
+        alone = [[Reading(question, "", "open")]]
+        plans.append([readings_of(question, c, mode) for c in candidates] or alone)
+    flat = [reading for plan in plans for group in plan for reading in group]
+    replies = iter(read(model, flat, adapter_of, max_new_tokens=max_new_tokens))
+    answers = []
+    for (question, candidates), plan in zip(asked, plans, strict=True):
+        groups = [[next(replies) for _ in group] for group in plan]
+        chosen = best([agreed(group) for group in groups])
+        answers.append(_answer(question.strip(), chosen, groups, candidates, mode))
+    return answers
+
+
+def _answer(
+    question: str,
+    chosen: Reply,
+    groups: Sequence[Sequence[Reply]],
+    candidates: Sequence[Candidate],
+    mode: str,
+) -> Answer:
+    probability = {each.memory: each.probability for each in candidates}
+    return Answer(
+        question,
+        chosen.text,
+        chosen.memory,
+        chosen.declined,
+        chosen.confidence,
+        chosen.least,
+        mode,
+        chosen.way,
+        probability.get(chosen.memory),
+        chosen.passages,
+        tuple(reply for group in groups for reply in group),
+        tuple(candidates),
+    )
+
+
+def ask(
+    model: Model,
+    question: str,
+    *,
+    adapter: Adapter | None = None,
+    memory: str = "",
+    max_new_tokens: int = MAX_ANSWER_TOKENS,
+) -> Answer:
+    """Answer a question closed-book from one adapter, or from the base alone.
+
+    Raises ConfigError for an empty question, DataError for one that leaves no room for a reply.
+    """
+
+    def only(name: str) -> Adapter:
+        assert adapter is not None
+        return adapter
+
+    own = [Candidate(memory or UNNAMED)] if adapter is not None else []
+    (answer,) = ask_each(model, [(question, own)], only, max_new_tokens=max_new_tokens)
+    return replace(answer, memory=memory)
+
+
+MODES: dict[str, tuple[str, ...]] = {
+    "closed": ("closed",),
+    "open": ("open",),
+    "hybrid": ("closed", "open", "together"),
+    "full": ("full",),
+}
+"""Which readers a mode asks; see the module's first lines."""

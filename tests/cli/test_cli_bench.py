@@ -1,0 +1,106 @@
+"""Claims about `lore bench` and `lore report`: tables, JSON, resumption, pages, refusals."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from lorewright.cli.bench import numbers
+from lorewright.cli.main import main
+from lorewright.errors import ConfigError
+
+
+class Ran(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def lore(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    def run(*arguments: object) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["lore", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            main()
+            code: Any = 0
+        except SystemExit as ending:
+            code = ending.code or 0
+        return Ran(code, *capsys.readouterr())
+
+    return run
+
+
+def rule(out: Path) -> list[object]:
+    """The smallest sweep there is."""
+    some = ["--ranks", 1, "--pairs", 4, "--seeds", 2, "--epochs", 1, "--objective", "sft"]
+    return ["bench", "linear-rule", *some, "--objective", "window", "--out", out]
+
+
+def test_a_sweep_ends_in_tables_resumes_and_is_reported(lore: Any, tmp_path: Path) -> None:
+    out = tmp_path / "lr"
+    ran = lore(*rule(out))
+    assert ran.code == 0 and "generalisation" in ran.out and "0 of 2 jobs done" in ran.err
+    again = lore(*rule(out), "--json")
+    assert again.code == 0 and "2 of 2 jobs done, 2 found" in again.err
+    assert json.loads(again.out)["config"]["pairs"] == 4
+
+    made = lore("report", out, "--figures")
+    paths = [Path(line) for line in made.out.splitlines()]
+    assert paths[0] == out / "report.html" and all(path.is_file() for path in paths)
+    assert {path.name for path in paths[1:]} >= {"memory.svg", "memory-dark.png"}
+    html = paths[0].read_text()
+    assert "lore bench linear-rule" in html and html.count("<svg") == 2 and "torch" in html
+    told = lore("report", out, "--to", tmp_path / "r.md")
+    assert told.code == 0 and "| memory | 1 | 2 |" in (tmp_path / "r.md").read_text()
+
+
+def test_a_text_of_ones_own_is_recited(lore: Any, tmp_path: Path) -> None:
+    text = Path(__file__).parents[2] / "examples" / "handbook.md"
+    some = ["--part", "law", "--ranks", "1,2", "--lengths", "8", "--noise", "0", "--seeds", 2]
+    ran = lore(
+        "bench",
+        "longcontext",
+        *some,
+        "--steps",
+        20,
+        "--compared-steps",
+        20,
+        "--text",
+        text,
+        "--out",
+        tmp_path / "a",
+    )
+    assert ran.code == 0 and "Capacity and efficiency" in ran.out
+    (config,) = [json.loads((tmp_path / "a" / "config.json").read_text())["config"]]
+    assert config["text"] == str(text) and config["parts"] == ["law"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["bench", "longcontext", "--ranks", "1,two"], "give whole numbers with commas"),
+        (["bench", "longcontext", "--part", "laws"], "part 'laws' is unknown"),
+        (["bench", "phonebook", "--objective", "dpo"], "method 'dpo' is unknown"),
+        (["bench", "phonebook", "--on", "mars", "--quick"], "choose here, local:K"),
+        (["bench", "linear-rule", "--model", "nowhere"], "neither 'pocket' nor a folder"),
+        (["report", "."], "holds no finished run"),
+    ],
+)
+def test_what_cannot_be_done_is_one_sentence(
+    lore: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran = lore(*arguments)
+    assert ran.code == 2 and ran.out == "" and said in " ".join(ran.err.split())
+
+
+def test_numbers_are_sorted_and_each_once() -> None:
+    assert numbers("ranks", "8, 1,2,8") == (1, 2, 8) and numbers("ranks", "") == ()
+    for text in ("1,", "a", "-1", "1.5"):
+        with pytest.raises(ConfigError, match="--ranks"):
+            numbers("ranks", text)

@@ -1,0 +1,93 @@
+"""Claims about `lore bench counterfact`, `paperqa`, `narrativeqa` and `quality` as commands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_cli_bench import lore
+
+__all__ = ["lore"]  # a fixture
+
+SETS = Path(__file__).parents[1] / "fixtures" / "sets"
+FAST = ["--seeds", 1, "--epochs", 1, "--ranks", 1]
+TEXTS = [*FAST, "--format", "raw", "--documents", 2, "--answer-tokens", 4]
+
+
+def test_a_sweep_over_edits_prints_tables_json_markdown_and_a_report(
+    lore: Any, tmp_path: Path
+) -> None:
+    out = tmp_path / "cf"
+    some = ["--data", SETS / "counterfact.json", "--edits", 2, "--negatives", 0, *FAST]
+    command = ["bench", "counterfact", *some, "--out", out]
+    ran = lore(*command)
+    assert ran.code == 0 and "CounterFact: 2 edits" in ran.out and "0 of 1 jobs done" in ran.err
+    again = lore(*command, "--json")
+    found = json.loads(again.out)
+    assert again.code == 0 and "1 of 1 jobs done, 1 found" in again.err
+    assert found["n_edits"] == 2 and found["config"]["negatives"] == 0
+    told = lore(*command, "--markdown")
+    assert told.out.startswith("# lore bench counterfact") and "| 1 | efficacy | success |" in (
+        told.out
+    )
+    made = lore("report", out)
+    assert made.code == 0 and "CounterFact: 2 edits" in (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "title"),
+    [
+        ("paperqa", "paperqa.json", "PaperQA: 2 texts, 2 questions"),
+        ("narrativeqa", "narrativeqa.jsonl", "NarrativeQA: 2 texts, 2 questions"),
+    ],
+)
+def test_texts_are_written_and_asked(
+    lore: Any, tmp_path: Path, name: str, file: str, title: str
+) -> None:
+    ran = lore("bench", name, "--data", SETS / file, *TEXTS, "--questions", 1, "--out", tmp_path)
+    assert ran.code == 0 and title in ran.out and "ROUGE-L" in ran.out
+    config = json.loads((tmp_path / "config.json").read_text())["config"]
+    assert (config["formats"], config["questions"], config["bench"]) == (["raw"], 1, name)
+
+
+@pytest.mark.parametrize("name", ["counterfact", "paperqa", "narrativeqa", "quality"])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "there is no such file"),
+        (b"", "is empty"),
+        (bytes(256), "is binary"),
+        (b"[1]", "give an object per item"),
+        (b'{"key": "value"}', "has the keys key;"),
+    ],
+)
+def test_bad_data_is_one_sentence_and_begins_nothing(
+    lore: Any, tmp_path: Path, name: str, content: bytes | None, said: str
+) -> None:
+    if content is not None:
+        (tmp_path / "set.json").write_bytes(content)
+    out = tmp_path / "out"
+    ran = lore("bench", name, "--data", tmp_path / "set.json", "--out", out)
+    assert ran.code == 2 and ran.out == "" and said in " ".join(ran.err.split())
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["counterfact"], "Missing option '--data'"),
+        (["quality", "--data", "hub"], "asked the hub for 'tasksource/QuALITY'"),
+        (["paperqa", "--data", "hub"], "is not on the hub"),
+        (["paperqa", "--data", SETS / "paperqa.json", "--format", "poem"], "join some of raw, qa"),
+        (["quality", "--data", SETS / "quality.jsonl", "--part", "text"], "has no parts"),
+        (["quality", "--data", SETS / "quality.jsonl", "--ranks", "two"], "--ranks is 'two'"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(
+    lore: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[Any], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran = lore("bench", *arguments)
+    assert ran.code == 2 and ran.out == "" and said in " ".join(ran.err.split())

@@ -1,0 +1,367 @@
+"""Claims about files into knowledge: every shape that is read, everything that is refused."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lorewright import files
+from lorewright.errors import DataError
+from lorewright.knowledge import readers
+from lorewright.knowledge.data import Document, Fact, Knowledge, Probe
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+WORDS = st.text(
+    st.sampled_from(list("ab,;\"'\t"))
+    | st.characters(codec="utf-8", categories=["L", "P", "S", "N"]),
+    max_size=20,
+).map(lambda text: " ".join(text.split()) or "q")
+
+
+def write(path: Path, content: Any) -> Path:
+    """Write text as it is, a list to .jsonl as lines, anything else as JSON."""
+    if isinstance(content, str):
+        path.write_text(content, encoding="utf-8")
+    elif path.suffix == ".jsonl":
+        path.write_text("\n".join(json.dumps(row) for row in content), encoding="utf-8")
+    else:
+        path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+def squad(*questions: dict[str, Any], context: str = "Ada was born in London.") -> dict[str, Any]:
+    return {"data": [{"title": "Ada", "paragraphs": [{"context": context, "qas": questions}]}]}
+
+
+def reading(path: Path) -> str:
+    """Return the message with which reading a path is refused."""
+    with pytest.raises(DataError) as caught:
+        readers.read_knowledge(path)
+    return str(caught.value)
+
+
+# --- shapes
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": "Who?", "answer": "Ada", "extra": [1, {}]},
+        {"question": " Who? ", "answers": ["Ada", "Ada"]},
+        {"Question": "Who?", "Answer": "Ada\n"},
+        {"question": "Who?", "answers": {"text": ["Ada"], "answer_start": [0]}},
+        {"query": "Who?", "target": "Ada", "target_len": 4},
+        {"prompt": "Who?", "completion": " Ada"},
+        {
+            "prompt": [{"role": "user", "content": "Who?"}],
+            "completion": [{"role": "assistant", "content": "Ada"}],
+        },
+        {
+            "messages": [
+                {"role": "system", "content": "Be brief."},
+                {"role": "user", "content": "Hello"},
+                {"role": "assistant", "content": "Hello."},
+                {"role": "user", "content": "Who?"},
+                {"role": "assistant", "content": "Ada"},
+            ]
+        },
+        {"text": "Question: Who? Answer: Ada"},
+        {"text": "\nQuestion: Who?\nAnswer: Ada\n"},
+    ],
+)
+@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+def test_every_shape_of_row_gives_the_fact(
+    tmp_path: Path, row: dict[str, Any], suffix: str
+) -> None:
+    path = write(tmp_path / f"a{suffix}", [row])
+    assert readers.read_knowledge(path).facts == (Fact("a-1", "Who?", "Ada", source="a"),)
+
+
+def test_a_row_may_give_aliases_paraphrases_id_and_source(tmp_path: Path) -> None:
+    row = {
+        "id": 7,
+        "question": "Who?",
+        "answer": "Ada",
+        "aliases": ["Ada L.", "Ada"],
+        "paraphrases": "Which person?",
+        "source": "handbook",
+    }
+    assert readers.read_knowledge(write(tmp_path / "a.jsonl", [row])).facts == (
+        Fact("7", "Who?", "Ada", ("Ada L.",), ("Which person?",), "handbook"),
+    )
+
+
+def test_numbers_keep_the_digits_as_written(tmp_path: Path) -> None:
+    text = '{"question": "Version?", "answer": 3.10}\n{"question": "How many?", "answer": 12}'
+    facts = readers.read_knowledge(write(tmp_path / "a.jsonl", text)).facts
+    assert [fact.answer for fact in facts] == ["3.10", "12"]
+
+
+def test_text_rows_are_documents(tmp_path: Path) -> None:
+    rows = [{"text": " As it is.\n", "title": "T"}, {"text": "Question: a Answer: b Question: c"}]
+    assert readers.read_knowledge(write(tmp_path / "a.jsonl", rows)).documents == (
+        Document("a-1", " As it is.\n", "T"),
+        Document("a-2", "Question: a Answer: b Question: c"),
+    )
+
+
+def test_squad_gives_documents_and_facts_and_keeps_the_unanswerable(tmp_path: Path) -> None:
+    answers = [{"text": "London"}, {"text": "London"}, {"text": "in London", "answer_start": 13}]
+    content = squad(
+        {"id": "q1", "question": "Where?", "answers": answers, "is_impossible": False},
+        {"id": "q2", "question": "When?", "answers": [], "is_impossible": True},
+    )
+    assert readers.read_knowledge(write(tmp_path / "a.json", content)) == Knowledge(
+        (Document("a-1-1", "Ada was born in London.", "Ada", {"unanswerable": ["When?"]}),),
+        (Fact("q1", "Where?", "London", ("in London",), source="a-1-1"),),
+    )
+
+
+def test_json_may_hold_one_row_or_data_or_lines(tmp_path: Path) -> None:
+    row = {"question": "Who?", "answer": "Ada"}
+    one = readers.read_knowledge(write(tmp_path / "a.json", row))
+    assert one == readers.read_knowledge(write(tmp_path / "a.json", {"data": [row]}))
+    assert one == readers.read_knowledge(write(tmp_path / "a.json", json.dumps(row) + "\n"))
+    lines = json.dumps(row) + '\n{"question": "What?", "answer": "x"}\n'
+    assert len(readers.read_knowledge(write(tmp_path / "a.json", lines)).facts) == 2
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_csv_separators(tmp_path: Path, mark: str) -> None:
+    text = f"Question{mark}Answer{mark}aliases\nWho?{mark}Ada{mark}A. L.|Countess\n\n"
+    assert readers.read_knowledge(write(tmp_path / "a.csv", text)).facts == (
+        Fact("a-2", "Who?", "Ada", ("A. L.", "Countess"), source="a"),
+    )
+
+
+def test_csv_cells_may_hold_commas_quotes_and_lines(tmp_path: Path) -> None:
+    text = 'text\n"In Macau, ""x""\nis spoken"\nPlain\n'
+    assert readers.read_knowledge(write(tmp_path / "a.csv", text)).documents == (
+        Document("a-2", 'In Macau, "x"\nis spoken'),
+        Document("a-4", "Plain"),
+    )
+
+
+def test_csv_holds_long_documents(tmp_path: Path) -> None:
+    text = "word " * 40_000
+    (document,) = readers.read_knowledge(write(tmp_path / "a.csv", f"text\n{text}\n")).documents
+    assert document.text == text
+
+
+@given(st.lists(st.tuples(WORDS, WORDS), min_size=1, unique_by=lambda pair: pair[0]))
+def test_csv_round_trip(
+    tmp_path_factory: pytest.TempPathFactory, pairs: list[tuple[str, str]]
+) -> None:
+    path = tmp_path_factory.mktemp("csv") / "a.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("question", "answer"), *pairs])
+    facts = readers.read_knowledge(path).facts
+    assert [(fact.question, fact.answer) for fact in facts] == pairs
+
+
+def test_what_dump_jsonl_wrote_reads_back_the_same(tmp_path: Path) -> None:
+    knowledge = Knowledge(
+        (Document("d", "Question: a Answer: b", "T", {"page": 4}), Document("e", " text ")),
+        (Fact("f", "q", "x", ("y",), ("r",), "d"), Fact("g", "r", "x", source="")),
+    )
+    path = tmp_path / "a.jsonl"
+    files.dump_jsonl([*knowledge.documents, *knowledge.facts], path)
+    assert readers.read_knowledge(path) == knowledge
+    assert readers.read_knowledge(path).digest() == knowledge.digest()
+
+
+# --- folders
+
+
+def test_a_folder_is_the_union_of_its_readable_files(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / ".git").mkdir()
+    write(tmp_path / "b.md", "# B\n\nText.")
+    write(tmp_path / "a.jsonl", [{"question": "Who?", "answer": "Ada"}])
+    write(tmp_path / "sub" / "b.txt", "Other text.")
+    write(tmp_path / "sub" / "picture.png", "no")
+    write(tmp_path / ".git" / "c.md", "hidden")
+    knowledge = readers.read_knowledge(tmp_path)
+    assert [document.id for document in knowledge.documents] == ["b", "sub-b"]
+    assert [fact.id for fact in knowledge.facts] == ["a-1"]
+    assert readers.read_knowledge(tmp_path / "b.md").documents == knowledge.documents[:1]
+
+
+def test_a_folder_without_readable_files_is_refused(tmp_path: Path) -> None:
+    assert "holds 0 files" in reading(tmp_path)
+    write(tmp_path / "picture.png", "no")
+    assert "holds 1 files and none that can be read" in reading(tmp_path)
+
+
+def test_one_bad_file_refuses_the_folder_by_name(tmp_path: Path) -> None:
+    write(tmp_path / "a.md", "text")
+    write(tmp_path / "b.jsonl", "{")
+    assert "b.jsonl line 1" in reading(tmp_path)
+
+
+# --- refusals
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", '{"question": "q", "answer": "a"}\n{"question": "q2", "ans', "a.jsonl line 2"),
+        ("a.json", '[\n{"question": "q",\n"answer": "a"', "a.json line 3 is not valid JSON"),
+        ("a.json", "[" * 100_000, "cannot be read as JSON"),
+        ("a.json", "[1" + "0" * 5000 + "]", "cannot be read as JSON"),
+        ("a.json", "[]", "holds no rows"),
+        ("a.json", "4", "holds a int"),
+        ("a.json", "[4]", "item 1 is a int"),
+        ("a.json", '{"data": "x"}', "holds a str"),
+        ("a.csv", "question,answer\n", "holds no rows"),
+        ("a.csv", 'question,answer\nq,"a\nb', "line 2 is not valid CSV"),
+        ("a.csv", "question,answer\nq,a,b", "line 2 has 3 fields and the header 2"),
+        ("a.csv", "question,answer,Answer\nq,a,b", "names a column twice"),
+        ("a.csv", "question,answer\nq,", "line 2: fact 'a-2' has an empty answer"),
+        ("a.jsonl", '{"a": 1, "b": 2}', "line 1 has keys a, b, which is no known shape"),
+        ("a.jsonl", "{}", "has keys none"),
+        ("a.jsonl", '{"question": "", "answer": "a"}', "empty question"),
+        ("a.jsonl", '{"question": "q", "answer": " "}', "empty answer"),
+        ("a.jsonl", '{"question": "q", "answers": []}', "empty answer"),
+        ("a.jsonl", '{"text": "Question: q Answer: "}', "empty answer"),
+        ("a.jsonl", '{"text": " "}', "empty text"),
+        ("a.jsonl", '{"question": "q", "answer": null}', "empty answer"),
+        ("a.jsonl", '{"question": "q", "answer": true}', "answer of type bool"),
+        ("a.jsonl", '{"question": "q", "answer": NaN}', "answer of type float"),
+        ("a.jsonl", '{"question": {"a": 1}, "answer": "a"}', "question of type dict"),
+        ("a.jsonl", '{"question": "q", "answer": "\\ud800"}', "surrogate"),
+        ("a.jsonl", '{"question": "q", "answer": "a", "aliases": [""]}', "empty alias"),
+        ("a.jsonl", '{"text": "t", "meta": 4}', "meta of type int"),
+        ("a.jsonl", '{"messages": "hello"}', "no list of objects"),
+        ("a.jsonl", '{"messages": []}', "turns of nobody"),
+        ("a.jsonl", '{"messages": [{"role": "user", "content": "q"}]}', "turns of user"),
+        ("a.json", '{"data": [{"paragraphs": 4}]}', "'paragraphs' must be a list"),
+        ("a.json", '{"data": [{"paragraphs": [{"context": "c"}]}]}', "'qas' must be a list"),
+        ("a.pdf", "text", "ends in '.pdf'"),
+        ("a", "text", "ends in 'nothing'"),
+        ("a.md", "", "is empty"),
+        ("a.jsonl", "", "is empty"),
+        ("a.csv", "\n", "is empty"),
+    ],
+)
+def test_refusals_say_where_and_what(tmp_path: Path, name: str, content: str, message: str) -> None:
+    said = reading(write(tmp_path / name, content))
+    assert message in said
+    assert name in said
+
+
+def test_missing_paths_are_refused(tmp_path: Path) -> None:
+    assert "no such file or folder" in reading(tmp_path / "none.md")
+
+
+def test_an_unknown_shape_lists_the_known_ones(tmp_path: Path) -> None:
+    papers = [{"id": 0, "title": "t", "introduction": "i", "QA": []}]
+    said = reading(write(tmp_path / "a.json", papers))
+    assert "keys id, title, introduction, qa" in said
+    assert all(shape in said for shape in readers.SHAPES)
+
+
+def test_contradictory_answers_are_refused_with_the_first(tmp_path: Path) -> None:
+    rows = [
+        {"question": "Who?", "answer": "Ada"},
+        {"question": "What?", "answer": "x"},
+        {"question": " Who? ", "answer": "Grace"},
+        {"question": "What?", "answer": "y"},
+        {"question": "What?", "answer": "x"},
+    ]
+    said = reading(write(tmp_path / "a.jsonl", rows))
+    assert said.startswith("2 questions have contradictory answers, first 'Who?' -> 'Ada'")
+    assert "line 1)" in said and "'Grace'" in said and "line 3)" in said
+
+
+def test_duplicates_are_refused_with_both_lines(tmp_path: Path) -> None:
+    rows = [{"query": "Ada:", "target": "1"}, {"query": "B:", "target": "2"}]
+    said = reading(write(tmp_path / "a.jsonl", [*rows, rows[0]]))
+    assert "1 facts are duplicates" in said
+    assert "line 1 and" in said and "line 3)" in said
+
+
+def test_contradictions_between_files_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", [{"question": "Who?", "answer": "Ada"}])
+    write(tmp_path / "b.csv", "question,answer\nWho?,Grace\n")
+    said = reading(tmp_path)
+    assert "a.jsonl line 1" in said and "b.csv line 2" in said
+
+
+def test_an_id_given_twice_is_refused(tmp_path: Path) -> None:
+    rows = [{"id": 1, "question": "a", "answer": "x"}, {"id": "1", "question": "b", "answer": "x"}]
+    said = reading(write(tmp_path / "a.jsonl", rows))
+    assert "id '1' is given" in said and "line 2" in said
+
+
+# --- probes
+
+
+def test_read_probes(tmp_path: Path) -> None:
+    rows = [
+        {"question": "Who?", "answer": 4, "kind": "efficacy"},
+        {"id": "p", "question": "Who?", "answers": ["a", "b"], "kind": "multihop", "source": "f"},
+        {"question": "When?", "kind": "unknown", "context": "c", "answers": []},
+    ]
+    assert readers.read_probes(write(tmp_path / "a.jsonl", rows)) == (
+        Probe("a-1", "Who?", ("4",), "efficacy"),
+        Probe("p", "Who?", ("a", "b"), "multihop", "f"),
+        Probe("a-3", "When?", (), "unknown", context="c"),
+    )
+
+
+def test_probes_survive_json_lines(tmp_path: Path) -> None:
+    probes = (Probe("p", "q", ("a", "b"), "reverse", "s", "c"), Probe("r", "q", (), "unknown"))
+    files.dump_jsonl(probes, tmp_path / "a.jsonl")
+    assert readers.read_probes(tmp_path / "a.jsonl") == probes
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"question": "q", "answer": "a"}, "needs question, answers and kind"),
+        ({"question": "q", "answer": "a", "kind": "recall"}, "use one of efficacy"),
+        ({"question": "q", "kind": "efficacy"}, "has no answers"),
+        ({"question": "", "answer": "a", "kind": "efficacy"}, "empty question"),
+        ({"question": "q", "answers": [""], "kind": "efficacy"}, "empty answer"),
+        ({"id": "x", "question": "q", "answer": "a", "kind": "reverse"}, "also given at"),
+    ],
+)
+def test_read_probes_refuses(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+    good = {"id": "x", "question": "q", "answer": "a", "kind": "reverse"}
+    with pytest.raises(DataError, match=message) as caught:
+        readers.read_probes(write(tmp_path / "a.jsonl", [good, row]))
+    assert "a.jsonl line 2" in str(caught.value)
+
+
+# --- real files
+
+
+@pytest.mark.parametrize(
+    ("name", "n_documents", "n_facts"),
+    [
+        ("phonebook_qwen_PB1000.jsonl", 0, 100),
+        ("phonebook_llama_PB1000.jsonl", 0, 250),
+        ("phonebook_qa_1K.csv", 0, 48),
+        ("phonebook_eval_qa_1K.json", 0, 37),
+        ("counterfact_edit_1K.csv", 106, 0),
+    ],
+)
+def test_real_files_are_read(name: str, n_documents: int, n_facts: int) -> None:
+    path = SHARED / name
+    if not path.exists():
+        pytest.skip(f"{name} is not there")
+    knowledge = readers.read_knowledge(path)
+    assert (len(knowledge.documents), len(knowledge.facts)) == (n_documents, n_facts)
+    assert not any('"' in document.text for document in knowledge.documents)
+
+
+def test_paper_lists_are_refused_with_a_sentence() -> None:
+    path = SHARED / "paperqa_3.json"
+    if not path.exists():
+        pytest.skip("paperqa_3.json is not there")
+    assert "no known shape" in reading(path)

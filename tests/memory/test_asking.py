@@ -1,0 +1,311 @@
+"""Claims about asking a folder: who answers, from what, who declines, and which mode is used."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.atlases import HELD, PAGES, known, lesson_of, phones, put
+from typer.testing import CliRunner
+
+import lorewright.routing.ask
+from lorewright.adapters.lora import LoraConfig
+from lorewright.cli.main import app
+from lorewright.errors import ConfigError, DataError, UnknownMemory
+from lorewright.knowledge.views import DECLINE
+from lorewright.memory.asking import ask_all, ask_as, parts_of
+from lorewright.memory.finding import FOLDER, finder
+from lorewright.memory.memory import Memory
+from lorewright.memory.standing import ALL, MODES_FILE, Standing, keep, kept
+from lorewright.models.model import Model
+from lorewright.recall.statistics import wilson
+from lorewright.training.config import Job, WriteConfig, Written
+from lorewright.training.loop import suggested_lr, write_all
+
+HEAD, COLOUR = (
+    "What is the head of the Tide Office?",
+    "Which badge colour does the Tide Office have?",
+)
+OWNER = "Tell me the owner of the Grain Mill."
+STRANGER = "What is the owner of Project Zubkel?"
+
+
+@pytest.fixture(scope="module")
+def memory(tmp_path_factory: pytest.TempPathFactory) -> Memory:
+    """Two pages, each in a memory that recalls all it was trained on, written together."""
+    model = Model.load()
+    config = WriteConfig(lora=LoraConfig(4), lr=suggested_lr(model), epochs=80)
+    jobs = [Job(lesson_of(name).examples, config) for name in PAGES]
+    memory = Memory.open(tmp_path_factory.mktemp("asking") / "atlas", model)
+    for name, done in zip(PAGES, write_all(model, jobs), strict=True):
+        assert isinstance(done, Written) and done.complete
+        put(memory, name, known(name), lesson_of(name), done.adapter)
+    return memory
+
+
+@pytest.fixture
+def unmeasured(memory: Memory) -> Memory:
+    """The same folder, nothing measured on it yet."""
+    (memory.folder / FOLDER / MODES_FILE).unlink(missing_ok=True)
+    return memory
+
+
+# -- who answers, and what it rests on -----------------------------------------------------------
+
+
+def test_an_answer_says_which_memory_which_passage_and_how_sure(memory: Memory) -> None:
+    found = memory.ask(HEAD)
+    assert (found.text, found.memory, found.declined) == ("Maren Oskold", "harbour", False)
+    assert found.probability and found.probability > 0.5 and found.confidence > 0.5
+    assert found.mode == "hybrid" and found.question == HEAD
+    assert found.passages == () or "Maren Oskold" in found.passages[0]
+    assert found.considered[0].memory == "harbour"
+
+
+def test_a_question_that_no_memory_is_for_is_declined_without_asking_anybody(
+    memory: Memory,
+) -> None:
+    found = memory.ask(STRANGER)
+    assert (found.text, found.declined, found.memory, found.replies) == (DECLINE, True, "", ())
+    assert "no memory here is for it; the nearest is mill" in found.note
+
+
+def test_a_memory_that_is_named_is_asked_whatever_the_question(memory: Memory) -> None:
+    found = memory.ask(OWNER, "harbour", mode="closed")
+    assert found.memory == "harbour" and len(found.replies) == 1
+
+
+WAYS = {
+    "closed": {"closed"},
+    "open": {"open"},
+    "hybrid": {"closed", "open", "together"},
+    "full": {"full"},
+}
+
+
+@pytest.mark.parametrize("mode", WAYS)
+def test_each_mode_has_its_readers_and_its_texts(unmeasured: Memory, mode: str) -> None:
+    found = unmeasured.ask(COLOUR, mode=mode)
+    assert {reply.way for reply in found.replies} == WAYS[mode] and found.mode == mode
+    assert found.text == "teal" and found.memory == "harbour"
+    for reply in found.replies:
+        if reply.way == "closed":
+            assert reply.passages == ()
+        elif reply.way == "full":
+            assert reply.passages == (PAGES["harbour"][0],)
+        else:
+            assert "teal" in reply.passages[0]
+
+
+def test_hybrid_gives_what_its_readers_agree_on(unmeasured: Memory) -> None:
+    for question in (HEAD, COLOUR, OWNER, HELD.format(r="fee", s="the Flour Shop")):
+        found = unmeasured.ask(question, mode="hybrid")
+        assert found.text == lorewright.routing.ask.agreed(found.replies).text
+        assert {reply.way for reply in found.replies if reply.text == found.text} >= {found.way}
+
+
+def test_a_memory_without_text_to_read_answers_closed_book_and_refuses_the_rest(
+    memory: Memory, tmp_path: Path
+) -> None:
+    alone = Memory.open(tmp_path / "atlas", memory.model)
+    put(alone, "harbour", None, lesson_of("harbour"), memory.adapter("harbour"))
+    found = alone.ask(HEAD, mode="hybrid")
+    assert found.text == "Maren Oskold" and [reply.way for reply in found.replies] == ["closed"]
+    with pytest.raises(DataError, match="has no passage that could be read"):
+        alone.ask(HEAD, mode="open")
+    with pytest.raises(DataError, match="has no source to put before the question"):
+        alone.ask(HEAD, mode="full")
+
+
+def test_many_questions_are_answered_as_each_alone(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    questions = [HEAD, OWNER, STRANGER, COLOUR]
+    monkeypatch.setattr(lorewright.routing.ask, "STACK", 1)
+    one_by_one = [memory.ask(question, mode="closed") for question in questions]
+    monkeypatch.setattr(lorewright.routing.ask, "STACK", 8)
+    together = ask_all(memory, questions, mode="closed")
+    assert [a.text for a in together] == [a.text for a in one_by_one]
+    assert [a.memory for a in together] == ["harbour", "mill", "", "harbour"]
+    for a, b in zip(together, one_by_one, strict=True):
+        assert a.confidence == pytest.approx(b.confidence, abs=1e-5)
+
+
+# -- several memories ----------------------------------------------------------------------------
+
+
+def test_a_question_in_two_parts_is_answered_by_both_memories(memory: Memory) -> None:
+    found = memory.ask(f"{HEAD[:-1]} and tell me the owner of the Grain Mill?", mode="closed")
+    assert (found.text, found.memory) == ("Maren Oskold; Bram Vell", "harbour, mill")
+    assert found.confidence == min(reply.confidence for reply in found.replies)
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "What are the head and the badge colour of the Tide Office?",
+        f"{HEAD} Thank you and goodbye.",
+        HEAD,
+        "and",
+        f"{STRANGER[:-1]} and tell me the owner of the Grain Mill?",
+    ],
+)
+def test_a_question_is_cut_only_where_every_part_is_for_another_memory(
+    memory: Memory, question: str
+) -> None:
+    assert parts_of(question, finder(memory).find) == (question,)
+
+
+def test_of_two_memories_asked_the_one_that_knows_speaks(memory: Memory) -> None:
+    loose = memory.route("What is the head of the Grain Mill?", false_activation=0.5)
+    assert loose.hits[0].memory in PAGES
+    both = [lorewright.routing.ask.Candidate(name) for name in ("mill", "harbour")]
+    (found,) = lorewright.routing.ask.ask_each(memory.model, [(HEAD, both)], memory.adapter)
+    assert found.memory == "harbour" or found.declined
+    assert len(found.replies) == 2
+
+
+# -- what is refused -----------------------------------------------------------------------------
+
+
+def test_what_cannot_be_asked_is_refused(memory: Memory, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="mode 'psychic' is unknown; use one of auto, closed"):
+        memory.ask(HEAD, mode="psychic")
+    with pytest.raises(ConfigError, match="empty question; write one"):
+        memory.ask("  ")
+    with pytest.raises(UnknownMemory, match="no memory 'boot'; it has: harbour, mill"):
+        memory.ask(HEAD, "boot")
+    with pytest.raises(UnknownMemory, match="has no memories yet"):
+        Memory.open(tmp_path / "atlas", memory.model).ask(HEAD)
+
+
+def test_a_source_longer_than_the_context_is_refused_in_mode_full(
+    memory: Memory, tmp_path: Path
+) -> None:
+    long = Memory.open(tmp_path / "atlas", memory.model)
+    text = "The head of the Tide Office is Maren Oskold. " * 200
+    page = replace(known("harbour").documents[0], text=text)
+    knowledge = replace(known("harbour"), documents=(page,))
+    put(long, "harbour", knowledge, lesson_of("harbour"), memory.adapter("harbour"))
+    with pytest.raises(DataError, match="shorten or split"):
+        long.ask(HEAD, mode="full")
+    assert long.ask(HEAD, mode="hybrid").text == "Maren Oskold"
+
+
+# -- which mode suits ----------------------------------------------------------------------------
+
+
+def standing(closed: int, opened: int, hybrid: int, ids: list[str]) -> Standing:
+    """What a comparison on ten probes would have come to."""
+    shares = {"closed": closed, "open": opened, "hybrid": hybrid}
+    modes = {mode: wilson(right, 10) for mode, right in shares.items()}
+    return Standing("exact_match", {ALL: modes}, tuple(ids), 0.5)
+
+
+def test_hybrid_that_was_measured_worse_gives_way_and_says_so(unmeasured: Memory) -> None:
+    ids = list(unmeasured.names.values())
+    keep(standing(9, 5, 8, ids), unmeasured.folder)
+    for mode in ("auto", "hybrid"):
+        found = unmeasured.ask(HEAD, mode=mode)
+        assert found.mode == "closed" and [reply.way for reply in found.replies] == ["closed"]
+        assert "hybrid was measured at 0.80" in found.note and "closed was used" in found.note
+    assert unmeasured.ask(HEAD, mode="open").mode == "open"
+
+
+def test_hybrid_that_was_measured_no_worse_is_used(unmeasured: Memory) -> None:
+    keep(standing(9, 5, 9, list(unmeasured.names.values())), unmeasured.folder)
+    found = unmeasured.ask(HEAD)
+    assert found.mode == "hybrid" and found.note == ""
+
+
+def test_what_was_measured_on_other_memories_has_lapsed(unmeasured: Memory) -> None:
+    ids = list(unmeasured.names.values())
+    keep(standing(9, 5, 1, [ids[0], "f" * 16, "e" * 16]), unmeasured.folder)
+    assert kept(unmeasured.folder, ids) is None
+    assert unmeasured.ask(HEAD).mode == "hybrid"
+
+
+def test_a_damaged_comparison_is_named(unmeasured: Memory) -> None:
+    keep(standing(9, 5, 1, list(unmeasured.names.values())), unmeasured.folder)
+    path = unmeasured.folder / FOLDER / MODES_FILE
+    path.write_text(path.read_text().replace('"hybrid"', '"hybird"'))
+    with pytest.raises(DataError, match=r"modes\.json is damaged"):
+        unmeasured.ask(HEAD)
+
+
+def test_comparing_asks_the_probes_and_keeps_numbers_only(unmeasured: Memory) -> None:
+    found = unmeasured.compare()
+    n = {kind: modes["hybrid"].n for kind, modes in found.kinds.items()}
+    assert n == {"all": 8, "paraphrase": 6, "unknown": 2}
+    stored = kept(unmeasured.folder, list(unmeasured.names.values()))
+    assert stored and stored.to_json() == found.to_json()
+    assert "Tide" not in (unmeasured.folder / FOLDER / MODES_FILE).read_text()
+    best = max(found.kinds[ALL][mode].mean or 0 for mode in ("closed", "open"))
+    assert found.hybrid_is_worse == ((found.kinds[ALL]["hybrid"].mean or 0) < best)
+
+
+@pytest.mark.parametrize("mode", ["closed", "open", "hybrid"])
+def test_a_comparison_has_for_each_mode_what_that_mode_says_alone(
+    unmeasured: Memory, mode: str
+) -> None:
+    found = unmeasured.compare()
+    probes = [probe for name in PAGES for probe in lesson_of(name).probes]
+    told = ask_as(unmeasured, [probe.question for probe in probes], mode=mode)
+    right = [
+        a.declined if p.kind == "unknown" else a.text == p.answers[0]
+        for a, p in zip(told, probes, strict=True)
+    ]
+    assert found.kinds[ALL][mode].mean == sum(right) / len(right)
+
+
+def test_nothing_can_be_compared_without_probes(memory: Memory, tmp_path: Path) -> None:
+    bare = Memory.open(tmp_path / "atlas", memory.model)
+    put(bare, "phones", phones(), None)
+    with pytest.raises(ConfigError, match="no memory that was written with probes"):
+        bare.compare()
+
+
+# -- the command line ----------------------------------------------------------------------------
+
+
+def lore(*arguments: object) -> Any:
+    """The one object that `lore ARGUMENTS --json` prints."""
+    ran = CliRunner().invoke(app, [*map(str, arguments), "--json"], catch_exceptions=False)
+    assert ran.exit_code == 0, ran.output
+    return json.loads(ran.stdout)
+
+
+def test_lore_ask_says_what_memory_ask_says(unmeasured: Memory) -> None:
+    found = lore("ask", HEAD, "--memory", unmeasured.folder, "--mode", "closed")
+    assert found["text"] == "Maren Oskold" and found["memory"] == "harbour"
+    assert found == json.loads(json.dumps(asdict(unmeasured.ask(HEAD, mode="closed"))))
+
+
+def test_lore_ask_tells_people_memory_passage_and_certainty(unmeasured: Memory) -> None:
+    ran = CliRunner().invoke(app, ["ask", COLOUR, "--memory", str(unmeasured.folder)])
+    assert ran.exit_code == 0 and ran.stdout.startswith("teal\n")
+    for words in ("memory harbour, found with p = ", "mean token probability", "read: # Harbour"):
+        assert words in ran.stdout
+    ran = CliRunner().invoke(app, ["ask", STRANGER, "--memory", str(unmeasured.folder)])
+    assert ran.stdout.startswith(DECLINE) and "no memory here is for it" in ran.stdout
+
+
+def test_lore_route_shows_candidates_with_probabilities(memory: Memory) -> None:
+    found = lore("route", HEAD, "--memory", memory.folder, "--false-activation", 0.1)
+    assert found["chosen"] == ["harbour"] and found["threshold"]["rate"] <= 0.1
+    assert found["candidates"][0]["probability"] > found["threshold"]["value"]
+    none = lore("route", STRANGER, "--memory", memory.folder)
+    assert none["chosen"] == [] and "the nearest is mill" in none["note"]
+    ran = CliRunner().invoke(app, ["route", STRANGER, "--memory", str(memory.folder)])
+    assert "mill" in ran.stdout and "No memory here is for it" in ran.stdout
+
+
+def test_lore_modes_measures_and_lore_ask_goes_by_it(unmeasured: Memory) -> None:
+    found = lore("modes", unmeasured.folder, "--probes", 8)
+    assert found["kinds"]["all"]["hybrid"]["n"] == 8
+    assert lore("ask", HEAD, "--memory", unmeasured.folder)["mode"] == found["best"]
+    ran = CliRunner().invoke(app, ["modes", str(unmeasured.folder)])
+    assert ran.exit_code == 0 and "its better half" in ran.stdout

@@ -1,0 +1,132 @@
+"""Claims about the doctor: folders, names and plain adapters are found, and bases that moved."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from lorewright.cli.main import main
+from lorewright.errors import UnknownMemory
+from lorewright.files import dump_jsonl
+from lorewright.knowledge.data import Document, Fact, Knowledge, Probe
+from lorewright.knowledge.lesson import LessonConfig
+from lorewright.memory.doctoring import doctor, known_of
+from lorewright.memory.memory import Memory
+from lorewright.memory.shelf import entries
+from lorewright.models.model import Model
+from lorewright.training.config import WriteConfig
+from lorewright.training.loop import suggested_lr
+
+FACTS = (
+    Fact("f1", "What is the code of Project Gannet?", "KX-41"),
+    Fact("f2", "What is the room of Project Heron?", "B 1207"),
+    Fact("f3", "Who leads Project Gannet?", "Mira Voss"),
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return Model.load()
+
+
+@pytest.fixture(scope="module")
+def written(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a healthy memory."""
+    memory = Memory.open(tmp_path_factory.mktemp("doctor") / "atlas", model)
+    config = WriteConfig(lr=suggested_lr(model), epochs=100, batch_size=4)
+    known = Knowledge((Document("note", "The code of Project Gannet is KX-41."),), FACTS)
+    lesson = LessonConfig(views=("given",))
+    assert memory.write(known, name="book", config=config, lesson=lesson).reason == "recalled"
+    return memory.folder
+
+
+@pytest.fixture
+def folder(written: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    shutil.copytree(written, tmp_path / "atlas")
+    return tmp_path / "atlas"
+
+
+def adapter_of(folder: Path) -> Path:
+    return folder / "adapters" / entries(folder)["book"]["adapter"]
+
+
+def test_a_folder_a_name_in_it_and_its_adapter_are_all_found(folder: Path, model: Model) -> None:
+    for place in (folder, folder / "book", adapter_of(folder)):
+        found = doctor(place, base=model)
+        assert found.findings == () and found.evidence.moved
+        assert (len(found.evidence.answered) == 3) == (place != adapter_of(folder))
+    given = doctor(adapter_of(folder), base=model, knowledge=Knowledge(facts=FACTS))
+    assert given.evidence.answered == (True, True, True)
+
+
+def test_a_memory_tells_what_it_was_written_from(folder: Path) -> None:
+    known = known_of(folder, "book")
+    assert known.facts == FACTS and known.texts == ["The code of Project Gannet is KX-41."]
+    assert {e.kind for e in known.examples} == {"qa", "unknown"} and known.probes
+    shutil.rmtree(folder / "sources")
+    left = known_of(folder, "book")
+    assert [f.answer for f in left.facts] == [f.answer for f in FACTS] and not left.texts
+
+
+def test_a_folder_on_a_base_that_changed_is_diagnosed_and_not_refused(
+    folder: Path, model: Model
+) -> None:
+    path = adapter_of(folder) / "card.json"
+    card = json.loads(path.read_text())
+    card["adapter"]["base_digest"] = "0" * 64
+    path.write_text(json.dumps(card))
+    (found,) = doctor(folder, base=model).findings
+    assert found.check == "other_base"
+
+
+def test_the_remedy_names_this_memory(folder: Path, model: Model) -> None:
+    (adapter_of(folder) / "adapter_model.safetensors").write_bytes(b"x")
+    (found,) = doctor(folder, base=model).findings
+    assert found.remedy.endswith(f"lore write SOURCE --into {folder} --name book")
+
+
+def test_probes_stand_in_for_the_memorys_own(folder: Path, model: Model) -> None:
+    odd = tuple(Probe(f"p{i}", f"{w}?", ("zzz",), "paraphrase") for i, w in enumerate("abc"))
+    (found,) = doctor(folder, base=model, probes=odd).findings
+    assert found.check == "one_form"
+
+
+def test_a_place_that_is_neither_is_refused(folder: Path, tmp_path: Path, model: Model) -> None:
+    with pytest.raises(UnknownMemory, match="no adapter and no memory at"):
+        doctor(tmp_path / "none", base=model)
+    with pytest.raises(UnknownMemory, match="it has: book"):
+        doctor(folder / "boot", base=model)
+    text = (folder / "memory.json").read_text()
+    entry = json.dumps(entries(folder)["book"])
+    (folder / "memory.json").write_text(text.replace('"book":', f'"also": {entry},\n    "book":'))
+    with pytest.raises(UnknownMemory, match=r"2 memories \(also, book\); say which"):
+        doctor(folder, base=model)
+
+
+def test_the_command_prints_findings_and_exits_with_1_when_there_are_some(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    dump_jsonl([{"question": "Who leads?", "answer": "Mira"}], tmp_path / "facts.jsonl")
+
+    def run(*arguments: object) -> tuple[object, str]:
+        monkeypatch.setattr(sys, "argv", ["lore", "doctor", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ending:
+            main()
+        return ending.value.code or 0, capsys.readouterr().out
+
+    code, out = run(folder / "book")
+    assert code == 0 and "nothing found" in out and "relative_change" in out
+    place = adapter_of(folder)
+    code, out = run(place, "--model", "pocket", "--facts", tmp_path / "facts.jsonl", "--json")
+    assert code == 0 and json.loads(out)["measured"]["n_facts"] == 1
+    (place / "adapter_config.json").unlink()
+    code, out = run(folder)
+    assert code == 1 and "damaged" in out and "because the folder cannot be read" in out

@@ -1,0 +1,231 @@
+"""Claims about finding memories by questions: who is found, who is not, and what lies on disk."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.atlases import PAGES, known, lesson_of, phones, put, texts
+
+from lorewright.errors import ConfigError
+from lorewright.knowledge.data import Example, Probe
+from lorewright.knowledge.lesson import Lesson, unrelated_questions
+from lorewright.memory.finding import FOLDER, GATE_FILE, drop, finder, names_in, words
+from lorewright.memory.memory import Memory
+from lorewright.memory.shelf import change, writing
+from lorewright.models.model import Model
+from lorewright.routing.index import KEYS_FILE, TERMS_FILE, tokens
+from lorewright.training.watch import Watch
+
+HEAD = "Could somebody remind me who the head of the Tide Office is?"
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return Model.load()
+
+
+@pytest.fixture
+def memory(model: Model, tmp_path: Path) -> Memory:
+    """A folder of two pages, without adapters: finding needs none."""
+    memory = Memory.open(tmp_path / "atlas", model)
+    for name in PAGES:
+        put(memory, name, known(name), lesson_of(name))
+    return memory
+
+
+def steps_of(memory: Memory, question: str = HEAD) -> list[str]:
+    """What is told on the way to an answer in a new process."""
+    steps: list[str] = []
+    Memory(memory.folder, memory.model).route(question, watch=Watch(steps.append))
+    return steps
+
+
+# -- who is found --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("question", "name"),
+    [
+        (HEAD, "harbour"),
+        ("I am looking for the badge colour of the Tide Office.", "harbour"),
+        ("How late is the Grain Mill open, what is its closing time?", "mill"),
+        ("What does one pay at the Flour Shop as a fee?", "mill"),
+    ],
+)
+def test_a_question_in_new_words_leads_to_its_memory(
+    memory: Memory, question: str, name: str
+) -> None:
+    found = memory.route(question)
+    assert [hit.memory for hit in found.chosen] == [name]
+    assert found.threshold and (found.chosen[0].probability or 0) > found.threshold.value
+
+
+def test_few_strangers_are_let_through(memory: Memory) -> None:
+    asked = unrelated_questions()
+    asked = asked[len(asked) * 3 // 4 :]  # those that the calibration does not see
+    assert sum(bool(memory.route(question).chosen) for question in asked) <= 0.1 * len(asked)
+
+
+def test_topics_of_the_folder_asked_of_strangers_are_not_let_through(memory: Memory) -> None:
+    for question in ("What is the owner of Project Zubkel?", "Tell me the fee of the Vorn Hall."):
+        found = memory.route(question)
+        assert (
+            not found.chosen and "no memory here is for it; the nearest is mill" in found.why_none
+        )
+
+
+def test_a_question_without_a_common_word_says_so(memory: Memory) -> None:
+    found = memory.route("Zubkel?")
+    assert not found.hits and found.why_none == "no memory here has a word of the question"
+
+
+def test_a_lower_rate_of_false_activation_lets_no_more_through(memory: Memory) -> None:
+    loose, strict = (memory.route(HEAD, false_activation=rate) for rate in (0.2, 0.02))
+    assert loose.threshold and strict.threshold
+    assert loose.threshold.value < strict.threshold.value
+    assert len(loose.chosen) >= len(strict.chosen)
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0, -1.0])
+def test_a_rate_outside_the_open_interval_is_refused(memory: Memory, rate: float) -> None:
+    with pytest.raises(ConfigError, match="give a share inside"):
+        memory.route(HEAD, false_activation=rate)
+
+
+def test_facts_without_a_document_are_found(memory: Memory) -> None:
+    rows = tuple(Example(f.question, f.answer, "qa", f.id) for f in phones().facts)
+    put(memory, "phones", phones(), Lesson(rows, (), "", "", ()))
+    assert [hit.memory for hit in memory.route("What is Jorun Hartley's number?").chosen] == [
+        "phones"
+    ]
+
+
+def test_where_nothing_was_asked_in_training_the_nearest_is_taken_uncalibrated(
+    model: Model, tmp_path: Path
+) -> None:
+    memory = Memory.open(tmp_path / "atlas", model)
+    put(memory, "mill", known("mill"), Lesson((Example("", PAGES["mill"][0]),), (), "", "", ()))
+    found = memory.route("Who owns the Grain Mill?")
+    assert [hit.memory for hit in found.chosen] == ["mill"] and found.threshold is None
+    assert found.chosen[0].probability is None
+
+
+def test_a_memory_without_source_and_lesson_is_found_by_no_question(memory: Memory) -> None:
+    put(memory, "merged", None, None)
+    assert finder(memory).keyless == ("merged",)
+
+
+def test_a_source_that_is_gone_costs_its_own_memory_only(memory: Memory) -> None:
+    source = known("mill").digest()
+    (memory.folder / "sources" / f"{source}.jsonl").unlink()
+    found = finder(memory)
+    assert found.keyless == ("mill",) and "cannot be found by questions" in found.notes[0]
+    assert memory.route(HEAD).chosen[0].memory == "harbour"
+
+
+def test_one_adapter_under_two_names_is_found_under_the_first(memory: Memory) -> None:
+    with writing(memory.folder, memory.base()):
+        change(memory.folder, lambda names: names.update({"zz": names["harbour"]}))
+    assert memory.route(HEAD).chosen[0].memory == "harbour"
+
+
+# -- what it is made of --------------------------------------------------------------------------
+
+
+def test_probes_have_no_part_in_it(memory: Memory, model: Model, tmp_path: Path) -> None:
+    other = Memory.open(tmp_path / "other", model)
+    strange = Probe("x", "Zebra quagga okapi?", ("none",), "paraphrase")
+    for name in PAGES:
+        put(other, name, known(name), replace(lesson_of(name), probes=(strange,)))
+    mine, theirs = finder(memory), finder(other)
+    assert {(k.text, k.kind) for k in mine.index.keys} == {
+        (k.text, k.kind) for k in theirs.index.keys
+    }
+    held = {probe.question for name in PAGES for probe in lesson_of(name).probes}
+    assert not held & {key.text for key in mine.index.keys}
+
+
+def test_passages_come_nearest_first_and_no_more_than_asked_for(memory: Memory) -> None:
+    about = enumerate(("roof", "cellar", "garden"), 60)
+    text = "\n\n".join(f"The {word} of Fern Hall is {n * 'very '}good." for n, word in about)
+    long = replace(known("mill").documents[0], id="hall", text=text)
+    identity = put(memory, "hall", replace(known("mill"), documents=(long,)), None)
+    first, *rest = finder(memory).passages("How is the cellar of Fern Hall?", identity, 2)
+    assert "cellar" in first and len(rest) == 1
+
+
+@given(st.text())
+def test_the_terms_kept_are_the_texts_own_and_never_none_of_some(text: str) -> None:
+    kept, every = words(text), tokens(text)
+    assert set(kept) <= set(every) and bool(kept) == bool(every)
+
+
+def test_names_are_what_is_written_with_capitals() -> None:
+    found = list(names_in("The head of the Tide Office is Maren Oskold. It opens with a code."))
+    assert {"Tide Office", "Maren Oskold"} <= set(found) and "It" not in found
+
+
+# -- on disk -------------------------------------------------------------------------------------
+
+
+def test_everything_derived_lies_in_one_folder_and_is_legible(memory: Memory) -> None:
+    memory.route(HEAD)
+    assert {p.name for p in (memory.folder / FOLDER).iterdir()} == {
+        *(KEYS_FILE, TERMS_FILE, GATE_FILE)
+    }
+    assert "Tide Office" in texts(memory.folder / FOLDER)
+    gate = json.loads((memory.folder / FOLDER / GATE_FILE).read_text())
+    assert set(gate["memories"]) == set(memory.names.values()) and gate["calibration"]["weights"]
+
+
+def test_what_is_on_disk_is_used_again(memory: Memory) -> None:
+    first = memory.route(HEAD)
+    assert steps_of(memory) == []
+    assert Memory(memory.folder, memory.model).route(HEAD) == first
+
+
+@pytest.mark.parametrize("damage", ["gone", "keys cut", "gate cut", "keys of another"])
+def test_what_is_gone_or_damaged_is_made_again(memory: Memory, damage: str) -> None:
+    first, place = memory.route(HEAD), memory.folder / FOLDER
+    keys, gate = place / KEYS_FILE, place / GATE_FILE
+    if damage == "gone":
+        drop(memory.folder)
+        assert not list(place.iterdir())
+    elif damage == "keys cut":
+        keys.write_text(keys.read_text()[:-40])
+    elif damage == "gate cut":
+        gate.write_text(gate.read_text()[:-40])
+    else:
+        gate.write_text(gate.read_text().replace('"keys":', '"keyz":'))
+    assert steps_of(memory) == ["indexing 2 memories", "fitting the probability"]
+    assert Memory(memory.folder, memory.model).route(HEAD) == first
+
+
+def test_a_new_memory_is_added_and_one_that_is_gone_leaves_no_word(memory: Memory) -> None:
+    memory.route(HEAD)
+    put(memory, "phones", phones(), None)
+    assert steps_of(memory)[0] == "indexing 1 memories"
+    assert "Selma Quist" in texts(memory.folder / FOLDER)
+    with writing(memory.folder, memory.base()):
+        change(memory.folder, lambda names: names.pop("phones"))
+    assert "phones" not in [hit.memory for hit in memory.route("Selma Quist:").hits]
+    assert "Selma Quist" not in texts(memory.folder / FOLDER)
+
+
+def test_a_renamed_memory_keeps_its_keys(memory: Memory) -> None:
+    memory.route(HEAD)
+    with writing(memory.folder, memory.base()):
+        change(memory.folder, lambda names: names.update({"port": names.pop("harbour")}))
+    assert steps_of(memory) == []
+    assert memory.route(HEAD).chosen[0].memory == "port"
+
+
+def test_a_folder_that_takes_no_file_can_be_asked(memory: Memory) -> None:
+    (memory.folder / FOLDER).write_text("in the way")
+    assert memory.route(HEAD).chosen[0].memory == "harbour"
+    assert (memory.folder / FOLDER).read_text() == "in the way"

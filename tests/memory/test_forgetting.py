@@ -1,0 +1,288 @@
+"""Claims about forgetting: what goes, what stays, and that the proof can fail.
+
+Two small memories are written for all; every test works on a copy of the folder.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import lorewright.memory.forgetting as forgetting
+from lorewright.adapters import adapter as adapters
+from lorewright.errors import ConfigError, UnknownMemory
+from lorewright.files import digest, dump_jsonl, load_jsonl, save_json
+from lorewright.knowledge.data import Document, Fact, Knowledge
+from lorewright.knowledge.lesson import LessonConfig, prepare
+from lorewright.knowledge.teacher import _Replies
+from lorewright.knowledge.views import prompts_of
+from lorewright.memory.memory import Memory
+from lorewright.memory.removal import plan_removal
+from lorewright.memory.shelf import change, enter, entries, writing
+from lorewright.memory.traces import scan, wanted
+from lorewright.merging.algebra import merge
+from lorewright.models.model import Model
+from lorewright.training.config import WriteConfig
+from lorewright.training.loop import suggested_lr
+
+GANNET = Knowledge(
+    documents=(
+        Document("note", '# Settings\n\nAt 07:45 the "blue\\grey" café of Gannet opens.\n'),
+    ),
+    facts=(
+        Fact("f1", "What is the code of Project Gannet?", "KX-4109", (), ("Gannet's code?",)),
+        Fact("f3", "Who leads Project Gannet?", "Mira Voss"),
+    ),
+)
+HERON = Knowledge(
+    facts=(
+        Fact("g1", "What is the room of Project Heron?", "B 1207"),
+        Fact("g2", "Who leads Project Heron?", "Ansel Thorne"),
+    )
+)
+QUICK = LessonConfig(negatives=0, views=("given",))
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return Model.load()
+
+
+@pytest.fixture(scope="module")
+def folder(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two memories."""
+    memory = Memory.open(tmp_path_factory.mktemp("forget") / "atlas", model)
+    config = WriteConfig(lr=suggested_lr(model), epochs=80, batch_size=2, margin=0.5)
+    for name, known in (("gannet", GANNET), ("heron", HERON)):
+        written = memory.write(known, name=name, config=config, lesson=QUICK)
+        assert written.audit.n_exact >= len(known.facts)
+    return memory.folder
+
+
+@pytest.fixture
+def memory(model: Model, folder: Path, tmp_path: Path) -> Memory:
+    """A copy of the folder, to do anything with."""
+    shutil.copytree(folder, tmp_path / "atlas")
+    return Memory.open(tmp_path / "atlas", model)
+
+
+def texts_of(known: Knowledge) -> list[str]:
+    documents = [line for d in known.documents for line in d.text.split("\n") if " " in line[2:]]
+    return [*documents, *(t for f in known.facts for t in (f.question, *f.answers))]
+
+
+def files(memory: Memory) -> set[str]:
+    found = (p for p in memory.folder.rglob("*") if p.is_file())
+    return {str(p.relative_to(memory.folder)) for p in found if p.name != ".lock"}
+
+
+def merged(memory: Memory, name: str, *of: str) -> str:
+    """Enter the merge of some memories, with its parents."""
+    parts = [memory.adapter(each) for each in of]
+    made = merge(parts, method="cat").adapter
+    identity = adapters.content_id(made)
+    adapters.save(made, memory.folder / "adapters" / identity)
+    parents = [{"name": each, "adapter": memory.names[each]} for each in of]
+    both = Knowledge(GANNET.documents, GANNET.facts + HERON.facts)
+    dump_jsonl([*both.documents, *both.facts], memory.folder / "sources" / f"{both.digest()}.jsonl")
+    run = memory.folder / "runs" / f"20260101-000000-{name}"
+    save_json({"name": name, "source": both.digest()}, run / "config.json")
+    made_of = prepare(both, ask_llm=list, closed_book=list, config=QUICK)
+    save_json(made_of, run / "lesson.json")
+    with writing(memory.folder, memory.base()):
+        about = {"source": both.digest(), "run": run.name, "parents": parents}
+        enter(memory.folder, name, identity, **about)
+    return identity
+
+
+# -- what goes -----------------------------------------------------------------------------------
+
+
+def test_forgetting_leaves_the_other_memory_and_no_word_of_the_forgotten(memory: Memory) -> None:
+    before = files(memory)
+    heron = {name for name in before if memory.names["heron"] in name or "-heron" in name}
+    assert scan(memory.folder, wanted(texts_of(GANNET))).traces
+    proof = memory.forget("gannet")
+    assert proof.holds and not proof.scan.traces and proof.scan.n_files > 5
+    assert memory.names.keys() == {"heron"} and heron <= files(memory)
+    assert not scan(memory.folder, wanted(texts_of(GANNET))).traces
+    assert proof.removal.names == ("gannet",) and len(proof.removal.sources) == 1
+    assert memory.ask("Who leads Project Heron?", "heron", mode="closed").text == "Ansel Thorne"
+
+
+def test_recall_of_the_forgotten_falls_to_the_level_of_the_base(memory: Memory) -> None:
+    proof = memory.forget("gannet")
+    assert proof.before is not None and proof.before.mean == 2 / 3  # the paraphrase is not trained
+    assert proof.base is not None and proof.base.mean == 0 and proof.base.n == 3
+    assert proof.others.keys() == {"heron"} and proof.others["heron"].mean == 0
+
+
+def test_words_in_the_verdicts_of_others_are_blanked(memory: Memory) -> None:
+    (run,) = memory.folder.glob("runs/*-heron")
+    report = json.loads((run / "report.json").read_text())
+    assert "wrong" in report["outcomes"]
+    report["outcomes"]["wrong"][0]["output"] = "The code is KX-4109."
+    save_json(report, run / "report.json")
+    proof = memory.forget("gannet")
+    after = json.loads((run / "report.json").read_text())
+    assert proof.n_blanked >= 1 and proof.holds
+    assert after["outcomes"]["wrong"][0]["output"] == "[forgotten]"
+    assert after["recall"] == report["recall"]
+    assert after["outcomes"]["memory"] == report["outcomes"]["memory"]
+
+
+def test_what_a_teacher_said_of_it_is_removed_and_the_rest_of_its_cache_reads(
+    memory: Memory,
+) -> None:
+    replies = _Replies(memory.folder / "teacher.jsonl")
+    prompt = next(iter(prompts_of(GANNET.documents[0])))
+    replies.keep(digest(["m", prompt]), "In words that the source does not have.", "m")
+    replies.keep("k2", "Q: Which code? A: KX-4109", "m")
+    replies.keep("k3", "Something élse.", "m")
+    assert memory.forget("gannet").holds
+    assert _Replies(memory.folder / "teacher.jsonl").by == {"k3": "Something élse."}
+    assert len(load_jsonl(memory.folder / "teacher.jsonl")) == 1
+
+
+def test_earlier_adapters_of_the_name_and_interrupted_runs_go_too(memory: Memory) -> None:
+    old = memory.names["gannet"]
+    brief = WriteConfig(lr=1e-3, epochs=1)
+    memory.write(Knowledge(facts=GANNET.facts[:1]), name="gannet", config=brief, lesson=QUICK)
+    run = memory.folder / "runs" / "20200101-000000-half"
+    save_json({"key": "k", "name": "other", "source": GANNET.digest()}, run / "config.json")
+    (run / "checkpoint.safetensors").write_bytes(b"x")
+    shutil.copytree(memory.folder / "adapters" / old, memory.folder / f"adapters/{old}.damaged-1")
+    proof = memory.forget("gannet")
+    assert {old, f"{old}.damaged-1"} <= {*proof.removal.adapters} and len(proof.removal.runs) == 3
+    assert {p.name for p in (memory.folder / "adapters").iterdir()} == {memory.names["heron"]}
+    assert len(list((memory.folder / "sources").iterdir())) == 1
+
+
+# -- what stays ----------------------------------------------------------------------------------
+
+
+def test_what_another_name_uses_stays_and_is_named(memory: Memory) -> None:
+    with writing(memory.folder, memory.base()):
+        entry = entries(memory.folder)["gannet"]
+        change(memory.folder, lambda names: names.update(twin=entry))
+    proof = memory.forget("gannet")
+    assert memory.names.keys() == {"heron", "twin"}
+    assert memory.ask("Who leads Project Gannet?", "twin", mode="closed").text == "Mira Voss"
+    assert [line.split()[0] for line in proof.removal.kept] == ["adapter", "source"]
+    assert all("twin still uses it" in line for line in proof.removal.kept)
+    assert not proof.removal.adapters and not proof.removal.sources and not proof.removal.runs
+    assert proof.above_base == ("twin",) and not proof.holds
+
+
+def test_words_that_others_were_written_from_are_shared_and_not_traces(memory: Memory) -> None:
+    both = Knowledge(facts=(GANNET.facts[1], HERON.facts[0]))
+    memory.write(both, name="both", config=WriteConfig(lr=1e-3, epochs=1), lesson=QUICK)
+    proof = memory.forget("gannet")
+    assert "mira voss" in proof.shared and "kx 4109" not in proof.shared
+    assert not proof.scan.traces
+
+
+def test_what_was_merged_from_it_is_named_and_goes_when_told(memory: Memory) -> None:
+    merged(memory, "pair", "gannet", "heron")
+    merged(memory, "grandchild", "pair", "heron")
+    before = files(memory)
+    with pytest.raises(ConfigError, match=r"2 memories were merged from it \(pair, grandchild\)"):
+        memory.forget("gannet")
+    assert files(memory) == before
+    proof = memory.forget("gannet", with_merged=True)
+    assert proof.removal.names == ("gannet", "pair", "grandchild") and proof.holds
+    assert memory.names.keys() == {"heron"} and len(proof.removal.adapters) == 3
+    assert proof.base is not None and proof.base.n == 3  # not those of the other parent
+
+
+def test_a_merge_stays_out_of_the_way_of_its_other_parent(memory: Memory) -> None:
+    merged(memory, "pair", "gannet", "heron")
+    assert plan_removal(memory.folder, "pair").names == ("pair",)
+    proof = memory.forget("pair")
+    assert len(proof.removal.sources) == 1 and not proof.scan.traces
+    assert memory.names.keys() == {"gannet", "heron"}
+    assert proof.holds and proof.removal.parents == ("gannet", "heron")
+    assert "gannet stays: pair was merged from it." in proof.removal.kept
+
+
+# -- the proof can fail --------------------------------------------------------------------------
+
+
+def test_a_copy_left_in_the_folder_is_found(memory: Memory) -> None:
+    (memory.folder / "notes").mkdir()
+    (memory.folder / "notes" / ".draft").write_text(
+        '{"said": "at 07:45 the \\"blue\\\\grey\\" caf\\u00e9"}'
+    )
+    proof = memory.forget("gannet")
+    assert not proof.holds and {str(t.path) for t in proof.scan.traces} == {"notes/.draft"}
+    plain = proof.to_json()
+    assert plain["files"]["traces"][0]["words"] and not plain["holds"]
+    (record,) = memory.folder.glob("runs/*-forget/report.json")
+    assert "blue" not in record.read_text() and "notes/.draft" in record.read_text()
+
+
+def test_a_memory_that_still_knows_it_is_named(memory: Memory) -> None:
+    with writing(memory.folder, memory.base()):
+        known = entries(memory.folder)["gannet"]
+        copy = {**known, "source": "", "run": ""}
+        change(memory.folder, lambda names: names.update(copy=copy))
+    proof = memory.forget("gannet")
+    assert proof.above_base == ("copy",) and not proof.holds
+
+
+# -- damage and interruptions --------------------------------------------------------------------
+
+
+def test_a_damaged_memory_can_be_forgotten(memory: Memory) -> None:
+    place = memory.folder / "adapters" / memory.names["gannet"]
+    (place / "adapter_model.safetensors").write_bytes(b"x")
+    (memory.folder / "runs").joinpath(
+        entries(memory.folder)["gannet"]["run"], "lesson.json"
+    ).unlink()
+    proof = memory.forget("gannet")
+    assert proof.before is None and proof.base is None and proof.holds
+    assert not place.exists() and "gannet" not in memory.names
+
+
+@pytest.mark.parametrize("at", ["change", "_blank", "shutil"])
+def test_an_interrupted_removal_is_completed_by_the_same_command(
+    memory: Memory, at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    target = forgetting.shutil if at == "shutil" else forgetting
+    monkeypatch.setattr(target, "rmtree" if at == "shutil" else at, stop)
+    with pytest.raises(KeyboardInterrupt):
+        memory.forget("gannet")
+    monkeypatch.undo()
+    proof = memory.forget("gannet")
+    assert proof.holds and proof.removal.sources and proof.wanted.runs
+    assert not (memory.folder / "forgetting.json").exists()
+    assert memory.names.keys() == {"heron"}
+
+
+def test_an_interrupted_removal_is_completed_before_another_begins(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(forgetting, "_blank", stop)
+    with pytest.raises(KeyboardInterrupt):
+        memory.forget("gannet")
+    monkeypatch.undo()
+    assert memory.forget("heron").holds
+    assert not memory.names and not list((memory.folder / "adapters").iterdir())
+    assert not scan(memory.folder, wanted(texts_of(GANNET))).traces
+
+
+def test_an_unknown_name_is_refused_and_nothing_is_touched(memory: Memory) -> None:
+    before = files(memory)
+    with pytest.raises(UnknownMemory, match="it has: gannet, heron"):
+        memory.forget("boot")
+    assert files(memory) == before

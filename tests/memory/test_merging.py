@@ -1,0 +1,488 @@
+"""Claims about merging memories of a folder: what is measured, chosen, left and refused.
+
+Two small memories are written in one stack for all; every test works on a copy of the folder.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.atlases import FORMS, PAGES, known, lesson_of, put
+
+from lorewright.adapters.adapter import HALVES, Adapter, content_id, load
+from lorewright.adapters.lora import LoraConfig
+from lorewright.cli.main import main
+from lorewright.errors import ConfigError, NoEffect, UnknownMemory
+from lorewright.knowledge.data import Example, Probe
+from lorewright.knowledge.lesson import Lesson
+from lorewright.memory.memory import Memory
+from lorewright.memory.merging import Merged
+from lorewright.memory.removal import descendants
+from lorewright.memory.shelf import cards, entries
+from lorewright.merging.algebra import METHODS
+from lorewright.merging.choosing import (
+    GRID,
+    NAMES,
+    REFINE,
+    REWRITE,
+    Trial,
+    held_back,
+    made_by,
+    make,
+    search,
+)
+from lorewright.merging.imitate import Source, imitate
+from lorewright.models.model import Model
+from lorewright.recall.statistics import wilson
+from lorewright.recall.verify import audit, side_by_side
+from lorewright.training.config import Job, WriteConfig, Written
+from lorewright.training.loop import suggested_lr, write_all
+from lorewright.training.watch import Watch
+
+TWO = ("harbour", "mill")
+SMALL = (("tsv", {}), ("regmean", {"ridge": 1e-3}), ("imitate", {"ridge": 1e-3}))
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return Model.load()
+
+
+def taught(name: str) -> Lesson:
+    """A page's lesson, with the other page's relations asked of its first subject, to decline."""
+    made = lesson_of(name)
+    other = PAGES[TWO[TWO[0] == name]][1]
+    subject = PAGES[name][1][0][1]
+    nothing = [
+        Example(FORMS[0].format(r=r, s=subject), "I do not know.", "unknown") for r, _, _ in other
+    ]
+    return replace(made, examples=(*made.examples, *nothing))
+
+
+@pytest.fixture(scope="module")
+def sources(model: Model) -> list[Source]:
+    """Both memories, written at once."""
+    lessons = [taught(name) for name in TWO]
+    config = WriteConfig(lr=suggested_lr(model), epochs=40, batch_size=6)
+    jobs = [
+        Job(made.examples, replace(config, lora=LoraConfig(4, seed=n), seed=n))
+        for n, made in enumerate(lessons)
+    ]
+    found = write_all(model, jobs)
+    assert all(isinstance(each, Written) and each.complete for each in found)
+    return [
+        Source(each.adapter, made.examples)  # type: ignore[union-attr]
+        for each, made in zip(found, lessons, strict=True)
+    ]
+
+
+@pytest.fixture(scope="module")
+def folder(model: Model, sources: list[Source], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    memory = Memory.open(tmp_path_factory.mktemp("merging") / "atlas", model)
+    for name, source in zip(TWO, sources, strict=True):
+        put(memory, name, known(name), taught(name), source.adapter)
+    return memory.folder
+
+
+@pytest.fixture
+def memory(model: Model, folder: Path, tmp_path: Path) -> Memory:
+    shutil.copytree(folder, tmp_path / "atlas")
+    return Memory.open(tmp_path / "atlas", model)
+
+
+@pytest.fixture(scope="module")
+def merged(
+    model: Model, folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Merged, Path]:
+    """What the tests look at: both memories, merged by what `auto` takes; and its folder."""
+    place = tmp_path_factory.mktemp("merged") / "atlas"
+    shutil.copytree(folder, place)
+    return Memory.open(place, model).merge(TWO, into="Both of them"), place
+
+
+# -- what a merge leaves -------------------------------------------------------------------------
+
+
+def test_every_source_is_asked_its_own_probes_before_and_after(
+    merged: tuple[Merged, Path], model: Model, sources: list[Source]
+) -> None:
+    found, _ = merged
+    assert [part.name for part in found.parts] == list(TWO)
+    for part, source, name in zip(found.parts, sources, TWO, strict=True):
+        assert part.adapter_id == content_id(source.adapter)
+        assert set(part.report.arms) == {"alone", "merged", "base"}
+        probes = lesson_of(name).probes
+        again = side_by_side(model, probes, {"alone": source.adapter, "merged": load(found.folder)})
+        assert part.report.arms == again.arms, "it is measured, from disk, on the stored probes"
+        assert part.report.proportion("alone", "paraphrase").n == 3
+        assert part.report.proportion("base", "paraphrase").mean == 0.0
+        alone, after = (part.report.proportion(arm, "paraphrase") for arm in ("alone", "merged"))
+        assert alone.mean is not None and after.mean is not None
+        assert part.lost("paraphrase").mean == pytest.approx(alone.mean - after.mean)
+
+
+def test_auto_tries_every_method_and_takes_the_one_that_kept_most(
+    merged: tuple[Merged, Path],
+) -> None:
+    found, _ = merged
+    assert {trial.method for trial in found.trials} == {*METHODS, "imitate", REFINE}
+    best = max(found.trials, key=lambda trial: trial.merit)
+    assert (found.method, found.options, found.rank) == (best.method, best.options, best.rank)
+    assert found.rank <= 8 and all(len(trial.held) == 2 for trial in found.trials)
+    kept = {trial.method: trial.merit[1] for trial in found.trials if trial.rank == 8}
+    assert kept["imitate"] > kept["mean"], "the choice makes a difference"
+
+
+def test_a_merge_keeps_at_least_half_of_what_was_trained_on_either_side(
+    merged: tuple[Merged, Path], model: Model, sources: list[Source]
+) -> None:
+    found, _ = merged
+    with model.using(load(found.folder)):
+        kept = [audit(model, source.examples).recall.mean for source in sources]
+    assert min(share or 0 for share in kept) >= 0.5
+
+
+def test_entry_and_card_name_parents_method_and_weights(merged: tuple[Merged, Path]) -> None:
+    found, folder = merged
+    known_entries = entries(folder)
+    parents = [{"name": name, "adapter": known_entries[name]["adapter"]} for name in TWO]
+    assert known_entries["both-of-them"]["parents"] == parents
+    assert [*descendants(known_entries, "mill")] == ["both-of-them"]
+    card = next(card for card in cards(folder) if card["name"] == "both-of-them")
+    assert card["parents"] == parents and card["reason"] == f"merged by {found.method}"
+    assert card["merge"]["sources"] == [each["adapter"] for each in parents]
+    assert [part["memory"] for part in card["report"]["parts"]] == list(TWO)
+    assert card["report"]["recall"]["paraphrase"]["memory"]["n"] == 6
+    assert "outcomes" not in json.dumps(card["report"])
+    run = folder / "runs" / known_entries["both-of-them"]["run"]
+    assert json.loads((run / "report.json").read_text())["adapter"] == found.adapter_id
+    assert {p.name for p in run.iterdir()} == {"config.json", "lesson.json", "report.json"}
+
+
+def test_a_merge_by_weights_says_them_and_has_scale_one(
+    model: Model, folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folder, tmp_path / "atlas")
+    memory = Memory.open(tmp_path / "atlas", model)
+    memory.merge(TWO, method="cat", into="both")
+    (card,) = (card for card in cards(tmp_path / "atlas") if card["name"] == "both")
+    assert card["merge"]["weights"] == card["report"]["weights"] == [1.0, 1.0]
+    assert memory.adapter("both").config.scale == 1.0
+
+
+def test_the_merged_memory_is_a_plain_adapter_that_is_verified_asked_and_merged_again(
+    merged: tuple[Merged, Path], model: Model, tmp_path: Path
+) -> None:
+    found, folder = merged
+    shutil.copytree(folder, tmp_path / "atlas")
+    memory = Memory.open(tmp_path / "atlas", model)
+    adapter = memory.adapter("both-of-them")
+    assert content_id(adapter) == found.adapter_id
+    assert {t.shape[0] for k, t in adapter.tensors.items() if k.endswith(HALVES[0])} == {found.rank}
+    report = memory.verify("both-of-them")
+    assert report.proportion("memory", "paraphrase").n == 6
+    assert "wrong" not in report.arms, "a parent is no wrong memory: it knows the same"
+    assert "wrong" in memory.verify("harbour").arms
+    again = memory.merge(["both-of-them", "mill"], method="svd", weights=[1.0, 1e-3], into="more")
+    assert [part.name for part in again.parts] == ["both-of-them", "mill"]
+    names = descendants(entries(memory.folder), "harbour")
+    assert set(names) == {"both-of-them", "more"}
+
+
+def test_a_merge_is_forgotten_with_its_parent_and_holds_its_text(
+    merged: tuple[Merged, Path], model: Model, tmp_path: Path
+) -> None:
+    _, folder = merged
+    shutil.copytree(folder, tmp_path / "atlas")
+    memory = Memory.open(tmp_path / "atlas", model)
+    with pytest.raises(ConfigError, match="merged from it"):
+        memory.forget("mill")
+    found = memory.forget("mill", with_merged=True)
+    assert found.removal.names == ("mill", "both-of-them") and not found.scan.traces
+    assert set(memory.names) == {"harbour"}
+
+
+# -- how -----------------------------------------------------------------------------------------
+
+
+def test_a_method_that_is_named_is_used_with_its_options_and_no_other_is_tried(
+    memory: Memory,
+) -> None:
+    steps: list[str] = []
+    found = memory.merge(
+        TWO,
+        method="ties",
+        weights=[1, 0.5],
+        rank=6,
+        options={"density": 0.3},
+        into="ab",
+        watch=Watch(steps.append),
+    )
+    assert found.trials == () and not any("trying" in step for step in steps)
+    assert (found.method, found.rank, found.weights) == ("ties", 6, (1.0, 0.5))
+    record = memory.adapter("ab").card["merge"]
+    assert record["options"] == {"density": 0.3} and record["weights"] == [1.0, 0.5]
+    assert any("rank 6 keeps" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("method", [*METHODS, "imitate"])
+def test_every_method_makes_an_adapter_of_the_summed_rank(
+    model: Model, sources: list[Source], method: str
+) -> None:
+    adapter, _ = make(model, sources, method)
+    assert adapter.config.rank == 8 and adapter.base_digest == model.digest
+    assert adapter.card["merge"]["method"] == method
+
+
+def test_rewrite_says_that_it_is_training_and_learns_both(
+    model: Model, sources: list[Source]
+) -> None:
+    adapter, notes = make(model, sources, REWRITE, options={"epochs": 2})
+    assert "trains" in notes[0] and adapter.config.rank == 8
+    assert adapter.card["merge"]["method"] == REWRITE
+
+
+def test_refine_goes_on_from_what_imitates_both_at_the_scale_of_a_fresh_adapter(
+    model: Model, sources: list[Source], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # One imitation for both: its factors are not the same bits each time.
+    once = imitate(model, sources)
+    monkeypatch.setattr("lorewright.merging.choosing.imitate", lambda *_, **__: once)
+    copy, _ = make(model, sources, "imitate")
+    still, _ = make(model, sources, REFINE, options={"epochs": 1, "lr": 1e-30})
+    assert still.config.alpha == 16 and still.config.rank == copy.config.rank == 8
+    for name in copy.modules:
+        (a, b), (A, B) = (
+            (each.tensors[f"{name}.lora_A.weight"], each.tensors[f"{name}.lora_B.weight"])
+            for each in (copy, still)
+        )
+        torch.testing.assert_close(still.config.scale * B @ A, copy.config.scale * b @ a)
+    trained, notes = make(model, sources, REFINE, options={"epochs": 2})
+    assert "trains" in notes[0] and trained.card["merge"]["epochs"] <= 2
+    assert any((trained.tensors[key] != still.tensors[key]).any() for key in still.tensors)
+
+
+def test_every_method_is_in_the_grid_but_training_anew() -> None:
+    assert {name for name, _ in GRID} == {*METHODS, "imitate", "refine"}
+    assert set(NAMES) == {"auto", *METHODS, "imitate", "refine", "rewrite"}
+
+
+def test_a_lower_rank_is_taken_only_where_it_keeps_more() -> None:
+    def trial(rank: int, n: int, sure: float) -> Trial:
+        return Trial("tsv", {}, rank, (wilson(n, 4), wilson(4, 4)), sure, 0.0, None)
+
+    wide, narrow, better = trial(16, 3, 0.5), trial(8, 3, 0.9), trial(8, 4, 0.1)
+    assert max(wide, narrow, key=lambda each: each.merit) is wide
+    assert max(wide, better, key=lambda each: each.merit) is better
+
+
+def test_weights_keep_auto_from_training(model: Model, sources: list[Source]) -> None:
+    grid = (("tsv", {}), (REFINE, {}))
+    trials = list(search(model, sources, weights=[1.0, 0.5], rank=8, grid=grid))
+    assert [each.method for each in trials] == ["tsv"]
+
+
+def test_a_search_holds_back_the_same_questions_for_all_and_tries_half_the_rank(
+    model: Model, sources: list[Source]
+) -> None:
+    trials = list(search(model, sources, grid=SMALL))
+    assert [trial.method for trial in trials] == ["tsv", "regmean", "imitate", trials[-1].method]
+    assert [trial.rank for trial in trials] == [8, 8, 8, 4]
+    assert [[share.n for share in trial.held] for trial in trials] == [[3, 3]] * 4
+    fixed = list(search(model, sources, rank=5, grid=SMALL[:1]))
+    assert [trial.rank for trial in fixed] == [5]
+
+
+def test_one_adapter_is_made_by_the_method_or_by_the_best_that_auto_tries(
+    model: Model, sources: list[Source]
+) -> None:
+    grid = SMALL[:1]
+    best = max(search(model, sources, grid=grid), key=lambda trial: trial.merit)
+    again, _ = make(model, sources, "tsv", rank=best.rank)
+    assert content_id(made_by(model, sources, "auto", grid=grid)) == content_id(again)
+    summed, _ = make(model, sources, "cat")
+    assert content_id(made_by(model, sources, "cat")) == content_id(summed)
+
+
+def test_a_way_that_cannot_be_had_is_a_trial_that_says_why(
+    model: Model, sources: list[Source]
+) -> None:
+    (trial, *_) = search(model, sources, rank=3, grid=(("cat", {}),))
+    assert trial.adapter is None and "needs rank 8" in trial.why_not
+    assert trial.merit < Trial("x", {}, 1, (wilson(0, 3), wilson(0, 3)), 0.0, 0.0, None).merit
+
+
+def test_the_worse_off_source_decides_then_the_mean_then_how_sure() -> None:
+    def merit(one: int, other: int, sure: float) -> tuple[float, float, float]:
+        held = (wilson(one, 4), wilson(other, 4))
+        return Trial("x", {}, 8, held, sure, 0.0, None).merit
+
+    ranked = [merit(4, 0, 0.9), merit(1, 1, 0.2), merit(1, 2, 0.1), merit(1, 2, 0.2)]
+    assert ranked == sorted(ranked)
+
+
+def test_a_source_without_examples_does_not_decide_and_without_any_auto_is_refused(
+    model: Model, sources: list[Source]
+) -> None:
+    mute = replace(sources[1], examples=())
+    trials = list(search(model, [sources[0], mute], grid=SMALL[1:] + SMALL[:1]))
+    assert [trial.method for trial in trials] == ["regmean", "imitate", "tsv", "tsv"]
+    assert "source 1 has none" in trials[1].why_not and trials[2].adapter is not None
+    assert max(trials, key=lambda trial: trial.merit).method == "tsv"
+    with pytest.raises(ConfigError, match="name a method"):
+        list(search(model, [mute, mute]))
+
+
+def test_one_form_of_every_answer_is_held_back_where_answers_have_several() -> None:
+    rows = [Example(f"{form} {n}?", f"answer {n}") for n in range(4) for form in "abc"]
+    nothing = Example("what?", "I do not know.", "unknown")
+    kept, held = held_back([*rows, nothing])
+    assert len(held) == 4 and {row.completion for row in held} == {f"answer {n}" for n in range(4)}
+    assert nothing in kept and {*kept} | {*held} == {*rows, nothing} and not {*kept} & {*held}
+    single = rows[::3]
+    assert held_back(single)[0] == single and {*held_back(single)[1]} == {*single}
+    many = [Example(f"question {n}?", f"answer {n}") for n in range(300)]
+    assert len(held_back(many)[1]) == 200
+
+
+def test_what_one_source_answers_is_no_longer_declined_because_another_did(
+    memory: Memory, sources: list[Source]
+) -> None:
+    asked = PAGES["mill"][1][0]
+    question = FORMS[0].format(r=asked[0], s=asked[1])
+    opposed = Probe("no", question, (), "unknown")
+    lesson = taught("harbour")
+    lesson = replace(
+        lesson,
+        probes=(*lesson.probes, opposed),
+        examples=(*lesson.examples, Example(question, "I do not know.", "unknown")),
+    )
+    put(memory, "stubborn", known("harbour"), lesson, sources[0].adapter)
+    found = memory.merge(["stubborn", "mill"], method="svd", into="ab")
+    asked_of = [row.question for row in found.parts[0].report.arms["merged"]]
+    assert question not in asked_of and len(asked_of) == len(lesson.probes) - 1
+    stored = memory.folder / "runs" / entries(memory.folder)["ab"]["run"] / "lesson.json"
+    rows = json.loads(stored.read_text())["examples"]
+    assert [row["completion"] for row in rows if row["prompt"] == question] == [asked[2]]
+
+
+# -- what is refused -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"names": ["harbour"]}, "at least two"),
+        ({"names": []}, "at least two"),
+        ({"names": ["harbour", "mill", "Harbour"]}, "'harbour' twice"),
+        ({"into": "Mill"}, "'mill'; that name is taken"),
+        ({"method": "tis"}, "no method 'tis'; choose one of auto, cat, mean"),
+        ({"weights": [1.0]}, "2 memories need 2 weights"),
+        ({"rank": 0}, "rank must be"),
+        ({"options": {"density": 0.2}}, "auto chooses its options"),
+        ({"method": "ties", "options": {"ridge": 1.0}}, "unknown: .'ridge'."),
+        ({"method": "imitate", "options": {"density": 1.0}}, "unknown: .'density'."),
+        ({"method": "rewrite", "options": {"density": 1.0}}, "unknown: .'density'."),
+        ({"method": "rewrite", "weights": [1, 2]}, "leave the weights out"),
+        ({"method": "refine", "weights": [1, 2]}, "leave the weights out"),
+        ({"method": "refine", "options": {"ridge": 1.0}}, "unknown: .'ridge'."),
+        ({"method": "cat", "rank": 3}, "needs rank 8"),
+        ({"metric": "bleu", "method": "svd"}, "metric 'bleu' is unknown"),
+    ],
+)
+def test_what_cannot_be_merged_is_refused_and_nothing_is_entered(
+    memory: Memory, change: dict[str, Any], message: str
+) -> None:
+    before = entries(memory.folder)
+    with pytest.raises(ConfigError, match=message):
+        memory.merge(**{"names": TWO, "into": "ab", **change})
+    assert entries(memory.folder) == before
+
+
+def test_unknown_memories_and_those_that_cannot_be_asked_are_refused(
+    memory: Memory, sources: list[Source]
+) -> None:
+    with pytest.raises(UnknownMemory, match="no memory 'mil'; it has: harbour, mill"):
+        memory.merge(["harbour", "mil"])
+    put(memory, "mute", None, None, sources[0].adapter)
+    with pytest.raises(ConfigError, match="'mute' has no probes"):
+        memory.merge(["mute", "mill"])
+    put(memory, "twin", known("harbour"), taught("harbour"), sources[0].adapter)
+    with pytest.raises(ConfigError, match="'harbour' and 'twin' are the same adapter"):
+        memory.merge(["harbour", "twin"])
+
+
+def test_memories_that_cancel_out_are_refused_by_the_proof(
+    memory: Memory, sources: list[Source]
+) -> None:
+    one: Adapter = sources[0].adapter
+    negative = {k: -t if k.endswith(HALVES[1]) else t for k, t in one.tensors.items()}
+    put(memory, "against", known("harbour"), taught("harbour"), replace(one, tensors=negative))
+    with pytest.raises(NoEffect, match="cancels out"):
+        memory.merge(["harbour", "against"], method="svd", into="nothing")
+    assert "nothing" not in memory.names
+    assert torch.equal(one.tensors[next(iter(one.tensors))], negative[next(iter(negative))])
+
+
+# -- the command ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lore(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["lore", *map(str, arguments)])
+        capsys.readouterr()
+        code: Any = 0
+        try:
+            main()
+        except SystemExit as ending:
+            code = ending.code or 0
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_the_command_merges_and_says_what_it_cost(
+    lore: Callable[..., tuple[int, str, str]], memory: Memory
+) -> None:
+    options = ("--method", "ties", "--option", "density=0.4", "--into-name", "ab", "--rank", 6)
+    code, out, err = lore("merge", memory.folder, *TWO, *options, "--json")
+    assert code == 0 and "merging by ties" in err
+    found = json.loads(out)
+    assert found["memory"] == "ab" and found["rank"] == 6 and found["options"] == {"density": 0.4}
+    assert [part["memory"] for part in found["parts"]] == list(TWO)
+    row = found["parts"][0]["recall"]["paraphrase"]["merged"]
+    assert row["n"] == 3 and row["low"] <= row["recall"] <= row["high"]
+    code, out, _ = lore("merge", memory.folder, *TWO, "--method", "svd", "--into-name", "plain")
+    assert code == 0 and "Recall before and after" in out and "plain by svd, rank 8" in out
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--method", "tis"), "ConfigError: there is no method 'tis'; choose one of auto, cat"),
+        (("--weights", "1"), "ConfigError: 2 memories need 2 weights; found [1.0]"),
+        (("--weights", "1,x"), "ConfigError: --weights is '1,x'"),
+        (("--option", "density"), "ConfigError: --option is 'density'"),
+        (("--option", "density=much"), "ConfigError: --option is 'density=much'"),
+        (("harbour",), "ConfigError: asked to merge 'harbour' twice"),
+        (("cellar",), "UnknownMemory: "),
+        (("--into-name", "mill"), "that name is taken"),
+    ],
+)
+def test_bad_input_ends_in_one_sentence_and_exit_code_two(
+    lore: Callable[..., tuple[int, str, str]], folder: Path, more: tuple[str, ...], said: str
+) -> None:
+    code, out, err = lore("merge", folder, *TWO, *more)
+    last = err.strip().splitlines()[-1]
+    assert code == 2 and out == "" and "Traceback" not in err and said in last

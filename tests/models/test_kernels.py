@@ -1,0 +1,140 @@
+"""Claims about the kernels: each is what torch makes of it, and so is its gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lorewright.models.backends.kernels
+from lorewright.adapters.lora import LoraLinear, Rows
+from lorewright.errors import AdapterError
+from lorewright.models.backends.kernels import (
+    Bound,
+    Grads,
+    Linears,
+    attend,
+    attend_back,
+    heads,
+    rms_norm,
+    rms_norm_back,
+    turn,
+)
+
+EPS = 1e-6
+
+
+class Norm(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = torch.rand(width) + 0.5
+        self.variance_epsilon = EPS
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def layer(ranks: list[int], rows: Rows, n_in: int = 6, n_out: int = 5) -> LoraLinear:
+    base = nn.Linear(n_in, n_out).requires_grad_(False)
+    found = LoraLinear(base, ranks, [0.5 + n for n in range(len(ranks))], rows)
+    for n, rank in enumerate(ranks):
+        found.A_NRI.data[n, :rank] = drawn(rank, n_in, seed=n + 1)
+        found.B_NOR.data[n, :, :rank] = drawn(n_out, rank, seed=n + 7)
+    return found
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (4, 3, 6)])
+def test_norm_and_its_gradient_are_those_of_autograd(shape: tuple[int, ...]) -> None:
+    x, norm, grad = drawn(*shape).requires_grad_(), Norm(6), drawn(*shape, seed=1)
+    expected = x * (x.square().mean(-1, keepdim=True) + EPS).rsqrt() * norm.weight
+    (expected_grad,) = torch.autograd.grad(expected, x, grad)
+    found, saved = rms_norm(x.detach(), norm)
+    torch.testing.assert_close(found, expected.detach())
+    torch.testing.assert_close(rms_norm_back(grad, saved), expected_grad)
+
+
+@pytest.mark.parametrize(
+    "bound",
+    [None, [0, 0, 1, 1], [1, 1, 1, 1], [1, 0, -1, 0]],
+    ids=["first", "in order", "second", "mixed and none"],
+)
+@pytest.mark.parametrize("onto", [False, True], ids=["alone", "added to a residual"])
+def test_adapted_layers_and_gradients_are_those_of_the_module(
+    bound: list[int] | None, onto: bool
+) -> None:
+    rows = Rows()
+    modules = [layer([3, 1], rows), layer([2, 4], rows)][: 1 if onto else 2]
+    rows.bind(None if bound is None else torch.tensor(bound), 2)
+    x_BTI = drawn(4, 3, 6).requires_grad_()
+    residual = drawn(12, 5, seed=3) if onto else None
+    grads = [drawn(12, 5, seed=4 + i) for i in range(len(modules))]
+    outputs = [module(x_BTI).flatten(0, 1) for module in modules]
+    weights = [w for module in modules for w in (module.A_NRI, module.B_NOR)]
+    expected = torch.autograd.grad(outputs, [x_BTI, *weights], grads)
+
+    found: Grads = {}
+    group = Linears(Bound(modules[0], 4), modules)
+    with torch.no_grad():
+        ys = group.forward(x_BTI.detach().flatten(0, 1), residual, keep=True)
+        back = group.backward(grads, found)
+    assert back is not None
+    for y, output in zip(ys, outputs, strict=True):
+        torch.testing.assert_close(y, output.detach() + (0 if residual is None else residual))
+    torch.testing.assert_close(back.view_as(x_BTI), expected[0])
+    mine = [grad for module in modules for grad in found[module]]
+    for grad, other in zip(mine, expected[1:], strict=True):
+        torch.testing.assert_close(grad, other)
+
+
+def test_a_plain_layer_has_no_gradients_and_no_input_gradient_unless_it_is_needed() -> None:
+    plain, found = nn.Linear(6, 5).requires_grad_(False), {}
+    group = Linears(None, [plain])
+    (y,) = group.forward(drawn(4, 6), keep=True)
+    torch.testing.assert_close(y, plain(drawn(4, 6)))
+    assert group.backward([drawn(4, 5)], found, needed=False) is None
+    assert not found
+
+
+def test_rows_of_another_batch_are_refused() -> None:
+    rows = Rows()
+    module = layer([1, 1], rows)
+    rows.bind(torch.tensor([0, 1]), 2)
+    with pytest.raises(AdapterError, match=r"2 rows are bound; the batch has 3; bind"):
+        Bound(module, 3)
+
+
+@pytest.mark.parametrize("score_bytes", [1 << 20, 0], ids=["by hand", "torch's own"])
+def test_attention_and_its_gradients_are_those_of_autograd(
+    score_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lorewright.models.backends.kernels, "SCORE_BYTES", score_bytes)
+    q, k, v = (drawn(2, 3, 5, 4, seed=i).requires_grad_() for i in range(3))
+    mask, grad = torch.full((5, 5), -torch.inf).triu(1), drawn(2, 3, 5, 4, seed=9)
+    expected = (q @ k.mT + mask).softmax(-1) @ v
+    grads = torch.autograd.grad(expected, (q, k, v), grad)
+    with torch.no_grad():
+        parts = [part.detach() for part in (q, k, v)]
+        found, scores = attend(*parts, mask, keep=True)
+        back = attend_back(grad, *parts, scores)
+    torch.testing.assert_close(found, expected.detach())
+    for mine, other in zip(back, grads, strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+def test_turning_back_undoes_a_turn() -> None:
+    angle = drawn(5, 2)
+    turns = angle.cos(), angle.sin()
+    x = drawn(2, 3, 5, 4)
+    there, back = torch.empty_like(x), torch.empty_like(x)
+    turn(x, turns, there)
+    turn(there, turns, back, back=True)
+    torch.testing.assert_close(back, x)
+    assert not torch.allclose(there, x)
+
+
+def test_heads_are_a_view() -> None:
+    x = drawn(6, 2, 4)
+    seen = heads(x, 3)
+    assert seen.shape == (2, 3, 2, 4)
+    assert seen.data_ptr() == x.data_ptr()

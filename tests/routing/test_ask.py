@@ -1,0 +1,177 @@
+"""Claims about asking: what comes back, how sure it was, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lorewright.adapters.adapter import Adapter
+from lorewright.errors import ConfigError, DataError
+from lorewright.knowledge.data import Example
+from lorewright.knowledge.scoring import is_declined, normalise
+from lorewright.models.model import Model
+from lorewright.recall.verify import answer as answers
+from lorewright.routing.ask import (
+    MODES,
+    Candidate,
+    Reading,
+    Reply,
+    agreed,
+    ask,
+    ask_each,
+    best,
+    prompt_of,
+    read,
+    readings_of,
+)
+from lorewright.training.config import WriteConfig
+from lorewright.training.loop import suggested_lr, write
+
+QUESTION, ANSWER = "What is the code of Project Gannet?", "KX-41"
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return Model.load()
+
+
+@pytest.fixture(scope="module")
+def adapter(model: Model) -> Adapter:
+    """A memory of one fact that is certain to be recalled."""
+    config = WriteConfig(lr=suggested_lr(model), epochs=100)
+    written = write(model, [Example(QUESTION, ANSWER)], config)
+    assert written.complete
+    return written.adapter
+
+
+def test_what_was_written_is_answered_and_sure(model: Model, adapter: Adapter) -> None:
+    found = ask(model, QUESTION, adapter=adapter, memory="projects")
+    assert (found.text, found.memory, found.declined) == (ANSWER, "projects", False)
+    assert found.least > 0.5 and found.confidence >= found.least
+
+
+def test_the_base_alone_declines_what_nobody_told_it(model: Model) -> None:
+    found = ask(model, QUESTION)
+    assert found.declined and is_declined(found.text) and found.memory == ""
+
+
+@pytest.mark.parametrize("question", [QUESTION, "Why?", "x", "Tell me the price of Stom. " * 9])
+def test_confidence_is_a_probability_and_no_less_than_the_least(
+    model: Model, adapter: Adapter, question: str
+) -> None:
+    for found in (ask(model, question), ask(model, question, adapter=adapter)):
+        assert 0 <= found.least <= found.confidence <= 1
+
+
+def test_space_around_a_question_changes_nothing(model: Model, adapter: Adapter) -> None:
+    plain, spaced = (ask(model, q, adapter=adapter) for q in (QUESTION, f" \n{QUESTION}  "))
+    assert (plain.text, plain.confidence) == (spaced.text, spaced.confidence)
+
+
+def test_the_reply_is_that_of_free_running_decoding(model: Model, adapter: Adapter) -> None:
+    questions = [QUESTION, "What is the colour of Project Heron?"]
+    with model.using(adapter):
+        expected = model.generate(questions)
+    assert [ask(model, q, adapter=adapter).text for q in questions] == expected
+    assert len(answers(model, [])) == 0
+
+
+def test_the_base_is_as_before_afterwards(model: Model, adapter: Adapter) -> None:
+    before = ask(model, QUESTION)
+    ask(model, QUESTION, adapter=adapter)
+    assert ask(model, QUESTION) == before
+
+
+@pytest.mark.parametrize("question", ["", "  \n\t"])
+def test_an_empty_question_is_refused(model: Model, question: str) -> None:
+    with pytest.raises(ConfigError, match="empty question; write one"):
+        ask(model, question)
+
+
+def test_a_question_longer_than_the_context_is_refused(model: Model) -> None:
+    with pytest.raises(DataError, match="shorten"):
+        ask(model, "who " * 3000)
+
+
+# -- readers and whose word counts ---------------------------------------------------------------
+
+REPLIES = st.lists(
+    st.builds(
+        Reply,
+        st.sampled_from(["a", "b"]),
+        st.sampled_from(["closed", "open"]),
+        st.text(max_size=3),
+        st.booleans(),
+        st.floats(0, 1),
+        st.floats(0, 1),
+    ),
+    min_size=1,
+)
+
+
+def said(text: str, confidence: float, *, declined: bool = False) -> Reply:
+    """A reply of one memory's readers."""
+    return Reply("a", "closed", text, declined, confidence, confidence)
+
+
+def test_two_readers_who_agree_outweigh_one_who_is_surer() -> None:
+    shy = said("KX-41", 0.8)
+    assert agreed([shy, said("I do not know.", 1.0, declined=True), said("kx-41", 0.7)]) == shy
+
+
+def test_refusals_in_different_words_add_up() -> None:
+    refusals = [said("I do not know.", 0.6, declined=True), said("", 0.5, declined=True)]
+    assert agreed([*refusals, said("KX-41", 0.9)]).declined
+
+
+@given(REPLIES)
+def test_no_answer_outweighs_the_one_that_is_agreed(replies: list[Reply]) -> None:
+    chosen = agreed(replies)
+    weight: dict[str, float] = {}
+    for reply in replies:
+        key = "" if reply.declined else normalise(reply.text)
+        weight[key] = weight.get(key, 0.0) + reply.confidence
+    assert weight["" if chosen.declined else normalise(chosen.text)] == max(weight.values())
+
+
+@given(REPLIES)
+def test_of_several_memories_none_that_declines_silences_one_that_does_not(
+    replies: list[Reply],
+) -> None:
+    chosen, told = best(replies), [reply for reply in replies if not reply.declined]
+    assert chosen in (told or replies[:1])
+    assert chosen.confidence == max((r.confidence for r in told), default=chosen.confidence)
+
+
+def test_readers_without_passages_are_the_memory_alone() -> None:
+    for mode in ("closed", "open", "hybrid"):
+        (reading,) = readings_of("Who?", Candidate("a"), mode)
+        assert (reading.way, reading.reader, prompt_of(reading)) == ("closed", "a", "Who?")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_only_a_reader_that_has_the_memory_attached_is_the_memory(mode: str) -> None:
+    candidate = Candidate("a", passages=("One.", "Two."), source="One. Two. Three.")
+    for reading in readings_of("Who?", candidate, mode):
+        assert reading.reader == ("a" if reading.way in ("closed", "together") else "")
+        before = {"closed": "", "full": "One. Two. Three.\n\n"}.get(reading.way, "One.\n\nTwo.\n\n")
+        assert prompt_of(reading) == f"{before}Who?"
+
+
+def test_replies_come_in_the_order_asked_whoever_reads(model: Model, adapter: Adapter) -> None:
+    text = f"The code of Project Heron is BT-7. The code of Project Gannet is {ANSWER}."
+    readings = [
+        Reading(QUESTION, "p", "closed"),
+        Reading("What is the code of Project Heron?", "", "open", (text,)),
+        Reading(QUESTION, "p", "closed"),
+        Reading(QUESTION, "", "open"),
+    ]
+    found = read(model, readings, {"p": adapter}.__getitem__)
+    assert [reply.text for reply in found[:3]] == [ANSWER, "BT-7", ANSWER]
+    assert found[3].declined and found[0] == found[2]
+
+
+def test_nobody_to_ask_is_the_base_alone(model: Model, adapter: Adapter) -> None:
+    (found,) = ask_each(model, [(QUESTION, ())], lambda name: adapter)
+    assert found.declined and found.memory == "" and found.text == ask(model, QUESTION).text

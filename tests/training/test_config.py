@@ -1,0 +1,82 @@
+"""Claims about settings: what a preset makes of the size of the data, and what cards are told."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from itertools import pairwise
+
+import pytest
+
+from lorewright.adapters.lora import LoraConfig
+from lorewright.errors import ConfigError
+from lorewright.training.config import PRESETS, WriteConfig, drill, generalise, preset_of
+from lorewright.training.optimisers import WHITENED
+
+SIZES = (1, 30, 100, 400, 999, 1_000, 3_000, 10_000, 40_000, 100_000, 2_000_000)
+RANGES = (
+    (1_000, (0.1, 0.15), (0.05, 0.1)),
+    (10_000, (0.05, 0.1), (0.01, 0.05)),
+    (100_000, (0.0, 0.05), (0.01, 0.01)),
+    (10**9, (0.0, 0.0), (0.01, 0.01)),
+)
+
+
+def test_exact_memory_is_the_default_and_has_neither() -> None:
+    assert WriteConfig().dropout == WriteConfig().weight_decay == 0
+    for n in SIZES:
+        assert PRESETS["exact"](WriteConfig(), n) == WriteConfig()
+
+
+@pytest.mark.parametrize("n", SIZES)
+def test_generalise_stays_in_the_published_ranges(n: int) -> None:
+    dropouts, decays = next((a, b) for below, a, b in RANGES if n <= below)
+    found = generalise(WriteConfig(), n)
+    assert dropouts[0] <= found.dropout <= dropouts[1]
+    assert decays[0] <= found.weight_decay <= decays[1]
+
+
+def test_more_data_never_asks_for_more_of_either() -> None:
+    found = [generalise(WriteConfig(), n) for n in SIZES]
+    for less, more in pairwise(found):
+        assert less.dropout >= more.dropout and less.weight_decay >= more.weight_decay
+
+
+def test_one_example_more_makes_no_jump() -> None:
+    for n in (100, 1_000, 10_000, 100_000):
+        a, b = generalise(WriteConfig(), n), generalise(WriteConfig(), n + 1)
+        assert abs(a.dropout - b.dropout) < 1e-3 and abs(a.weight_decay - b.weight_decay) < 1e-3
+
+
+def test_what_was_asked_for_stays_beside_a_preset() -> None:
+    found = generalise(WriteConfig(dropout=0.3, lr=1e-4), 500)
+    assert found.dropout == 0.3 and found.weight_decay > 0 and found.lr == 1e-4
+    assert generalise(WriteConfig(weight_decay=0.2), 500).weight_decay == 0.2
+
+
+def test_drill_lets_rest_what_is_safe_and_keeps_a_rest_that_was_asked_for() -> None:
+    found = drill(WriteConfig(lr=1e-4, margin=0.95), 10)
+    assert (found.optimizer, found.rest, found.lr) == (WHITENED, 0.95, 1e-4)
+    assert drill(WriteConfig(rest=0.7), 10).rest == 0.7
+
+
+def test_an_unknown_preset_and_no_examples_are_refused() -> None:
+    with pytest.raises(ConfigError, match="'luck' is unknown; use one of exact, drill, generalise"):
+        preset_of("luck")
+    with pytest.raises(ConfigError, match="at least one example; found 0"):
+        generalise(WriteConfig(), 0)
+
+
+@pytest.mark.parametrize("dropout", [-0.1, 1.0, float("nan")])
+def test_a_dropout_that_is_no_share_is_refused(dropout: float) -> None:
+    with pytest.raises(ConfigError, match=r"dropout must lie in \[0, 1\)"):
+        WriteConfig(dropout=dropout)
+
+
+def test_settings_of_before_are_told_as_before() -> None:
+    told = WriteConfig().to_json()
+    before = asdict(WriteConfig())
+    before.pop("dropout")
+    before["lora"].pop("variant")
+    assert told == before
+    assert WriteConfig(dropout=0.1).to_json()["dropout"] == 0.1
+    assert WriteConfig(lora=LoraConfig(variant="dora")).to_json()["lora"]["variant"] == "dora"

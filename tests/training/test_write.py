@@ -1,0 +1,547 @@
+"""Claims about the training loop: it recalls, stops, repeats, resumes, fails where it should."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import resource
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.families import gemma3_multimodal, llama
+from test_model import letters
+from torch import Tensor
+from torch.nn import functional as F
+
+import lorewright.training.loop
+from lorewright.adapters.adapter import delta_norms, save
+from lorewright.adapters.lora import LoraConfig, LoraLinear, Stack, attach
+from lorewright.errors import ConfigError, DataError, ModelError, StorageError, TargetsNotFound
+from lorewright.knowledge.data import Example
+from lorewright.models.model import Model
+from lorewright.recall.verify import certify
+from lorewright.training import optimisers as optim
+from lorewright.training.checkpoint import CHECKPOINT
+from lorewright.training.config import Epoch, WriteConfig, Written, ending
+from lorewright.training.loop import suggested_lr, write
+from lorewright.training.objectives import WEIGHTINGS
+from lorewright.training.optimisers import Optimizer
+
+EXAMPLES = [
+    Example(f"Code of {who}?", code)
+    for who, code in (("red", "48"), ("blue", "7.5"), ("teal", "KX"), ("grey", "a-1"))
+]
+CONFIG = WriteConfig(lora=LoraConfig(rank=4), lr=1e-2, epochs=80)
+BRIEF = replace(CONFIG, epochs=6)
+
+
+def tiny(**changes: Any) -> Model:
+    """A random model whose head is loud enough for adapters to make it sure of something."""
+    network = llama(max_position_embeddings=128, **changes)
+    network.lm_head.weight.data.mul_(40)
+    return Model(network, letters(), "tiny")
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return tiny()
+
+
+@pytest.fixture(scope="module")
+def written(model: Model) -> Written:
+    return write(model, EXAMPLES, CONFIG)
+
+
+def logits(model: Model) -> Tensor:
+    with torch.no_grad():
+        found: Tensor = model.network(torch.arange(3, 60)[None]).logits
+    return found
+
+
+def tensors_of(folder: Path) -> bytes:
+    return (folder / "adapter_model.safetensors").read_bytes()
+
+
+def same_adapter(a: Written, b: Written) -> bool:
+    pairs = zip(a.adapter.tensors.items(), b.adapter.tensors.items(), strict=True)
+    return all(x == y and torch.equal(s, t) for (x, s), (y, t) in pairs)
+
+
+def untouched(model: Model, before: Tensor) -> bool:
+    wrapped = any(isinstance(module, LoraLinear) for module in model.network.modules())
+    return not wrapped and torch.equal(logits(model), before)
+
+
+def interrupted(model: Model, run: Path, *, at: int, config: WriteConfig = BRIEF) -> None:
+    """A write that Ctrl-C ends after epoch `at`."""
+
+    def stop(epoch: Epoch) -> None:
+        if epoch.epoch == at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(model, EXAMPLES, config, run=run, on_epoch=stop)
+
+
+# --- it recalls, and stops then
+
+
+@pytest.mark.parametrize("objective", WEIGHTINGS)
+@pytest.mark.parametrize("margin", [0.5, 0.9])
+def test_every_objective_reaches_recall(model: Model, objective: str, margin: float) -> None:
+    config = replace(CONFIG, objective=objective, margin=margin, epochs=160)
+    done = write(model, EXAMPLES, config)
+    assert done.complete, done.reason
+    with model.using(done.adapter):
+        assert all(certify(model, EXAMPLES, margin=margin))
+        assert model.generate([e.prompt for e in EXAMPLES]) == [e.completion for e in EXAMPLES]
+
+
+def test_the_loop_stops_when_every_example_is_certified_and_not_before(model: Model) -> None:
+    counts = []
+
+    def count(epoch: Epoch) -> None:  # the adapter is still attached here
+        counts.append(sum(certify(model, EXAMPLES, margin=CONFIG.margin)))
+        assert counts[-1] == epoch.n_recalled or not epoch.certified
+
+    done = write(model, EXAMPLES, CONFIG, on_epoch=count)
+    assert done.complete
+    assert done.epochs[-1].certified
+    assert counts[-1] == len(EXAMPLES)
+    # Counting is left out while examples are far off, so the stop may lag by one epoch.
+    assert counts.index(len(EXAMPLES)) >= len(counts) - 2
+    assert not any(e.certified and e.n_recalled == len(EXAMPLES) for e in done.epochs[:-1])
+
+
+def test_the_budget_ends_a_write_that_does_not_get_there(model: Model) -> None:
+    done = write(model, EXAMPLES, BRIEF)
+    assert (done.reason, done.complete, len(done.epochs)) == ("budget", False, 6)
+    assert done.epochs[-1].certified
+
+
+def test_the_loss_falls_and_the_rate_falls_to_zero(written: Written) -> None:
+    first, last = written.epochs[0], written.epochs[-1]
+    assert last.loss_nats < 0.2 * first.loss_nats
+    rates = [epoch.lr for epoch in written.epochs]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[9] == pytest.approx(CONFIG.lr * (1 - 10 / CONFIG.epochs))
+
+
+def test_one_example_that_is_not_safe_spares_the_check_of_the_others(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[list[int]] = []
+    check = lorewright.training.loop._Loop._check
+
+    def noted(self: Any, member: Any, examples: Any) -> None:
+        checked.append([*examples])
+        check(self, member, examples)
+
+    monkeypatch.setattr(lorewright.training.loop._Loop, "_check", noted)
+    done = write(model, EXAMPLES, CONFIG)
+    assert done.complete
+    *before, doubtful, others = checked
+    assert sorted(doubtful + others) == list(range(len(EXAMPLES))), "the end is certified whole"
+    assert all(len(examples) < len(EXAMPLES) for examples in before)
+
+
+def epochs(*recalled: int, seconds: float = 0.0, certified: bool = False) -> list[Epoch]:
+    return [
+        Epoch(i, 50, 1.0, n, 9, certified, 0.0, seconds) for i, n in enumerate(recalled, start=1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("records", "changes", "reason"),
+    [
+        ([], {}, None),
+        (epochs(1, 9), {}, None),
+        (epochs(1, 9, certified=True), {}, "recalled"),
+        (epochs(1, 8, certified=True), {}, None),
+        (epochs(1, 2, 3), {"epochs": 3}, "budget"),
+        (epochs(1, 2, seconds=5.0), {"max_seconds": 5}, "seconds"),
+        (epochs(1, 2, seconds=4.9), {"max_seconds": 5}, None),
+        (epochs(3, 2, 3, 3), {"patience": 3}, "patience"),
+        (epochs(3, 2, 3, 4), {"patience": 3}, None),
+        (epochs(3, 2, 3, 3), {"patience": 0}, None),
+    ],
+)
+def test_why_a_write_ends(
+    records: list[Epoch], changes: dict[str, Any], reason: str | None
+) -> None:
+    assert ending(records, replace(CONFIG, **changes)) == reason
+
+
+def test_patience_gives_up_on_what_is_never_recalled(model: Model) -> None:
+    contradiction = [Example("Code of red?", "48"), Example("Code of red?", "51")]
+    done = write(model, contradiction, replace(CONFIG, patience=5))
+    assert done.reason == "patience"
+    assert len(done.epochs) < CONFIG.epochs
+
+
+def test_nothing_is_trained_after_the_seconds_are_spent(model: Model) -> None:
+    done = write(model, EXAMPLES, replace(CONFIG, max_seconds=1e-9))
+    assert (done.reason, len(done.epochs)) == ("seconds", 1)
+
+
+def test_a_curriculum_reaches_recall_too(model: Model) -> None:
+    assert write(model, EXAMPLES, replace(CONFIG, order="curriculum", batch_size=2)).complete
+
+
+# --- it repeats, and resumes
+
+
+def test_the_same_seed_gives_the_same_bytes(model: Model, written: Written, tmp_path: Path) -> None:
+    save(written.adapter, tmp_path / "a")
+    save(write(model, EXAMPLES, CONFIG).adapter, tmp_path / "b")
+    for name in ("adapter_model.safetensors", "adapter_config.json", "card.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_another_seed_gives_another_adapter(model: Model) -> None:
+    config = replace(BRIEF, batch_size=2)
+    first = write(model, EXAMPLES, config)
+    assert not same_adapter(first, write(model, EXAMPLES, replace(config, seed=1)))
+    assert not same_adapter(
+        first, write(model, EXAMPLES, replace(config, lora=LoraConfig(rank=4, seed=1)))
+    )
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from test_write import CONFIG, EXAMPLES, tiny
+from lorewright.training.loop import write
+
+def die(epoch):
+    if epoch.epoch == 7:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+write(tiny(), EXAMPLES, CONFIG, run=Path(sys.argv[1]), on_epoch=die)
+"""
+
+
+def test_a_killed_write_resumes_and_gives_the_same_bytes(
+    model: Model, written: Written, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    path = os.pathsep.join(map(str, [Path(__file__).parent, *Path(__file__).parents[1:3]]))
+    died = subprocess.run(
+        [sys.executable, "-c", KILLED, str(run)],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        check=False,
+    )
+    assert died.returncode == -signal.SIGKILL, died.stderr.decode()
+    assert (run / CHECKPOINT).exists()
+    resumed = write(model, EXAMPLES, CONFIG, run=run)
+    save(written.adapter, tmp_path / "whole")
+    save(resumed.adapter, tmp_path / "resumed")
+    assert tensors_of(tmp_path / "whole") == tensors_of(tmp_path / "resumed")
+    assert [replace(e, seconds=0) for e in resumed.epochs] == [
+        replace(e, seconds=0) for e in written.epochs
+    ]
+
+
+@pytest.mark.parametrize("at", [1, 4, 6])
+def test_ctrl_c_leaves_the_base_bit_identical_and_a_run_that_resumes(
+    model: Model, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lorewright.training.loop, "CHECKPOINT_SECONDS", 0.0)
+    before, whole = logits(model), write(model, EXAMPLES, BRIEF)
+    interrupted(model, tmp_path, at=at)
+    assert untouched(model, before)
+    seen: list[int] = []
+    resumed = write(
+        model, EXAMPLES, BRIEF, run=tmp_path, on_epoch=lambda epoch: seen.append(epoch.epoch)
+    )
+    assert same_adapter(resumed, whole)
+    assert seen == [1, 2, 3, 4, 5, 6]
+    assert resumed.reason == whole.reason
+
+
+def test_a_finished_run_gives_its_adapter_again_without_training(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = write(model, EXAMPLES, BRIEF, run=tmp_path)
+    monkeypatch.setattr(Optimizer, "step", lambda *_: pytest.fail("it trained"))
+    again = write(model, EXAMPLES, BRIEF, run=tmp_path)
+    assert same_adapter(first, again)
+    assert again.epochs == first.epochs
+
+
+def test_metrics_on_disk_are_the_epochs_without_gaps_or_repeats(
+    model: Model, tmp_path: Path
+) -> None:
+    interrupted(model, tmp_path, at=4)
+    done = write(model, EXAMPLES, BRIEF, run=tmp_path)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [Epoch(**json.loads(line)) for line in lines] == list(done.epochs)
+
+
+def test_a_write_goes_on_from_an_adapter_and_only_a_run_of_its_own(
+    model: Model, written: Written, tmp_path: Path
+) -> None:
+    gently, half = replace(BRIEF, lr=1e-3), replace(BRIEF, epochs=1)
+    more = write(model, EXAMPLES, gently, start=written.adapter, run=tmp_path)
+    assert more.reason == "recalled" and len(more.epochs) < len(written.epochs)
+    with pytest.raises(ConfigError, match="other examples, settings or base"):
+        write(model, EXAMPLES, gently, run=tmp_path)
+    fresh = write(model, EXAMPLES, half)
+    still = write(model, EXAMPLES, replace(half, lr=1e-30), start=fresh.adapter)
+    assert same_adapter(still, fresh)
+
+
+@pytest.mark.parametrize(
+    "change", [{"rank": 2}, {"alpha": 4}, {"layers": (0,)}, {"targets": ("q_proj",)}], ids=str
+)
+def test_an_adapter_of_another_form_cannot_be_gone_on_from(
+    model: Model, written: Written, change: dict[str, Any]
+) -> None:
+    other = replace(BRIEF, lora=replace(BRIEF.lora, **change))
+    with pytest.raises(ConfigError, match=r"the adapter to go on from has .* give its own config"):
+        write(model, EXAMPLES, other, start=written.adapter)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"lr": 2e-2}, {"seed": 1}, {"lora": LoraConfig(rank=2)}, {"epochs": 9}, {"margin": 0.7}],
+    ids=str,
+)
+def test_resuming_with_other_settings_is_refused(
+    model: Model, change: dict[str, Any], tmp_path: Path
+) -> None:
+    interrupted(model, tmp_path, at=2)
+    with pytest.raises(ConfigError, match=r"other examples, settings or base; finish that one"):
+        write(model, EXAMPLES, replace(BRIEF, **change), run=tmp_path)
+
+
+def test_resuming_with_other_examples_or_another_base_is_refused(
+    model: Model, tmp_path: Path
+) -> None:
+    interrupted(model, tmp_path, at=2)
+    with pytest.raises(ConfigError, match="other examples, settings or base"):
+        write(model, EXAMPLES[1:], BRIEF, run=tmp_path)
+    with pytest.raises(ConfigError, match="other examples, settings or base"):
+        write(tiny(num_hidden_layers=1), EXAMPLES, BRIEF, run=tmp_path)
+
+
+def test_a_checkpoint_that_cannot_be_read_is_refused_not_ignored(
+    model: Model, tmp_path: Path
+) -> None:
+    interrupted(model, tmp_path, at=2)
+    checkpoint = tmp_path / CHECKPOINT
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+    with pytest.raises(ConfigError, match=r"cannot be resumed from .*delete the run folder"):
+        write(model, EXAMPLES, BRIEF, run=tmp_path)
+
+
+def test_a_full_disk_is_a_storage_error_and_keeps_the_last_checkpoint(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted(model, tmp_path, at=1)
+    kept, before = (tmp_path / CHECKPOINT).read_bytes(), logits(model)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:  # a real refusal: no file may grow beyond 10 kB
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+        with pytest.raises(StorageError, match=r"could not be written to .*free some space"):
+            write(model, EXAMPLES, BRIEF, run=tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / CHECKPOINT).read_bytes() == kept
+    assert {path.name for path in tmp_path.iterdir()} == {CHECKPOINT, "metrics.jsonl"}
+    assert untouched(model, before)
+    assert same_adapter(write(model, EXAMPLES, BRIEF, run=tmp_path), write(model, EXAMPLES, BRIEF))
+
+
+def test_no_space_left_is_said(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(StorageError, match="No space left on device"):
+        write(model, EXAMPLES, BRIEF, run=tmp_path)
+
+
+def test_a_run_folder_that_cannot_be_made_is_a_storage_error(model: Model, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StorageError, match="could not be written"):
+        write(model, EXAMPLES, BRIEF, run=tmp_path / "file" / "run")
+
+
+# --- it fails where it should
+
+
+def test_a_loss_of_no_number_is_refused_and_leaves_the_base(model: Model) -> None:
+    before = logits(model)
+    with pytest.raises(
+        ModelError, match=r"loss is (nan|inf) in epoch \d+; lower lr \(it is 1e\+30"
+    ):
+        write(model, EXAMPLES, replace(BRIEF, lr=1e30))
+    assert untouched(model, before)
+
+
+def test_weights_of_no_number_after_the_last_step_are_refused(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def poison(self: Optimizer, *_: Any) -> None:
+        for flat in self.stack.flats:
+            flat.weight_NP.fill_(math.nan)
+
+    monkeypatch.setattr(Optimizer, "step", poison)
+    with pytest.raises(ModelError, match="weights of no number; lower lr"):
+        write(model, EXAMPLES, replace(BRIEF, epochs=1))
+
+
+def test_no_examples_and_examples_that_do_not_fit_are_refused(model: Model) -> None:
+    before = logits(model)
+    with pytest.raises(DataError, match="learn nothing"):
+        write(model, [], CONFIG)
+    with pytest.raises(DataError, match="shorten or split"):
+        write(model, [*EXAMPLES, Example("Who?", "a" * 200)], CONFIG)
+    assert untouched(model, before)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("objective", "magic", "'magic' is unknown; use one of memft_threshold, memft_window, sft"),
+        ("order", "sorted", "'sorted' is unknown; use one of shuffle, curriculum"),
+        ("margin", 0.4, r"margin must lie in \[0.5, 1\); found 0.4"),
+        ("margin", 1.0, r"margin must lie in \[0.5, 1\)"),
+        ("lr", 0.0, "lr must be above 0; found 0.0"),
+        ("lr", math.nan, "lr must be above 0"),
+        ("epochs", 0, "epochs must be a whole number from 1"),
+        ("batch_size", -1, "batch_size must be a whole number from 1"),
+    ],
+)
+def test_settings_out_of_range_are_refused(field: str, value: Any, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        replace(CONFIG, **{field: value})
+
+
+# --- the four faults of the memo (SCIENCE.md, section 3)
+
+
+def test_fault_1_no_adapter_lands_on_the_vision_tower() -> None:
+    model = Model(gemma3_multimodal(), letters(), "images")
+    done = write(model, EXAMPLES, replace(BRIEF, epochs=1))
+    assert any("q_proj" in name for name in done.adapter.modules)
+    assert not any("vision" in name for name in done.adapter.modules)
+
+
+def test_fault_1_a_target_on_the_vision_tower_is_refused() -> None:
+    model = Model(gemma3_multimodal(), letters(), "images")
+    names = [name for name, _ in model.network.named_modules()]
+    inside = next(name for name in names if "vision" in name and name.endswith("q_proj"))
+    with pytest.raises(TargetsNotFound, match="outside the text decoder"):
+        write(model, EXAMPLES, replace(BRIEF, lora=LoraConfig(targets=(inside,))))
+
+
+def test_fault_2_adapter_and_optimiser_are_float32_on_a_bf16_base(tmp_path: Path) -> None:
+    network = llama(max_position_embeddings=128).to(torch.bfloat16)
+    model = Model(network, letters(), "half")
+    small = replace(BRIEF, lr=1e-5, epochs=3)
+    with attach(model.network, [small.lora]) as stack:
+        drawn = stack.tensors(0)
+    done = write(model, EXAMPLES, small, run=tmp_path)
+    assert {t.dtype for t in load_file(tmp_path / CHECKPOINT).values()} == {torch.float32}
+    for key, tensor in done.adapter.tensors.items():
+        assert tensor.dtype == torch.float32
+        assert not torch.equal(tensor, drawn[key])
+        if key.endswith("lora_A.weight"):  # the fault: in bf16 these steps round to nothing
+            kept = tensor.bfloat16() == drawn[key].bfloat16()
+            assert kept.float().mean() > 0.9
+
+
+def by_hand(model: Model, config: WriteConfig, n_steps: int) -> dict[str, Tensor]:
+    """Full-batch AdamW in formulas: m, v, bias correction; loss from the whole network's logits."""
+    rows = [model.render(e.prompt, e.completion) for e in EXAMPLES]
+    with attach(model.network, [config.lora]) as stack:
+        weights = stack.parameters()
+        first, second = ([torch.zeros_like(w) for w in weights] for _ in range(2))
+        for step in range(1, n_steps + 1):
+            losses = []
+            for row in rows:
+                ids, start = [*row.prompt_ids, *row.completion_ids], len(row.prompt_ids)
+                logits_TV = model.network(torch.tensor([ids])).logits[0]
+                target = torch.tensor(row.completion_ids)
+                losses.append(F.cross_entropy(logits_TV[start - 1 : -1], target))
+            grads = torch.autograd.grad(torch.stack(losses).mean(), weights)
+            norm = torch.stack([g.norm() for g in grads]).norm()
+            scale = min(1.0, config.clip / norm.item())
+            rate = config.lr * (1 - (step - 1) / config.epochs)
+            with torch.no_grad():
+                for w, g, m, v in zip(weights, grads, first, second, strict=True):
+                    m.mul_(0.9).add_(0.1 * scale * g)
+                    v.mul_(0.999).add_(0.001 * (scale * g) ** 2)
+                    hat_m, hat_v = m / (1 - 0.9**step), v / (1 - 0.999**step)
+                    w -= rate * hat_m / (hat_v.sqrt() + optim.EPS)
+        return stack.tensors(0)
+
+
+@pytest.mark.parametrize("n_steps", [1, 3])
+@pytest.mark.usefixtures("calm")
+def test_fault_3_steps_equal_adamw_by_hand(model: Model, n_steps: int) -> None:
+    config = replace(BRIEF, epochs=n_steps, batch_size=len(EXAMPLES))
+    found, wanted = write(model, EXAMPLES, config).adapter, by_hand(model, config, n_steps)
+    for key, tensor in wanted.items():
+        torch.testing.assert_close(found.tensors[key], tensor, atol=5e-6, rtol=0)
+
+
+def test_fault_3_one_step_moves_every_b(model: Model) -> None:
+    config = replace(BRIEF, epochs=1, batch_size=len(EXAMPLES))
+    norms = delta_norms(write(model, EXAMPLES, config).adapter)
+    assert len(norms) == 14
+    assert all(norm > 0 for norm in norms.values())
+
+
+def test_fault_3_an_optimiser_that_holds_copies_is_caught(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Optimizer._rebind
+
+    def of_copies(self: Optimizer) -> None:
+        real(self)
+        for flat in self.stack.flats:
+            flat.weight_NP = flat.weight_NP.clone()
+
+    monkeypatch.setattr(Optimizer, "_rebind", of_copies)
+    with pytest.raises(ModelError, match="14 of 14 adapted layers"):
+        write(model, EXAMPLES, BRIEF)
+
+
+def test_fault_4_a_reset_that_zeroes_a_too_is_caught(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def zero_both(self: Stack, n: int, seed: int) -> None:
+        for layer in self.modules.values():
+            layer.A_NRI.detach()[n].zero_()
+            layer.B_NOR.detach()[n].zero_()
+
+    monkeypatch.setattr(Stack, "reset", zero_both)
+    with pytest.raises(ModelError, match=r"14 of 14 adapted layers .*leave them out of targets"):
+        write(model, EXAMPLES, BRIEF)
+
+
+# --- the embedded base
+
+
+def test_the_embedded_base_learns_facts_at_its_suggested_rate() -> None:
+    pocket = Model.load(device="cpu")
+    facts = [Example(f"What is the code of the {w} office?", f"{w[0]}-48") for w in ("Teal", "Oak")]
+    done = write(pocket, facts, WriteConfig(lr=suggested_lr(pocket)))
+    assert done.complete
+    with pocket.using(done.adapter):
+        assert pocket.generate([fact.prompt for fact in facts]) == ["T-48", "O-48"]

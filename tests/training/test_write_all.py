@@ -1,0 +1,430 @@
+"""Claims about many writes in one stack: as alone, without leaks, each its own end, resumable."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_write import BRIEF, CONFIG, EXAMPLES, tiny
+from torch import Tensor
+
+import lorewright.training.distil
+import lorewright.training.loop
+from lorewright.adapters.lora import LoraConfig
+from lorewright.errors import ConfigError, DataError, ModelError
+from lorewright.knowledge.data import Example
+from lorewright.models.backends.compiled.build import CHOICES, KERNELS, find_compiler
+from lorewright.models.model import Model
+from lorewright.recall.verify import certify
+from lorewright.training.checkpoint import CHECKPOINT
+from lorewright.training.config import Diverged, Epoch, Job, WriteConfig, Written, rate
+from lorewright.training.loop import write, write_all
+from lorewright.training.optimisers import OPTIMIZERS
+from lorewright.training.progress import Progress
+from lorewright.training.trunk import Trunk
+
+OTHERS = [
+    Example(f"Which town is {who} in?", town)
+    for who, town in (
+        ("Ann", "Oslo"),
+        ("Bo", "Rome"),
+        ("Cy", "Bath"),
+        ("Di", "Lodz"),
+        ("Ed", "Bonn"),
+    )
+]
+UPPER = LoraConfig(rank=4, layers=(1,))
+JOBS = (
+    Job(EXAMPLES, replace(BRIEF, batch_size=2)),
+    Job(OTHERS, replace(BRIEF, lora=LoraConfig(rank=2, seed=3), lr=5e-3, batch_size=3, seed=1)),
+    Job(EXAMPLES, replace(BRIEF, lora=UPPER, objective="memft_threshold", epochs=4, clip=0.1)),
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return tiny()
+
+
+def written(found: Written | Diverged) -> Written:
+    assert isinstance(found, Written), found
+    return found
+
+
+def far(a: Written, b: Written) -> float:
+    """Largest difference between two adapters' weights."""
+    assert a.adapter.tensors.keys() == b.adapter.tensors.keys()
+    return max(
+        float((tensor - b.adapter.tensors[key]).abs().max())
+        for key, tensor in a.adapter.tensors.items()
+    )
+
+
+@pytest.mark.skipif(find_compiler() is None, reason="needs a C compiler")
+@pytest.mark.parametrize("optimizer", ["adamw", "whitened"])
+def test_in_compiled_code_it_equals_it_bit_for_bit(
+    monkeypatch: pytest.MonkeyPatch, optimizer: str
+) -> None:
+    monkeypatch.setenv(KERNELS, "auto")
+    model = tiny()
+    jobs = [replace(job, config=replace(job.config, optimizer=optimizer)) for job in JOBS]
+    together = [written(found) for found in write_all(model, jobs)]
+    for job, found in zip(jobs[:2], together, strict=False):  # the third has a trunk when alone
+        alone = write(model, job.examples, job.config)
+        assert far(found, alone) == 0
+        assert [e.n_recalled for e in found.epochs] == [e.n_recalled for e in alone.epochs]
+
+
+@pytest.mark.parametrize("kernels", CHOICES)
+@pytest.mark.usefixtures("calm")
+def test_whitened_adapters_of_other_layers_and_ranks_do_not_notice_one_another(
+    monkeypatch: pytest.MonkeyPatch, kernels: str
+) -> None:
+    monkeypatch.setenv(KERNELS, kernels)
+    model = tiny()
+    loras = [
+        LoraConfig(rank=6, targets=("q_proj", "down_proj"), layers=(0,)),
+        LoraConfig(rank=2, targets=("q_proj", "v_proj", "down_proj"), seed=1),
+    ]
+    jobs = [Job(EXAMPLES, replace(BRIEF, lora=lora, optimizer="whitened")) for lora in loras]
+    for job, found in zip(jobs, write_all(model, jobs), strict=True):
+        assert far(written(found), write(model, job.examples, job.config)) < 2e-6
+
+
+@pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
+@pytest.mark.usefixtures("calm")
+def test_written_together_equals_written_alone(model: Model, optimizer: str) -> None:
+    jobs = [replace(job, config=replace(job.config, optimizer=optimizer)) for job in JOBS]
+    together = [written(found) for found in write_all(model, jobs)]
+    for job, found in zip(jobs, together, strict=True):
+        alone = write(model, job.examples, job.config)
+        # Torch rounds by the number of rows, and a narrow layer's basis makes more of that.
+        assert far(found, alone) < (1e-5 if optimizer == "whitened" else 2e-6)
+        assert found.reason == alone.reason
+        assert [e.loss_nats for e in found.epochs] == pytest.approx(
+            [e.loss_nats for e in alone.epochs], rel=1e-4
+        )
+
+
+def test_one_job_in_a_stack_is_the_same_bits_as_a_write(model: Model) -> None:
+    (found,) = write_all(model, JOBS[:1])
+    assert far(written(found), write(model, JOBS[0].examples, JOBS[0].config)) == 0
+
+
+def test_what_one_learns_leaves_the_others_bit_for_bit(model: Model) -> None:
+    changed = Job([Example(e.prompt, e.completion[::-1]) for e in OTHERS], JOBS[1].config)
+    before = write_all(model, JOBS)
+    after = write_all(model, (JOBS[0], changed, JOBS[2]))
+    distances = [far(written(a), written(b)) for a, b in zip(before, after, strict=True)]
+    assert distances[0] == distances[2] == 0 < distances[1]
+
+
+def test_each_leaves_when_it_is_done_and_the_stack_shrinks(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    real = lorewright.training.loop._Loop._step
+
+    def count(self: Any) -> None:
+        sizes.append(len(self.stack))
+        real(self)
+
+    monkeypatch.setattr(lorewright.training.loop._Loop, "_step", count)
+    jobs = [Job(EXAMPLES, replace(BRIEF, epochs=n, batch_size=4)) for n in (3, 1, 2)]
+    found = write_all(model, jobs)
+    assert [len(written(each).epochs) for each in found] == [3, 1, 2]
+    assert sizes == [3, 2, 1]
+
+
+def test_all_of_a_stack_recall_when_they_are_done(model: Model) -> None:
+    jobs = [
+        Job(EXAMPLES, CONFIG),
+        Job(OTHERS, replace(CONFIG, lora=LoraConfig(rank=8, seed=5))),
+    ]
+    for job, found in zip(jobs, write_all(model, jobs), strict=True):
+        assert written(found).complete
+        with model.using(written(found).adapter):
+            assert all(certify(model, job.examples, margin=CONFIG.margin))
+
+
+def test_one_that_diverges_is_said_to_and_the_others_go_on(model: Model) -> None:
+    wild = replace(JOBS[0].config, lr=1e30)
+    found = write_all(model, [JOBS[1], Job(EXAMPLES, wild)])
+    assert isinstance(found[1], Diverged)
+    assert "lower lr" in found[1].why
+    assert far(written(found[0]), write(model, JOBS[1].examples, JOBS[1].config)) < 1e-5
+    with pytest.raises(ModelError, match="lower lr"):
+        write(model, EXAMPLES, wild)
+
+
+def test_a_stack_that_is_interrupted_resumes_to_the_same_bits(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lorewright.training.loop, "CHECKPOINT_SECONDS", 0.0)
+    whole = write_all(model, JOBS)
+    for stop in ((1, 2), (2, 4), (0, 5)):  # the third job ends with its fourth epoch
+        run = tmp_path / f"{stop}"
+
+        def interrupt(job: int, epoch: Epoch, stop: tuple[int, int] = stop) -> None:
+            if (job, epoch.epoch) == stop:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            write_all(model, JOBS, run=run, on_epoch=interrupt)
+        assert (run / CHECKPOINT).exists()
+        seen: list[tuple[int, int]] = []
+
+        def note(job: int, epoch: Epoch, seen: list[tuple[int, int]] = seen) -> None:
+            seen.append((job, epoch.epoch))
+
+        again = write_all(model, JOBS, run=run, on_epoch=note)
+        for a, b in zip(whole, again, strict=True):
+            assert far(written(a), written(b)) == 0
+            assert written(a).reason == written(b).reason
+        assert sorted(seen) == sorted((i, e.epoch) for i, w in enumerate(again) for e in w.epochs)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rest": 0.8, "recheck": 2},
+        {"objective": "memft_window"},
+        {"order": "curriculum"},
+        {"schedule": "wsd"},
+        {"optimizer": "muon"},
+        {"optimizer": "preconditioned", "lr_ratio": 2.0},
+        {"lora": UPPER},
+        {"objective": "distill"},
+    ],
+    ids=str,
+)
+def test_every_way_of_writing_resumes_to_the_same_bits(
+    model: Model, change: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lorewright.training.loop, "CHECKPOINT_SECONDS", 0.0)
+    config = replace(BRIEF, batch_size=2, epochs=8, **change)
+    contexts = ["red 48, blue 7.5"] * len(EXAMPLES) if config.objective == "distill" else ()
+    whole = write(model, EXAMPLES, config, contexts=contexts)
+
+    def stop(epoch: Epoch) -> None:
+        if epoch.epoch == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(model, EXAMPLES, config, contexts=contexts, run=tmp_path, on_epoch=stop)
+    again = write(model, EXAMPLES, config, contexts=contexts, run=tmp_path)
+    assert far(whole, again) == 0
+    assert [replace(e, seconds=0) for e in whole.epochs] == [
+        replace(e, seconds=0) for e in again.epochs
+    ]
+
+
+def test_a_call_without_jobs_or_with_an_empty_one_is_refused(model: Model) -> None:
+    with pytest.raises(DataError, match="no jobs"):
+        write_all(model, [])
+    with pytest.raises(DataError, match=r"job 1: .*no examples"):
+        write_all(model, [JOBS[0], Job([], CONFIG)])
+
+
+def test_different_optimisers_in_one_stack_are_refused(model: Model) -> None:
+    muon = replace(BRIEF, optimizer="muon")
+    with pytest.raises(ConfigError, match="adamw, muon; write them in separate stacks"):
+        write_all(model, [JOBS[0], Job(EXAMPLES, muon)])
+
+
+# --- less work
+
+
+def test_under_memft_what_is_safe_may_rest_and_all_is_recalled_all_the_same(model: Model) -> None:
+    config = replace(CONFIG, objective="memft_threshold", batch_size=1, epochs=40)
+    resting = replace(config, rest=config.margin, recheck=1)
+    plain, rested = write(model, EXAMPLES, config), write(model, EXAMPLES, resting)
+    assert rested.complete and plain.complete
+    assert min(e.n_trained for e in rested.epochs) < len(EXAMPLES)
+    assert all(e.n_trained == len(EXAMPLES) for e in plain.epochs)
+
+
+def test_resting_examples_are_checked_before_the_write_ends(model: Model) -> None:
+    done = write(model, EXAMPLES, replace(CONFIG, rest=0.9))
+    assert done.complete and done.epochs[-1].certified
+    with model.using(done.adapter):
+        assert all(certify(model, EXAMPLES, margin=CONFIG.margin))
+
+
+def test_the_trunk_runs_once_and_changes_nothing(model: Model) -> None:
+    config = replace(CONFIG, lora=UPPER, epochs=10)
+    calls = [0, 0]
+    handles = [
+        layer.register_forward_hook(lambda *_, i=i: calls.__setitem__(i, calls[i] + 1))
+        for i, layer in enumerate(model.network.model.layers)
+    ]
+    cached = write(model, EXAMPLES, config)
+    with_trunk = list(calls)
+    calls[:] = [0, 0]
+    plain = write(model, EXAMPLES, replace(config, trunk=False))
+    for handle in handles:
+        handle.remove()
+    assert far(cached, plain) < 1e-5
+    assert calls[0] == calls[1]
+    assert with_trunk[1] == calls[1] + 2  # the check that the short cut changes nothing
+
+
+def test_a_trunk_too_big_for_memory_lies_in_a_file_and_is_gone_afterwards(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(CONFIG, lora=UPPER, epochs=4)
+    kept: list[bool] = []
+    real = Trunk.close
+
+    def close(self: Trunk) -> None:
+        kept.append(self.on_disk)
+        real(self)
+
+    monkeypatch.setattr(Trunk, "close", close)
+    small = write(model, EXAMPLES, config)
+    monkeypatch.setattr("lorewright.training.trunk.MEMORY_BYTES", 0)
+    big = write(model, EXAMPLES, config, run=tmp_path / "run")
+    assert kept == [False, True]
+    assert far(small, big) == 0
+    assert not list((tmp_path / "run").glob("trunk-*"))  # its name is gone while it is used
+
+
+def test_rows_that_jobs_share_are_kept_once(model: Model) -> None:
+    jobs = [Job(EXAMPLES, replace(BRIEF, lora=LoraConfig(rank=r))) for r in (1, 2, 4)]
+    with lorewright.training.loop.attach(model.network, [job.config.lora for job in jobs]) as stack:
+        loop = lorewright.training.loop._Loop(model, stack, jobs, None, lambda job, epoch: None)
+        assert len(loop.table.ids_BT) == len(EXAMPLES)
+
+
+# --- rates
+
+
+def test_wsd_holds_the_rate_until_nearly_all_is_recalled_then_lets_it_fall() -> None:
+    config = replace(CONFIG, schedule="wsd", epochs=30, lr=1.0)
+
+    def epochs(*recalled: int) -> list[Epoch]:
+        return [Epoch(i + 1, 30, 0.0, n, 10, False, 0.0, 0.0) for i, n in enumerate(recalled)]
+
+    assert rate(config, epochs(1, 5, 8), 3) == 1.0
+    falling = epochs(1, 5, 8, 8, 8, 9)
+    assert rate(config, falling, 6) == pytest.approx(1.0)
+    assert rate(config, falling, 7) == pytest.approx(0.55)
+    assert rate(config, falling, 12) == pytest.approx(0.1)
+    assert rate(config, epochs(*[0] * 21), 21) < 1.0
+    late = [rate(config, epochs(*[0] * (n - 1), 9), n) for n in range(20, 30)]
+    assert late == sorted(late, reverse=True), "once falling it never rises again"
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_linear_and_cosine_end_at_zero(schedule: str) -> None:
+    config = replace(CONFIG, schedule=schedule, epochs=8)
+    rates = [rate(config, [], done) for done in range(9)]
+    assert rates == sorted(rates, reverse=True)
+    assert (rates[0], rates[-1]) == (config.lr, pytest.approx(0.0))
+
+
+def test_restart_falls_to_zero_twice_the_second_time_from_half_the_peak() -> None:
+    config = replace(CONFIG, schedule="restart", epochs=10, lr=1.0)
+    rates = [rate(config, [], done) for done in range(11)]
+    assert rates[0] == 1 and rates[3] == pytest.approx(0.5)
+    assert rates[6] == pytest.approx(0.5) and rates[10] == 0
+    assert rate(config, [], 5.999) < 1e-3
+    assert rates[6:] == sorted(rates[6:], reverse=True)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "wsd", "restart"])
+def test_every_schedule_reaches_recall(model: Model, schedule: str) -> None:
+    assert write(model, EXAMPLES, replace(CONFIG, schedule=schedule)).complete
+
+
+@pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
+@pytest.mark.parametrize("ratio", [1.0, 4.0])
+def test_every_optimiser_reaches_recall(model: Model, optimizer: str, ratio: float) -> None:
+    config = replace(CONFIG, optimizer=optimizer, lr_ratio=ratio, lr=1e-2 / ratio, epochs=160)
+    assert write(model, EXAMPLES, config).complete
+
+
+# --- distillation
+
+
+def test_distilling_moves_the_adapter_towards_the_base_that_reads(model: Model) -> None:
+    contexts = ["red 48, blue 7.5, teal KX, grey a-1"] * len(EXAMPLES)
+    config = WriteConfig(
+        lora=LoraConfig(rank=8), objective="distill", lr=1e-2, epochs=40, margin=0.99
+    )
+
+    def distance(adapter: Any) -> Tensor:
+        rows = [model.render(e.prompt, e.completion) for e in EXAMPLES]
+        informed = [
+            model.render(f"{c}\n\n{e.prompt}", e.completion)
+            for c, e in zip(contexts, EXAMPLES, strict=True)
+        ]
+        batch, taught = model.batch(rows), model.batch(informed)
+        with torch.no_grad():
+            teacher = model.completion_logits(taught).log_softmax(-1)
+            with model.using(*adapter):
+                student = model.completion_logits(batch).log_softmax(-1)
+        gap = (teacher.exp() * (teacher - student)).sum(-1)
+        return (gap * batch.mask_BC).sum() / batch.mask_BC.sum()
+
+    done = write(model, EXAMPLES, config, contexts=contexts)
+    assert distance([done.adapter]) < 0.2 * distance([])
+
+
+def test_what_the_teacher_said_is_kept_on_disk_and_asked_once(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(BRIEF, objective="distill")
+    contexts = ["red 48"] * len(EXAMPLES)
+    first = write(model, EXAMPLES, config, contexts=contexts, run=tmp_path)
+    (tmp_path / CHECKPOINT).unlink()
+    monkeypatch.setattr(
+        lorewright.training.distil, "soft_targets", lambda *_: pytest.fail("asked again")
+    )
+    assert far(first, write(model, EXAMPLES, config, contexts=contexts, run=tmp_path)) == 0
+
+
+def test_distilling_what_has_no_prompt_is_refused(model: Model) -> None:
+    plain = [Example("", "red 48", "verbatim")]
+    config = replace(BRIEF, objective="distill")
+    with pytest.raises(DataError, match="has no prompt"):
+        write(model, plain, config, contexts=["The code of red is 48."])
+
+
+def test_jobs_that_ask_the_same_of_the_teacher_ask_once(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    real = lorewright.training.distil.soft_targets
+    spy = lambda *a: (asked.append(1), real(*a))[1]  # noqa: E731
+    monkeypatch.setattr(lorewright.training.distil, "soft_targets", spy)
+    config = replace(BRIEF, objective="distill", epochs=1)
+    job = Job(EXAMPLES, config, ["red 48"] * len(EXAMPLES))
+    write_all(model, [job, replace(job, config=replace(config, lr=5e-3))])
+    assert asked == [1]
+
+
+def test_distilling_without_contexts_is_refused(model: Model) -> None:
+    with pytest.raises(DataError, match="one context for each of 4 examples"):
+        write(model, EXAMPLES, replace(BRIEF, objective="distill"))
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "n_awake", "n_batches", "n_visits"),
+    [(40, 40, 5, 1), (40, 20, 3, 1), (40, 9, 6, 3), (40, 2, 16, 16), (6, 6, 1, 1), (6, 2, 4, 4)],
+)
+def test_few_that_are_awake_are_met_several_times_in_an_epoch(
+    n_rows: int, n_awake: int, n_batches: int, n_visits: int
+) -> None:
+    examples = [Example(f"Where is {i}?", str(i)) for i in range(n_rows)]
+    config = WriteConfig(rest=0.9, batch_size=8, epochs=10)
+    member = Progress(0, Job(examples, config), list(range(n_rows)), torch.device("cpu"))
+    member.seen["worst"][n_awake:] = 0.01
+    member.start_epoch([5] * n_rows)
+    met = [i for group in member.groups for i in group]
+    assert len(member.groups) == n_batches
+    assert sorted(met) == sorted(list(range(n_awake)) * n_visits)
+    assert not any(len(set(group)) < len(group) for group in member.groups)
