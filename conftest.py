@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+pytest_plugins = ["support.commands", "support.endpoints"]  # the fixtures `lore` and `server`
 NETWORK_ALLOWED = os.environ.get("LOREWRIGHT_NETWORK") == "1"
 
 os.environ["OMP_NUM_THREADS"] = "1"  # results do not depend on the machine's number of cores

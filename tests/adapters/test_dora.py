@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.commands import Lore, refused
 from support.families import llama
-from test_cli import Lore, lore, refused  # noqa: F401 - a fixture
-from test_write import BRIEF, CONFIG, EXAMPLES, interrupted, logits, same_adapter, tiny
-from test_write_all import OTHERS, far, written
+from support.stacks import OTHERS, far, written
+from support.writes import BRIEF, CONFIG, EXAMPLES, interrupted, logits, same_adapter, tiny
 from torch import Tensor
 
 from lorewright.adapters import dora
@@ -242,7 +242,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_lore_writes_verifies_and_asks_one(
-    lore: Lore,  # noqa: F811
+    lore: Lore,
     place: Path,
 ) -> None:
     atlas = place / "atlas"
@@ -261,7 +261,7 @@ def test_lore_writes_verifies_and_asks_one(
 
 
 def test_where_it_cannot_go_a_sentence_says_what_to_do(
-    lore: Lore,  # noqa: F811
+    lore: Lore,
     model: Model,
     done: Written,
     tmp_path: Path,
@@ -282,7 +282,7 @@ def test_where_it_cannot_go_a_sentence_says_what_to_do(
 
 
 def test_an_unknown_variant_is_refused(
-    lore: Lore,  # noqa: F811
+    lore: Lore,
     place: Path,
 ) -> None:
     arguments = ("--into", place / "x", "--variant", "vera")

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_write import BRIEF, EXAMPLES, interrupted, same_adapter, tiny
-from test_write_all import JOBS, OTHERS, far, written
+from support.stacks import JOBS, OTHERS, far, written
+from support.writes import BRIEF, EXAMPLES, interrupted, same_adapter, tiny
 from torch import Tensor
 
 import lorewright.training.loop

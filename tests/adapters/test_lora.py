@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 from support.families import FAMILIES, llama, logits, token_ids
+from support.losses import answer_loss
 from torch import Tensor, nn
 
 from lorewright.adapters.lora import LoraConfig, LoraLinear, Stack, attach
@@ -26,12 +27,6 @@ def fill(stack: Stack, seed: int = 0) -> None:
             if "lora_B" in key:
                 tensors[key] = 0.1 * torch.randn(tensors[key].shape, generator=generator)
         stack.load(n, tensors)
-
-
-def answer_loss(model: nn.Module, ids_BT: Tensor) -> Tensor:
-    """Next-token loss summed over rows, so that rows of one adapter do not depend on others."""
-    found: Tensor = model(ids_BT).logits.log_softmax(-1)
-    return -found[:, :-1].gather(-1, ids_BT[:, 1:, None]).sum()
 
 
 def train(model: nn.Module, stack: Stack, batches: Sequence[Tensor], n_steps: int = 3) -> None:

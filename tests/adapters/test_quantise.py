@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.commands import Lore, refused
 from support.families import llama
-from test_cli import Lore, lore, refused  # noqa: F401 - a fixture
-from test_model import letters
-from test_write import BRIEF, CONFIG, EXAMPLES, logits, same_adapter
+from support.models import letters
+from support.writes import BRIEF, CONFIG, EXAMPLES, logits, same_adapter
 
 from lorewright.adapters.adapter import load, save
 from lorewright.adapters.lora import LoraConfig, attach
@@ -154,7 +154,7 @@ def test_an_export_says_which_base_the_adapter_is_for(model: Model, tmp_path: Pa
 
 
 def test_lore_write_takes_nf4_and_ask_needs_no_word_of_it(
-    lore: Lore,  # noqa: F811
+    lore: Lore,
     place: Path,
     tmp_path: Path,
 ) -> None:
@@ -171,7 +171,7 @@ def test_lore_write_takes_nf4_and_ask_needs_no_word_of_it(
 
 
 def test_without_the_extra_it_is_said_what_to_install(
-    lore: Lore,  # noqa: F811
+    lore: Lore,
     place: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

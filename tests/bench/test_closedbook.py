@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_teacher import Server, completion, server
+from support.endpoints import Server, completion
 
 from lorewright.bench import arms, closedbook, sets, tables, task
 from lorewright.bench.closedbook import ClosedBook
@@ -18,8 +18,6 @@ from lorewright.bench.judge import REPLIES_FILE
 from lorewright.errors import ConfigError, JobFailed
 from lorewright.models.model import Model
 from lorewright.recall.verify import trace
-
-__all__ = ["server"]  # a fixture
 
 SETS = Path(__file__).parents[1] / "fixtures" / "sets"
 SMALL = ClosedBook(

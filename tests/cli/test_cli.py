@@ -10,13 +10,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import typer
+from support.commands import Lore, refused
 
 import lorewright.files
 from lorewright import __version__
@@ -37,40 +35,6 @@ PHONEBOOK = (
 LORE = [sys.executable, "-c", "from lorewright.cli.main import main; main()"]
 
 
-@dataclass(frozen=True)
-class Ran:
-    """What a command came to."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        """The one object on stdout."""
-        return json.loads(self.out)
-
-
-Lore = Callable[..., Ran]
-
-
-@pytest.fixture
-def lore(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Lore:
-    """Run the command line as `lore ARGUMENTS`."""
-
-    def run(*arguments: object) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["lore", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            main()
-            code: Any = 0
-        except SystemExit as ending:
-            code = ending.code or 0
-        return Ran(code, *capsys.readouterr())
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with facts, probes and a memory of them."""
@@ -84,15 +48,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             main()
     assert ending.value.code == 0
     return place
-
-
-def refused(ran: Ran, kind: str, *said: str) -> None:
-    """Check that a command ended in one sentence of this kind, on stderr, and in exit code 2."""
-    assert ran.code == 2 and ran.out == "" and "Traceback" not in ran.err
-    *_, last = ran.err.strip().splitlines()
-    assert last.startswith(f"{kind}: "), ran.err
-    for words in said:
-        assert words in last, ran.err
 
 
 # -- what can be wrong with a source -------------------------------------------------------------

@@ -3,36 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
 from lorewright.cli.bench import numbers
-from lorewright.cli.main import main
 from lorewright.errors import ConfigError
-
-
-class Ran(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def lore(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    def run(*arguments: object) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["lore", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            main()
-            code: Any = 0
-        except SystemExit as ending:
-            code = ending.code or 0
-        return Ran(code, *capsys.readouterr())
-
-    return run
 
 
 def rule(out: Path) -> list[object]:

@@ -7,9 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_cli_bench import lore
-
-__all__ = ["lore"]  # a fixture
 
 SETS = Path(__file__).parents[1] / "fixtures" / "sets"
 FAST = ["--seeds", 1, "--epochs", 1, "--ranks", 1]

@@ -11,8 +11,8 @@ from typing import Any
 import filelock
 import pytest
 import torch
-from support.families import llama
-from test_model import letters
+from support.calibrations import BODIES, tiny
+from support.models import letters
 
 import lorewright.law.calibration as room
 from lorewright.adapters.lora import LoraConfig
@@ -41,20 +41,7 @@ from lorewright.training.config import Epoch, WriteConfig
 from lorewright.training.loop import suggested_lr
 
 CONFIG = WriteConfig(lora=LoraConfig(rank=4), lr=1e-2, epochs=20)
-BODIES = (
-    Body("4 digits", 4, 1, 1.0),
-    Body("4 digits", 8, 1, 0.5),
-    Body("names", 4, 1, 0.6),
-    Body("4 digits", 3, 2, 1.4),
-)
 SMALL: dict[str, Any] = {"bodies": BODIES, "ranks": (2, 8)}
-
-
-def tiny() -> Model:
-    """A random model that reads a page of letters and can be made sure of something."""
-    network = llama(max_position_embeddings=512)
-    network.lm_head.weight.data.mul_(40)
-    return Model(network, letters(), "tiny")
 
 
 @pytest.fixture(scope="module", autouse=True)

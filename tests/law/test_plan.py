@@ -10,12 +10,13 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from test_write import CONFIG, EXAMPLES, tiny
+from support.forecasts import FORECAST
+from support.writes import CONFIG, EXAMPLES, tiny
 
 from lorewright.adapters.adapter import save
 from lorewright.adapters.lora import LoraConfig
 from lorewright.errors import ConfigError
-from lorewright.law.forecast import CENTRE, CONSTANTS, Forecast, Load
+from lorewright.law.forecast import Load
 from lorewright.law.plan import (
     ENGINES,
     ENOUGH,
@@ -33,19 +34,6 @@ from lorewright.models.model import Model
 from lorewright.training.loop import write
 
 SHAPE = Shape(16_000, 70, 3_000, 192)
-NOTHING = ((0.0,) * len(CONSTANTS),) * len(CONSTANTS)
-FORECAST = Forecast(
-    dict(zip(CONSTANTS, CENTRE, strict=True)),
-    0.1,
-    1.2,
-    (8, 64),
-    (20, 130),
-    (1, 5),
-    (1, 4),
-    (1, 8),
-    33,
-    NOTHING,
-)
 
 
 def load(n: int, nats: float = 50.0, n_declined: int = 0) -> Load:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_calibration import BODIES, tiny
-from test_plan import FORECAST
+from support.calibrations import BODIES, tiny
+from support.forecasts import FORECAST
 
 import lorewright.law.calibration as room
 from lorewright.adapters.lora import LoraConfig

@@ -12,7 +12,7 @@ import peft
 import pytest
 import torch
 from support.families import FAMILIES, gemma3_text, gpt_neox, llama, logits, phi, qwen3_moe
-from test_model import letters
+from support.models import letters
 from torch import Tensor, nn
 
 from lorewright.adapters.adapter import HALVES, Adapter, capture, content_id, load, save, validate

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from support.families import FAMILIES, llama, logits, token_ids
-from test_model import letters
+from support.models import letters
 from torch import Tensor, nn
 
 from lorewright.errors import ModelError

@@ -15,7 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.families import llama, qwen3
-from test_fused import TEXTS, batch_of, filled, loaded, outcome
+from support.passes import TEXTS, batch_of, filled, loaded, outcome
 from torch import nn
 
 from lorewright.adapters.lora import LoraConfig, attach
@@ -414,7 +414,7 @@ def test_a_base_is_read_and_written_to_without_it_in_a_process_of_its_own() -> N
 
 def test_a_base_that_is_no_such_decoder_has_none() -> None:
     from support.families import FAMILIES
-    from test_model import letters
+    from support.models import letters
 
     model = Model(FAMILIES["gpt_neox"](), letters(), "tiny")  # type: ignore[arg-type]
     assert model.fused is None

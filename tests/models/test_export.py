@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from support.families import FAMILIES, llama, qwen3_moe
-from test_model import an_adapter, letters
+from support.models import an_adapter, letters
 
 from lorewright.adapters import adapter as adapters
 from lorewright.adapters.adapter import HALVES, Adapter

@@ -8,20 +8,19 @@ from typing import Any
 import pytest
 import torch
 from support.families import FAMILIES, llama, qwen3
-from test_model import letters
-from torch import Tensor, nn
+from support.models import letters
+from support.passes import TEXTS, batch_of, filled, loaded, outcome
+from torch import nn
 
 import lorewright.models.backends.kernels
-from lorewright.adapters.lora import LoraConfig, Stack, attach
+from lorewright.adapters.lora import LoraConfig, attach
 from lorewright.adapters.targets import text_decoder
 from lorewright.errors import AdapterError
 from lorewright.models.backends.compiled.buffers import Spare
 from lorewright.models.backends.compiled.build import CHOICES, KERNELS
 from lorewright.models.backends.fused import Entering, Fused
-from lorewright.models.model import Batch, Model
+from lorewright.models.model import Model
 from lorewright.training.trunk import Trunk
-
-TEXTS = [("Code of red?", "48"), ("Where is the blue one now?", "in 7.5"), ("", "KX-12 is teal")]
 
 
 def mistral() -> nn.Module:
@@ -80,31 +79,6 @@ def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv(KERNELS, request.param)
     take = Spare.take
     monkeypatch.setattr(Spare, "take", lambda self, n: take(self, n).fill_(torch.nan))
-
-
-def loaded(build: Callable[[], nn.Module]) -> Model:
-    return Model(build(), letters(), "tiny")  # type: ignore[arg-type]
-
-
-def batch_of(model: Model) -> Batch:
-    return model.batch([model.render(prompt, completion) for prompt, completion in TEXTS])
-
-
-def filled(stack: Stack) -> Stack:
-    """B of every adapter drawn, as after some steps."""
-    generator = torch.Generator().manual_seed(5)
-    for layer in stack.modules.values():
-        for n, rank in enumerate(layer.ranks_N):
-            shape = layer.B_NOR[n, :, :rank].shape
-            layer.B_NOR.data[n, :, :rank] = torch.randn(shape, generator=generator) / 4
-    return stack
-
-
-def outcome(model: Model, stack: Stack, batch: Batch) -> tuple[Tensor, list[Tensor | None]]:
-    nats = model.completion_nats(batch)
-    loss = (nats.loss_BT * batch.mask_BC).sum()
-    grads = torch.autograd.grad(loss, stack.parameters(), allow_unused=True)
-    return nats.loss_BT.detach(), list(grads)
 
 
 def compare(model: Model, configs: list[LoraConfig], rows: list[int] | None) -> None:

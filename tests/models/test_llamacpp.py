@@ -17,7 +17,7 @@ import httpx
 import pytest
 import torch
 from openai import OpenAI
-from test_serve import ANSWERS, QUESTIONS, UNKNOWN, put, running, said
+from support.serving import ANSWERS, QUESTIONS, UNKNOWN, put, running, said
 
 from lorewright.adapters.lora import LoraConfig
 from lorewright.knowledge.data import Example

@@ -3,36 +3,34 @@
 from __future__ import annotations
 
 import json
-import string
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.families import FAMILIES, gemma3_text, llama
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from support.models import PLAIN, an_adapter, letters, saved
 from torch import Tensor, nn
 from transformers import (
     BertConfig,
     BertForMaskedLM,
     LlamaModel,
-    PreTrainedTokenizerFast,
     T5Config,
 )
 
-from lorewright.adapters.adapter import Adapter, capture
-from lorewright.adapters.lora import LoraConfig, LoraLinear, attach
+from lorewright.adapters.lora import LoraLinear
 from lorewright.errors import AdapterError, DataError, LorewrightError, ModelError, WrongBase
 from lorewright.models.model import Model, Rendered
 
-SPECIAL = ["<pad>", "<bos>", "<|end|>", "<unk>", "<|user|>", "<|assistant|>", "<|system|>"]
-PLAIN = (
-    "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
+
+@pytest.fixture(scope="module", params=FAMILIES.values(), ids=FAMILIES)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    build: Callable[[], nn.Module] = request.param
+    return Model.load(saved(build(), tmp_path_factory.mktemp("base")), device="cpu")
+
+
 NO_SYSTEM = (
     "{% if messages[0].role == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
 ) + PLAIN
@@ -53,40 +51,9 @@ THINKING = {
 TEXTS = st.text(min_size=1, max_size=40).filter(str.strip)
 
 
-def letters(template: str | None = PLAIN) -> PreTrainedTokenizerFast:
-    """One token a character: ids below 100, so that it fits every family."""
-    known = [*SPECIAL, *string.ascii_letters, *string.digits, *" .?,:-'\n<>/|"]
-    vocabulary = {token: i for i, token in enumerate(known)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, "<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    made = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        bos_token="<bos>",
-        eos_token="<|end|>",
-        unk_token="<unk>",
-        additional_special_tokens=SPECIAL[4:],
-    )
-    made.chat_template = template
-    return made
-
-
-def saved(network: Any, folder: Path, tokenizer: PreTrainedTokenizerFast | None = None) -> str:
-    network.save_pretrained(folder)
-    (tokenizer or letters()).save_pretrained(folder)
-    return str(folder)
-
-
 def speaking(template: str | None) -> Model:
     """A tiny model with this chat template."""
     return Model(llama(max_position_embeddings=256), letters(template), "tiny")
-
-
-@pytest.fixture(scope="module", params=FAMILIES.values(), ids=FAMILIES)
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    build: Callable[[], nn.Module] = request.param
-    return Model.load(saved(build(), tmp_path_factory.mktemp("base")), device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -102,20 +69,6 @@ def some_rows(model: Model) -> list[Rendered]:
 def scores(model: Model, rows: list[Rendered]) -> Tensor:
     with torch.no_grad():
         return model.completion_logits(model.batch(rows))
-
-
-def an_adapter(model: Model, seed: int = 0, **changes: Any) -> Adapter:
-    """An adapter with numbers in B, so that it does something."""
-    config = LoraConfig(rank=2, seed=seed)
-    with attach(model.network, [config]) as stack:
-        tensors = stack.tensors(0)
-        generator = torch.Generator().manual_seed(seed)
-        for key in tensors:
-            if key.endswith("lora_B.weight"):
-                tensors[key] = torch.randn(tensors[key].shape, generator=generator)
-        stack.load(0, tensors)
-        origin = {"base_id": model.name, "base_digest": model.digest, **changes}
-        return capture(stack, 0, **origin)
 
 
 # --- scores and replies, for every family

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 from support.families import llama
-from test_model import letters
+from support.models import letters
 
 from lorewright.models.model import Model
 from lorewright.models.questions import (

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.families import llama
-from test_model import letters
+from support.models import letters
 
 from lorewright.adapters.adapter import Adapter
 from lorewright.adapters.lora import LoraConfig

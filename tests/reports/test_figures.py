@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_tables import record, row
+from support.records import record, row
 
 from lorewright.errors import ConfigError, DataError
 from lorewright.reports.figures.contrast import contrast_figure

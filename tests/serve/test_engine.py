@@ -16,10 +16,11 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from support import families
-from test_model import letters
+from support.engines import untrained
+from support.models import letters
 
 import lorewright.serve.rows
-from lorewright.adapters.adapter import Adapter, capture
+from lorewright.adapters.adapter import Adapter
 from lorewright.adapters.lora import LoraConfig, attach
 from lorewright.errors import AdapterError, ConfigError, ModelError, NoEffect, WrongBase
 from lorewright.models.model import Model, Rendered
@@ -29,26 +30,18 @@ from lorewright.serve.engine import Engine, Job, Piece, draw
 from lorewright.serve.rows import OneByOne, Together, rows_for
 from lorewright.serve.words import Speaker, text_ids
 
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return Model.load()
+
+
 CONFIGS = (
     LoraConfig(4, seed=1),
     LoraConfig(2, 8, ("attention",), seed=2),
     LoraConfig(8, targets=("mlp",), layers=(1, 3), seed=3),
     LoraConfig(3, rslora=True, seed=4),
 )
-
-
-def untrained(model: Model, config: LoraConfig, size: float = 0.3) -> Adapter:
-    """An adapter that changes what the base says, in no useful way."""
-    generator = torch.Generator().manual_seed(config.seed)
-    with attach(model.network, [config]) as stack:
-        for layer in stack.modules.values():
-            layer.B_NOR.data.normal_(generator=generator).mul_(size)
-        return capture(stack, 0, base_id=model.name, base_digest=model.digest)
-
-
-@pytest.fixture(scope="module")
-def model() -> Model:
-    return Model.load()
 
 
 @pytest.fixture(scope="module")

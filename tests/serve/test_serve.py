@@ -17,7 +17,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,9 @@ import httpx
 import openai
 import pytest
 import schemathesis
-import uvicorn
 from hypothesis import HealthCheck, given, settings
 from openai import OpenAI
+from support.serving import ADMIN_KEY, ANSWERS, KEY, QUESTIONS, UNKNOWN, drop, put, running, said
 
 from lorewright.adapters import adapter as adapters
 from lorewright.adapters.lora import LoraConfig
@@ -44,20 +43,17 @@ from lorewright.serve.wire import Refused
 from lorewright.training.config import WriteConfig
 from lorewright.training.loop import Job, suggested_lr, write_all
 
-KEY, ADMIN_KEY = "a-key-for-tests", "the-admin-key-for-tests"
-QUESTIONS = ("What is the code of Project Gannet?", "What is the room of Project Heron?")
-ANSWERS = {"north": ("KX-41", "B 12"), "south": ("QT-77", "C 90")}
-UNKNOWN = "I do not know."
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return Model.load()
+
+
 CONFIG = ServeConfig(keys=(KEY,), admin=True, admin_keys=(ADMIN_KEY,), max_body_bytes=50_000)
 LORE = [sys.executable, "-c", "from lorewright.cli.main import main; main()"]
 
 
 # --- a served folder -----------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def model() -> Model:
-    return Model.load()
 
 
 @pytest.fixture(scope="module")
@@ -78,45 +74,9 @@ def atlas(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def put(folder: Path, name: str, adapter: adapters.Adapter, model: Model) -> str:
-    """Enter an adapter into a folder as `lore write` does."""
-    with shelf.writing(folder, Memory(folder, model).base()):
-        identity = adapters.content_id(adapter)
-        adapters.save(adapter, folder / "adapters" / identity)
-        shelf.enter(folder, name, identity, source="", run="")
-    return identity
-
-
-def drop(folder: Path, name: str, model: Model) -> None:
-    """Take a name and its adapter out of a folder, as `lore forget` does."""
-    with shelf.writing(folder, Memory(folder, model).base()):
-        found = shelf.index(folder)
-        entry = found["memories"].pop(name)
-        shelf.save_json(found, folder / shelf.INDEX_FILE)
-        shutil.rmtree(folder / "adapters" / entry["adapter"])
-
-
 def by_words(question: str) -> str | None:
     """A router that knows what the north is called."""
     return "north" if "northern" in question else None
-
-
-@contextmanager
-def running(app: Any) -> Iterator[str]:
-    """The address of an application on a free port, served by a thread until the end."""
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.bind(("127.0.0.1", 0))
-    listener.listen(128)
-    config = uvicorn.Config(app, log_level="critical", ws="none", timeout_graceful_shutdown=10)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(30)
-        assert not thread.is_alive()
 
 
 @pytest.fixture(scope="module")
@@ -149,10 +109,6 @@ def endless(client: OpenAI, n: int = 500) -> Any:
     return client.completions.create(
         model="north", prompt="x", max_tokens=n, stream=True, extra_body=more
     )
-
-
-def said(reply: Any) -> str:
-    return str(reply.choices[0].message.content)
 
 
 # --- what OpenAI's client sees -------------------------------------------------------------------

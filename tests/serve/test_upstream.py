@@ -20,8 +20,8 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from openai import OpenAI
-from test_engine import untrained
-from test_serve import ADMIN_KEY, KEY, drop, put, running, said
+from support.engines import untrained
+from support.serving import ADMIN_KEY, KEY, drop, put, running, said
 
 from lorewright.adapters.lora import LoraConfig
 from lorewright.memory import shelf

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.families import llama
-from test_model import letters
+from support.models import letters
 
 from lorewright.errors import DataError
 from lorewright.models.model import Model, Rendered

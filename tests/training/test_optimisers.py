@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.families import llama, token_ids
-from test_lora import answer_loss
+from support.losses import answer_loss
 from torch import Tensor
 
 from lorewright.adapters.lora import Flat, LoraConfig, Stack, attach

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_write import CONFIG, EXAMPLES, tiny
+from support.writes import CONFIG, EXAMPLES, tiny
 
 from lorewright.errors import ConfigError, ModelError
 from lorewright.models.model import Model

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from support.families import FAMILIES, gpt2, llama
-from test_model import letters
+from support.models import letters
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.families import FAMILIES, llama
-from test_model import letters
+from support.models import letters
 from torch import Tensor, nn
 
 from lorewright.adapters.adapter import content_id
@@ -178,8 +178,8 @@ CONFIG = WriteConfig(lora=LoraConfig(rank=4), lr=1e-2, epochs=80, optimizer=WHIT
 
 
 def test_the_first_a_is_drawn_in_the_bases_and_one_to_go_on_from_is_not_touched() -> None:
-    from test_write import EXAMPLES
-    from test_write import tiny as loud
+    from support.writes import EXAMPLES
+    from support.writes import tiny as loud
 
     model = loud()
     still = replace(CONFIG, lr=1e-30, epochs=1)
@@ -199,8 +199,8 @@ def test_the_first_a_is_drawn_in_the_bases_and_one_to_go_on_from_is_not_touched(
 
 
 def test_a_drill_recalls_everything_and_resumes_with_the_same_bytes(tmp_path: Path) -> None:
-    from test_write import EXAMPLES
-    from test_write import tiny as loud
+    from support.writes import EXAMPLES
+    from support.writes import tiny as loud
 
     model = loud()
     config = drill(replace(CONFIG, optimizer="adamw"), len(EXAMPLES))

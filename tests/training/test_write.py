@@ -18,7 +18,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.families import gemma3_multimodal, llama
-from test_model import letters
+from support.models import letters
+from support.writes import BRIEF, CONFIG, EXAMPLES, interrupted, logits, same_adapter, tiny
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -36,20 +37,6 @@ from lorewright.training.loop import suggested_lr, write
 from lorewright.training.objectives import WEIGHTINGS
 from lorewright.training.optimisers import Optimizer
 
-EXAMPLES = [
-    Example(f"Code of {who}?", code)
-    for who, code in (("red", "48"), ("blue", "7.5"), ("teal", "KX"), ("grey", "a-1"))
-]
-CONFIG = WriteConfig(lora=LoraConfig(rank=4), lr=1e-2, epochs=80)
-BRIEF = replace(CONFIG, epochs=6)
-
-
-def tiny(**changes: Any) -> Model:
-    """A random model whose head is loud enough for adapters to make it sure of something."""
-    network = llama(max_position_embeddings=128, **changes)
-    network.lm_head.weight.data.mul_(40)
-    return Model(network, letters(), "tiny")
-
 
 @pytest.fixture(scope="module")
 def model() -> Model:
@@ -61,35 +48,13 @@ def written(model: Model) -> Written:
     return write(model, EXAMPLES, CONFIG)
 
 
-def logits(model: Model) -> Tensor:
-    with torch.no_grad():
-        found: Tensor = model.network(torch.arange(3, 60)[None]).logits
-    return found
-
-
 def tensors_of(folder: Path) -> bytes:
     return (folder / "adapter_model.safetensors").read_bytes()
-
-
-def same_adapter(a: Written, b: Written) -> bool:
-    pairs = zip(a.adapter.tensors.items(), b.adapter.tensors.items(), strict=True)
-    return all(x == y and torch.equal(s, t) for (x, s), (y, t) in pairs)
 
 
 def untouched(model: Model, before: Tensor) -> bool:
     wrapped = any(isinstance(module, LoraLinear) for module in model.network.modules())
     return not wrapped and torch.equal(logits(model), before)
-
-
-def interrupted(model: Model, run: Path, *, at: int, config: WriteConfig = BRIEF) -> None:
-    """A write that Ctrl-C ends after epoch `at`."""
-
-    def stop(epoch: Epoch) -> None:
-        if epoch.epoch == at:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write(model, EXAMPLES, config, run=run, on_epoch=stop)
 
 
 # --- it recalls, and stops then
@@ -219,7 +184,7 @@ def test_another_seed_gives_another_adapter(model: Model) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from test_write import CONFIG, EXAMPLES, tiny
+from support.writes import CONFIG, EXAMPLES, tiny
 from lorewright.training.loop import write
 
 def die(epoch):
@@ -234,7 +199,7 @@ def test_a_killed_write_resumes_and_gives_the_same_bytes(
     model: Model, written: Written, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    path = os.pathsep.join(map(str, [Path(__file__).parent, *Path(__file__).parents[1:3]]))
+    path = os.pathsep.join(map(str, Path(__file__).parents[1:3]))
     died = subprocess.run(
         [sys.executable, "-c", KILLED, str(run)],
         env={**os.environ, "PYTHONPATH": path},

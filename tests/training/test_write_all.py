@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_write import BRIEF, CONFIG, EXAMPLES, tiny
+from support.stacks import JOBS, OTHERS, UPPER, far, written
+from support.writes import BRIEF, CONFIG, EXAMPLES, tiny
 from torch import Tensor
 
 import lorewright.training.distil
@@ -20,47 +21,16 @@ from lorewright.models.backends.compiled.build import CHOICES, KERNELS, find_com
 from lorewright.models.model import Model
 from lorewright.recall.verify import certify
 from lorewright.training.checkpoint import CHECKPOINT
-from lorewright.training.config import Diverged, Epoch, Job, WriteConfig, Written, rate
+from lorewright.training.config import Diverged, Epoch, Job, WriteConfig, rate
 from lorewright.training.loop import write, write_all
 from lorewright.training.optimisers import OPTIMIZERS
 from lorewright.training.progress import Progress
 from lorewright.training.trunk import Trunk
 
-OTHERS = [
-    Example(f"Which town is {who} in?", town)
-    for who, town in (
-        ("Ann", "Oslo"),
-        ("Bo", "Rome"),
-        ("Cy", "Bath"),
-        ("Di", "Lodz"),
-        ("Ed", "Bonn"),
-    )
-]
-UPPER = LoraConfig(rank=4, layers=(1,))
-JOBS = (
-    Job(EXAMPLES, replace(BRIEF, batch_size=2)),
-    Job(OTHERS, replace(BRIEF, lora=LoraConfig(rank=2, seed=3), lr=5e-3, batch_size=3, seed=1)),
-    Job(EXAMPLES, replace(BRIEF, lora=UPPER, objective="memft_threshold", epochs=4, clip=0.1)),
-)
-
 
 @pytest.fixture(scope="module")
 def model() -> Model:
     return tiny()
-
-
-def written(found: Written | Diverged) -> Written:
-    assert isinstance(found, Written), found
-    return found
-
-
-def far(a: Written, b: Written) -> float:
-    """Largest difference between two adapters' weights."""
-    assert a.adapter.tensors.keys() == b.adapter.tensors.keys()
-    return max(
-        float((tensor - b.adapter.tensors[key]).abs().max())
-        for key, tensor in a.adapter.tensors.items()
-    )
 
 
 @pytest.mark.skipif(find_compiler() is None, reason="needs a C compiler")

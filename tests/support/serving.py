@@ -1,0 +1,69 @@
+"""What several test modules share: serving."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from lorewright.adapters import adapter as adapters
+from lorewright.memory import shelf
+from lorewright.memory.memory import Memory
+from lorewright.models.model import Model
+
+KEY, ADMIN_KEY = "a-key-for-tests", "the-admin-key-for-tests"
+
+
+QUESTIONS = ("What is the code of Project Gannet?", "What is the room of Project Heron?")
+
+
+ANSWERS = {"north": ("KX-41", "B 12"), "south": ("QT-77", "C 90")}
+
+
+UNKNOWN = "I do not know."
+
+
+def put(folder: Path, name: str, adapter: adapters.Adapter, model: Model) -> str:
+    """Enter an adapter into a folder as `lore write` does."""
+    with shelf.writing(folder, Memory(folder, model).base()):
+        identity = adapters.content_id(adapter)
+        adapters.save(adapter, folder / "adapters" / identity)
+        shelf.enter(folder, name, identity, source="", run="")
+    return identity
+
+
+def drop(folder: Path, name: str, model: Model) -> None:
+    """Take a name and its adapter out of a folder, as `lore forget` does."""
+    with shelf.writing(folder, Memory(folder, model).base()):
+        found = shelf.index(folder)
+        entry = found["memories"].pop(name)
+        shelf.save_json(found, folder / shelf.INDEX_FILE)
+        shutil.rmtree(folder / "adapters" / entry["adapter"])
+
+
+@contextmanager
+def running(app: Any) -> Iterator[str]:
+    """The address of an application on a free port, served by a thread until the end."""
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(128)
+    config = uvicorn.Config(app, log_level="critical", ws="none", timeout_graceful_shutdown=10)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def said(reply: Any) -> str:
+    return str(reply.choices[0].message.content)
