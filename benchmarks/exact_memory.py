@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from lorewright.adapters import adapter as adapters
-from lorewright.adapters.lora import LoraConfig
+from lorewright.adapters.config import LoraConfig
 from lorewright.knowledge.data import Example
 from lorewright.knowledge.readers import read_knowledge
 from lorewright.knowledge.views import given

@@ -29,7 +29,8 @@ from ratio import machine
 from rich.console import Console
 
 from lorewright.adapters import adapter as adapters
-from lorewright.adapters.lora import LoraConfig, attach
+from lorewright.adapters.config import LoraConfig
+from lorewright.adapters.lora import attach
 from lorewright.files import dump_jsonl, save_json
 from lorewright.knowledge.data import Fact, Knowledge
 from lorewright.knowledge.lesson import LessonConfig, prepare

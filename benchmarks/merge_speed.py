@@ -23,7 +23,7 @@ from ratio import machine, verdict
 from torch import Tensor
 
 from lorewright.adapters.adapter import HALVES, Adapter
-from lorewright.adapters.lora import LoraConfig
+from lorewright.adapters.config import LoraConfig
 from lorewright.merging.algebra import merge
 
 N_ADAPTERS, RANK, N_OUT, N_IN, MODULE = 4, 16, 1024, 2816, "layers.0.mlp.down_proj"

@@ -39,7 +39,7 @@ import httpx
 from ratio import machine, verdict
 
 from lorewright.adapters import adapter as adapters
-from lorewright.adapters.lora import LoraConfig
+from lorewright.adapters.config import LoraConfig
 from lorewright.knowledge.data import Document, Example, Fact, Knowledge
 from lorewright.knowledge.scoring import contains
 from lorewright.memory.memory import Memory

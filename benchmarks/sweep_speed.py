@@ -29,7 +29,7 @@ from ratio import machine, peak_mib, verdict
 from torch import Tensor
 from verify_speed import phone_book
 
-from lorewright.adapters.lora import LoraConfig
+from lorewright.adapters.config import LoraConfig
 from lorewright.adapters.targets import survey
 from lorewright.knowledge.data import Example
 from lorewright.models.batching import batches

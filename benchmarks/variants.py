@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ratio import machine
 
-from lorewright.adapters.lora import LoraConfig
+from lorewright.adapters.config import LoraConfig
 from lorewright.knowledge.readers import read_knowledge
 from lorewright.knowledge.views import given
 from lorewright.models.model import Model

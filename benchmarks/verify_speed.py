@@ -20,7 +20,7 @@ import time
 import torch
 from ratio import machine, verdict
 
-from lorewright.adapters.lora import LoraConfig
+from lorewright.adapters.config import LoraConfig
 from lorewright.knowledge.data import Example
 from lorewright.models.model import Model, Rendered
 from lorewright.recall.verify import trace

@@ -30,7 +30,7 @@ import torch
 from ratio import interval, machine, peak_mib
 from verify_speed import phone_book
 
-from lorewright.adapters.lora import LoraConfig
+from lorewright.adapters.config import LoraConfig
 from lorewright.knowledge.data import Example
 from lorewright.knowledge.readers import read_knowledge
 from lorewright.knowledge.views import given

@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lorewright.adapters.lora import LoraConfig
+from lorewright.adapters.config import LoraConfig
 from lorewright.bench.exact import base_model, placement
 from lorewright.bench.passages import passage
 from lorewright.bench.prose import digits, person

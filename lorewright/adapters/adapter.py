@@ -29,7 +29,8 @@ from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
-from lorewright.adapters.lora import DORA, MAGNITUDE, PLAIN, LoraConfig, Stack, check_keys
+from lorewright.adapters.config import DORA, PLAIN, LoraConfig
+from lorewright.adapters.lora import MAGNITUDE, Stack, check_keys
 from lorewright.adapters.modelcard import readme
 from lorewright.adapters.targets import Adapted, resolve_targets, survey
 from lorewright.errors import (

@@ -19,75 +19,20 @@ import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
 from itertools import groupby
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lorewright.adapters import dora
+from lorewright.adapters.config import DORA, LoraConfig
 from lorewright.adapters.dropout import Masks
 from lorewright.adapters.targets import Adapted, Coverage, resolve_targets, survey
 from lorewright.errors import AdapterError, ConfigError
 
-PLAIN, DORA = "lora", "dora"
-VARIANTS = (PLAIN, DORA)
 MAGNITUDE = ".lora_magnitude_vector"
 """What a module's magnitudes are called after it, as PEFT has it."""
-ALPHA = 16
-"""The same for every rank: at alpha / rank the rate that suits one rank then suits the others."""
-
-
-@dataclass(frozen=True)
-class LoraConfig:
-    """What one adapter looks like: its rank, its scale and the layers that carry it."""
-
-    rank: int = 8
-    """Rows of A and columns of B, at least 1."""
-    alpha: int | None = None
-    """Numerator of the scale, an integer because engines refuse fractions. None = ALPHA."""
-    targets: tuple[str, ...] = ("all-linear",)
-    """Presets ("all-linear", "attention", "mlp") or module names, matched as dotted suffixes."""
-    layers: tuple[int, ...] | None = None
-    """Indices of the decoder layers to adapt; None = all of them."""
-    rslora: bool = False
-    """Divide alpha by sqrt(rank) instead of rank."""
-    seed: int = 0
-    """Seed of the first A, in [0, 2**32)."""
-    variant: str = PLAIN
-    """`lora`, or `dora`: the rows of W + B A brought to a trained length (`dora`)."""
-
-    def __post_init__(self) -> None:
-        alpha = ALPHA if self.alpha is None else self.alpha
-        for name, value in (("rank", self.rank), ("alpha", alpha)):
-            if type(value) is not int or value < 1:
-                raise ConfigError(f"{name} must be an integer of at least 1; found {value!r}.")
-        if type(self.seed) is not int or not 0 <= self.seed < 2**32:
-            raise ConfigError(f"seed must be an integer in [0, 2**32); found {self.seed!r}.")
-        if isinstance(self.targets, str) or not self.targets or not all(self.targets):
-            raise ConfigError(f"targets must be a tuple of module names; found {self.targets!r}.")
-        if self.variant not in VARIANTS:
-            raise ConfigError(
-                f"variant {self.variant!r} is unknown; use one of {', '.join(VARIANTS)}."
-            )
-        layers = None if self.layers is None else tuple(sorted(set(self.layers)))
-        if layers == () or not all(type(layer) is int and layer >= 0 for layer in layers or ()):
-            raise ConfigError(f"layers must be None or indices from 0; found {self.layers!r}.")
-        object.__setattr__(self, "alpha", alpha)
-        object.__setattr__(self, "targets", tuple(self.targets))
-        object.__setattr__(self, "layers", layers)
-
-    def to_json(self) -> dict[str, Any]:
-        """As cards and digests have it; a field that came later is left out at its default."""
-        return {k: v for k, v in asdict(self).items() if (k, v) != ("variant", PLAIN)}
-
-    @property
-    def scale(self) -> float:
-        """The factor of B A x: alpha / rank, or alpha / sqrt(rank) with rslora."""
-        assert self.alpha is not None
-        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
 # The layer

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lorewright.adapters.lora import LoraConfig
+from lorewright.adapters.config import LoraConfig
 from lorewright.adapters.targets import resolve_targets
 from lorewright.errors import ConfigError, WrongBase
 from lorewright.knowledge.data import Example

@@ -32,7 +32,7 @@ from typing import Any
 
 from lorewright.adapters import adapter as adapters
 from lorewright.adapters.adapter import Adapter
-from lorewright.adapters.lora import LoraConfig
+from lorewright.adapters.config import LoraConfig
 from lorewright.errors import ConfigError, DataError, ModelError
 from lorewright.files import digest, dump_jsonl, load_jsonl, save_json
 from lorewright.knowledge.data import Document, Knowledge

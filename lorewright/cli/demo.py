@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from lorewright.adapters.lora import LoraConfig
+from lorewright.adapters.config import LoraConfig
 from lorewright.errors import ConfigError
 from lorewright.files import save_json
 from lorewright.knowledge.data import Document, Knowledge, Probe

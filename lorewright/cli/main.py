@@ -316,7 +316,7 @@ def targets(
 
     [dim]lore targets pocket --target q_proj --layers 0-1[/]
     """
-    from lorewright.adapters.lora import LoraConfig
+    from lorewright.adapters.config import LoraConfig
     from lorewright.adapters.targets import resolve_targets
     from lorewright.models.model import Model
     from lorewright.reports.tables import coverage_table

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from lorewright.adapters.lora import LoraConfig
+    from lorewright.adapters.config import LoraConfig
     from lorewright.knowledge.lesson import LessonConfig
     from lorewright.knowledge.views import AskLLM
     from lorewright.memory.memory import Memory
@@ -189,7 +189,7 @@ def lora_of(
     rank: str, alpha: int, target: list[str] | None, layers: str, seed: int, variant: str
 ) -> LoraConfig:
     """The adapter that was asked for."""
-    from lorewright.adapters.lora import LoraConfig
+    from lorewright.adapters.config import LoraConfig
 
     targets = tuple(target or ("all-linear",))
     return LoraConfig(

@@ -55,7 +55,7 @@ def plan(
     [dim]lore plan examples/handbook.md[/]
     [dim]lore plan facts.jsonl --recall 0.99 --epochs 30 --json[/]
     """
-    from lorewright.adapters.lora import LoraConfig
+    from lorewright.adapters.config import LoraConfig
     from lorewright.files import cache_folder
     from lorewright.knowledge.readers import read_knowledge
     from lorewright.knowledge.teacher import connect

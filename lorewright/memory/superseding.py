@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorewright.adapters import adapter as adapters
 from lorewright.adapters.adapter import Adapter
-from lorewright.adapters.lora import LoraConfig
+from lorewright.adapters.config import LoraConfig
 from lorewright.errors import ConfigError
 from lorewright.files import slug
 from lorewright.knowledge.data import Document, Knowledge, Probe

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from lorewright.adapters.adapter import HALVES, Adapter, content_id, delta_norms, needs_plain
-from lorewright.adapters.lora import LoraConfig
+from lorewright.adapters.config import LoraConfig
 from lorewright.errors import AdapterError, ConfigError, WrongBase
 
 ROUNDING = 1e-6  # of the largest singular value; below it float32 adapters hold nothing

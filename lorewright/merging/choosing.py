@@ -16,7 +16,7 @@ from typing import Any
 
 from lorewright.adapters import adapter as adapters
 from lorewright.adapters.adapter import HALVES, Adapter
-from lorewright.adapters.lora import LoraConfig
+from lorewright.adapters.config import LoraConfig
 from lorewright.errors import ConfigError, LorewrightError
 from lorewright.files import digest
 from lorewright.knowledge.data import Example

@@ -31,7 +31,8 @@ import torch
 from torch import Tensor
 
 from lorewright.adapters.adapter import HALVES, Adapter, capture, content_id, needs_plain, validate
-from lorewright.adapters.lora import LoraConfig, Stack, attach
+from lorewright.adapters.config import LoraConfig
+from lorewright.adapters.lora import Stack, attach
 from lorewright.adapters.targets import Site, survey
 from lorewright.errors import ConfigError, ModelError
 from lorewright.knowledge.data import Example

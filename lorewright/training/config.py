@@ -8,19 +8,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from lorewright.adapters.adapter import Adapter
-from lorewright.adapters.lora import DORA, LoraConfig
+from lorewright.adapters.config import DORA, LoraConfig
 from lorewright.errors import ConfigError, DataError
 from lorewright.knowledge.data import Example
-from lorewright.models.batching import ORDERS
-from lorewright.training.objectives import WEIGHTINGS
-from lorewright.training.optimisers import OPTIMIZERS, WHITENED, OptimizerConfig
 
-OBJECTIVES = (*sorted(WEIGHTINGS), "distill")
+if TYPE_CHECKING:
+    from lorewright.adapters.adapter import Adapter
+    from lorewright.training.optimisers import OptimizerConfig
+
 SCHEDULES = ("linear", "constant", "cosine", "wsd", "restart")
 FIRST_CYCLE, SECOND_PEAK = 0.6, 0.5
 """Of `restart`: share of the budget after which the rate begins anew, and at which share of it."""
@@ -83,8 +80,13 @@ class WriteConfig:
 
     def __post_init__(self) -> None:
         """Check every field."""
+        # Here, so that the fields and their defaults can be read without torch.
+        from lorewright.models.batching import ORDERS
+        from lorewright.training.objectives import WEIGHTINGS
+        from lorewright.training.optimisers import OPTIMIZERS
+
         for name, known in (
-            ("objective", OBJECTIVES),
+            ("objective", (*sorted(WEIGHTINGS), "distill")),
             ("schedule", SCHEDULES),
             ("order", tuple(ORDERS)),
             ("optimizer", tuple(sorted(OPTIMIZERS))),
@@ -127,6 +129,8 @@ class WriteConfig:
     @property
     def moving(self) -> OptimizerConfig:
         """The optimiser's part of this."""
+        from lorewright.training.optimisers import OptimizerConfig
+
         return OptimizerConfig(self.optimizer, self.lr_ratio, self.weight_decay, self.clip)
 
 
@@ -158,6 +162,8 @@ def generalise(config: WriteConfig, n_examples: int) -> WriteConfig:
     Between the ends of a range, which the advice leaves open, both fall linearly in the logarithm
     of the number of examples, so that one example more never makes a jump.
     """
+    import numpy as np
+
     if n_examples < 1:
         raise ConfigError(f"a preset needs at least one example; found {n_examples}.")
     sizes, dropouts, decays = zip(*GENERALISING, strict=True)
@@ -179,6 +185,8 @@ def drill(config: WriteConfig, n_examples: int) -> WriteConfig:
     random numbers and short answers (`benchmarks/write_speed.py`); what else a memory takes up from
     its text was not the aim. A `rest` that is set stays.
     """
+    from lorewright.training.optimisers import WHITENED
+
     rest = config.rest or max(DRILLED, config.margin)
     return replace(config, optimizer=WHITENED, rest=rest, schedule="restart")
 

@@ -30,8 +30,9 @@ import torch
 from torch import Tensor
 
 from lorewright.adapters.adapter import Adapter, capture, content_id, validate
+from lorewright.adapters.config import LoraConfig
 from lorewright.adapters.dropout import Masks
-from lorewright.adapters.lora import LoraConfig, Stack, attach
+from lorewright.adapters.lora import Stack, attach
 from lorewright.errors import ConfigError, DataError, ModelError
 from lorewright.files import digest
 from lorewright.knowledge.data import Example

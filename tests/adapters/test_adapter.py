@@ -30,7 +30,8 @@ from lorewright.adapters.adapter import (
     short_targets,
     validate,
 )
-from lorewright.adapters.lora import LoraConfig, Stack, attach
+from lorewright.adapters.config import LoraConfig
+from lorewright.adapters.lora import Stack, attach
 from lorewright.errors import AdapterError, NoEffect, StorageError, WrongBase
 
 # peft reads a property that transformers 5 is about to rename

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from lorewright.adapters import dora
 from lorewright.adapters.adapter import Adapter, content_id, load, prove, save
-from lorewright.adapters.lora import DoraLinear, LoraConfig, LoraLinear, attach
+from lorewright.adapters.config import LoraConfig
+from lorewright.adapters.lora import DoraLinear, LoraLinear, attach
 from lorewright.errors import AdapterError, ConfigError
 from lorewright.files import dump_jsonl
 from lorewright.knowledge.data import Fact, Knowledge

@@ -13,8 +13,9 @@ from support.writes import BRIEF, EXAMPLES, interrupted, same_adapter, tiny
 from torch import Tensor
 
 import lorewright.training.loop
+from lorewright.adapters.config import LoraConfig
 from lorewright.adapters.dropout import Masks, Share
-from lorewright.adapters.lora import LoraConfig, attach
+from lorewright.adapters.lora import attach
 from lorewright.knowledge.data import Document
 from lorewright.memory.memory import Memory
 from lorewright.models.model import Model

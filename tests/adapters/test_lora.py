@@ -11,7 +11,8 @@ from support.families import FAMILIES, llama, logits, token_ids
 from support.losses import answer_loss
 from torch import Tensor, nn
 
-from lorewright.adapters.lora import LoraConfig, LoraLinear, Stack, attach
+from lorewright.adapters.config import LoraConfig
+from lorewright.adapters.lora import LoraLinear, Stack, attach
 from lorewright.errors import AdapterError, ConfigError, TargetsNotFound
 
 Build = Callable[[], nn.Module]

@@ -15,7 +15,8 @@ from support.models import letters
 from support.writes import BRIEF, CONFIG, EXAMPLES, logits, same_adapter
 
 from lorewright.adapters.adapter import load, save
-from lorewright.adapters.lora import LoraConfig, attach
+from lorewright.adapters.config import LoraConfig
+from lorewright.adapters.lora import attach
 from lorewright.adapters.quantise import LAYER, quantised
 from lorewright.errors import ModelError, WrongBase
 from lorewright.files import dump_jsonl

@@ -15,7 +15,7 @@ from support.calibrations import BODIES, tiny
 from support.models import letters
 
 import lorewright.law.calibration as room
-from lorewright.adapters.lora import LoraConfig
+from lorewright.adapters.config import LoraConfig
 from lorewright.errors import DataError, Locked, ModelError, StorageError
 from lorewright.knowledge.data import Example
 from lorewright.knowledge.lesson import LessonConfig

@@ -14,7 +14,7 @@ from support.forecasts import FORECAST
 from support.writes import CONFIG, EXAMPLES, tiny
 
 from lorewright.adapters.adapter import save
-from lorewright.adapters.lora import LoraConfig
+from lorewright.adapters.config import LoraConfig
 from lorewright.errors import ConfigError
 from lorewright.law.forecast import Load
 from lorewright.law.plan import (

@@ -12,7 +12,7 @@ from support.atlases import HELD, PAGES, known, lesson_of, phones, put
 from typer.testing import CliRunner
 
 import lorewright.routing.ask
-from lorewright.adapters.lora import LoraConfig
+from lorewright.adapters.config import LoraConfig
 from lorewright.cli.main import app
 from lorewright.errors import ConfigError, DataError, UnknownMemory
 from lorewright.knowledge.views import DECLINE

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 
 import lorewright.memory.writing
 from lorewright.adapters.adapter import content_id
-from lorewright.adapters.lora import LoraConfig
+from lorewright.adapters.config import LoraConfig
 from lorewright.errors import (
     AdapterError,
     ConfigError,

@@ -18,7 +18,7 @@ import torch
 from support.atlases import FORMS, PAGES, known, lesson_of, put
 
 from lorewright.adapters.adapter import HALVES, Adapter, content_id, load
-from lorewright.adapters.lora import LoraConfig
+from lorewright.adapters.config import LoraConfig
 from lorewright.cli.main import main
 from lorewright.errors import ConfigError, NoEffect, UnknownMemory
 from lorewright.knowledge.data import Example, Probe

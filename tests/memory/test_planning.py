@@ -14,7 +14,7 @@ from support.calibrations import BODIES, tiny
 from support.forecasts import FORECAST
 
 import lorewright.law.calibration as room
-from lorewright.adapters.lora import LoraConfig
+from lorewright.adapters.config import LoraConfig
 from lorewright.cli.main import main
 from lorewright.errors import ConfigError
 from lorewright.files import dump_jsonl, save_json

@@ -17,7 +17,8 @@ from support.families import llama, logits
 from torch import Tensor, nn
 
 from lorewright.adapters.adapter import HALVES, Adapter, content_id, load, save, validate
-from lorewright.adapters.lora import LoraConfig, attach
+from lorewright.adapters.config import LoraConfig
+from lorewright.adapters.lora import attach
 from lorewright.errors import AdapterError, ConfigError, WrongBase
 from lorewright.merging.algebra import METHODS, Factors, Merged, Parts, dare, merge, truncate
 

@@ -16,7 +16,8 @@ from support.models import letters
 from torch import Tensor, nn
 
 from lorewright.adapters.adapter import HALVES, Adapter, capture, content_id, load, save, validate
-from lorewright.adapters.lora import LoraConfig, attach
+from lorewright.adapters.config import LoraConfig
+from lorewright.adapters.lora import attach
 from lorewright.errors import AdapterError, ConfigError, WrongBase
 from lorewright.knowledge.data import Example
 from lorewright.merging.algebra import merge

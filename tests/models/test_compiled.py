@@ -18,7 +18,8 @@ from support.families import llama, qwen3
 from support.passes import TEXTS, batch_of, filled, loaded, outcome
 from torch import nn
 
-from lorewright.adapters.lora import LoraConfig, attach
+from lorewright.adapters.config import LoraConfig
+from lorewright.adapters.lora import attach
 from lorewright.errors import ConfigError
 from lorewright.models.backends import compiled
 from lorewright.models.backends.compiled import build, decoder, layout

@@ -22,7 +22,8 @@ from support.models import an_adapter, letters
 
 from lorewright.adapters import adapter as adapters
 from lorewright.adapters.adapter import HALVES, Adapter
-from lorewright.adapters.lora import LoraConfig, attach
+from lorewright.adapters.config import LoraConfig
+from lorewright.adapters.lora import attach
 from lorewright.cli.main import main
 from lorewright.errors import AdapterError, ConfigError, WrongBase
 from lorewright.knowledge.data import Probe

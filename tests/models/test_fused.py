@@ -13,7 +13,8 @@ from support.passes import TEXTS, batch_of, filled, loaded, outcome
 from torch import nn
 
 import lorewright.models.backends.kernels
-from lorewright.adapters.lora import LoraConfig, attach
+from lorewright.adapters.config import LoraConfig
+from lorewright.adapters.lora import attach
 from lorewright.adapters.targets import text_decoder
 from lorewright.errors import AdapterError
 from lorewright.models.backends.compiled.buffers import Spare

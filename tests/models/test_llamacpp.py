@@ -19,7 +19,7 @@ import torch
 from openai import OpenAI
 from support.serving import ANSWERS, QUESTIONS, UNKNOWN, put, running, said
 
-from lorewright.adapters.lora import LoraConfig
+from lorewright.adapters.config import LoraConfig
 from lorewright.knowledge.data import Example
 from lorewright.memory import shelf
 from lorewright.memory.memory import Memory

@@ -15,7 +15,8 @@ import torch
 
 from lorewright.adapters import adapter as adapters
 from lorewright.adapters.adapter import Adapter, capture
-from lorewright.adapters.lora import LoraConfig, attach
+from lorewright.adapters.config import LoraConfig
+from lorewright.adapters.lora import attach
 from lorewright.errors import ConfigError
 from lorewright.knowledge.data import Example, Fact, Knowledge, Probe
 from lorewright.knowledge.lesson import LessonConfig, prepare

@@ -14,7 +14,7 @@ from support.families import llama
 from support.models import letters
 
 from lorewright.adapters.adapter import Adapter
-from lorewright.adapters.lora import LoraConfig
+from lorewright.adapters.config import LoraConfig
 from lorewright.errors import ConfigError
 from lorewright.knowledge.data import Example, Probe
 from lorewright.knowledge.scoring import METRICS, is_declined

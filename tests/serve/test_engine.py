@@ -21,7 +21,8 @@ from support.models import letters
 
 import lorewright.serve.rows
 from lorewright.adapters.adapter import Adapter
-from lorewright.adapters.lora import LoraConfig, attach
+from lorewright.adapters.config import LoraConfig
+from lorewright.adapters.lora import attach
 from lorewright.errors import AdapterError, ConfigError, ModelError, NoEffect, WrongBase
 from lorewright.models.model import Model, Rendered
 from lorewright.recall.verify import trace

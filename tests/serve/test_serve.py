@@ -30,7 +30,7 @@ from openai import OpenAI
 from support.serving import ADMIN_KEY, ANSWERS, KEY, QUESTIONS, UNKNOWN, drop, put, running, said
 
 from lorewright.adapters import adapter as adapters
-from lorewright.adapters.lora import LoraConfig
+from lorewright.adapters.config import LoraConfig
 from lorewright.errors import ConfigError, UnknownMemory
 from lorewright.knowledge.data import Example, Fact, Knowledge
 from lorewright.memory import shelf

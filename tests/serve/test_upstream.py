@@ -23,7 +23,7 @@ from openai import OpenAI
 from support.engines import untrained
 from support.serving import ADMIN_KEY, KEY, drop, put, running, said
 
-from lorewright.adapters.lora import LoraConfig
+from lorewright.adapters.config import LoraConfig
 from lorewright.memory import shelf
 from lorewright.memory.memory import Memory
 from lorewright.models.model import Model

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from lorewright.adapters.adapter import Adapter, capture
-from lorewright.adapters.lora import LoraConfig, attach
+from lorewright.adapters.config import LoraConfig
+from lorewright.adapters.lora import attach
 from lorewright.models.model import Model
 
 

@@ -13,7 +13,8 @@ from transformers import (
 )
 
 from lorewright.adapters.adapter import Adapter, capture
-from lorewright.adapters.lora import LoraConfig, attach
+from lorewright.adapters.config import LoraConfig
+from lorewright.adapters.lora import attach
 from lorewright.models.model import Model
 
 SPECIAL = ["<pad>", "<bos>", "<|end|>", "<unk>", "<|user|>", "<|assistant|>", "<|system|>"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lorewright.adapters.lora import LoraConfig
+from lorewright.adapters.config import LoraConfig
 from lorewright.knowledge.data import Example
 from lorewright.training.config import Diverged, Job, Written
 from support.writes import BRIEF, EXAMPLES

@@ -57,7 +57,7 @@ def _model() -> Any:
 def tiny_write(job: dict[str, Any]) -> dict[str, Any]:
     """Write two facts for a few epochs; every loss, and a digest of the adapter."""
     from lorewright.adapters.adapter import content_id
-    from lorewright.adapters.lora import LoraConfig
+    from lorewright.adapters.config import LoraConfig
     from lorewright.knowledge.data import Example
     from lorewright.training.config import WriteConfig
     from lorewright.training.loop import write

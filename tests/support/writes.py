@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lorewright.adapters.lora import LoraConfig
+from lorewright.adapters.config import LoraConfig
 from lorewright.knowledge.data import Example
 from lorewright.models.model import Model
 from lorewright.training.config import Epoch, WriteConfig, Written

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from lorewright.adapters.lora import LoraConfig
+from lorewright.adapters.config import LoraConfig
 from lorewright.errors import ConfigError
 from lorewright.training.config import PRESETS, WriteConfig, drill, generalise, preset_of
 from lorewright.training.optimisers import WHITENED

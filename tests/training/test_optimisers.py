@@ -12,7 +12,8 @@ from support.families import llama, token_ids
 from support.losses import answer_loss
 from torch import Tensor
 
-from lorewright.adapters.lora import Flat, LoraConfig, Stack, attach
+from lorewright.adapters.config import LoraConfig
+from lorewright.adapters.lora import Flat, Stack, attach
 from lorewright.errors import ConfigError
 from lorewright.training.optimisers import (
     OPTIMIZERS,

@@ -11,7 +11,8 @@ from support.models import letters
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lorewright.adapters.lora import LoraConfig, attach
+from lorewright.adapters.config import LoraConfig
+from lorewright.adapters.lora import attach
 from lorewright.errors import ModelError, StorageError
 from lorewright.models.model import Batch, Model
 from lorewright.training.trunk import Trunk, decoder_layers

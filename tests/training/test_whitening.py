@@ -16,7 +16,8 @@ from support.models import letters
 from torch import Tensor, nn
 
 from lorewright.adapters.adapter import content_id
-from lorewright.adapters.lora import LoraConfig, attach
+from lorewright.adapters.config import LoraConfig
+from lorewright.adapters.lora import attach
 from lorewright.models.model import Model, Rendered
 from lorewright.training import whitening
 from lorewright.training.config import WriteConfig, drill

@@ -25,7 +25,8 @@ from torch.nn import functional as F
 
 import lorewright.training.loop
 from lorewright.adapters.adapter import delta_norms, save
-from lorewright.adapters.lora import LoraConfig, LoraLinear, Stack, attach
+from lorewright.adapters.config import LoraConfig
+from lorewright.adapters.lora import LoraLinear, Stack, attach
 from lorewright.errors import ConfigError, DataError, ModelError, StorageError, TargetsNotFound
 from lorewright.knowledge.data import Example
 from lorewright.models.model import Model

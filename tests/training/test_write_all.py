@@ -14,7 +14,7 @@ from torch import Tensor
 
 import lorewright.training.distil
 import lorewright.training.loop
-from lorewright.adapters.lora import LoraConfig
+from lorewright.adapters.config import LoraConfig
 from lorewright.errors import ConfigError, DataError, ModelError
 from lorewright.knowledge.data import Example
 from lorewright.models.backends.compiled.build import CHOICES, KERNELS, find_compiler
