@@ -34,11 +34,7 @@ from lorewright.adapters.lora import attach
 from lorewright.files import dump_jsonl, save_json
 from lorewright.knowledge.data import Fact, Knowledge
 from lorewright.knowledge.lesson import LessonConfig, prepare
-from lorewright.memory.finding import drop
-from lorewright.memory.memory import Memory
-from lorewright.memory.migrations import brief
-from lorewright.memory.removal import plan_removal
-from lorewright.memory.shelf import (
+from lorewright.memory.folder import (
     briefs,
     cards,
     change,
@@ -49,6 +45,10 @@ from lorewright.memory.shelf import (
     run_folder,
     writing,
 )
+from lorewright.memory.memory import Memory
+from lorewright.memory.migrations import brief
+from lorewright.memory.removal import plan_removal
+from lorewright.memory.route import drop
 from lorewright.models.model import Model
 from lorewright.reports.tables import memories_table
 

@@ -27,7 +27,7 @@ from lorewright.bench.memories import (
     score,
     written,
 )
-from lorewright.memory.verdict import usual_metric
+from lorewright.memory.verify import usual_metric
 from lorewright.models.model import Model
 from lorewright.recall.statistics import paired_difference, wilson
 from lorewright.training.watch import Watch

@@ -42,8 +42,8 @@ from lorewright.adapters import adapter as adapters
 from lorewright.adapters.config import LoraConfig
 from lorewright.knowledge.data import Document, Example, Fact, Knowledge
 from lorewright.knowledge.scoring import contains
+from lorewright.memory.folder import enter, entries, writing
 from lorewright.memory.memory import Memory
-from lorewright.memory.shelf import enter, entries, writing
 from lorewright.merging.algebra import merge
 from lorewright.models.model import Model
 from lorewright.recall.statistics import wilson

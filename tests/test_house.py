@@ -47,7 +47,7 @@ MOST_ENTRIES = 18  # at the top of the package
 NO_TORCH = (
     *("errors", "files", "knowledge.data", "knowledge.readers", "knowledge.lesson"),
     *("knowledge.teacher", "routing.index", "routing.lexicon", "recall.statistics"),
-    *("law.law", "law.cells", "law.curves", "law.forecast", "memory.shelf", "cli.main"),
+    *("law.law", "law.cells", "law.curves", "law.forecast", "memory.folder", "cli.main"),
 )
 ONLY_MODELS = {"transformers", "tokenizers"}
 PRINTERS = {"cli", "reports"}

@@ -38,12 +38,12 @@ from lorewright.files import digest, dump_jsonl, load_jsonl, save_json
 from lorewright.knowledge.data import Document, Knowledge
 from lorewright.knowledge.lesson import Lesson, LessonConfig, prepare
 from lorewright.knowledge.scoring import METRICS, contains
-from lorewright.memory.asking import N_PASSAGES, ask_as
-from lorewright.memory.finding import FALSE_ACTIVATION, Finder, finder
+from lorewright.memory.ask import N_PASSAGES, ask_as
+from lorewright.memory.folder import enter, entries, run_folder, writing
 from lorewright.memory.memory import Memory
-from lorewright.memory.merging import unopposed
-from lorewright.memory.shelf import enter, entries, run_folder, writing
-from lorewright.memory.verdict import stored_lesson
+from lorewright.memory.merge import unopposed
+from lorewright.memory.route import FALSE_ACTIVATION, Finder, finder
+from lorewright.memory.verify import stored_lesson
 from lorewright.merging.algebra import merge
 from lorewright.merging.choosing import made_by
 from lorewright.merging.imitate import Source

@@ -37,8 +37,8 @@ from lorewright.bench.memories import (
 )
 from lorewright.bench.routers import first_right, routers
 from lorewright.files import digest, read_object, read_text, save_json
-from lorewright.memory.shelf import entries
-from lorewright.memory.verdict import usual_metric
+from lorewright.memory.folder import entries
+from lorewright.memory.verify import usual_metric
 from lorewright.models.model import Model
 from lorewright.recall.statistics import Estimate, mcnemar, mean_interval, paired_difference, wilson
 from lorewright.routing.ask import Answer, ask_each

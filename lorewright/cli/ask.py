@@ -14,8 +14,8 @@ from lorewright.cli.options import Base, Folder, Json, Name, Of, Threads, open_m
 from lorewright.cli.output import console_for, print_json, watching
 
 if TYPE_CHECKING:
-    from lorewright.memory.finding import Finding
-    from lorewright.memory.standing import Standing
+    from lorewright.memory.modes import Standing
+    from lorewright.memory.route import Finding
     from lorewright.routing.ask import Answer
 
 Question = Annotated[str, typer.Argument(help="The question.")]

@@ -33,7 +33,7 @@ def export(
     """
     from lorewright.errors import ConfigError
     from lorewright.files import slug
-    from lorewright.memory.shelf import INDEX_FILE
+    from lorewright.memory.folder import INDEX_FILE
     from lorewright.models.export import export as write
 
     folder = memory or Path(place)

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from lorewright.memory.contradictions import Contradiction
-    from lorewright.memory.forgetting import Forgotten
-    from lorewright.memory.superseding import Superseded
+    from lorewright.memory.forget import Forgotten
+    from lorewright.memory.supersede import Superseded
     from lorewright.recall.statistics import Estimate
 
 FAILED = 1
@@ -98,7 +98,7 @@ def rename(
     [dim]lore rename atlas handbook staff-handbook[/]
     """
     from lorewright.files import slug
-    from lorewright.memory.shelf import rename as move
+    from lorewright.memory.folder import rename as move
 
     move(folder, slug(old), slug(new))
     Console(soft_wrap=True).print(
@@ -224,7 +224,7 @@ def supersede(
     from dataclasses import replace
 
     from lorewright.knowledge.readers import read_knowledge
-    from lorewright.memory.superseding import recipe_of
+    from lorewright.memory.supersede import recipe_of
 
     console = console_for(threads)
     known = read_knowledge(source)

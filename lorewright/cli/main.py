@@ -76,7 +76,7 @@ from lorewright.cli.output import console_for, print_json, say_coverage, watchin
 from lorewright.errors import LorewrightError
 
 if TYPE_CHECKING:
-    from lorewright.memory.records import Outcome
+    from lorewright.memory.outcome import Outcome
 
 REFUSED = 2
 """Exit code when something cannot be done as asked; also typer's own for wrong usage."""
@@ -291,7 +291,7 @@ def show(
 
     [dim]lore show atlas[/]
     """
-    from lorewright.memory.shelf import briefs, cards
+    from lorewright.memory.folder import briefs, cards
     from lorewright.reports.tables import memories_table
 
     if as_json:

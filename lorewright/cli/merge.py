@@ -13,7 +13,7 @@ from lorewright.cli.options import Base, Json, Metric, Threads, open_memory
 from lorewright.cli.output import console_for, print_json, watching
 
 if TYPE_CHECKING:
-    from lorewright.memory.merging import Merged
+    from lorewright.memory.merge import Merged
 
 Folder = Annotated[Path, typer.Argument(help="The memory's folder.")]
 Names = Annotated[list[str], typer.Argument(help="Memories to merge: two, or one and --rank.")]

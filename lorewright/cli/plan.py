@@ -59,7 +59,7 @@ def plan(
     from lorewright.files import cache_folder
     from lorewright.knowledge.readers import read_knowledge
     from lorewright.knowledge.teacher import connect
-    from lorewright.memory.planning import plan as make_plan
+    from lorewright.memory.plan import plan as make_plan
     from lorewright.models.model import Model
     from lorewright.training.config import WriteConfig
     from lorewright.training.loop import suggested_lr

@@ -48,8 +48,8 @@ def page_of(run: Path) -> Page:
     from lorewright.bench.task import SUMMARY_FILE
     from lorewright.errors import DataError
     from lorewright.files import read_object
+    from lorewright.memory.folder import INDEX_FILE
     from lorewright.memory.runs import REPORT_FILE, memory_page, write_page
-    from lorewright.memory.shelf import INDEX_FILE
 
     if (run / SUMMARY_FILE).is_file():
         return page(read_object(run / SUMMARY_FILE, "run the benchmark again"))

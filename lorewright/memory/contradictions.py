@@ -26,7 +26,7 @@ from lorewright.files import read_object
 from lorewright.knowledge.data import PROBE_KINDS, Fact
 from lorewright.knowledge.lesson import Lesson
 from lorewright.knowledge.scoring import contains, is_declined, normalise
-from lorewright.memory.shelf import entries, entry_of, stored_knowledge
+from lorewright.memory.folder import entries, entry_of, stored_knowledge
 from lorewright.routing.index import Index, Key, tokens
 
 NEAR = 0.85

@@ -29,20 +29,39 @@ from lorewright.knowledge.lesson import Lesson, LessonConfig
 from lorewright.knowledge.views import AskLLM
 from lorewright.law.plan import WANTED, Plan
 from lorewright.memory import (
-    adding,
-    asking,
-    comparing,
-    finding,
-    forgetting,
-    merging,
-    planning,
-    standing,
-    superseding,
-    verdict,
-    writing,
+    add as adding,
 )
-from lorewright.memory.records import Outcome
-from lorewright.memory.shelf import (
+from lorewright.memory import (
+    ask as asking,
+)
+from lorewright.memory import (
+    compare as comparing,
+)
+from lorewright.memory import (
+    forget as forgetting,
+)
+from lorewright.memory import (
+    merge as merging,
+)
+from lorewright.memory import (
+    modes as standing,
+)
+from lorewright.memory import (
+    plan as planning,
+)
+from lorewright.memory import (
+    route as finding,
+)
+from lorewright.memory import (
+    supersede as superseding,
+)
+from lorewright.memory import (
+    verify as verdict,
+)
+from lorewright.memory import (
+    write as writing,
+)
+from lorewright.memory.folder import (
     INDEX_FILE,
     check_base,
     entries,
@@ -51,6 +70,7 @@ from lorewright.memory.shelf import (
     refuse_foreign,
     rename,
 )
+from lorewright.memory.outcome import Outcome
 from lorewright.models.model import POCKET, Model
 from lorewright.recall.verify import RecallReport
 from lorewright.routing.ask import Answer

@@ -15,7 +15,7 @@ from typing import Any
 
 from lorewright.errors import ConfigError, DataError
 from lorewright.files import read_object
-from lorewright.memory.shelf import entries, entry_of
+from lorewright.memory.folder import entries, entry_of
 
 _STAMP = re.compile(r"\d{8}-\d{6}-")
 

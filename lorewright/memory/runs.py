@@ -14,7 +14,7 @@ from typing import Any
 
 from lorewright.errors import DataError
 from lorewright.files import read_object
-from lorewright.memory.shelf import cards
+from lorewright.memory.folder import cards
 from lorewright.recall.statistics import Estimate
 from lorewright.reports.figures.training import training_figure
 from lorewright.reports.page import Listing, Page, Part, Picture, Sheet

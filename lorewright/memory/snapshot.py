@@ -29,7 +29,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from lorewright.errors import DataError, LorewrightError, StorageError
-from lorewright.memory.shelf import INDEX_FILE, LOCK_FILE, index, writing
+from lorewright.memory.folder import INDEX_FILE, LOCK_FILE, index, writing
 
 MANIFEST = "lorewright.json"
 SCHEMA = 1

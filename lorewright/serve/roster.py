@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lorewright.errors import DataError, StorageError, UnknownMemory
-from lorewright.memory.shelf import INDEX_FILE, index
+from lorewright.memory.folder import INDEX_FILE, index
 from lorewright.serve.wire import Refused
 
 AUTO = "auto"

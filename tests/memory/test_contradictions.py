@@ -20,7 +20,7 @@ from lorewright.memory.contradictions import (
     statements,
     terms,
 )
-from lorewright.memory.shelf import enter, writing
+from lorewright.memory.folder import enter, writing
 
 BASE = {"id": "pocket", "digest": "d" * 64, "template": "t" * 16, "dtype": "auto"}
 MORE = [  # what makes some words rare and others not

@@ -22,9 +22,9 @@ from lorewright.errors import AdapterError, ConfigError, NoEffect, UnknownMemory
 from lorewright.files import dump_jsonl
 from lorewright.knowledge.data import Document, Fact, Knowledge, Probe
 from lorewright.knowledge.lesson import Lesson, LessonConfig
+from lorewright.memory.folder import briefs, cards, entries
 from lorewright.memory.memory import Memory
-from lorewright.memory.shelf import briefs, cards, entries
-from lorewright.memory.superseding import compare, recipe_of
+from lorewright.memory.supersede import compare, recipe_of
 from lorewright.models.model import Model
 from lorewright.training.config import WriteConfig
 from lorewright.training.loop import suggested_lr
@@ -219,7 +219,7 @@ def test_a_supersession_that_was_interrupted_after_the_write_goes_on(
     def stop(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lorewright.memory.superseding._compared", stop)
+    monkeypatch.setattr("lorewright.memory.supersede._compared", stop)
     with pytest.raises(KeyboardInterrupt):
         memory.supersede("book", Knowledge(facts=CHANGED))
     assert memory.names.keys() == {"book", "book-before"}

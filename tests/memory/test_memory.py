@@ -23,7 +23,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import lorewright.memory.writing
+import lorewright.memory.write
 from lorewright.adapters.adapter import content_id
 from lorewright.adapters.config import LoraConfig
 from lorewright.errors import (
@@ -41,9 +41,9 @@ from lorewright.files import dump_jsonl, load_jsonl
 from lorewright.knowledge.data import Document, Fact, Knowledge, Probe
 from lorewright.knowledge.lesson import LessonConfig, prepare
 from lorewright.knowledge.readers import read_knowledge
+from lorewright.memory.folder import cards
 from lorewright.memory.memory import Memory
-from lorewright.memory.records import Outcome
-from lorewright.memory.shelf import cards
+from lorewright.memory.outcome import Outcome
 from lorewright.models.model import Model
 from lorewright.recall.verify import audit
 from lorewright.reports.tables import memories_table
@@ -328,7 +328,7 @@ def test_a_killed_write_resumes_and_gives_the_bytes_of_an_uninterrupted_one(
         return memory.write(known, name="facts", config=config, probes=probes)
 
     whole = write_all("whole")
-    monkeypatch.setattr(lorewright.memory.writing, "prepare", asked_again)
+    monkeypatch.setattr(lorewright.memory.write, "prepare", asked_again)
     resumed = write_all("killed")
     assert [path.name for path in (tmp_path / "killed" / "runs").iterdir()] == [run.name]
     assert not (run / "checkpoint.safetensors").exists()
@@ -360,12 +360,12 @@ def test_a_write_stopped_before_its_name_was_entered_is_finished_by_the_same_cal
     def stop(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(lorewright.memory.writing, "enter", stop)
+    monkeypatch.setattr(lorewright.memory.write, "enter", stop)
     with pytest.raises(KeyboardInterrupt):
         brief(memory)
     assert set(memory.names) == {"project-book"}
     monkeypatch.undo()
-    monkeypatch.setattr(lorewright.memory.writing, "prepare", asked_again)
+    monkeypatch.setattr(lorewright.memory.write, "prepare", asked_again)
     assert brief(memory).adapter_id == memory.names["more"]
     assert len(list((memory.folder / "runs").iterdir())) == 2
 

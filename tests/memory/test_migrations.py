@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from lorewright.errors import DataError
+from lorewright.memory.folder import briefs, cards, entries, index, writing
 from lorewright.memory.migrations import MIGRATIONS, SCHEMA, brief, migrate
-from lorewright.memory.shelf import briefs, cards, entries, index, writing
 from lorewright.reports.tables import memories_table
 
 STORED = Path(__file__).parents[1] / "fixtures" / "schema-1"

@@ -19,7 +19,7 @@ import pytest
 
 from lorewright.errors import DataError, Locked, StorageError, UnknownMemory
 from lorewright.memory import snapshot
-from lorewright.memory.shelf import entries, index
+from lorewright.memory.folder import entries, index
 from lorewright.memory.snapshot import MANIFEST, restore, take
 
 STORED = Path(__file__).parents[1] / "fixtures" / "schema-1"

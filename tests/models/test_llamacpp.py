@@ -21,7 +21,7 @@ from support.serving import ANSWERS, QUESTIONS, UNKNOWN, put, running, said
 
 from lorewright.adapters.config import LoraConfig
 from lorewright.knowledge.data import Example
-from lorewright.memory import shelf
+from lorewright.memory import folder as shelf
 from lorewright.memory.memory import Memory
 from lorewright.models.export import BASE_FILE, export
 from lorewright.models.model import Model

@@ -33,7 +33,7 @@ from lorewright.adapters import adapter as adapters
 from lorewright.adapters.config import LoraConfig
 from lorewright.errors import ConfigError, UnknownMemory
 from lorewright.knowledge.data import Example, Fact, Knowledge
-from lorewright.memory import shelf
+from lorewright.memory import folder as shelf
 from lorewright.memory.memory import Memory
 from lorewright.models.model import Model
 from lorewright.serve.gate import read_keys

@@ -24,7 +24,7 @@ from support.engines import untrained
 from support.serving import ADMIN_KEY, KEY, drop, put, running, said
 
 from lorewright.adapters.config import LoraConfig
-from lorewright.memory import shelf
+from lorewright.memory import folder as shelf
 from lorewright.memory.memory import Memory
 from lorewright.models.model import Model
 from lorewright.serve.server import ServeConfig, application

@@ -10,8 +10,8 @@ from lorewright.adapters.adapter import Adapter
 from lorewright.files import digest, dump_jsonl, save_json
 from lorewright.knowledge.data import Document, Example, Fact, Knowledge, Probe
 from lorewright.knowledge.lesson import Lesson, contexts
+from lorewright.memory.folder import enter, run_folder, writing
 from lorewright.memory.memory import Memory
-from lorewright.memory.shelf import enter, run_folder, writing
 
 PAGES: Mapping[str, tuple[str, Sequence[tuple[str, str, str]]]] = {
     "harbour": (

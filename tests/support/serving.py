@@ -13,7 +13,7 @@ from typing import Any
 import uvicorn
 
 from lorewright.adapters import adapter as adapters
-from lorewright.memory import shelf
+from lorewright.memory import folder as shelf
 from lorewright.memory.memory import Memory
 from lorewright.models.model import Model
 

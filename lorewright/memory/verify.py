@@ -12,8 +12,8 @@ from lorewright.adapters.adapter import Adapter
 from lorewright.errors import AdapterError
 from lorewright.files import read_object
 from lorewright.knowledge.lesson import Lesson
-from lorewright.memory.records import BEFORE
-from lorewright.memory.shelf import entries
+from lorewright.memory.folder import entries
+from lorewright.memory.outcome import BEFORE
 from lorewright.models.model import POCKET, Model
 from lorewright.recall.verify import RecallReport, verify
 from lorewright.training.watch import Watch

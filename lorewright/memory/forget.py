@@ -29,10 +29,10 @@ from lorewright.knowledge.lesson import Lesson, unrelated_questions
 from lorewright.knowledge.scoring import METRICS
 from lorewright.knowledge.splitting import sentences
 from lorewright.knowledge.views import prompts_of
+from lorewright.memory.folder import change, entries, stored_knowledge, writing
+from lorewright.memory.leftovers import Run, Scan, Wanted, found, scan, wanted, words_of
 from lorewright.memory.removal import Removal, plan_removal, record_of
-from lorewright.memory.shelf import change, entries, stored_knowledge, writing
-from lorewright.memory.traces import Run, Scan, Wanted, found, scan, wanted, words_of
-from lorewright.memory.verdict import stored_lesson, usual_metric
+from lorewright.memory.verify import stored_lesson, usual_metric
 from lorewright.recall.statistics import Estimate, mean_interval, wilson
 from lorewright.recall.verify import answer
 from lorewright.training.watch import Watch

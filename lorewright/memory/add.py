@@ -23,9 +23,9 @@ from lorewright.errors import ConfigError
 from lorewright.files import digest, dump_jsonl, save_json, slug
 from lorewright.knowledge.data import Knowledge, Probe
 from lorewright.knowledge.lesson import Lesson, LessonConfig, contexts, prepare, unrelated_questions
-from lorewright.memory.shelf import enter, entries, run_folder, writing
-from lorewright.memory.verdict import take, usual_metric
-from lorewright.memory.writing import set_aside_damaged
+from lorewright.memory.folder import enter, entries, run_folder, writing
+from lorewright.memory.verify import take, usual_metric
+from lorewright.memory.write import set_aside_damaged
 from lorewright.recall.verify import RecallReport
 from lorewright.training.watch import Watch
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-import lorewright.memory.shelf
+import lorewright.memory.folder
 from lorewright.errors import (
     DataError,
     Locked,
@@ -22,7 +22,7 @@ from lorewright.errors import (
     WrongBase,
 )
 from lorewright.files import read_object
-from lorewright.memory.shelf import (
+from lorewright.memory.folder import (
     briefs,
     cards,
     check_base,
@@ -71,7 +71,7 @@ def test_what_was_entered_is_listed(folder: Path) -> None:
 
 
 def test_reading_a_folder_loads_no_torch() -> None:
-    code = "import sys, lorewright.memory.shelf; sys.exit('torch' in sys.modules)"
+    code = "import sys, lorewright.memory.folder; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -159,7 +159,7 @@ def test_a_file_that_cannot_be_read_is_a_storage_error(tmp_path: Path) -> None:
 def test_a_second_process_is_locked_out_and_let_in_afterwards(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lorewright.memory.shelf, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(lorewright.memory.folder, "LOCK_SECONDS", 0.1)
     code = (
         "import sys, filelock\n"
         "with filelock.FileLock(sys.argv[1]):\n"

@@ -32,8 +32,8 @@ from lorewright.files import read_object, save_json
 from lorewright.knowledge.lesson import Lesson, contexts, unrelated_questions
 from lorewright.knowledge.scoring import normalise
 from lorewright.knowledge.views import strangers
-from lorewright.memory.shelf import INDEX_FILE, entries, stored_knowledge
-from lorewright.memory.verdict import stored_lesson
+from lorewright.memory.folder import INDEX_FILE, entries, stored_knowledge
+from lorewright.memory.verify import stored_lesson
 from lorewright.routing.gate import (
     WITHIN,
     Asked,

@@ -28,10 +28,10 @@ from lorewright.files import digest, dump_jsonl, save_json, slug
 from lorewright.knowledge.data import Knowledge, Probe
 from lorewright.knowledge.lesson import Lesson, contexts
 from lorewright.knowledge.scoring import normalise
-from lorewright.memory.adding import prove
-from lorewright.memory.shelf import enter, entries, entry_of, run_folder, stored_knowledge, writing
-from lorewright.memory.verdict import stored_lesson, usual_metric
-from lorewright.memory.writing import set_aside_damaged
+from lorewright.memory.add import prove
+from lorewright.memory.folder import enter, entries, entry_of, run_folder, stored_knowledge, writing
+from lorewright.memory.verify import stored_lesson, usual_metric
+from lorewright.memory.write import set_aside_damaged
 from lorewright.merging.choosing import AUTO, NAMES, TRAINING, Options, Trial, make, search, spelt
 from lorewright.merging.imitate import Source
 from lorewright.recall.statistics import Estimate, paired_difference

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-import lorewright.memory.forgetting as forgetting
+import lorewright.memory.forget as forgetting
 from lorewright.adapters import adapter as adapters
 from lorewright.errors import ConfigError, UnknownMemory
 from lorewright.files import digest, dump_jsonl, load_jsonl, save_json
@@ -20,10 +20,10 @@ from lorewright.knowledge.data import Document, Fact, Knowledge
 from lorewright.knowledge.lesson import LessonConfig, prepare
 from lorewright.knowledge.teacher import _Replies
 from lorewright.knowledge.views import prompts_of
+from lorewright.memory.folder import change, enter, entries, writing
+from lorewright.memory.leftovers import scan, wanted
 from lorewright.memory.memory import Memory
 from lorewright.memory.removal import plan_removal
-from lorewright.memory.shelf import change, enter, entries, writing
-from lorewright.memory.traces import scan, wanted
 from lorewright.merging.algebra import merge
 from lorewright.models.model import Model
 from lorewright.training.config import WriteConfig

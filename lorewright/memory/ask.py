@@ -18,9 +18,9 @@ from lorewright.adapters.adapter import Adapter
 from lorewright.errors import ConfigError, DataError
 from lorewright.files import slug
 from lorewright.knowledge.views import DECLINE
-from lorewright.memory.finding import FALSE_ACTIVATION, Finder, Finding, finder, source_of
-from lorewright.memory.shelf import entry_of
-from lorewright.memory.standing import kept
+from lorewright.memory.folder import entry_of
+from lorewright.memory.modes import kept
+from lorewright.memory.route import FALSE_ACTIVATION, Finder, Finding, finder, source_of
 from lorewright.models.model import Model
 from lorewright.recall.verify import MAX_ANSWER_TOKENS
 from lorewright.routing.ask import MODES, Answer, Candidate, ask_each, prompt_of, readings_of

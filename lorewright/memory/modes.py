@@ -14,7 +14,7 @@ from typing import Any
 
 from lorewright.errors import DataError
 from lorewright.files import read_object, save_json
-from lorewright.memory.finding import FOLDER
+from lorewright.memory.route import FOLDER
 from lorewright.recall.statistics import Estimate
 
 MODES_FILE = "modes.json"

@@ -23,10 +23,10 @@ from lorewright.knowledge.data import Document, Example, Knowledge, Probe
 from lorewright.knowledge.lesson import Lesson, LessonConfig, grounds, prepare
 from lorewright.knowledge.scoring import METRICS
 from lorewright.knowledge.views import AskLLM
-from lorewright.memory.planning import rank_for
-from lorewright.memory.records import Outcome
-from lorewright.memory.shelf import enter, run_folder, writing
-from lorewright.memory.verdict import stored_lesson, take, usual_metric
+from lorewright.memory.folder import enter, run_folder, writing
+from lorewright.memory.outcome import Outcome
+from lorewright.memory.plan import rank_for
+from lorewright.memory.verify import stored_lesson, take, usual_metric
 from lorewright.models.backends.fused import engine
 from lorewright.models.questions import write_about
 from lorewright.recall.verify import Audit, audit

@@ -16,10 +16,10 @@ from lorewright.adapters.config import LoraConfig
 from lorewright.cli.main import app
 from lorewright.errors import ConfigError, DataError, UnknownMemory
 from lorewright.knowledge.views import DECLINE
-from lorewright.memory.asking import ask_all, ask_as, parts_of
-from lorewright.memory.finding import FOLDER, finder
+from lorewright.memory.ask import ask_all, ask_as, parts_of
 from lorewright.memory.memory import Memory
-from lorewright.memory.standing import ALL, MODES_FILE, Standing, keep, kept
+from lorewright.memory.modes import ALL, MODES_FILE, Standing, keep, kept
+from lorewright.memory.route import FOLDER, finder
 from lorewright.models.model import Model
 from lorewright.recall.statistics import wilson
 from lorewright.training.config import Job, WriteConfig, Written

@@ -22,13 +22,13 @@ from lorewright.knowledge.lesson import Lesson, LessonConfig
 from lorewright.knowledge.scoring import METRICS, normalise
 from lorewright.knowledge.splitting import sentences
 from lorewright.memory.contradictions import Contradiction, contradictions_in
-from lorewright.memory.forgetting import ASKED_KINDS, remove
-from lorewright.memory.records import BEFORE, Outcome
+from lorewright.memory.folder import change, entries, entry_of, stored_knowledge, writing
+from lorewright.memory.forget import ASKED_KINDS, remove
+from lorewright.memory.leftovers import Scan, scan
+from lorewright.memory.outcome import BEFORE, Outcome
 from lorewright.memory.removal import descendants, record_of, removal_of
-from lorewright.memory.shelf import change, entries, entry_of, stored_knowledge, writing
-from lorewright.memory.traces import Scan, scan
-from lorewright.memory.verdict import stored_lesson
-from lorewright.memory.writing import write
+from lorewright.memory.verify import stored_lesson
+from lorewright.memory.write import write
 from lorewright.recall.statistics import Proportion, mcnemar, wilson
 from lorewright.recall.verify import answer
 from lorewright.training.config import WriteConfig

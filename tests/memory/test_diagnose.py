@@ -14,9 +14,9 @@ from lorewright.errors import UnknownMemory
 from lorewright.files import dump_jsonl
 from lorewright.knowledge.data import Document, Fact, Knowledge, Probe
 from lorewright.knowledge.lesson import LessonConfig
-from lorewright.memory.doctoring import doctor, known_of
+from lorewright.memory.diagnose import doctor, known_of
+from lorewright.memory.folder import entries
 from lorewright.memory.memory import Memory
-from lorewright.memory.shelf import entries
 from lorewright.models.model import Model
 from lorewright.training.config import WriteConfig
 from lorewright.training.loop import suggested_lr

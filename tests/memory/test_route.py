@@ -14,9 +14,9 @@ from support.atlases import PAGES, known, lesson_of, phones, put, texts
 from lorewright.errors import ConfigError
 from lorewright.knowledge.data import Example, Probe
 from lorewright.knowledge.lesson import Lesson, unrelated_questions
-from lorewright.memory.finding import FOLDER, GATE_FILE, drop, finder, names_in, words
+from lorewright.memory.folder import change, writing
 from lorewright.memory.memory import Memory
-from lorewright.memory.shelf import change, writing
+from lorewright.memory.route import FOLDER, GATE_FILE, drop, finder, names_in, words
 from lorewright.models.model import Model
 from lorewright.routing.index import KEYS_FILE, TERMS_FILE, tokens
 from lorewright.training.watch import Watch

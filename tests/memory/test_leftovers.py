@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from lorewright.memory.traces import Trace, found, scan, wanted
+from lorewright.memory.leftovers import Trace, found, scan, wanted
 
 SENTENCE = 'Café "Zoë" opens\tat 7.30,\nsays C:\\new\\tills; 🦊 Mira Voss signs.'
 

@@ -23,10 +23,10 @@ from lorewright.cli.main import main
 from lorewright.errors import ConfigError, NoEffect, UnknownMemory
 from lorewright.knowledge.data import Example, Probe
 from lorewright.knowledge.lesson import Lesson
+from lorewright.memory.folder import cards, entries
 from lorewright.memory.memory import Memory
-from lorewright.memory.merging import Merged
+from lorewright.memory.merge import Merged
 from lorewright.memory.removal import descendants
-from lorewright.memory.shelf import cards, entries
 from lorewright.merging.algebra import METHODS
 from lorewright.merging.choosing import (
     GRID,

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 from lorewright.errors import ConfigError
 from lorewright.knowledge.data import Probe
 from lorewright.knowledge.scoring import METRICS
-from lorewright.memory.asking import ask_as
-from lorewright.memory.shelf import entries
-from lorewright.memory.standing import ALL, HALVES, Standing, keep
-from lorewright.memory.verdict import stored_lesson, usual_metric
+from lorewright.memory.ask import ask_as
+from lorewright.memory.folder import entries
+from lorewright.memory.modes import ALL, HALVES, Standing, keep
+from lorewright.memory.verify import stored_lesson, usual_metric
 from lorewright.recall.statistics import Estimate, mcnemar, mean_interval, wilson
 from lorewright.routing.ask import Answer, best
 from lorewright.training.watch import Watch
