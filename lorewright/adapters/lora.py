@@ -39,40 +39,37 @@ MAGNITUDE = ".lora_magnitude_vector"
 
 
 class Rows:
-    """Which adapter each row of the batch uses: one object for all layers of a stack."""
+    """Which adapter each row of a batch uses; made once for all layers of a pass.
 
-    def __init__(self, n_adapters: int = 1) -> None:
-        self.dropout: Masks | None = None  # set by `Stack.dropping` for the length of a pass
-        self.whole_NP: Tensor | None = None
-        """All A and B in one, set by who would rather have their gradient so (`optim`)."""
-        self.bind(None, n_adapters)
+    Rows are cut into K equal blocks of one adapter each, as long as runs of equal values allow.
+    """
 
-    def bind(self, rows_B: Tensor | None, n_adapters: int) -> None:
-        """Set the adapter of each row: None = all use adapter 0; -1 in `rows_B` = no adapter.
+    def __init__(self, index_B: Tensor | None = None, n_adapters: int = 1) -> None:
+        """The adapter of each row: None = all use adapter 0; -1 in `index_B` = no adapter.
 
-        Rows are cut into K equal blocks, as long as the runs of equal values allow.
-        Raises AdapterError when `rows_B` is not a vector of indices below `n_adapters`.
+        Raises AdapterError when `index_B` is not a vector of indices below `n_adapters`.
         """
-        rows = [0] if rows_B is None else torch.atleast_1d(rows_B).tolist()
+        rows = [0] if index_B is None else torch.atleast_1d(index_B).tolist()
         if not rows or not all(type(row) is int and -1 <= row < n_adapters for row in rows):
             expected = f"one integer per batch row, from -1 (none) to {n_adapters - 1}"
-            raise AdapterError(f"rows must be {expected}; found {rows[:8]}.")
+            raise AdapterError(f"rows must be {expected}; got {rows[:8]}.")
         block = math.gcd(*(len(list(run)) for _, run in groupby(rows)))
-        blocks = rows[::block]
-        self.blocks = blocks
-        self.rows_B = None if rows_B is None else torch.tensor(rows)
-        self.single: int | None = blocks[0] if len(set(blocks)) == 1 else None
-        self.in_order = blocks == list(range(n_adapters))
-        self.index_K = torch.tensor(blocks).clamp(min=0)
-        self.live_K = torch.tensor(blocks) >= 0
+        self.blocks = rows[::block]
+        """The adapter of each block."""
+        self.index_B = None if index_B is None else torch.tensor(rows)
+        self.single: int | None = rows[0] if len(set(rows)) == 1 else None
+        """The adapter that all rows use; None where they differ."""
+        self.in_order = self.blocks == list(range(n_adapters))
+        self.index_K = torch.tensor(self.blocks).clamp(min=0)
+        self.live_K = torch.tensor(self.blocks) >= 0
         self._copies: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def check(self, n_rows: int) -> None:
         """Raise AdapterError when a batch of so many rows is not the one that is bound."""
-        if self.single is None and self.rows_B is not None and len(self.rows_B) != n_rows:
+        if self.single is None and self.index_B is not None and len(self.index_B) != n_rows:
             raise AdapterError(
-                f"{len(self.rows_B)} rows are bound; the batch has {n_rows}; bind the rows of this "
-                "batch."
+                f"{len(self.index_B)} rows are bound; the batch has {n_rows}; bind the rows of "
+                "this batch."
             )
 
     def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -80,6 +77,29 @@ class Rows:
         if device not in self._copies:
             self._copies[device] = (self.index_K.to(device), self.live_K.to(device))
         return self._copies[device]
+
+
+class Binding:
+    """What the layers of a stack read in a forward, beside their input: one for all of them."""
+
+    def __init__(self) -> None:
+        self.rows = Rows()
+        self.dropout: Masks | None = None
+        self.whole_NP: Tensor | None = None
+
+    @property
+    def rows_B(self) -> Tensor | None:  # noqa: N802
+        return self.rows.index_B
+
+    @contextmanager
+    def using(self, rows: Rows | None, dropout: Masks | None) -> Iterator[None]:
+        """Other rows (None = those that are bound) and dropout for the length of a block."""
+        before = self.rows, self.dropout
+        self.rows, self.dropout = rows or self.rows, dropout or self.dropout
+        try:
+            yield
+        finally:
+            self.rows, self.dropout = before
 
 
 class Stacked(Adapted):
@@ -93,13 +113,18 @@ class Stacked(Adapted):
     """Names of its parameters."""
 
     def __init__(
-        self, base: nn.Linear, ranks: list[int], scales: list[float], rows: Rows, name: str = ""
+        self,
+        base: nn.Linear,
+        ranks: list[int],
+        scales: list[float],
+        binding: Binding,
+        name: str = "",
     ) -> None:
         super().__init__()
         n, rank, device = len(ranks), max(ranks), base.weight.device
         self.base = base
         self.name = name
-        self.rows = rows
+        self.binding = binding
         self.ranks_N = ranks
         self.routed = False  # True inside a mixture of experts, where tokens arrive out of order
         self.starts: dict[str, int] = {}  # of its parameters in `Flat`
@@ -118,7 +143,7 @@ class Stacked(Adapted):
 
     def _check_rows(self, x_BTI: Tensor) -> Tensor:
         """The adapter of each row. Raises AdapterError when x has other rows than are bound."""
-        rows_B = self.rows.rows_B
+        rows_B = self.binding.rows.index_B
         assert rows_B is not None
         n_rows, n_found, flat = len(rows_B), x_BTI.shape[0], x_BTI.dim() == 2
         if (flat and (self.routed or n_found % n_rows)) or (not flat and n_found != n_rows):
@@ -137,12 +162,12 @@ class LoraLinear(Stacked):
     def forward(self, x_BTI: Tensor) -> Tensor:
         """Return (B, T, O) in the base's dtype; x may be flattened to (B*T, I)."""
         y_BTO: Tensor = self.base(x_BTI)
-        single = self.rows.single
+        single = self.binding.rows.single
         if single is not None and single < 0:
             return y_BTO
         read_BTI = x_BTI.float()
-        if self.rows.dropout is not None:
-            read_BTI = self.rows.dropout.hide(read_BTI, self.name, routed=self.routed)
+        if self.binding.dropout is not None:
+            read_BTI = self.binding.dropout.hide(read_BTI, self.name, routed=self.routed)
         if single is None:
             return (y_BTO + self._by_block(read_BTI).view_as(y_BTO)).to(y_BTO.dtype)
         if len(self.ranks_N) == 1:  # views: indexing would zero-fill a gradient of full size
@@ -155,7 +180,7 @@ class LoraLinear(Stacked):
     def _by_block(self, x_BTI: Tensor) -> Tensor:
         """Adapter product where rows differ: one batched product over K blocks of rows."""
         self._check_rows(x_BTI)
-        rows = self.rows
+        rows = self.binding.rows
         index_K, live_K = rows.on(x_BTI.device)
         scale_K = torch.where(live_K, self.scale_N[index_K], 0.0)
         A_KRI = self.A_NRI if rows.in_order else self.A_NRI[index_K]
@@ -173,16 +198,21 @@ class DoraLinear(Stacked):
     trained = ("A_NRI", "B_NOR", "M_NO")
 
     def __init__(
-        self, base: nn.Linear, ranks: list[int], scales: list[float], rows: Rows, name: str = ""
+        self,
+        base: nn.Linear,
+        ranks: list[int],
+        scales: list[float],
+        binding: Binding,
+        name: str = "",
     ) -> None:
-        super().__init__(base, ranks, scales, rows, name)
+        super().__init__(base, ranks, scales, binding, name)
         self.engine = [dora.engine(base)]  # in a list: its weights are not the network's
         self.M_NO = nn.Parameter(dora.row_norms(self.engine[0]).repeat(len(ranks), 1))
         self.lengthens_N = [True] * len(ranks)
 
     def forward(self, x_BTI: Tensor) -> Tensor:
         """Return (B, T, O) in the base's dtype; x may be flattened to (B*T, I)."""
-        masks, single = self.rows.dropout, self.rows.single
+        masks, single = self.binding.dropout, self.binding.rows.single
         hidden = masks is not None and not (single is not None and single < 0)
         read_BTI = None
         if masks is not None and hidden:
@@ -264,7 +294,7 @@ class Stack(AbstractContextManager["Stack"]):
         self.model = model
         self.configs = tuple(configs)
         self.coverage = tuple(coverage)
-        self.rows = Rows(len(configs))
+        self.binding = self.rows = Binding()
         self.modules: dict[str, Stacked] = {}
         self.flats: tuple[Flat, ...] = ()
         self._thawed = [weight for weight in model.parameters() if weight.requires_grad]
@@ -276,7 +306,7 @@ class Stack(AbstractContextManager["Stack"]):
             if any(ranks):
                 base = model.get_submodule(site.name)
                 assert isinstance(base, nn.Linear)
-                layer = kind(base, ranks, [c.scale for c in configs], self.rows, site.name)
+                layer = kind(base, ranks, [c.scale for c in configs], self.binding, site.name)
                 if isinstance(layer, DoraLinear):
                     layer.lengthens_N = [config.variant == DORA for config in configs]
                 layer.routed = "experts" in site.projection.split(".")
@@ -305,16 +335,16 @@ class Stack(AbstractContextManager["Stack"]):
 
         None = every row uses adapter 0; otherwise one index per row, -1 = no adapter.
         """
-        self.rows.bind(rows_B, len(self))
+        self.binding.rows = Rows(rows_B, len(self))
 
     @contextmanager
     def dropping(self, masks: Masks) -> Iterator[None]:
         """Hide from every A, in the passes of a block, what the masks say; never outside it."""
-        self.rows.dropout = masks
+        self.binding.dropout = masks
         try:
             yield
         finally:
-            self.rows.dropout = None
+            self.binding.dropout = None
 
     def parameters(self) -> list[nn.Parameter]:
         """All A_NRI and B_NOR (and M_NO), in model order: what an optimiser is given."""
@@ -383,7 +413,7 @@ class Stack(AbstractContextManager["Stack"]):
         self.configs = tuple(self.configs[i] for i in keep)
         self.coverage = tuple(self.coverage[i] for i in keep)
         self._lay_flat()
-        if (rows_B := self.rows.rows_B) is not None:
+        if (rows_B := self.binding.rows.index_B) is not None:
             moved_B = torch.where(rows_B > n, rows_B - 1, rows_B)
             self.bind(torch.where(rows_B == n, -1, moved_B))
 

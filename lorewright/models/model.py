@@ -33,10 +33,11 @@ from transformers.utils import logging as transformers_logging
 
 from lorewright.adapters import quantise
 from lorewright.adapters.adapter import Adapter, validate
-from lorewright.adapters.lora import Stack, attach
+from lorewright.adapters.lora import Stack, Stacked, attach
 from lorewright.adapters.targets import text_decoder
 from lorewright.errors import DataError, ModelError, first_line
-from lorewright.models.backends.fused import Entering, Fused
+from lorewright.models.backends.backend import AS_BOUND, Entering, Pass
+from lorewright.models.backends.fused import Fused
 from lorewright.models.fingerprint import fingerprint
 from lorewright.models.nats import LOGIT_VALUES, TokenNats, chunked_nats, rows_at_once, token_nats
 
@@ -275,7 +276,30 @@ class Model:
             mask[i, :n] = 1.0
         return Batch(*(part.to(self.device) for part in (ids, position, target, mask)))
 
-    def completion_logits(self, batch: Batch) -> Tensor:
+    @contextmanager
+    def _passing(self, pass_: Pass) -> Iterator[None]:
+        layers = (m for m in self.network.modules() if isinstance(m, Stacked))
+        binding = next((layer.binding for layer in layers), None)
+        self.entering = pass_.entering or self.entering
+        if binding is None:
+            yield
+            return
+        binding.whole_NP = pass_.whole_NP
+        try:
+            with binding.using(pass_.rows, pass_.dropout):
+                yield
+        finally:
+            binding.whole_NP = None
+
+    def completion_logits(self, batch: Batch, pass_: Pass = AS_BOUND) -> Tensor:
+        with self._passing(pass_):
+            return self._logits(batch)
+
+    def completion_nats(self, batch: Batch, pass_: Pass = AS_BOUND) -> TokenNats:
+        with self._passing(pass_):
+            return self._nats(batch)
+
+    def _logits(self, batch: Batch) -> Tensor:
         """Logits_BCV in float32 at the completion positions only; the head runs nowhere else.
 
         Carries gradient for attached adapters. Where the model does more than decoder and head
@@ -298,7 +322,7 @@ class Model:
         decoder = text_decoder(self.network)
         return batch.predicting(decoder(input_ids=batch.ids_BT, use_cache=False).last_hidden_state)
 
-    def completion_nats(self, batch: Batch) -> TokenNats:
+    def _nats(self, batch: Batch) -> TokenNats:
         """Loss_BC in nats and whether each token is the argmax; padding has loss 0 and is right.
 
         Holds few logits at a time where the network is decoder and head.
@@ -307,7 +331,7 @@ class Model:
         many = batch.mask_BC.numel() * self._n_vocab > LOGIT_VALUES
         if self._head is None or not (on_cpu or many):
             ids_BC = torch.where(batch.mask_BC.bool(), batch.target_BC, -1)
-            return token_nats(self.completion_logits(batch), ids_BC)
+            return token_nats(self._logits(batch), ids_BC)
         at_MM = batch.mask_BC.nonzero(as_tuple=True)
         chunk = rows_at_once(self._n_vocab, self.device)
         hidden_MD, ids_M = self._hidden(batch, real=True)[at_MM], batch.target_BC[at_MM]

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from lorewright.adapters.targets import survey
 from lorewright.errors import ModelError, StorageError
-from lorewright.models.backends.fused import Entering
+from lorewright.models.backends.backend import Entering
 from lorewright.models.batching import by_length, pass_tokens
 from lorewright.models.model import Batch, Model
 
@@ -102,12 +102,16 @@ class Trunk:
 
     def feed(self, index_B: Sequence[int], n_tokens: int) -> None:
         """Have the next pass over these rows, padded to `n_tokens`, start at the adapted layers."""
+        self.model.entering = self.entering(index_B, n_tokens)
+
+    def entering(self, index_B: Sequence[int], n_tokens: int) -> Entering:
+        """What a `Pass` over these rows, padded to `n_tokens`, begins with."""
         index = torch.tensor(index_B)
         at_T = torch.arange(n_tokens)
         inside_BT = torch.minimum(at_T, self.lengths_E[index, None] - 1)
         where_BT = (self.starts_E[index, None] + inside_BT).to(self.hidden_MD.device)
         hidden_BTD = self.hidden_MD[where_BT].to(self.model.device)
-        self.model.entering = Entering(len(self.layers) - 1, hidden_BTD)
+        return Entering(len(self.layers) - 1, hidden_BTD)
 
     @contextmanager
     def skipping(self) -> Iterator[None]:

@@ -17,9 +17,10 @@ from lorewright.adapters.config import LoraConfig
 from lorewright.adapters.lora import attach
 from lorewright.adapters.targets import text_decoder
 from lorewright.errors import AdapterError
+from lorewright.models.backends.backend import Entering
 from lorewright.models.backends.compiled.buffers import Spare
 from lorewright.models.backends.compiled.build import CHOICES, KERNELS
-from lorewright.models.backends.fused import Entering, Fused
+from lorewright.models.backends.fused import Fused
 from lorewright.models.model import Model
 from lorewright.training.trunk import Trunk
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import lorewright.models.backends.kernels
-from lorewright.adapters.lora import LoraLinear, Rows
+from lorewright.adapters.lora import Binding, LoraLinear, Rows
 from lorewright.errors import AdapterError
 from lorewright.models.backends.kernels import (
     Bound,
@@ -35,7 +35,7 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def layer(ranks: list[int], rows: Rows, n_in: int = 6, n_out: int = 5) -> LoraLinear:
+def layer(ranks: list[int], rows: Binding, n_in: int = 6, n_out: int = 5) -> LoraLinear:
     base = nn.Linear(n_in, n_out).requires_grad_(False)
     found = LoraLinear(base, ranks, [0.5 + n for n in range(len(ranks))], rows)
     for n, rank in enumerate(ranks):
@@ -63,9 +63,9 @@ def test_norm_and_its_gradient_are_those_of_autograd(shape: tuple[int, ...]) -> 
 def test_adapted_layers_and_gradients_are_those_of_the_module(
     bound: list[int] | None, onto: bool
 ) -> None:
-    rows = Rows()
+    rows = Binding()
     modules = [layer([3, 1], rows), layer([2, 4], rows)][: 1 if onto else 2]
-    rows.bind(None if bound is None else torch.tensor(bound), 2)
+    rows.rows = Rows(None if bound is None else torch.tensor(bound), 2)
     x_BTI = drawn(4, 3, 6).requires_grad_()
     residual = drawn(12, 5, seed=3) if onto else None
     grads = [drawn(12, 5, seed=4 + i) for i in range(len(modules))]
@@ -97,9 +97,9 @@ def test_a_plain_layer_has_no_gradients_and_no_input_gradient_unless_it_is_neede
 
 
 def test_rows_of_another_batch_are_refused() -> None:
-    rows = Rows()
+    rows = Binding()
     module = layer([1, 1], rows)
-    rows.bind(torch.tensor([0, 1]), 2)
+    rows.rows = Rows(torch.tensor([0, 1]), 2)
     with pytest.raises(AdapterError, match=r"2 rows are bound; the batch has 3; bind"):
         Bound(module, 3)
 

@@ -18,7 +18,7 @@ adapters together, K blocks of rows, N adapters of the stack.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from lorewright.adapters.lora import LoraLinear
 from lorewright.models.backends import compiled
+from lorewright.models.backends.backend import Entering
 from lorewright.models.backends.compiled.decoder import projections
 from lorewright.models.backends.kernels import (
     Bound,
@@ -53,13 +54,6 @@ TRIED_TOKENS = 12
 """Tokens a row when a decoder is compared with what this room makes of it."""
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 """Kinds of rotary positions whose frequencies do not depend on the length of the text."""
-
-
-class Entering(NamedTuple):
-    """Hidden states with which a pass begins, and the layer that they enter."""
-
-    layer: int
-    hidden_BTD: Tensor
 
 
 class Fused:
@@ -157,7 +151,7 @@ class Fused:
         weights = [weight for lora in run.loras for weight in (lora.A_NRI, lora.B_NOR)]
         learns = run.learns and any(weight.requires_grad for weight in weights)
         if learns and torch.is_grad_enabled():
-            whole_NP = run.loras[0].rows.whole_NP
+            whole_NP = run.loras[0].binding.whole_NP
             if whole_NP is not None and isinstance(run, compiled.Run):
                 return _Whole.apply(run, whole_NP)
             hidden: Tensor = _Pass.apply(run, *weights)
@@ -272,7 +266,7 @@ def _others(layer: Any) -> list[nn.Module]:
 
 def _takes(projection: nn.Module) -> bool:
     """Whether a projection is one that this room can stand for, as it is now."""
-    if type(projection) is LoraLinear and projection.rows.dropout is None:
+    if type(projection) is LoraLinear and projection.binding.dropout is None:
         if not _untouched(projection):
             return False
         projection = projection._modules["base"]  # type: ignore[assignment]
@@ -335,7 +329,7 @@ class _Run:
         linears = (module for layer in layers for module in projections(layer))
         self.loras = [module for module in linears if isinstance(module, LoraLinear)]
         """Every adapted module of the layers that run, in model order."""
-        used = self.loras and self.loras[0].rows.single != -1
+        used = self.loras and self.loras[0].binding.rows.single != -1
         self.bound = Bound(self.loras[0], self.n_rows) if used else None
         self.learns = self.bound is not None
         whole = [_Layer(self, layer, None) for layer in layers[:-1]]

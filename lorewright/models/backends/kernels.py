@@ -61,7 +61,7 @@ class Bound:
 
     def __init__(self, lora: LoraLinear, n_rows: int) -> None:
         """Read it from any layer of the stack. Raises AdapterError when other rows are bound."""
-        rows, scale_N = lora.rows, lora.scale_N
+        rows, scale_N = lora.binding.rows, lora.scale_N
         self.index_K, live_K = rows.on(scale_N.device)
         self.in_order = rows.in_order
         rows.check(n_rows)

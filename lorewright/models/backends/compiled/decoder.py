@@ -204,7 +204,7 @@ class Run:
         """
         if not self.loras:
             return [(0, n_rows, -1)]
-        rows = self.loras[0].rows
+        rows = self.loras[0].binding.rows
         rows.check(n_rows)
         if rows.single is not None:
             return [(0, n_rows, rows.single)]
