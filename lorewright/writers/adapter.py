@@ -1,0 +1,65 @@
+"""A LoRA adapter as a `State`: the form that merges, exports and serves.
+
+Knows the adapter's folder and how a model uses it; knows nothing of how it was made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lorewright.adapters import adapter as adapters
+from lorewright.adapters.adapter import Adapter
+from lorewright.errors import NoEffect
+from lorewright.models.model import Model
+
+
+@dataclass(frozen=True)
+class AdapterState:
+    """An adapter that a model can be asked with."""
+
+    adapter: Adapter
+
+    kind = "adapter"
+
+    @property
+    def id(self) -> str:
+        """The adapter's content id."""
+        return adapters.content_id(self.adapter)
+
+    @property
+    def base_digest(self) -> str:
+        """Digest of the base's weights; empty if unknown, as in folders that others wrote."""
+        return self.adapter.base_digest
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of its matrices in float32."""
+        return sum(4 * tensor.numel() for tensor in self.adapter.tensors.values())
+
+    def save(self, folder: Path, card: Mapping[str, Any]) -> str:
+        """Write PEFT's two files, a README and the card; see `adapters.adapter.save`."""
+        return adapters.save(replace(self.adapter, card=card), folder)
+
+    def check(self, model: Model) -> None:
+        """Raise unless it fits the model and changes every weight matrix that it names."""
+        adapters.validate(self.adapter, model.network, model.digest)
+        norms = adapters.delta_norms(self.adapter)
+        dead = [name for name, norm in norms.items() if not norm > 0]
+        if dead:
+            raise NoEffect(
+                f"{len(dead)} of {len(norms)} modules have a weight change of zero, the first is "
+                f"{dead[0]!r}; train it for longer, or leave them out of targets."
+            )
+
+    def on(self, model: Model) -> AbstractContextManager[object]:
+        """Attach it for the length of a block."""
+        return model.using(self.adapter)
+
+
+def load(folder: Path) -> AdapterState:
+    """Read an adapter's folder; see `adapters.adapter.load`."""
+    return AdapterState(adapters.load(folder))

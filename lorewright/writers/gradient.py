@@ -1,0 +1,56 @@
+"""Writing by gradient descent: an adapter trained on a lesson until it is recalled.
+
+Knows training and its settings. The verdict on questions that were not trained is taken elsewhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from lorewright.knowledge.lesson import grounds
+from lorewright.models.backends.fused import engine
+from lorewright.models.model import Model
+from lorewright.training.config import WriteConfig
+from lorewright.training.loop import write
+from lorewright.training.watch import Watch
+from lorewright.writers.adapter import AdapterState
+from lorewright.writers.writer import Cost, Material
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """Trains a LoRA or DoRA adapter with the settings of `WriteConfig`."""
+
+    config: WriteConfig
+
+    name = "gradient"
+    reads: Literal["text", "lesson"] = "lesson"
+    needs_context = False
+    exports = True
+    streams = False
+    trained_offline = False
+
+    def write(
+        self, model: Model, material: Material, *, seed: int, run: Path | None, watch: Watch
+    ) -> tuple[AdapterState, Cost]:
+        """Train on the material's examples; raises as `training.loop.write`."""
+        config = replace(self.config, seed=seed)
+        examples = material.examples
+        distills = config.objective == "distill"
+        contexts = grounds(examples, material.knowledge) if distills else ()
+        runs_in = engine(model.fused)
+        watch.step(f"training in {runs_in}")
+        written = write(model, examples, config, contexts=contexts, run=run, on_epoch=watch.epoch)
+        last = written.epochs[-1]
+        n_tokens = sum(len(model.render(e.prompt, e.completion)) for e in examples)
+        return AdapterState(written.adapter), Cost(
+            written.reason,
+            last.seconds,
+            runs_in,
+            len(examples),
+            len(written.epochs),
+            n_tokens,
+            asdict(last),
+        )

@@ -1,0 +1,48 @@
+"""The built-in writers and the kinds of state they leave, by name.
+
+A new way of writing is one file with a `Writer` and an entry in WRITERS; a new kind of state is a
+`State` and its loader in STATES.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from lorewright.errors import AdapterError, ConfigError
+from lorewright.training.config import WriteConfig
+from lorewright.writers import adapter
+from lorewright.writers.gradient import Gradient
+from lorewright.writers.writer import State, Writer
+
+WRITERS: dict[str, Callable[[WriteConfig], Writer]] = {"gradient": Gradient}
+"""By `Writer.name`; each takes of the settings what it has a use for."""
+STATES: dict[str, Callable[[Path], State]] = {"adapter": adapter.load}
+"""By `State.kind`: reads the folder that `State.save` wrote."""
+CARD_FILE, KIND = "card.json", "kind"
+"""Where a folder names its state's kind; without that it is an adapter."""
+
+
+def writer_of(name: str, config: WriteConfig) -> Writer:
+    """A built-in writer with settings. Raises ConfigError with the names there are."""
+    if name not in WRITERS:
+        raise ConfigError(f"method {name!r} is unknown; use one of {', '.join(sorted(WRITERS))}.")
+    return WRITERS[name](config)
+
+
+def load_state(folder: Path) -> State:
+    """Read a state's folder, whatever its kind.
+
+    Raises AdapterError for a kind that is unknown, or what the kind's loader raises.
+    """
+    try:
+        card = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
+        kind = card.get(KIND, adapter.AdapterState.kind)
+    except (OSError, ValueError, AttributeError):  # the loader of adapters says what is wrong
+        kind = adapter.AdapterState.kind
+    if kind not in STATES:
+        raise AdapterError(
+            f"{folder} holds a state of kind {kind!r}; this version reads {', '.join(STATES)}."
+        )
+    return STATES[kind](folder)
