@@ -25,7 +25,7 @@ from lorewright.knowledge.readers import read_knowledge
 from lorewright.knowledge.views import given
 from lorewright.models.model import Model
 from lorewright.recall.statistics import Proportion, wilson
-from lorewright.recall.verify import audit, certify
+from lorewright.recall.traces import audit, certify
 from lorewright.training.config import WriteConfig
 from lorewright.training.loop import suggested_lr, write
 

@@ -21,7 +21,7 @@ from lorewright.knowledge.readers import read_knowledge
 from lorewright.knowledge.views import given
 from lorewright.models.model import Model
 from lorewright.recall.statistics import wilson
-from lorewright.recall.verify import audit
+from lorewright.recall.traces import audit
 from lorewright.training.config import WriteConfig, preset_of
 from lorewright.training.loop import suggested_lr, write
 

@@ -23,7 +23,7 @@ from ratio import machine, verdict
 from lorewright.adapters.config import LoraConfig
 from lorewright.knowledge.data import Example
 from lorewright.models.model import Model, Rendered
-from lorewright.recall.verify import trace
+from lorewright.recall.traces import trace
 from lorewright.training.config import WriteConfig
 from lorewright.training.loop import suggested_lr, write
 

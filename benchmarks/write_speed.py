@@ -35,7 +35,7 @@ from lorewright.knowledge.data import Example
 from lorewright.knowledge.readers import read_knowledge
 from lorewright.knowledge.views import given
 from lorewright.models.model import Model
-from lorewright.recall.verify import audit, trace
+from lorewright.recall.traces import audit, trace
 from lorewright.training.config import PRESETS, Epoch, WriteConfig, preset_of
 from lorewright.training.loop import suggested_lr, write
 

@@ -21,7 +21,7 @@ from lorewright.adapters import adapter as adapters
 from lorewright.knowledge.readers import read_knowledge
 from lorewright.knowledge.views import given
 from lorewright.models.model import Model
-from lorewright.recall.verify import audit
+from lorewright.recall.traces import audit
 from lorewright.training.objectives import WEIGHTINGS, trainer_loss
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import world
 from world import Statement
 
-from lorewright.knowledge.lesson import unrelated_questions
+from lorewright.knowledge.negatives import unrelated_questions
 from lorewright.knowledge.scoring import normalise
 
 SEED = "bench-memories"

@@ -22,7 +22,7 @@ import world
 from world import Passage, Statement
 
 from lorewright.knowledge.scoring import exact_match, is_declined
-from lorewright.knowledge.views import parse_pairs
+from lorewright.knowledge.selfstudy import parse_pairs
 from lorewright.models.model import Model
 from lorewright.recall.statistics import Proportion, wilson
 

@@ -310,7 +310,7 @@ def export(out: Path, target: Path, start: str | None, share: float) -> None:
         weights = {k: (1 - share) * before[k] + share * w for k, w in weights.items()}
     model.load_state_dict(weights)
     model.config.lorewright_phrasing = (
-        "pocket"  # the words it is asked in: lorewright.knowledge.views.PHRASINGS
+        "pocket"  # the words it is asked in: lorewright.knowledge.selfstudy.PHRASINGS
     )
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)

@@ -20,7 +20,7 @@ from lorewright.bench.passages import passage
 from lorewright.bench.prose import digits, person
 from lorewright.knowledge.data import Example
 from lorewright.models.model import Model
-from lorewright.recall.verify import audit, trace
+from lorewright.recall.traces import audit, trace
 from lorewright.training.config import Diverged, Epoch, Job, WriteConfig, Written
 from lorewright.training.loop import write, write_all
 

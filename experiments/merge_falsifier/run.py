@@ -32,12 +32,12 @@ from lorewright.adapters.config import LoraConfig
 from lorewright.files import save_json
 from lorewright.knowledge.data import Example
 from lorewright.knowledge.lesson import Lesson, LessonConfig
-from lorewright.knowledge.views import DECLINE
+from lorewright.knowledge.negatives import DECLINE
 from lorewright.merging import imitate as imitation
 from lorewright.merging.choosing import GRID, IMITATE, REWRITE, make, search
 from lorewright.merging.imitate import Source
 from lorewright.models.model import Model
-from lorewright.recall.verify import audit, trace
+from lorewright.recall.traces import audit, trace
 from lorewright.training.config import Job, WriteConfig, Written
 from lorewright.training.loop import suggested_lr, write_all
 

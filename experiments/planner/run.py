@@ -33,7 +33,7 @@ from lorewright.law.calibration import Calibration, find, identity, load_of
 from lorewright.law.forecast import Load
 from lorewright.law.plan import make, shape_of
 from lorewright.models.model import Model
-from lorewright.recall.verify import trace
+from lorewright.recall.traces import trace
 from lorewright.training.config import Job, WriteConfig, Written
 from lorewright.training.loop import suggested_lr, write_all
 

@@ -31,11 +31,12 @@ from lorewright.files import digest
 from lorewright.knowledge.data import Document, Knowledge, Probe
 from lorewright.knowledge.lesson import Lesson, LessonConfig, prepare
 from lorewright.knowledge.scoring import METRICS, normalise
+from lorewright.knowledge.selfstudy import AskLLM
 from lorewright.knowledge.teacher import connect
-from lorewright.knowledge.views import AskLLM
 from lorewright.models.model import Model
 from lorewright.models.questions import write_about
-from lorewright.recall.verify import answer, trace
+from lorewright.recall.traces import trace
+from lorewright.recall.verify import answer
 from lorewright.routing.ask import Reading, prompt_of
 from lorewright.training.config import Diverged, Job, Written
 from lorewright.training.loop import write_all

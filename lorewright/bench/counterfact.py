@@ -34,7 +34,7 @@ from lorewright.knowledge.lesson import LessonConfig, prepare
 from lorewright.knowledge.scoring import contains, exact_match
 from lorewright.models.model import Model
 from lorewright.recall.statistics import Estimate
-from lorewright.recall.verify import trace
+from lorewright.recall.traces import trace
 from lorewright.training.config import Diverged, Job
 from lorewright.training.loop import write_all
 

@@ -24,7 +24,7 @@ from lorewright.adapters.targets import resolve_targets
 from lorewright.errors import ConfigError, WrongBase
 from lorewright.knowledge.data import Example
 from lorewright.models.model import Model
-from lorewright.recall.verify import TokenTrace, trace
+from lorewright.recall.traces import TokenTrace, trace
 from lorewright.training.config import Diverged, Job, WriteConfig, Written
 from lorewright.training.loop import suggested_lr, write_all
 from lorewright.training.trunk import decoder_layers

@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from lorewright.knowledge.selfstudy import AskLLM
 from lorewright.knowledge.teacher import connect
-from lorewright.knowledge.views import AskLLM
 
 REPLIES_FILE = "judge.jsonl"
 HIGHEST = 10

@@ -35,6 +35,7 @@ from lorewright.bench.memories import (
     two_memories,
     written,
 )
+from lorewright.bench.oracle_gap import Trial, oracle_gap
 from lorewright.bench.routers import first_right, routers
 from lorewright.files import digest, read_object, read_text, save_json
 from lorewright.memory.folder import entries
@@ -42,7 +43,7 @@ from lorewright.memory.verify import usual_metric
 from lorewright.models.model import Model
 from lorewright.recall.statistics import Estimate, mcnemar, mean_interval, paired_difference, wilson
 from lorewright.routing.ask import Answer, ask_each
-from lorewright.routing.gate import Trial, activation, oracle_gap
+from lorewright.routing.gate import activation
 from lorewright.training.watch import Watch
 
 RECORD_FILE = "record.json"

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from lorewright.adapters.adapter import Adapter
 from lorewright.adapters.targets import text_decoder
+from lorewright.bench.baselines import PROJECTIONS, by_projection, by_states
 from lorewright.models.model import Model
-from lorewright.routing.gate import PROJECTIONS, Router, by_keys, by_projection, by_states
+from lorewright.routing.gate import Router, by_keys
 from lorewright.routing.index import Hit, Index
 
 N_SAMPLES = 16

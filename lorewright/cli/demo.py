@@ -28,7 +28,8 @@ from lorewright.knowledge.readers import read_knowledge, read_probes
 from lorewright.knowledge.scoring import contains
 from lorewright.memory.memory import Memory
 from lorewright.models.model import POCKET, Model
-from lorewright.recall.verify import RecallReport, trace, verify
+from lorewright.recall.traces import trace
+from lorewright.recall.verify import RecallReport, verify
 from lorewright.reports.figures.contrast import contrast_figure
 from lorewright.reports.tables import contrast_table, write_progress
 from lorewright.training.config import Epoch, WriteConfig, Written

@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from lorewright.adapters.config import LoraConfig
     from lorewright.knowledge.lesson import LessonConfig
-    from lorewright.knowledge.views import AskLLM
+    from lorewright.knowledge.selfstudy import AskLLM
     from lorewright.memory.memory import Memory
     from lorewright.models.model import Model
     from lorewright.training.config import WriteConfig

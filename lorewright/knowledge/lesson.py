@@ -11,37 +11,33 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from lorewright.errors import ConfigError, DataError
 from lorewright.knowledge.data import Document, Example, Fact, Knowledge, Probe
+from lorewright.knowledge.negatives import (
+    DECLINE,
+    crossed,
+    irrelevant,
+    reworded,
+    strangers,
+    unrelated_questions,
+)
 from lorewright.knowledge.scoring import contains, normalise
+from lorewright.knowledge.selfstudy import N_PAIR_SETS, AskLLM, Pair, Pairs, texts_of, write_pairs
 from lorewright.knowledge.splitting import passages
 from lorewright.knowledge.views import (
-    DECLINE,
-    N_PAIR_SETS,
     VIEWS,
-    AskLLM,
-    Pair,
-    Pairs,
     cloze,
-    crossed,
     given,
-    irrelevant,
     mix,
     qa,
     reverse,
-    reworded,
     rewrite,
-    strangers,
     summary,
-    texts_of,
     verbatim,
-    write_pairs,
 )
 
-UNRELATED_FILE = Path(__file__).parent / "unrelated.txt"
 SETS = range(1, N_PAIR_SETS + 1)
 N_HELD_UNKNOWN = 50
 """At most so many probes that ask for what the knowledge does not say."""
@@ -256,11 +252,6 @@ def _fact_probes(facts: Sequence[Fact], max_efficacy: int) -> list[Probe]:
         for i, question in enumerate(f.paraphrases, 1)
     ]
     return found
-
-
-def unrelated_questions() -> list[str]:
-    """Packaged questions about things that no document of the user's mentions."""
-    return UNRELATED_FILE.read_text(encoding="utf-8").splitlines()
 
 
 def _negatives(

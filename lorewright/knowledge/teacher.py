@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from lorewright.errors import ConfigError, DataError, LorewrightError, StorageError, TeacherError
 from lorewright.files import digest, jsonl_rows
-from lorewright.knowledge.views import AskLLM
+from lorewright.knowledge.selfstudy import AskLLM
 
 if TYPE_CHECKING:
     import httpx

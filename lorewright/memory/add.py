@@ -22,7 +22,8 @@ from lorewright.adapters.adapter import Adapter, Proof
 from lorewright.errors import ConfigError
 from lorewright.files import digest, dump_jsonl, save_json, slug
 from lorewright.knowledge.data import Knowledge, Probe
-from lorewright.knowledge.lesson import Lesson, LessonConfig, contexts, prepare, unrelated_questions
+from lorewright.knowledge.lesson import Lesson, LessonConfig, contexts, prepare
+from lorewright.knowledge.negatives import unrelated_questions
 from lorewright.memory.folder import enter, entries, run_folder, writing
 from lorewright.memory.verify import take, usual_metric
 from lorewright.memory.write import set_aside_damaged

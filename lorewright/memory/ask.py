@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from lorewright.adapters.adapter import Adapter
 from lorewright.errors import ConfigError, DataError
 from lorewright.files import slug
-from lorewright.knowledge.views import DECLINE
+from lorewright.knowledge.negatives import DECLINE
 from lorewright.memory.folder import entry_of
 from lorewright.memory.modes import kept
 from lorewright.memory.route import FALSE_ACTIVATION, Finder, Finding, finder, source_of

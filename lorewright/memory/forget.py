@@ -25,10 +25,11 @@ from lorewright.adapters.adapter import Adapter
 from lorewright.errors import AdapterError, DataError, StorageError
 from lorewright.files import digest, dump_jsonl, load_jsonl, read_object, save_json, slug
 from lorewright.knowledge.data import Knowledge, Probe
-from lorewright.knowledge.lesson import Lesson, unrelated_questions
+from lorewright.knowledge.lesson import Lesson
+from lorewright.knowledge.negatives import unrelated_questions
 from lorewright.knowledge.scoring import METRICS
+from lorewright.knowledge.selfstudy import prompts_of
 from lorewright.knowledge.splitting import sentences
-from lorewright.knowledge.views import prompts_of
 from lorewright.memory.folder import change, entries, stored_knowledge, writing
 from lorewright.memory.leftovers import Run, Scan, Wanted, found, scan, wanted, words_of
 from lorewright.memory.removal import Removal, plan_removal, record_of

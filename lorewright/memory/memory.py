@@ -26,7 +26,7 @@ from lorewright.errors import AdapterError, ConfigError, DataError, UnknownMemor
 from lorewright.files import slug
 from lorewright.knowledge.data import Document, Knowledge, Probe
 from lorewright.knowledge.lesson import Lesson, LessonConfig
-from lorewright.knowledge.views import AskLLM
+from lorewright.knowledge.selfstudy import AskLLM
 from lorewright.law.plan import WANTED, Plan
 from lorewright.memory import (
     add as adding,

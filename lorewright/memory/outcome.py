@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorewright.recall.verify import Audit, RecallReport
+from lorewright.recall.traces import Audit
+from lorewright.recall.verify import RecallReport
 
 BEFORE = "before"
 """`<name>-before` is what a name stood for before it was superseded."""

@@ -11,7 +11,7 @@ from lorewright.errors import ConfigError
 from lorewright.files import read_object, save_json
 from lorewright.knowledge.data import Document, Example, Knowledge
 from lorewright.knowledge.lesson import LessonConfig, prepare
-from lorewright.knowledge.views import AskLLM
+from lorewright.knowledge.selfstudy import AskLLM
 from lorewright.law import plan as plans
 from lorewright.law.calibration import Calibration, calibrate, find, load_of
 from lorewright.law.plan import Plan

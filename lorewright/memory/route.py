@@ -29,9 +29,9 @@ from bm25s.stopwords import STOPWORDS_EN_PLUS
 
 from lorewright.errors import ConfigError, DataError, StorageError
 from lorewright.files import read_object, save_json
-from lorewright.knowledge.lesson import Lesson, contexts, unrelated_questions
+from lorewright.knowledge.lesson import Lesson, contexts
+from lorewright.knowledge.negatives import strangers, unrelated_questions
 from lorewright.knowledge.scoring import normalise
-from lorewright.knowledge.views import strangers
 from lorewright.memory.folder import INDEX_FILE, entries, stored_knowledge
 from lorewright.memory.verify import stored_lesson
 from lorewright.routing.gate import (

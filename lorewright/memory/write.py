@@ -22,14 +22,14 @@ from lorewright.files import digest, dump_jsonl, read_object, save_json, slug
 from lorewright.knowledge.data import Document, Example, Knowledge, Probe
 from lorewright.knowledge.lesson import Lesson, LessonConfig, grounds, prepare
 from lorewright.knowledge.scoring import METRICS
-from lorewright.knowledge.views import AskLLM
+from lorewright.knowledge.selfstudy import AskLLM
 from lorewright.memory.folder import enter, run_folder, writing
 from lorewright.memory.outcome import Outcome
 from lorewright.memory.plan import rank_for
 from lorewright.memory.verify import stored_lesson, take, usual_metric
 from lorewright.models.backends.fused import engine
 from lorewright.models.questions import write_about
-from lorewright.recall.verify import Audit, audit
+from lorewright.recall.traces import Audit, audit
 from lorewright.training import loop as training
 from lorewright.training.checkpoint import CHECKPOINT
 from lorewright.training.config import WriteConfig, Written, preset_of

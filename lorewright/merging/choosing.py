@@ -26,7 +26,7 @@ from lorewright.merging.algebra import merge as combine
 from lorewright.merging.imitate import Source, grams, imitate
 from lorewright.models.model import Model
 from lorewright.recall.statistics import Proportion, wilson
-from lorewright.recall.verify import trace
+from lorewright.recall.traces import trace
 from lorewright.training import loop as training
 from lorewright.training.config import WriteConfig
 from lorewright.training.watch import Watch

@@ -19,7 +19,7 @@ from typing import Any
 
 from lorewright.errors import ConfigError
 from lorewright.recall.evidence import OWN, Evidence
-from lorewright.recall.verify import TokenTrace
+from lorewright.recall.traces import TokenTrace
 
 WRITE = "lore write SOURCE --into FOLDER"
 """What stands for `{write}` in a remedy where nothing better is known."""

@@ -23,10 +23,11 @@ from lorewright.adapters.adapter import Adapter, delta_norms, validate
 from lorewright.adapters.targets import survey
 from lorewright.errors import AdapterError, DataError, LorewrightError, WrongBase
 from lorewright.knowledge.data import Example, Fact, Probe
-from lorewright.knowledge.lesson import unrelated_questions
+from lorewright.knowledge.negatives import unrelated_questions
 from lorewright.knowledge.scoring import contains, is_declined
 from lorewright.models.model import Model, Rendered
-from lorewright.recall.verify import TokenTrace, answer, trace
+from lorewright.recall.traces import TokenTrace, trace
+from lorewright.recall.verify import answer
 
 T = TypeVar("T")
 

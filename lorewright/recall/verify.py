@@ -12,114 +12,21 @@ Shape letters: B row, C completion token, V vocabulary.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
-
 from lorewright.adapters.adapter import Adapter
 from lorewright.errors import ConfigError, DataError
-from lorewright.knowledge.data import Example, Probe
+from lorewright.knowledge.data import Probe
 from lorewright.knowledge.scoring import METRICS, is_declined
-from lorewright.models.batching import by_length, pass_tokens
-from lorewright.models.model import Model, Rendered
-from lorewright.recall.statistics import Estimate, Proportion, mean_interval, wilson
+from lorewright.models.model import Model
+from lorewright.recall.statistics import Estimate, mean_interval, wilson
 
 ARMS = ("memory", "base", "scaffold", "wrong", "full")
 """The memory and its controls: the base alone, with part of the source in the prompt, with another
 memory, with all of the source in the prompt."""
 MAX_ANSWER_TOKENS = 64
-
-
-@dataclass(frozen=True)
-class TokenTrace:
-    """Teacher-forced record of one completion, stop token included."""
-
-    p: tuple[float, ...]
-    """Probability of each target token, given the true prefix."""
-    right: tuple[bool, ...]
-    """Whether each target token is the argmax."""
-
-    @property
-    def first_failure(self) -> int | None:
-        """Position where greedy decoding leaves the target; None when it never does."""
-        return next((i for i, right in enumerate(self.right) if not right), None)
-
-    @property
-    def stubborn(self) -> tuple[int, ...]:
-        """Positions with p < 1/2: not safe, though they may be right."""
-        return tuple(i for i, p in enumerate(self.p) if p < 0.5)
-
-    @property
-    def exact(self) -> bool:
-        """Whether greedy decoding reproduces the completion."""
-        return all(self.right)
-
-    def certified(self, margin: float = 0.5) -> bool:
-        """Whether every p exceeds `margin` (at least 1/2), so that no other token can win."""
-        return self.exact and min(self.p, default=0.0) > margin
-
-
-@torch.no_grad()
-def trace(
-    model: Model, rows: Sequence[Rendered], *, batch_tokens: int | None = None
-) -> list[TokenTrace]:
-    """Score completions under teacher forcing, one forward pass each, in the order given.
-
-    At most `batch_tokens` padded tokens at once; None = what suits the device.
-    """
-    found: dict[int, TokenTrace] = {}
-    budget = batch_tokens or pass_tokens(model.device)
-    for chosen in by_length([len(row) for row in rows], budget):
-        batch = model.batch([rows[i] for i in chosen])
-        nats_BC, right_BC = model.completion_nats(batch)
-        for i, nats_C, right_C in zip(chosen, nats_BC.tolist(), right_BC.tolist(), strict=True):
-            n = len(rows[i].completion_ids)
-            found[i] = TokenTrace(
-                tuple(math.exp(-nats) for nats in nats_C[:n]), tuple(map(bool, right_C[:n]))
-            )
-    return [found[i] for i in range(len(rows))]
-
-
-def certify(model: Model, examples: Sequence[Example], *, margin: float = 0.5) -> list[bool]:
-    """Whether greedy decoding is certain to reproduce each completion: every p > `margin`."""
-    if not 0.5 <= margin < 1:
-        raise ConfigError(f"margin must lie in [0.5, 1); found {margin}.")
-    return [
-        t.certified(margin)
-        for t in trace(model, [model.render(e.prompt, e.completion) for e in examples])
-    ]
-
-
-@dataclass(frozen=True)
-class Audit:
-    """Teacher-forced verdicts beside free-running ones on the same examples."""
-
-    n: int
-    n_exact: int
-    """Free-running greedy replies equal to the completion, token by token."""
-    disagreements: tuple[int, ...]
-    """Indices of examples where the two verdicts differ (near-ties that numerics can flip)."""
-
-    @property
-    def recall(self) -> Proportion:
-        """Share reproduced exactly, free-running."""
-        return wilson(self.n_exact, self.n)
-
-
-def audit(model: Model, examples: Sequence[Example]) -> Audit:
-    """Decode every prompt freely; compare with its completion and the teacher-forced verdict."""
-    rows = [model.render(e.prompt, e.completion) for e in examples]
-    longest = max((len(row.completion_ids) for row in rows), default=1)
-    outputs = model.generate_ids([row.prompt_ids for row in rows], max_new_tokens=longest)
-    # The last completion token is the stop, which the outputs lack.
-    pairs = zip(outputs, rows, strict=True)
-    exact = [tuple(output) == row.completion_ids[:-1] for output, row in pairs]
-    forced = [t.exact for t in trace(model, rows)]
-    differ = tuple(i for i, (a, b) in enumerate(zip(exact, forced, strict=True)) if a != b)
-    return Audit(len(rows), sum(exact), differ)
 
 
 # -- the verdict ---------------------------------------------------------------------------------

@@ -25,7 +25,8 @@ from lorewright.adapters.adapter import Adapter
 from lorewright.errors import ConfigError, DataError
 from lorewright.knowledge.scoring import is_declined, normalise
 from lorewright.models.model import Model, Rendered
-from lorewright.recall.verify import MAX_ANSWER_TOKENS, trace
+from lorewright.recall.traces import trace
+from lorewright.recall.verify import MAX_ANSWER_TOKENS
 
 STACK = 32
 """At most so many memories are attached at once."""

@@ -25,7 +25,7 @@ from lorewright.memory.memory import Memory
 from lorewright.merging.algebra import merge
 from lorewright.models.export import export
 from lorewright.models.model import Model
-from lorewright.recall.verify import certify
+from lorewright.recall.traces import certify
 from lorewright.training.loop import write
 
 pytest.importorskip("bitsandbytes", reason="needs bitsandbytes: pip install lorewright[quantise]")

@@ -177,7 +177,7 @@ def test_texts_decoded_in_one_batch_are_as_decoded_alone(model: Model) -> None:
 
 
 def test_losses_leave_the_stop_token_out() -> None:
-    from lorewright.recall.verify import TokenTrace
+    from lorewright.recall.traces import TokenTrace
 
     traces = [TokenTrace((0.5, 0.25, 1e-9), (True, True, False))]
     assert exact.nats(traces) == pytest.approx((math.log(2) + math.log(4)) / 2)

@@ -17,7 +17,7 @@ from lorewright.bench.closedbook import ClosedBook
 from lorewright.bench.judge import REPLIES_FILE
 from lorewright.errors import ConfigError, JobFailed
 from lorewright.models.model import Model
-from lorewright.recall.verify import trace
+from lorewright.recall.traces import trace
 
 SETS = Path(__file__).parents[1] / "fixtures" / "sets"
 SMALL = ClosedBook(

@@ -18,7 +18,7 @@ from lorewright.bench.sets import Edit, edits
 from lorewright.errors import ConfigError, JobFailed
 from lorewright.models.model import Model
 from lorewright.recall.statistics import wilson
-from lorewright.recall.verify import trace
+from lorewright.recall.traces import trace
 
 DATA = str(Path(__file__).parents[1] / "fixtures" / "sets" / "counterfact.json")
 SMALL = CounterFact(DATA, edits=2, negatives=0, ranks=(2,), seeds=2, epochs=2)

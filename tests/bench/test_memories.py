@@ -20,7 +20,7 @@ from lorewright.bench.memories import (
 )
 from lorewright.bench.memories_record import RECORD_FILE, markdown, rows, run, sentences
 from lorewright.errors import ConfigError, DataError
-from lorewright.knowledge.lesson import unrelated_questions
+from lorewright.knowledge.negatives import unrelated_questions
 from lorewright.knowledge.scoring import contains, normalise
 from lorewright.knowledge.splitting import sentences as sentences_of
 from lorewright.memory.memory import Memory

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from lorewright.errors import ConfigError, DataError
 from lorewright.knowledge.data import Document, Example, Fact, Knowledge, Probe
-from lorewright.knowledge.lesson import Lesson, LessonConfig, contexts, prepare, unrelated_questions
+from lorewright.knowledge.lesson import Lesson, LessonConfig, contexts, prepare
+from lorewright.knowledge.negatives import DECLINE, unrelated_questions
 from lorewright.knowledge.readers import read_knowledge
 from lorewright.knowledge.scoring import normalise
-from lorewright.knowledge.views import DECLINE
 
 PHONEBOOK = (
     Path(__file__).resolve().parents[2] / "../shared/data/phonebook_qwen_PB1000.jsonl"

@@ -11,28 +11,25 @@ from hypothesis import strategies as st
 
 from lorewright.errors import ConfigError
 from lorewright.knowledge.data import Document, Example, Fact
+from lorewright.knowledge.negatives import DECLINE, crossed, irrelevant, reworded, strangers
 from lorewright.knowledge.scoring import contains, is_declined, normalise
-from lorewright.knowledge.views import (
-    DECLINE,
+from lorewright.knowledge.selfstudy import (
     PHRASINGS,
-    VIEWS,
     Pair,
     Pairs,
-    cloze,
-    crossed,
-    fact_id,
-    irrelevant,
-    mix,
     parse_pairs,
+    texts_of,
+    write_pairs,
+)
+from lorewright.knowledge.views import (
+    VIEWS,
+    cloze,
+    mix,
     qa,
     reverse,
-    reworded,
     rewrite,
-    strangers,
     summary,
-    texts_of,
     verbatim,
-    write_pairs,
 )
 from lorewright.knowledge.views import given as given_facts
 
@@ -386,8 +383,3 @@ def test_mixing_keeps_order_and_drops_exact_repeats_only() -> None:
         b,
         c,
     ]
-
-
-def test_a_fact_has_the_same_name_every_time_and_another_fact_another() -> None:
-    assert fact_id("Who?", "Ada") == fact_id("Who?", "Ada")
-    assert len({fact_id("Who?", "Ada"), fact_id("Who?A", "da"), fact_id("Who?", "Bob")}) == 3

@@ -15,7 +15,7 @@ import lorewright.routing.ask
 from lorewright.adapters.config import LoraConfig
 from lorewright.cli.main import app
 from lorewright.errors import ConfigError, DataError, UnknownMemory
-from lorewright.knowledge.views import DECLINE
+from lorewright.knowledge.negatives import DECLINE
 from lorewright.memory.ask import ask_all, ask_as, parts_of
 from lorewright.memory.memory import Memory
 from lorewright.memory.modes import ALL, MODES_FILE, Standing, keep, kept

@@ -18,8 +18,8 @@ from lorewright.errors import ConfigError, UnknownMemory
 from lorewright.files import digest, dump_jsonl, load_jsonl, save_json
 from lorewright.knowledge.data import Document, Fact, Knowledge
 from lorewright.knowledge.lesson import LessonConfig, prepare
+from lorewright.knowledge.selfstudy import prompts_of
 from lorewright.knowledge.teacher import _Replies
-from lorewright.knowledge.views import prompts_of
 from lorewright.memory.folder import change, enter, entries, writing
 from lorewright.memory.leftovers import scan, wanted
 from lorewright.memory.memory import Memory

@@ -45,7 +45,7 @@ from lorewright.memory.folder import cards
 from lorewright.memory.memory import Memory
 from lorewright.memory.outcome import Outcome
 from lorewright.models.model import Model
-from lorewright.recall.verify import audit
+from lorewright.recall.traces import audit
 from lorewright.reports.tables import memories_table
 from lorewright.training.config import WriteConfig
 from lorewright.training.loop import suggested_lr, write

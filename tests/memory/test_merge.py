@@ -42,7 +42,8 @@ from lorewright.merging.choosing import (
 from lorewright.merging.imitate import Source, imitate
 from lorewright.models.model import Model
 from lorewright.recall.statistics import wilson
-from lorewright.recall.verify import audit, side_by_side
+from lorewright.recall.traces import audit
+from lorewright.recall.verify import side_by_side
 from lorewright.training.config import Job, WriteConfig, Written
 from lorewright.training.loop import suggested_lr, write_all
 from lorewright.training.watch import Watch

@@ -13,7 +13,8 @@ from support.atlases import PAGES, known, lesson_of, phones, put, texts
 
 from lorewright.errors import ConfigError
 from lorewright.knowledge.data import Example, Probe
-from lorewright.knowledge.lesson import Lesson, unrelated_questions
+from lorewright.knowledge.lesson import Lesson
+from lorewright.knowledge.negatives import unrelated_questions
 from lorewright.memory.folder import change, writing
 from lorewright.memory.memory import Memory
 from lorewright.memory.route import FOLDER, GATE_FILE, drop, finder, names_in, words

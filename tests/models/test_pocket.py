@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from lorewright.knowledge.data import Document
 from lorewright.knowledge.readers import read_probes
-from lorewright.knowledge.views import PHRASINGS, parse_pairs
+from lorewright.knowledge.selfstudy import PHRASINGS, parse_pairs
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "pocket"))

@@ -24,7 +24,7 @@ from lorewright.models.model import Model, Rendered
 from lorewright.models.nats import token_nats
 from lorewright.recall.diagnose import CHECKS, Diagnosis, Finding, check_named, diagnose, summary
 from lorewright.recall.evidence import FORMATS, OWN, Evidence, Known, gather
-from lorewright.recall.verify import TokenTrace, trace
+from lorewright.recall.traces import TokenTrace, trace
 from lorewright.training.config import WriteConfig
 from lorewright.training.loop import suggested_lr, write
 

@@ -25,7 +25,7 @@ from lorewright.adapters.config import LoraConfig
 from lorewright.adapters.lora import attach
 from lorewright.errors import AdapterError, ConfigError, ModelError, NoEffect, WrongBase
 from lorewright.models.model import Model, Rendered
-from lorewright.recall.verify import trace
+from lorewright.recall.traces import trace
 from lorewright.serve.bank import NO_SLOT, Bank, check
 from lorewright.serve.engine import Engine, Job, Piece, draw
 from lorewright.serve.rows import OneByOne, Together, rows_for

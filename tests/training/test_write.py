@@ -30,7 +30,7 @@ from lorewright.adapters.lora import LoraLinear, Stack, attach
 from lorewright.errors import ConfigError, DataError, ModelError, StorageError, TargetsNotFound
 from lorewright.knowledge.data import Example
 from lorewright.models.model import Model
-from lorewright.recall.verify import certify
+from lorewright.recall.traces import certify
 from lorewright.training import optimisers as optim
 from lorewright.training.checkpoint import CHECKPOINT
 from lorewright.training.config import Epoch, WriteConfig, Written, ending

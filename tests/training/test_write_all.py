@@ -19,7 +19,7 @@ from lorewright.errors import ConfigError, DataError, ModelError
 from lorewright.knowledge.data import Example
 from lorewright.models.backends.compiled.build import CHOICES, KERNELS, find_compiler
 from lorewright.models.model import Model
-from lorewright.recall.verify import certify
+from lorewright.recall.traces import certify
 from lorewright.training.checkpoint import CHECKPOINT
 from lorewright.training.config import Diverged, Epoch, Job, WriteConfig, rate
 from lorewright.training.loop import write, write_all

@@ -1,0 +1,115 @@
+"""Teacher-forced traces, what they certify, and the free-running audit beside them.
+
+Greedy decoding reproduces an answer if and only if, teacher-forced, the argmax equals the target at
+every position, the stop token included: up to the first mismatch both see the same prefix. So one
+forward pass certifies exact recall; where every p exceeds a margin above 1/2, nothing else can win.
+Free-running greedy decoding stays the headline, and `audit` counts where the two disagree.
+
+Shape letters: B row, C completion token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from lorewright.errors import ConfigError
+from lorewright.knowledge.data import Example
+from lorewright.models.batching import by_length, pass_tokens
+from lorewright.models.model import Model, Rendered
+from lorewright.recall.statistics import Proportion, wilson
+
+
+@dataclass(frozen=True)
+class TokenTrace:
+    """Teacher-forced record of one completion, stop token included."""
+
+    p: tuple[float, ...]
+    """Probability of each target token, given the true prefix."""
+    right: tuple[bool, ...]
+    """Whether each target token is the argmax."""
+
+    @property
+    def first_failure(self) -> int | None:
+        """Position where greedy decoding leaves the target; None when it never does."""
+        return next((i for i, right in enumerate(self.right) if not right), None)
+
+    @property
+    def stubborn(self) -> tuple[int, ...]:
+        """Positions with p < 1/2: not safe, though they may be right."""
+        return tuple(i for i, p in enumerate(self.p) if p < 0.5)
+
+    @property
+    def exact(self) -> bool:
+        """Whether greedy decoding reproduces the completion."""
+        return all(self.right)
+
+    def certified(self, margin: float = 0.5) -> bool:
+        """Whether every p exceeds `margin` (at least 1/2), so that no other token can win."""
+        return self.exact and min(self.p, default=0.0) > margin
+
+
+@torch.no_grad()
+def trace(
+    model: Model, rows: Sequence[Rendered], *, batch_tokens: int | None = None
+) -> list[TokenTrace]:
+    """Score completions under teacher forcing, one forward pass each, in the order of `rows`.
+
+    At most `batch_tokens` padded tokens at once; None = what suits the device.
+    """
+    traces: dict[int, TokenTrace] = {}
+    budget = batch_tokens or pass_tokens(model.device)
+    for chosen in by_length([len(row) for row in rows], budget):
+        nats_BC, right_BC = model.completion_nats(model.batch([rows[i] for i in chosen]))
+        for i, nats_C, right_C in zip(chosen, nats_BC.tolist(), right_BC.tolist(), strict=True):
+            n = len(rows[i].completion_ids)
+            traces[i] = TokenTrace(
+                tuple(math.exp(-nats) for nats in nats_C[:n]), tuple(map(bool, right_C[:n]))
+            )
+    return [traces[i] for i in range(len(rows))]
+
+
+def certify(model: Model, examples: Sequence[Example], *, margin: float = 0.5) -> list[bool]:
+    """Whether greedy decoding is certain to reproduce each completion: every p > `margin`.
+
+    Raises ConfigError for a margin outside [0.5, 1).
+    """
+    if not 0.5 <= margin < 1:
+        raise ConfigError(f"margin is {margin}; a certificate needs one in [0.5, 1).")
+    rows = [model.render(e.prompt, e.completion) for e in examples]
+    return [each.certified(margin) for each in trace(model, rows)]
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Free-running verdicts beside teacher-forced ones on the same examples."""
+
+    n: int
+    n_exact: int
+    """Free-running greedy replies equal to the completion, token by token."""
+    disagreements: tuple[int, ...]
+    """Indices of examples where the two verdicts differ (near-ties that numerics can flip)."""
+
+    @classmethod
+    def of(cls, exact: Sequence[bool], traces: Sequence[TokenTrace]) -> Audit:
+        """Compare whether each free-running reply was exact with the trace of the same example."""
+        pairs = enumerate(zip(exact, traces, strict=True))
+        return cls(len(exact), sum(exact), tuple(i for i, (a, t) in pairs if a != t.exact))
+
+    @property
+    def recall(self) -> Proportion:
+        """Share reproduced exactly, free-running."""
+        return wilson(self.n_exact, self.n)
+
+
+def audit(model: Model, examples: Sequence[Example]) -> Audit:
+    """Decode every prompt freely; compare with its completion and the teacher-forced verdict."""
+    rows = [model.render(e.prompt, e.completion) for e in examples]
+    longest = max((len(row.completion_ids) for row in rows), default=1)
+    outputs = model.generate_ids([row.prompt_ids for row in rows], max_new_tokens=longest)
+    # The last completion token is the stop, which the outputs lack.
+    exact = [tuple(ids) == row.completion_ids[:-1] for ids, row in zip(outputs, rows, strict=True)]
+    return Audit.of(exact, trace(model, rows))
