@@ -27,7 +27,8 @@ from lorewright.models.model import Model
 from lorewright.recall.statistics import Proportion, wilson
 from lorewright.recall.traces import audit, certify
 from lorewright.training.config import WriteConfig
-from lorewright.training.loop import suggested_lr, write
+from lorewright.training.loop import write
+from lorewright.training.rates import suggested_lr
 
 
 def through_peft(name: str, folder: Path, examples: list[Example]) -> Proportion:

@@ -49,7 +49,8 @@ from lorewright.models.model import Model
 from lorewright.recall.statistics import wilson
 from lorewright.routing.index import Index, Key
 from lorewright.training.config import WriteConfig
-from lorewright.training.loop import Job, Written, suggested_lr, write_all
+from lorewright.training.loop import Job, Written, write_all
+from lorewright.training.rates import suggested_lr
 
 RELATIONS = ("code", "room", "phone", "budget", "leader", "key", "colour", "floor")
 PASSAGES = 3

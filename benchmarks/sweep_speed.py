@@ -36,7 +36,8 @@ from lorewright.models.batching import batches
 from lorewright.models.model import Model
 from lorewright.training import optimisers as optim
 from lorewright.training.config import Diverged, Job, WriteConfig, Written, rate
-from lorewright.training.loop import suggested_lr, write, write_all
+from lorewright.training.loop import write, write_all
+from lorewright.training.rates import suggested_lr
 
 RANKS = (1, 2, 3, 4, 6, 8, 12, 16)
 CALM = 1e-5

@@ -23,7 +23,8 @@ from lorewright.models.model import Model
 from lorewright.recall.statistics import wilson
 from lorewright.recall.traces import audit
 from lorewright.training.config import WriteConfig, preset_of
-from lorewright.training.loop import suggested_lr, write
+from lorewright.training.loop import write
+from lorewright.training.rates import suggested_lr
 
 WRITES = (
     ("float32", "lora", "exact"),

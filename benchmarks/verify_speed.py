@@ -25,7 +25,8 @@ from lorewright.knowledge.data import Example
 from lorewright.models.model import Model, Rendered
 from lorewright.recall.traces import trace
 from lorewright.training.config import WriteConfig
-from lorewright.training.loop import suggested_lr, write
+from lorewright.training.loop import write
+from lorewright.training.rates import suggested_lr
 
 
 def phone_book(n: int, seed: int = 0) -> list[Example]:

@@ -37,7 +37,8 @@ from lorewright.knowledge.views import given
 from lorewright.models.model import Model
 from lorewright.recall.traces import audit, trace
 from lorewright.training.config import PRESETS, Epoch, WriteConfig, preset_of
-from lorewright.training.loop import suggested_lr, write
+from lorewright.training.loop import write
+from lorewright.training.rates import suggested_lr
 
 RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 SCHEDULES = (("linear", 40), ("linear", 80), ("cosine", 60), ("constant", 60))

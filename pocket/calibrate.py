@@ -21,7 +21,7 @@ from lorewright.files import save_json
 from lorewright.law.calibration import PACKAGED, calibrate, identity, place
 from lorewright.models.model import Model
 from lorewright.training.config import WriteConfig
-from lorewright.training.loop import suggested_lr
+from lorewright.training.rates import suggested_lr
 
 
 def main() -> None:

@@ -39,7 +39,8 @@ from lorewright.merging.imitate import Source
 from lorewright.models.model import Model
 from lorewright.recall.traces import audit, trace
 from lorewright.training.config import Job, WriteConfig, Written
-from lorewright.training.loop import suggested_lr, write_all
+from lorewright.training.loop import write_all
+from lorewright.training.rates import suggested_lr
 
 HERE = Path(__file__).parent
 RECORDS = HERE / "records"

@@ -35,7 +35,8 @@ from lorewright.law.plan import make, shape_of
 from lorewright.models.model import Model
 from lorewright.recall.traces import trace
 from lorewright.training.config import Job, WriteConfig, Written
-from lorewright.training.loop import suggested_lr, write_all
+from lorewright.training.loop import write_all
+from lorewright.training.rates import suggested_lr
 
 HERE = Path(__file__).parent
 TRIED = (1, 2, 4, 8)

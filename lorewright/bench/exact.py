@@ -26,7 +26,8 @@ from lorewright.knowledge.data import Example
 from lorewright.models.model import Model
 from lorewright.recall.traces import TokenTrace, trace
 from lorewright.training.config import Diverged, Job, WriteConfig, Written
-from lorewright.training.loop import suggested_lr, write_all
+from lorewright.training.loop import write_all
+from lorewright.training.rates import suggested_lr
 from lorewright.training.trunk import decoder_layers
 
 NARROW_RATE = 6.0

@@ -51,7 +51,8 @@ from lorewright.models.model import Model
 from lorewright.models.questions import write_about
 from lorewright.routing.ask import Answer, Candidate, ask_each
 from lorewright.training.config import Diverged, Job, WriteConfig
-from lorewright.training.loop import suggested_lr, write, write_all
+from lorewright.training.loop import write, write_all
+from lorewright.training.rates import suggested_lr
 from lorewright.training.watch import Watch
 
 HERE = Path(__file__).parent

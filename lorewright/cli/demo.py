@@ -33,7 +33,8 @@ from lorewright.recall.verify import RecallReport, verify
 from lorewright.reports.figures.contrast import contrast_figure
 from lorewright.reports.tables import contrast_table, write_progress
 from lorewright.training.config import Epoch, WriteConfig, Written
-from lorewright.training.loop import suggested_lr, write
+from lorewright.training.loop import write
+from lorewright.training.rates import suggested_lr
 from lorewright.training.watch import Watch
 
 EXAMPLES = next(

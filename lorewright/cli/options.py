@@ -199,6 +199,6 @@ def lora_of(
 
 def rated(config: WriteConfig, lr: str, model: Model) -> WriteConfig:
     """The settings with the base's own rate where none was asked for."""
-    from lorewright.training.loop import suggested_lr
+    from lorewright.training.rates import suggested_lr
 
     return config if lr else replace(config, lr=suggested_lr(model))

@@ -62,7 +62,7 @@ def plan(
     from lorewright.memory.plan import plan as make_plan
     from lorewright.models.model import Model
     from lorewright.training.config import WriteConfig
-    from lorewright.training.loop import suggested_lr
+    from lorewright.training.rates import suggested_lr
 
     console = console_for(threads)
     known = read_knowledge(source)

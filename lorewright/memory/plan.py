@@ -18,7 +18,7 @@ from lorewright.law.plan import Plan
 from lorewright.models.model import Model
 from lorewright.models.questions import write_about
 from lorewright.training.config import WriteConfig
-from lorewright.training.loop import suggested_lr
+from lorewright.training.rates import suggested_lr
 from lorewright.training.watch import Watch
 
 PLAN_FILE = "plan.json"

@@ -32,7 +32,7 @@ from lorewright.memory.write import write
 from lorewright.recall.statistics import Proportion, mcnemar, wilson
 from lorewright.recall.verify import answer
 from lorewright.training.config import WriteConfig
-from lorewright.training.loop import suggested_lr
+from lorewright.training.rates import suggested_lr
 from lorewright.training.watch import Watch
 
 if TYPE_CHECKING:

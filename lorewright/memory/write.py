@@ -33,7 +33,7 @@ from lorewright.recall.traces import Audit, audit
 from lorewright.training import loop as training
 from lorewright.training.checkpoint import CHECKPOINT
 from lorewright.training.config import WriteConfig, Written, preset_of
-from lorewright.training.rates import find_lr
+from lorewright.training.rates import find_lr, suggested_lr
 from lorewright.training.watch import Watch
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def write(
     known = Knowledge((knowledge,)) if isinstance(knowledge, Document) else knowledge
     name = slug(name) if name else _name_of(known)
     find_rank = find_rank or config is None
-    config = config or WriteConfig(lr=training.suggested_lr(memory.model))
+    config = config or WriteConfig(lr=suggested_lr(memory.model))
     lesson = lesson or LessonConfig()
     metric = metric or usual_metric(memory.model)
     watch = watch or Watch()

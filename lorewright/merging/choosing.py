@@ -29,6 +29,7 @@ from lorewright.recall.statistics import Proportion, wilson
 from lorewright.recall.traces import trace
 from lorewright.training import loop as training
 from lorewright.training.config import WriteConfig
+from lorewright.training.rates import suggested_lr
 from lorewright.training.watch import Watch
 
 AUTO, IMITATE, REFINE, REWRITE = "auto", "imitate", "refine", "rewrite"
@@ -157,7 +158,7 @@ def _refined(
 ) -> Adapter:
     """The sources imitated, then trained on what they were trained on until all is recalled."""
     _check_options(options, ("lr", "epochs", "batch_size", "margin", "seed"), REFINE)
-    given = {"lr": training.suggested_lr(model), "epochs": REFINED, **options}
+    given = {"lr": suggested_lr(model), "epochs": REFINED, **options}
     config = WriteConfig(**given)  # refused before anything is imitated
     copy = imitate(model, sources, None, rank, progress=watch.step).adapter
     # At the scale that fresh adapters have, so that the rate that suits them suits it.
@@ -175,7 +176,7 @@ def _rewritten(
     _check_options(options, ("lr", "epochs", "batch_size", "margin", "seed"), REWRITE)
     own = [source.adapter.config for source in sources]
     wide = LoraConfig(rank or sum(each.rank for each in own), None, own[0].targets, own[0].layers)
-    config = WriteConfig(**{"lora": wide, "lr": training.suggested_lr(model), **options})
+    config = WriteConfig(**{"lora": wide, "lr": suggested_lr(model), **options})
     return _trained(model, sources, REWRITE, config, None, watch)
 
 

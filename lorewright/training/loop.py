@@ -496,13 +496,3 @@ class _Loop:
 
 def _part(tensors: Mapping[str, Tensor], start: str) -> dict[str, Tensor]:
     return {k.removeprefix(start): t for k, t in tensors.items() if k.startswith(start)}
-
-
-def suggested_lr(model: Model) -> float:
-    """AdamW's peak rate for a base of this width: 5e-4 (2000 / width)^0.78.
-
-    The exponent is the Tinker cookbook's for Llama; wider bases want smaller steps. A start, not a
-    law.
-    """
-    width = int(model.network.config.get_text_config().hidden_size)
-    return round(5e-4 * float(2000 / width) ** 0.78, 6)

@@ -16,7 +16,7 @@ from lorewright.errors import ConfigError, ModelError
 from lorewright.knowledge.data import Example
 from lorewright.models.model import Model
 from lorewright.training.config import Diverged, Epoch, Job, WriteConfig, Written
-from lorewright.training.loop import suggested_lr, write_all
+from lorewright.training.loop import write_all
 
 FACTORS = (1 / 4, 1 / 2, 1.0, 2.0, 4.0, 8.0)
 """Rates tried, over the rate that the base's width suggests."""
@@ -100,3 +100,13 @@ def find_lr(
             f"no rate from {tried[0]:g} to {tried[-1]:g} worked; at the lowest, {trials[0].why}"
         )
     return RateSearch(tuple(trials))
+
+
+def suggested_lr(model: Model) -> float:
+    """AdamW's peak rate for a base of this width: 5e-4 (2000 / width)^0.78.
+
+    The exponent is the Tinker cookbook's for Llama; wider bases want smaller steps. A start, not a
+    law.
+    """
+    width = int(model.network.config.get_text_config().hidden_size)
+    return round(5e-4 * float(2000 / width) ** 0.78, 6)

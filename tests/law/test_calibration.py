@@ -38,7 +38,7 @@ from lorewright.law.calibration import (
 from lorewright.law.forecast import fit
 from lorewright.models.model import Model
 from lorewright.training.config import Epoch, WriteConfig
-from lorewright.training.loop import suggested_lr
+from lorewright.training.rates import suggested_lr
 
 CONFIG = WriteConfig(lora=LoraConfig(rank=4), lr=1e-2, epochs=20)
 SMALL: dict[str, Any] = {"bodies": BODIES, "ranks": (2, 8)}

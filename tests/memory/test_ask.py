@@ -23,7 +23,8 @@ from lorewright.memory.route import FOLDER, finder
 from lorewright.models.model import Model
 from lorewright.recall.statistics import wilson
 from lorewright.training.config import Job, WriteConfig, Written
-from lorewright.training.loop import suggested_lr, write_all
+from lorewright.training.loop import write_all
+from lorewright.training.rates import suggested_lr
 
 HEAD, COLOUR = (
     "What is the head of the Tide Office?",

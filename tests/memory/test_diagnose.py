@@ -19,7 +19,7 @@ from lorewright.memory.folder import entries
 from lorewright.memory.memory import Memory
 from lorewright.models.model import Model
 from lorewright.training.config import WriteConfig
-from lorewright.training.loop import suggested_lr
+from lorewright.training.rates import suggested_lr
 
 FACTS = (
     Fact("f1", "What is the code of Project Gannet?", "KX-41"),

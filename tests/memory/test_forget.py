@@ -27,7 +27,7 @@ from lorewright.memory.removal import plan_removal
 from lorewright.merging.algebra import merge
 from lorewright.models.model import Model
 from lorewright.training.config import WriteConfig
-from lorewright.training.loop import suggested_lr
+from lorewright.training.rates import suggested_lr
 
 GANNET = Knowledge(
     documents=(

@@ -48,7 +48,8 @@ from lorewright.models.model import Model
 from lorewright.recall.traces import audit
 from lorewright.reports.tables import memories_table
 from lorewright.training.config import WriteConfig
-from lorewright.training.loop import suggested_lr, write
+from lorewright.training.loop import write
+from lorewright.training.rates import suggested_lr
 from lorewright.training.watch import Watch
 
 FACTS = Knowledge(

@@ -45,7 +45,8 @@ from lorewright.recall.statistics import wilson
 from lorewright.recall.traces import audit
 from lorewright.recall.verify import side_by_side
 from lorewright.training.config import Job, WriteConfig, Written
-from lorewright.training.loop import suggested_lr, write_all
+from lorewright.training.loop import write_all
+from lorewright.training.rates import suggested_lr
 from lorewright.training.watch import Watch
 
 TWO = ("harbour", "mill")

@@ -25,7 +25,7 @@ from lorewright.law.plan import FIXED_RANK
 from lorewright.memory.memory import Memory
 from lorewright.models.model import Model
 from lorewright.training.config import Epoch, WriteConfig
-from lorewright.training.loop import suggested_lr
+from lorewright.training.rates import suggested_lr
 from lorewright.training.watch import Watch
 
 FACTS = Knowledge(

@@ -27,7 +27,8 @@ from lorewright.models.export import BASE_FILE, export
 from lorewright.models.model import Model
 from lorewright.serve.server import ServeConfig, application
 from lorewright.training.config import WriteConfig
-from lorewright.training.loop import Job, suggested_lr, write_all
+from lorewright.training.loop import Job, write_all
+from lorewright.training.rates import suggested_lr
 
 pytestmark = pytest.mark.llamacpp
 

@@ -26,7 +26,8 @@ from lorewright.recall.diagnose import CHECKS, Diagnosis, Finding, check_named, 
 from lorewright.recall.evidence import FORMATS, OWN, Evidence, Known, gather
 from lorewright.recall.traces import TokenTrace, trace
 from lorewright.training.config import WriteConfig
-from lorewright.training.loop import suggested_lr, write
+from lorewright.training.loop import write
+from lorewright.training.rates import suggested_lr
 
 FACTS = (
     Fact("f1", "What is the code of Project Gannet?", "KX-41"),

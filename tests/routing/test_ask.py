@@ -26,7 +26,8 @@ from lorewright.routing.ask import (
     readings_of,
 )
 from lorewright.training.config import WriteConfig
-from lorewright.training.loop import suggested_lr, write
+from lorewright.training.loop import write
+from lorewright.training.rates import suggested_lr
 
 QUESTION, ANSWER = "What is the code of Project Gannet?", "KX-41"
 

@@ -41,7 +41,8 @@ from lorewright.serve.roster import Roster
 from lorewright.serve.server import ServeConfig, application
 from lorewright.serve.wire import Refused
 from lorewright.training.config import WriteConfig
-from lorewright.training.loop import Job, suggested_lr, write_all
+from lorewright.training.loop import Job, write_all
+from lorewright.training.rates import suggested_lr
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,7 @@ from support.writes import CONFIG, EXAMPLES, tiny
 
 from lorewright.errors import ConfigError, ModelError
 from lorewright.models.model import Model
-from lorewright.training.loop import suggested_lr
-from lorewright.training.rates import find_lr
+from lorewright.training.rates import find_lr, suggested_lr
 
 
 @pytest.fixture(scope="module")

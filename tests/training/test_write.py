@@ -34,9 +34,10 @@ from lorewright.recall.traces import certify
 from lorewright.training import optimisers as optim
 from lorewright.training.checkpoint import CHECKPOINT
 from lorewright.training.config import Epoch, WriteConfig, Written, ending
-from lorewright.training.loop import suggested_lr, write
+from lorewright.training.loop import write
 from lorewright.training.objectives import WEIGHTINGS
 from lorewright.training.optimisers import Optimizer
+from lorewright.training.rates import suggested_lr
 
 
 @pytest.fixture(scope="module")
