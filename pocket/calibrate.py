@@ -1,10 +1,10 @@
 """Calibrate the embedded base for the planner; the result is shipped with it.
 
-    python pocket/calibrate.py                # measure, and say how well the forecast fits
-    python pocket/calibrate.py --keep         # and put it into lorewright/models/pocket/calibration.json
+    python pocket/calibrate.py                # measure, and print how well the forecast fits
+    python pocket/calibrate.py --keep         # and write lorewright/models/pocket/calibration.json
 
-To be run again whenever the base, the default recipe or the sweep changes: until then `lore write`
-takes its fixed rank and `lore plan` calibrates for itself. An interrupted run goes on.
+Run it again whenever the base, the default recipe or the sweep changes: until then `lore write`
+uses its fixed rank and `lore plan` calibrates for itself. An interrupted run resumes.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ import torch
 
 from lorewright.files import save_json
 from lorewright.law.calibration import PACKAGED, calibrate, identity, place
+from lorewright.law.forecast import PRIOR
 from lorewright.models.model import Model
 from lorewright.training.config import WriteConfig
 from lorewright.training.rates import suggested_lr
 
 
 def main() -> None:
-    """Calibrate, print every trial beside its forecast, keep the result if asked to."""
+    """Calibrate, print every trial beside its forecast; with --keep store the result."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--keep", action="store_true", help="ship the result with the base")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--cache", type=Path, help="folder of the trials, to go on in")
+    parser.add_argument("--cache", type=Path, help="folder of the trials, where an interrupted run resumes")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.cache is None:
@@ -44,19 +45,19 @@ def main() -> None:
     wall, cpu = time.monotonic() - started[0], time.process_time() - started[1]
     print(f"{args.threads} threads: {wall:.0f} s by the clock, {cpu:.0f} s of CPU in this run")
     print(f"folder {place(identity(model, config))}; training of all trials {made.seconds:.0f} s")
-    held = 0
+    inside = 0
     for trial in made.trials:
-        share = trial.n_exact / trial.load.n_examples
-        found = made.forecast.predict(trial.load, trial.rank, trial.epochs)
-        inside = found.low <= share <= found.high
-        held += inside
+        interval = made.forecast.predict(trial.load, trial.rank, trial.epochs)
+        covered = interval.low <= trial.share <= interval.high
+        inside += covered
         print(
-            f"{trial.group:24} rank {trial.rank:2} epochs {trial.used:3}/{trial.epochs:<3} recall {share:.2f}  "
-            f"forecast {found.value:.2f} [{found.low:.2f}, {found.high:.2f}]{'' if inside else '  outside'}"
+            f"{trial.group:24} rank {trial.rank:2} epochs {trial.used:3}/{trial.epochs:<3} recall "
+            f"{trial.share:.2f}  forecast {interval.value:.2f} [{interval.low:.2f}, "
+            f"{interval.high:.2f}]{'' if covered else '  outside'}"
         )
-    constants = ", ".join(f"{k} {v:.3g}" for k, v in made.forecast.constants.items())
-    print(f"{constants}; spread {made.forecast.spread:.3f}")
-    print(f"calibrate trials={len(made.trials)} inside={held} seconds={wall:.0f} cpu={cpu:.0f}")
+    constants = zip(PRIOR, made.forecast.constants, strict=True)
+    print(", ".join(f"{k} {v:.3g}" for k, v in constants), f"spread {made.forecast.spread:.3f}")
+    print(f"calibrate trials={len(made.trials)} inside={inside} seconds={wall:.0f} cpu={cpu:.0f}")
     if args.keep:
         save_json(made.to_json(), PACKAGED)
 

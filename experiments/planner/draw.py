@@ -27,28 +27,30 @@ def intervals(records: Sequence[dict[str, Any]], path: Path, *, dark: bool) -> N
         ax = figure.add_axes((0.30, 0.6 / height, 0.66, 1 - 1.5 / height))
         plain(ax, ink, x="share of answers reproduced exactly", grid="x")
         for y, i in enumerate(order):
-            told, came, held = rows[i]["forecast"], share(rows[i]), inside(rows[i])
-            span, band = [told["low"], told["high"]], ink.lines[1]
+            predicted, measured, held = rows[i]["forecast"], share(rows[i]), inside(rows[i])
+            span, band = [predicted["low"], predicted["high"]], ink.lines[1]
             ax.plot(span, [y, y], color=band, linewidth=5, alpha=0.35, solid_capstyle="round")
-            ax.plot([told["value"]], [y], marker="|", markersize=10, color=band, linestyle="none")
+            ax.plot(
+                [predicted["value"]], [y], marker="|", markersize=10, color=band, linestyle="none"
+            )
             colour = ink.text if held else ink.lines[0]
-            ax.plot([came], [y], marker="o", markersize=5.5, color=colour, linestyle="none")
+            ax.plot([measured], [y], marker="o", markersize=5.5, color=colour, linestyle="none")
         ax.set_yticks(range(len(order)), [records[i]["name"] for i in order], fontsize=9)
         ax.set_ylim(-0.8, len(order) - 0.2)
         ax.set_xlim(-0.03, 1.03)
 
 
 def curve(records: Sequence[dict[str, Any]], forecast: Forecast, path: Path, *, dark: bool) -> None:
-    """Draw recall of every write against its budget over the epochs it was said to need."""
+    """Draw recall of every write against its budget over the epochs it was predicted to need."""
     held = [inside(row) for record in records for row in record["ranks"].values()]
     title = f"{sum(held)} of {len(held)} writes at all ranks came to what was predicted"
     about = (
         "curve as calibrated, 90 % of bodies of knowledge around it; orange: outside its interval"
     )
-    kappa, most = forecast.constants["kappa"], 2.6
+    kappa, most = forecast.constants[0], 2.6
     with sheet(path, title, about, size=(7.6, 5.2), dark=dark) as (figure, ink):
         ax = figure.add_axes((0.10, 0.13, 0.86, 0.68))
-        plain(ax, ink, x="epochs given over epochs said to be needed for half", y="recall")
+        plain(ax, ink, x="epochs given over epochs predicted for half", y="recall")
         ratio = np.linspace(0.5, most, 300)
         shares = [
             1 / (1 + np.exp(-kappa * (np.log(ratio) + z * forecast.spread)))

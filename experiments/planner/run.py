@@ -1,8 +1,8 @@
 """Is the planner honest? Plans for bodies of knowledge it was not calibrated on, then real writes.
 
     python experiments/planner/run.py                     # the test; goes on where it stopped
-    python experiments/planner/run.py --set development   # what the settings were found on
-    python experiments/planner/run.py --plans             # what the plans say; nothing is written
+    python experiments/planner/run.py --set development   # what the settings were chosen on
+    python experiments/planner/run.py --plans             # only the plans; nothing is written
     python experiments/planner/run.py --quick             # three small ones; no result
 
 Each body is written with the default recipe at ranks 1, 2, 4 and 8 in one stack, under its budget
@@ -69,19 +69,19 @@ def written(
     ]
     started = time.process_time()
     rows = [model.render(e.prompt, e.completion) for e in examples if e.kind != "unknown"]
-    found = {}
+    outcomes = {}
     for rank, done in zip(ranks, write_all(model, jobs), strict=True):
         assert isinstance(done, Written), done
         with model.using(done.adapter):
             n_exact = sum(token.exact for token in trace(model, rows))
-        found[str(rank)] = {"n_exact": n_exact, "n": len(rows), "used": len(done.epochs)}
+        outcomes[str(rank)] = {"n_exact": n_exact, "n": len(rows), "used": len(done.epochs)}
     return {
         "name": corpus.name,
         "base": model.digest,
         "epochs": epochs,
         "seed": seed,
         "load": asdict(load_of(model, examples)),
-        "ranks": found,
+        "ranks": outcomes,
         "cpu_seconds": round(time.process_time() - started, 1),
     }
 
@@ -102,16 +102,16 @@ def planned(
     return record | {"plan": plan.to_json(), "ranks": ranks}
 
 
-def kept(path: Path, mark: str) -> dict[str, Any] | None:
+def stored(path: Path, mark: str) -> dict[str, Any] | None:
     """A record from before, if it is of the same writes."""
-    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return found if found.get("mark") == mark else None
+    record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return record if record.get("mark") == mark else None
 
 
-def written_or_kept(
+def written_or_stored(
     model: Model, bodies: Sequence[tuple[int, Corpus]], folder: Path, quick: bool
 ) -> dict[int, dict[str, Any]]:
-    """A record of every body: kept from before, or written now."""
+    """A record of every body: stored before, or written now."""
     about = identity(model, WriteConfig(lr=suggested_lr(model)))
     about.pop("version")  # of the calibration's sweep, which these writes do not depend on
     done: dict[int, dict[str, Any]] = {}
@@ -119,7 +119,7 @@ def written_or_kept(
         epochs = 2 if quick else corpus.epochs
         path = folder / f"{i:02}.json"
         mark = digest([about, corpus.name, epochs, corpus.knowledge().digest(), corpus.seed, i])
-        record = kept(path, mark)
+        record = stored(path, mark)
         if record is None:
             # No seed of the calibration: those count from 0.
             record = {"mark": mark, **written(model, corpus, TRIED, 1000 + i, epochs)}
@@ -145,20 +145,20 @@ def with_plans(
     records = []
     for i, corpus in bodies:
         record = done[i]
-        found = planned(model, record, corpus.wanted, known)
-        rank = found["plan"]["rank"]
+        with_plan = planned(model, record, corpus.wanted, known)
+        rank = with_plan["plan"]["rank"]
         if str(rank) not in record["ranks"]:
             more = written(model, corpus, [rank], 1000 + i, record["epochs"])
             record["ranks"] |= more["ranks"]
             record["cpu_seconds"] += more["cpu_seconds"]
             save_json(record, folder / f"{i:02}.json")
-            found = planned(model, record, corpus.wanted, known)
-        records.append(found)
+            with_plan = planned(model, record, corpus.wanted, known)
+        records.append(with_plan)
     return records
 
 
-def say_plans(model: Model, bodies: Sequence[tuple[int, Corpus]], known: Calibration) -> None:
-    """Print what the plans say; nothing is written."""
+def print_plans(model: Model, bodies: Sequence[tuple[int, Corpus]], known: Calibration) -> None:
+    """Print only the plans; nothing is written."""
     shape = shape_of(model, WriteConfig().lora)
     for _, corpus in bodies:
         load = load_of(model, lesson(model, corpus))
@@ -199,12 +199,12 @@ def main() -> None:
     out = args.out / "quick" if args.quick else args.out
     folder = out / "records" / args.set
     order = bodies[::-1] if args.backwards else bodies
-    done = {} if args.plans else written_or_kept(model, order, folder, args.quick)
+    done = {} if args.plans else written_or_stored(model, order, folder, args.quick)
     known = find(model, WriteConfig(lr=suggested_lr(model)))
     if known is None:
         raise SystemExit("the base is not calibrated: python pocket/calibrate.py --keep")
     if args.plans:
-        return say_plans(model, bodies, known)
+        return print_plans(model, bodies, known)
     records = with_plans(model, bodies, done, known, folder)
     verdict = tables.verdict(records, known)
     print(verdict)

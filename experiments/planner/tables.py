@@ -12,9 +12,9 @@ from lorewright.law.plan import CONFIDENCE, RANKS
 from lorewright.recall.statistics import wilson
 
 FIXED = (1, 2, 8)
-"""Ranks that someone without a planner might take."""
+"""Ranks that somebody without a planner might take."""
 EVEN = 0.5
-"""A plan whose chance is below says that no rank will do."""
+"""A plan with a smaller chance predicts that no rank is enough."""
 
 
 def smallest(record: dict[str, Any]) -> int | None:
@@ -31,7 +31,7 @@ def within_a_step(record: dict[str, Any], rank: int) -> bool:
 
 
 def near(record: dict[str, Any]) -> bool:
-    """The same of the planned rank; where no rank came to it, whether the plan said so."""
+    """The same of the planned rank; where no rank came to it, whether the plan predicted so."""
     plan = record["plan"]
     if smallest(record) is None:
         return bool(plan["chance"] < EVEN)
@@ -57,7 +57,7 @@ def inside(row: dict[str, Any], low: float | None = None, high: float | None = N
 
 def blind(known: Calibration) -> tuple[float, float]:
     """The interval of one who knows the calibration's recalls and nothing of the body."""
-    shares = [trial.n_exact / trial.load.n_examples for trial in known.trials]
+    shares = [trial.share for trial in known.trials]
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(shares, [tail, 1 - tail])
     return float(low), float(high)
@@ -78,20 +78,20 @@ def width(rows: Sequence[dict[str, Any]]) -> float:
     return float(np.mean([row["forecast"]["high"] - row["forecast"]["low"] for row in rows]))
 
 
-def said(yes: Sequence[bool]) -> str:
+def rate(yes: Sequence[bool]) -> str:
     """x/n with its interval."""
     if not yes:
         return "none"
-    found = wilson(sum(yes), len(yes))
-    return f"{sum(yes)}/{len(yes)} = {found.mean:.2f} [{found.low:.2f}, {found.high:.2f}]"
+    estimate = wilson(sum(yes), len(yes))
+    return f"{sum(yes)}/{len(yes)} = {estimate.mean:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
 
 
 def verdict(records: Sequence[dict[str, Any]], known: Calibration) -> str:
     """The two counts in one line."""
     rows = [at_plan(record) for record in records]
     return (
-        f"planner n={len(records)} covered={said([inside(row) for row in rows])} "
-        f"width={width(rows):.2f} rank={said([near(record) for record in records])}"
+        f"planner n={len(records)} covered={rate([inside(row) for row in rows])} "
+        f"width={width(rows):.2f} rank={rate([near(record) for record in records])}"
     )
 
 
@@ -115,8 +115,8 @@ def covered(records: Sequence[dict[str, Any]], known: Calibration) -> list[str]:
         if not chosen:
             continue
         lines.append(
-            f"| {name} | {said([inside(row) for row in chosen])} | {width(chosen):.2f} | "
-            f"{penalty(chosen):.2f} | {said([inside(row, low, high) for row in chosen])} | "
+            f"| {name} | {rate([inside(row) for row in chosen])} | {width(chosen):.2f} | "
+            f"{penalty(chosen):.2f} | {rate([inside(row, low, high) for row in chosen])} | "
             f"{penalty(chosen, (low, high)):.2f} |"
         )
     return lines
@@ -127,14 +127,14 @@ def chosen(records: Sequence[dict[str, Any]]) -> list[str]:
     reached = [record for record in records if smallest(record) is not None]
     lines = [
         "| rank | where a rank came to the wanted recall: within a step | all bodies, "
-        "those counted right where none did and that was said |",
+        "right also where none did and the chance was below 0.5 |",
         "|---|---|---|",
-        f"| planned | {said([near(record) for record in reached])} | "
-        f"{said([near(record) for record in records])} |",
+        f"| planned | {rate([near(record) for record in reached])} | "
+        f"{rate([near(record) for record in records])} |",
     ]
     lines += [
-        f"| always {rank} | {said([within_a_step(record, rank) for record in reached])} | "
-        f"{said([within_a_step(record, rank) for record in records])} |"
+        f"| always {rank} | {rate([within_a_step(record, rank) for record in reached])} | "
+        f"{rate([within_a_step(record, rank) for record in records])} |"
         for rank in FIXED
     ]
     return lines
@@ -150,7 +150,7 @@ def promised(records: Sequence[dict[str, Any]]) -> list[str]:
         part = [record for record in records if low <= record["plan"]["chance"] < high]
         came = [share(at_plan(record)) >= record["plan"]["wanted"] for record in part]
         mean = f"{np.mean([r['plan']['chance'] for r in part]):.2f}" if part else ""
-        lines.append(f"| {low:g} to {min(high, 1):g} | {len(part)} | {mean} | {said(came)} |")
+        lines.append(f"| {low:g} to {min(high, 1):g} | {len(part)} | {mean} | {rate(came)} |")
     return lines
 
 
@@ -163,13 +163,13 @@ def bodies(records: Sequence[dict[str, Any]]) -> list[str]:
     ]
     for record in records:
         plan, row = record["plan"], at_plan(record)
-        load, told = plan["load"], row["forecast"]
+        load, forecast = plan["load"], row["forecast"]
         by_rank = ", ".join(f"{rank}: {share(r):.2f}" for rank, r in record["ranks"].items())
         best = smallest(record) or "none"
         lines.append(
             f"| {record['name']} | {load['n_answers']} | {load['bits'] / load['n_answers']:.0f} | "
             f"{plan['epochs']} | {plan['wanted']:g} | {plan['rank']} | {plan['chance']:.2f} | "
-            f"{told['value']:.2f} [{told['low']:.2f}, {told['high']:.2f}] | "
+            f"{forecast['value']:.2f} [{forecast['low']:.2f}, {forecast['high']:.2f}] | "
             f"{share(row):.2f}{'' if inside(row) else ' (outside)'} | "
             f"{best}{'' if near(record) else ' (missed)'} | {by_rank} |"
         )

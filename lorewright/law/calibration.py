@@ -1,12 +1,11 @@
-"""Calibration: short writes of made-up facts, from which the planner knows what a base can hold.
+"""Calibration: short writes of made-up facts, from which the planner learns what a base can hold.
 
-One stack of ranks for each of some twenty small bodies of facts, on the very recipe of the write
-that is planned, with budgets of epochs around what a first write takes, so that some of them fail.
-Questions come with others that are to be declined, entries of a list with few of those. It holds
-for the base, the targets, the recipe and this version of the sweep; asked for anything else it is
-not found. Trials are kept one by one, so that an interrupted calibration goes on.
+Each body of the sweep is written once, at several ranks in one stack, with the recipe of the write
+that is planned. Budgets of epochs lie around what half of the answers need, so that some writes
+fail. A calibration holds for one base, targets, recipe and version of the sweep. Trials are stored
+one by one: an interrupted calibration resumes.
 
-This room knows writes and files; it knows nothing of plans or of anybody's documents.
+Knows writes and files; nothing of plans, or of anybody's documents.
 """
 
 from __future__ import annotations
@@ -35,26 +34,26 @@ from lorewright.training.config import Diverged, Epoch, Job, WriteConfig
 from lorewright.training.loop import write_all
 
 VERSION = 2
-"""Of the sweep: raised when it changes, so that older calibrations are made again."""
+"""Of the sweep; a change invalidates older calibrations."""
 RANKS = (1, 2, 8)
 PACKAGED = POCKET_FOLDER / "calibration.json"
 """Of the embedded base, made by pocket/calibrate.py."""
 FREE = ("epochs", "seed", "trunk", "max_seconds")
-"""Fields of WriteConfig that a calibration does not depend on; nor on rank and seed of the LoRA."""
+"""Fields of WriteConfig that a calibration does not depend on; nor on the LoRA's rank and seed."""
 LESSON = LessonConfig()
 """What a write trains beside the answers by default."""
 FIRST_EPOCHS = 60
-"""Budget of the first body of the sweep, at least."""
+"""Least budget of the first body of the sweep."""
 LEAST_EPOCHS = 2
 EARLY = 1.15
 """Epochs after which a write with a large budget ends, over those in which half is recalled."""
 LEAST_NATS = 1e-3
 """Of a load that the base knows already."""
 DECLINED = "unknown"
-"""Kind of the examples that are to be declined."""
+"""Kind of the examples whose question is to be declined."""
 LOCK_SECONDS = 2.0
 TRIALS, NAME = "trials", "calibration.json"
-"""Environment variable that names another cache folder."""
+REMEDY = "delete it and calibrate again"
 
 
 @dataclass(frozen=True)
@@ -62,20 +61,20 @@ class Body:
     """One body of facts of the sweep."""
 
     kind: str
-    """Key of KINDS."""
+    """Of its answers; a key of KINDS."""
     n_facts: int
     forms: int
     """In how many forms each fact is asked for, at most len(ASKS)."""
     share: float
-    """The budget, over the epochs that half of the answers are expected to take."""
+    """The budget, over the epochs that half of the answers are expected to need."""
     keys: str = "own"
-    """What is asked by: subjects with names of their `own`; or `alike`, whose names share their
-    parts and are easily confused; or `entries` of a list, ordinary persons and a colon, beside
-    which a lesson finds little to decline."""
+    """What its questions name, a key of KEYS: subjects with distinct names (`own`); with names
+    that share parts and are easily confused (`alike`); or `entries` of a list, a person and a
+    colon, beside which a lesson has few questions to decline."""
 
     @property
     def name(self) -> str:
-        """What its trials are called."""
+        """Group of its trials."""
         keys = "" if self.keys == "own" else f"-{self.keys}"
         return f"{self.kind}-{self.n_facts}x{self.forms}-{self.share:g}{keys}"
 
@@ -89,31 +88,26 @@ class Calibration:
     trials: tuple[Trial, ...]
     forecast: Forecast
     seconds: float
-    """It took, over all interruptions."""
+    """Training time of all trials."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return {
-            "about": dict(self.about),
-            "seconds": self.seconds,
-            "forecast": self.forecast.to_json(),
-            "trials": [asdict(trial) for trial in self.trials],
-        }
+        """Plain data; the forecast is fitted again on loading."""
+        trials = [asdict(trial) for trial in self.trials]
+        return {"about": dict(self.about), "seconds": self.seconds, "trials": trials}
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> Calibration:
-        """The calibration that to_json gave. Raises DataError for data of another shape."""
+        """Inverse of to_json. Raises DataError for data of another shape."""
         try:
-            trials = tuple(_trial(row) for row in plain["trials"])
-            forecast = Forecast.from_json(plain["forecast"])
-            return cls(dict(plain["about"]), trials, forecast, float(plain["seconds"]))
+            trials = _trials(plain["trials"])
+            return cls(dict(plain["about"]), trials, fit(trials), float(plain["seconds"]))
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
-                f"this is no calibration ({type(error).__name__}: {error}); make it again."
+                f"not a calibration ({type(error).__name__}: {error}); calibrate again."
             ) from error
 
 
-# -- what a calibration holds for, and where it lies ---------------------------------------------
+# -- what a calibration holds for, and where it is stored ----------------------------------------
 
 
 def identity(model: Model, config: WriteConfig) -> dict[str, Any]:
@@ -133,20 +127,18 @@ def identity(model: Model, config: WriteConfig) -> dict[str, Any]:
 
 
 def find(model: Model, config: WriteConfig) -> Calibration | None:
-    """The calibration for a base and recipe: from the user's cache, or the packaged one, or None.
+    """The calibration for a base and recipe, from the user's cache or packaged; None without one.
 
-    A damaged file in the cache counts as none.
+    A damaged file is ignored.
     """
     about = identity(model, config)
     for path in (place(about) / NAME, PACKAGED):
-        if not path.is_file():
-            continue
         try:
-            found = Calibration.from_json(read_object(path, "delete it and calibrate again"))
+            plain = read_object(path, REMEDY) if path.is_file() else {}
+            if plain.get("about") == about:
+                return Calibration.from_json(plain)
         except DataError:
             continue
-        if dict(found.about) == about:
-            return found
     return None
 
 
@@ -163,86 +155,70 @@ def calibrate(
     config: WriteConfig,
     *,
     bodies: Sequence[Body] = (),
-    ranks: Sequence[int] = RANKS,
+    ranks: Sequence[int] = (),
     folder: Path | None = None,
     fresh: bool = False,
     progress: Callable[[str], None] = lambda text: None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
 ) -> Calibration:
-    """Measure what a base holds under a recipe, and keep it in the user's cache (or `folder`).
+    """Measure what a base holds under a recipe; store it in the user's cache (or `folder`).
 
-    The first of `bodies` (SWEEP by default) is written with the recipe's own epochs; it says what
-    the budgets of the others are. Called again after an interruption it goes on; `fresh` begins
-    anew. Raises ModelError when nothing is ever recalled or a write diverges, Locked when another
-    process calibrates the same, StorageError when the disk refuses.
+    The first of `bodies` (SWEEP by default) is written with the recipe's own epochs; the budgets of
+    the others follow from it. An interrupted call resumes; `fresh` begins anew. Raises ModelError
+    when nothing is ever recalled or a write diverges, Locked when another process calibrates the
+    same, StorageError when the disk refuses.
     """
     about = identity(model, config)
     folder = folder or place(about)
-    bodies, ranks = tuple(bodies or SWEEP), tuple(ranks)
+    bodies, ranks = tuple(bodies or SWEEP), tuple(ranks or RANKS)
+    trials: list[Trial] = []
+    seconds = 0.0
     with _alone(folder):
         if fresh:
             shutil.rmtree(folder / TRIALS, ignore_errors=True)
-        trials: list[Trial] = []
-        seconds = 0.0
         for i, body in enumerate(bodies):
-            knowledge = made_up(body)
-            examples = _examples(model, knowledge)
+            examples = _examples(model, made_up(body))
             load = load_of(model, examples)
             epochs = _budget(body, load, config, trials)
-            said = ", ".join(map(str, ranks))
             progress(
                 f"calibrating, {i + 1} of {len(bodies)}: {body.n_facts} made-up facts ({body.kind}"
-                f"), {load.n_examples} questions, {epochs} epochs, ranks {said}"
+                f"), {load.n_examples} questions, {epochs} epochs, ranks "
+                f"{', '.join(map(str, ranks))}"
             )
             mark = digest([about, asdict(body), ranks, epochs, i])
             path = folder / TRIALS / f"{mark[:16]}.json"
             if not path.is_file():
+                run = path.with_suffix("")
                 how = replace(config, epochs=epochs, seed=i, max_seconds=None)
-                found = _written(model, examples, how, ranks, path.with_suffix(""), on_epoch)
-                rows = [
+                rows = _write(model, examples, how, ranks, run, on_epoch)
+                measured = [
                     Trial(load, rank, epochs, n_exact, used, body.name)
-                    for rank, (n_exact, used, _) in zip(ranks, found, strict=True)
+                    for rank, (n_exact, used, _) in zip(ranks, rows, strict=True)
                 ]
-                save_json({"trials": rows, "seconds": max(spent for *_, spent in found)}, path)
-                shutil.rmtree(path.with_suffix(""), ignore_errors=True)
-            kept = read_object(path, "delete it and calibrate again")
-            trials += _trials(kept, path)
-            seconds += float(kept["seconds"])
+                save_json({"trials": measured, "seconds": max(row[2] for row in rows)}, path)
+                shutil.rmtree(run, ignore_errors=True)
+            stored = read_object(path, REMEDY)
+            try:
+                trials += _trials(stored["trials"])
+                seconds += float(stored["seconds"])
+            except (KeyError, TypeError) as error:
+                raise DataError(f"{path} is damaged ({error}); {REMEDY}.") from error
         progress("fitting the forecast")
-        made = Calibration(about, tuple(trials), fit(trials), round(seconds, 1))
-        save_json(made.to_json(), folder / NAME)
-        return made
-
-
-def made_up(body: Body) -> Knowledge:
-    """The facts of a body, the same every time."""
-    rng = random.Random(f"calibration-{body.name}")
-    answer, parts = KINDS[body.kind], KEYS[body.keys](rng, body.n_facts)
-    asks, topics = (ENTRY, ("entry",)) if body.keys == "entries" else (ASKS, TOPICS)
-    facts: dict[tuple[str, str], str] = {}
-    while len(facts) < body.n_facts:
-        names = [rng.choice(part) for part in parts] or [_name(rng, 3), _name(rng, 2)]
-        facts.setdefault((rng.choice(topics), " ".join(names)), answer(rng))
-    return Knowledge(
-        facts=tuple(
-            # One id for all forms: they ask for one answer.
-            Fact(f"{subject}, {topic}", form.format(s=subject, t=topic), reply)
-            for (topic, subject), reply in facts.items()
-            for form in asks[: body.forms]
-        )
-    )
+        result = Calibration(about, tuple(trials), fit(trials), round(seconds, 1))
+        save_json(result.to_json(), folder / NAME)
+    return result
 
 
 def load_of(model: Model, examples: Sequence[Example]) -> Load:
-    """What examples ask of a memory: their answers, and the nats that the base lacks of them.
+    """Measure a load: its answers, and the nats that the base lacks of them.
 
-    Examples that are to be declined count as such; an answer of one source in several forms counts
-    once. Raises DataError where no answer is left.
+    Examples to decline are counted apart; an answer of one source in several forms counts once.
+    Raises DataError where no answer is left.
     """
-    asked = [example for example in examples if example.kind != DECLINED]
-    if not asked:
-        raise DataError("there is no answer to be remembered among the examples; check the views.")
-    rows = [model.render(example.prompt, example.completion) for example in asked]
+    asks = [example for example in examples if example.kind != DECLINED]
+    if not asks:
+        raise DataError("the examples have no answer to remember; check the views.")
+    rows = [model.render(example.prompt, example.completion) for example in asks]
     nats = [0.0] * len(rows)
     with torch.no_grad():
         for chosen in by_length([len(row) for row in rows], pass_tokens(model.device)):
@@ -251,22 +227,22 @@ def load_of(model: Model, examples: Sequence[Example]) -> Load:
             for i, total in zip(chosen, loss_BC.sum(dim=1).tolist(), strict=True):
                 nats[i] = total
     forms: dict[tuple[str, str], list[int]] = {}
-    for i, example in enumerate(asked):
+    for i, example in enumerate(asks):
         forms.setdefault((example.source, example.completion), []).append(i)
-    mean = [sum(nats[i] for i in same) / len(same) for same in forms.values()]
+    total = sum(sum(nats[i] for i in same) / len(same) for same in forms.values())
     n_tokens = sum(len(rows[same[0]].completion_ids) for same in forms.values())
-    n_declined = len(examples) - len(asked)
-    return Load(len(forms), len(asked), n_tokens, max(sum(mean), LEAST_NATS), n_declined)
+    n_declined = len(examples) - len(asks)
+    return Load(len(forms), len(asks), n_tokens, max(total, LEAST_NATS), n_declined)
 
 
 def _examples(model: Model, knowledge: Knowledge) -> tuple[Example, ...]:
-    """As a write of these facts would train them, declined questions included."""
+    """As a write of these facts would train them, questions to decline included."""
     ask = model.generate
     return prepare(knowledge, ask_llm=ask, closed_book=ask, config=LESSON).examples
 
 
 def _budget(body: Body, load: Load, config: WriteConfig, trials: Sequence[Trial]) -> int:
-    """Epochs for a body: its share of what it should take, by the first one's measure."""
+    """Epochs for a body: its share of what half of it should need, scaled from the first body."""
     if not trials:
         return max(config.epochs, FIRST_EPOCHS)
     first = [trial for trial in trials if trial.group == trials[0].group]
@@ -277,12 +253,12 @@ def _budget(body: Body, load: Load, config: WriteConfig, trials: Sequence[Trial]
             f"{first[0].epochs} epochs, so there is nothing to plan with; try another --lr or "
             "objective, or more epochs."
         )
-    took = min(trial.used for trial in first)
+    used = min(trial.used for trial in first)
     scale = expected(load) / expected(first[0].load)
-    return max(LEAST_EPOCHS, round(body.share * took / EARLY * scale))
+    return max(LEAST_EPOCHS, round(body.share * used / EARLY * scale))
 
 
-def _written(
+def _write(
     model: Model,
     examples: Sequence[Example],
     config: WriteConfig,
@@ -290,22 +266,23 @@ def _written(
     run: Path,
     on_epoch: Callable[[Epoch], None],
 ) -> list[tuple[int, int, float]]:
-    """Answers reproduced exactly, epochs and seconds of one stacked write, by rank."""
+    """Exact answers, epochs and seconds of one stacked write, by rank."""
     loras = [replace(config.lora, rank=rank, seed=config.seed) for rank in ranks]
     jobs = [Job(examples, replace(config, lora=lora)) for lora in loras]
-    done = write_all(model, jobs, run=run, on_epoch=lambda job, e: None if job else on_epoch(e))
+    results = write_all(model, jobs, run=run, on_epoch=lambda job, e: None if job else on_epoch(e))
     rows = [model.render(e.prompt, e.completion) for e in examples if e.kind != DECLINED]
-    found = []
-    for rank, written in zip(ranks, done, strict=True):
+    outcomes = []
+    for rank, written in zip(ranks, results, strict=True):
         if isinstance(written, Diverged):
             raise ModelError(f"calibrating at rank {rank}, {written.why}")
         with model.using(written.adapter):
             n_exact = sum(token.exact for token in trace(model, rows))
-        found.append((n_exact, len(written.epochs), written.epochs[-1].seconds))
-    return found
+        outcomes.append((n_exact, len(written.epochs), written.epochs[-1].seconds))
+    return outcomes
 
 
-# -- on disk -------------------------------------------------------------------------------------
+def _trials(rows: Sequence[Mapping[str, Any]]) -> tuple[Trial, ...]:
+    return tuple(Trial(**{**row, "load": Load(**row["load"])}) for row in rows)
 
 
 @contextmanager
@@ -321,22 +298,30 @@ def _alone(folder: Path) -> Iterator[None]:
         raise Locked(f"another process is calibrating in {folder}; wait for it to end.") from error
     except OSError as error:
         raise StorageError(
-            f"{folder} could not be written: {error}; check space and permissions, or set {CACHE}."
+            f"{folder} cannot be written: {error}; check space and permissions, or set {CACHE}."
         ) from error
 
 
-def _trials(kept: Mapping[str, Any], path: Path) -> list[Trial]:
-    try:
-        return [_trial(row) for row in kept["trials"]]
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{path} is damaged ({error}); delete it and calibrate again.") from error
-
-
-def _trial(row: Mapping[str, Any]) -> Trial:
-    return Trial(**{**row, "load": Load(**row["load"])})
-
-
 # -- made-up facts -------------------------------------------------------------------------------
+
+
+def made_up(body: Body) -> Knowledge:
+    """The facts of a body, the same every time."""
+    rng = random.Random(f"calibration-{body.name}")
+    answer, parts = KINDS[body.kind], KEYS[body.keys](rng, body.n_facts)
+    asks, topics = (ENTRY, ("entry",)) if body.keys == "entries" else (ASKS, TOPICS)
+    facts: dict[tuple[str, str], str] = {}
+    while len(facts) < body.n_facts:
+        names = [rng.choice(part) for part in parts] or [_name(rng, 3), _name(rng, 2)]
+        facts.setdefault((rng.choice(topics), " ".join(names)), answer(rng))
+    return Knowledge(
+        facts=tuple(
+            # One id for all forms, which share an answer.
+            Fact(f"{subject}, {topic}", form.format(s=subject, t=topic), reply)
+            for (topic, subject), reply in facts.items()
+            for form in asks[: body.forms]
+        )
+    )
 
 
 def _name(rng: random.Random, n: int) -> str:

@@ -1,20 +1,20 @@
-"""Plan: what is to be written and how much of it must come back, into a rank, before training.
+"""Plan: what is to be written and how much of it must be recalled, turned into a rank beforehand.
 
     load, forecast, shape of the adapter  ->  rank, memories, bytes, minutes, predicted recall
 
-Bodies of knowledge are harder or easier to write than their numbers say, at all ranks alike. So the
-rank that is planned is the smallest that does where any does, as far as a chance of `ENOUGH` goes;
-whether any does is said beside it. Where not even the largest rank reaches the wanted recall with
-the chance `SURE`, the load is cut into several memories or, if it is small, more epochs are
-advised. What is predicted is the share of answers reproduced exactly as trained. Recall in other
-words than trained is not predicted: a write verifies it.
+Bodies of facts are harder or easier than their numbers say, at all ranks alike. So the planned rank
+is the smallest with the share `ENOUGH` of the largest rank's chance of the wanted recall. Where
+even the largest rank's chance is below `SURE`, a large load is split into several memories and for
+a small one more epochs are advised. Predicted is the share of answers reproduced exactly as
+trained; recall in other words is not predicted but verified by a write.
 
-This room knows forecasts and the sizes of layers; it knows nothing of folders.
+Knows forecasts and the sizes of layers; nothing of folders.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -30,30 +30,30 @@ from lorewright.training.config import WriteConfig
 from lorewright.training.loop import write
 
 WANTED = 0.95
-"""Share of the answers that must come back exactly, unless another is asked for."""
+"""Share of the answers that must be reproduced exactly, by default."""
 SURE = 0.8
-"""Chance of that with which a plan counts as enough."""
-ENOUGH = 0.6
-"""Of the largest rank's chance; the planned rank has as much."""
+"""A plan with this chance of the wanted recall is likely enough."""
+ENOUGH = 0.5
+"""Of the largest rank's chance; the planned rank has at least as much."""
+NEAR = 0.03
+"""Or it needs at most so much longer than the largest: more rank would hardly help."""
 CONFIDENCE = 0.9
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 320, 512)
 ENGINES: Mapping[str, tuple[int, ...]] = {"vllm": (8, 16, 32, 64, 128, 256, 320, 512)}
 """Ranks that a serving engine can be started for; an adapter runs under the next one above."""
 WANTED_OF_WRITE, LEAST_WRITTEN = 0.99, 8
-"""What a write plans for: rank 8 at least, since engines reserve its room for any smaller one."""
+"""What a write plans for: rank 8 at least, since engines reserve its space for any smaller one."""
 ENOUGH_TO_WRITE = 0.9
-"""The same for a write, which is to succeed rather than to be small."""
+"""ENOUGH for a write, which is to succeed rather than to be small."""
 FIXED_RANK = 8
 """Of a write whose base and recipe have no calibration."""
 LEAST_PART = 50
-"""Answers; smaller loads are not cut into several memories."""
+"""Answers; smaller loads are not split into several memories."""
 MOST_MEMORIES = 64
-NEAR = 0.03
-"""Or it takes at most so much longer than the largest: more rank would hardly help."""
 MOST_EPOCHS = 16
-"""Times the budget: as far as more epochs are looked for."""
+"""Times the budget: the largest one that is advised."""
 PACE_ROWS, PACE_EPOCHS = 32, 3
-"""A pace is measured on so many examples and epochs."""
+"""Examples and epochs on which the time of an epoch is measured."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,9 @@ class Shape:
     largest: int
     """A larger rank than this adds nothing to any layer."""
 
-    def n_parameters(self, rank: int) -> int:
-        """Of one adapter."""
-        return rank * self.n_values
-
     def n_bytes(self, rank: int) -> int:
         """Of one adapter's safetensors file: float32, and a header of some 64 bytes a tensor."""
-        return 4 * self.n_parameters(rank) + 64 * self.n_tensors + self.name_bytes
+        return 4 * rank * self.n_values + 64 * self.n_tensors + self.name_bytes
 
 
 @dataclass(frozen=True)
@@ -92,12 +88,12 @@ class Option:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to write, and what is expected to come of it."""
+    """What to write, and what is expected of it."""
 
     rank: int
     n_memories: int
     recall: Interval
-    """Share of answers that one run reproduces exactly, with the interval in which it lies."""
+    """Median and interval of the share of answers that one run reproduces exactly."""
     chance: float
     """Of the wanted recall."""
     wanted: float
@@ -114,7 +110,7 @@ class Plan:
     """The rank that each engine must be started for; None: it takes none as large."""
     notes: tuple[str, ...]
     seconds: float | None = None
-    """Training time of all memories as expected, at the pace measured; None: not measured."""
+    """Expected training time of all memories at the measured pace; None: not measured."""
     most_seconds: float | None = None
     """The same if every epoch of the budget is used."""
 
@@ -153,39 +149,46 @@ def make(
     ranks: Sequence[int] = RANKS,
     enough: float = ENOUGH,
 ) -> Plan:
-    """Return the plan for a load.
+    """Plan a load: the smallest rank with `enough` of the largest rank's chance.
 
-    The rank is the smallest with `enough` of the largest one's chance, or where a larger one would
-    hardly help. Raises ConfigError for a wanted recall that is no share, or ranks of which none
-    fits the base.
+    Raises ConfigError for a wanted recall that is no share, or ranks of which none fits the base.
     """
     if not 0 < wanted < 1:
         raise ConfigError(
-            f"a recall of {wanted} was asked for; give a share between 0 and 1, such as {WANTED}."
+            f"the wanted recall is {wanted}; give a share between 0 and 1, such as {WANTED}."
         )
     fitting = sorted({rank for rank in ranks if 1 <= rank <= shape.largest})
     if not fitting:
         raise ConfigError(
-            f"ranks {list(ranks)} were asked for; the adapted layers take 1 to {shape.largest}."
+            f"none of the ranks {list(ranks)} fits; the adapted layers take 1 to {shape.largest}."
         )
-    most = max(1, min(MOST_MEMORIES, load.n_answers // LEAST_PART))
-    n_memories = next(
-        (
-            n
-            for n in range(1, most + 1)
-            if forecast.chance(load.part(n), fitting[-1], epochs, wanted) >= SURE
-        ),
-        1,
-    )
+    largest = fitting[-1]
+    splits = range(1, max(1, min(MOST_MEMORIES, load.n_answers // LEAST_PART)) + 1)
+    likely = (n for n in splits if forecast.chance(load.part(n), largest, epochs, wanted) >= SURE)
+    n_memories = next(likely, 1)
     part = load.part(n_memories)
     options = tuple(
-        _option(part, forecast, shape, rank, epochs, wanted, n_memories) for rank in fitting
+        Option(
+            rank,
+            forecast.predict(part, rank, epochs, confidence=CONFIDENCE),
+            forecast.chance(part, rank, epochs, wanted),
+            n_memories * shape.n_bytes(rank),
+        )
+        for rank in fitting
     )
-    if n_memories > 1:  # it was split so that some rank is sure
+    if n_memories > 1:  # it was split so that some rank is likely enough
         chosen = next(option for option in options if option.chance >= SURE)
     else:
-        chosen = _choose(options, part, forecast, epochs, wanted, enough)
-    return Plan(
+        # Logarithms order ranks even where all are hopeless.
+        least = forecast.log_chance(part, largest, epochs, wanted) + math.log(enough)
+        longest = (1 + NEAR) * forecast.needs(part, largest)
+        chosen = next(
+            option
+            for option in options
+            if forecast.log_chance(part, option.rank, epochs, wanted) >= least
+            or forecast.needs(part, option.rank) <= longest
+        )
+    plan = Plan(
         chosen.rank,
         n_memories,
         chosen.recall,
@@ -194,21 +197,22 @@ def make(
         CONFIDENCE,
         epochs,
         load,
-        shape.n_parameters(chosen.rank),
+        chosen.rank * shape.n_values,
         chosen.n_bytes,
         options,
-        {name: engine_rank(chosen.rank, known) for name, known in ENGINES.items()},
-        _notes(part, forecast, chosen, options, epochs, wanted, n_memories),
+        {name: engine_rank(chosen.rank, sizes) for name, sizes in ENGINES.items()},
+        (),
     )
+    return replace(plan, notes=_notes(plan, part, forecast))
 
 
 def timed(plan: Plan, forecast: Forecast, seconds_per_example: float) -> Plan:
     """The plan with its training time, at so many seconds an example and epoch."""
     n_examples = plan.load.n_examples + plan.load.n_declined
     need = forecast.stop * forecast.needs(plan.load.part(plan.n_memories), plan.rank)
-    each = seconds_per_example * n_examples
+    epoch = seconds_per_example * n_examples
     return replace(
-        plan, seconds=each * min(plan.epochs, math.ceil(need)), most_seconds=each * plan.epochs
+        plan, seconds=epoch * min(plan.epochs, math.ceil(need)), most_seconds=epoch * plan.epochs
     )
 
 
@@ -224,13 +228,16 @@ def shape_of(model: Model, lora: LoraConfig) -> Shape:
 
 
 def pace(model: Model, examples: Sequence[Example], config: WriteConfig) -> float:
-    """Seconds that one example takes in one epoch, by a short write of some; the base is as before.
+    """Seconds of one example in one epoch, measured by a short write; the base stays as it was.
 
     Stacked or on another machine it differs.
     """
     step = max(1, len(examples) // PACE_ROWS)
-    brief = replace(config, epochs=PACE_EPOCHS, objective=_cheap(config.objective))
-    written = write(model, examples[::step], brief)
+    # Distillation takes the same time a step, but would run the teacher first.
+    objective = "sft" if config.objective == "distill" else config.objective
+    written = write(
+        model, examples[::step], replace(config, epochs=PACE_EPOCHS, objective=objective)
+    )
     first, last = written.epochs[0], written.epochs[-1]
     if last is first:
         return first.seconds / max(1, first.n_trained)
@@ -238,125 +245,67 @@ def pace(model: Model, examples: Sequence[Example], config: WriteConfig) -> floa
     return (last.seconds - first.seconds) / max(1, n_trained)
 
 
-def engine_rank(rank: int, known: Sequence[int]) -> int | None:
-    """The smallest rank of an engine under which an adapter of this one runs; None: there is none.
+def engine_rank(rank: int, sizes: Sequence[int]) -> int | None:
+    """The smallest of an engine's ranks under which an adapter runs; None: there is none.
 
     >>> engine_rank(2, ENGINES["vllm"])
     8
     """
-    return min((size for size in known if size >= rank), default=None)
+    return min((size for size in sizes if size >= rank), default=None)
 
 
 def table(plan: Plan) -> list[tuple[str, ...]]:
-    """The ranks that were weighed, as rows for a terminal, the header first."""
-    head = ("rank", "predicted recall", f"chance of {plan.wanted:g}", "MB", "")
-    return [
-        head,
-        *(
-            (
-                str(option.rank),
-                _interval(option.recall),
-                f"{option.chance:.2f}",
-                f"{option.n_bytes / 1e6:.2f}",
-                "planned" if option.rank == plan.rank else "",
-            )
-            for option in plan.options
-        ),
+    """The ranks that were compared, as rows for a terminal, the header first."""
+    rows: list[tuple[str, ...]] = [
+        ("rank", "predicted recall", f"chance of {plan.wanted:g}", "MB", "")
     ]
+    for option in plan.options:
+        chance, size = f"{option.chance:.2f}", f"{option.n_bytes / 1e6:.2f}"
+        mark = "planned" if option.rank == plan.rank else ""
+        rows.append((str(option.rank), _interval(option.recall), chance, size, mark))
+    return rows
 
 
-def _option(
-    part: Load,
-    forecast: Forecast,
-    shape: Shape,
-    rank: int,
-    epochs: int,
-    wanted: float,
-    n_memories: int,
-) -> Option:
-    return Option(
-        rank,
-        forecast.predict(part, rank, epochs, confidence=CONFIDENCE),
-        forecast.chance(part, rank, epochs, wanted),
-        n_memories * shape.n_bytes(rank),
-    )
-
-
-def _choose(
-    options: Sequence[Option],
-    load: Load,
-    forecast: Forecast,
-    epochs: int,
-    wanted: float,
-    enough: float,
-) -> Option:
-    """The smallest rank with enough of the largest one's chance, or that takes hardly longer."""
-    largest = options[-1].rank
-    least = forecast.log_chance(load, largest, epochs, wanted) + math.log(enough)
-    soon = (1 + NEAR) * forecast.needs(load, largest)
-    return next(
-        option
-        for option in options
-        if forecast.log_chance(load, option.rank, epochs, wanted) >= least
-        or forecast.needs(load, option.rank) <= soon
-    )
-
-
-def _notes(
-    part: Load,
-    forecast: Forecast,
-    chosen: Option,
-    options: Sequence[Option],
-    epochs: int,
-    wanted: float,
-    n_memories: int,
-) -> tuple[str, ...]:
+def _notes(plan: Plan, part: Load, forecast: Forecast) -> tuple[str, ...]:
     """What the numbers do not say, in sentences."""
     notes = []
-    if n_memories > 1:
+    if plan.n_memories > 1:
         notes.append(
-            f"One memory does not hold it: split into {n_memories} of about {part.n_answers} "
-            "answers each."
+            f"One memory does not hold it: split into {plan.n_memories} of about "
+            f"{part.n_answers} answers each."
         )
-    sure = next((option for option in options if option.chance >= SURE), None)
-    if chosen.chance < SURE and sure is not None:
+    likely = next((option for option in plan.options if option.chance >= SURE), None)
+    if not plan.reaches and likely is not None:
         notes.append(
-            f"Rank {chosen.rank} reaches {wanted:g} with a chance of {chosen.chance:.2f}; to be "
-            f"surer take rank {sure.rank} (chance {sure.chance:.2f})."
+            f"Rank {plan.rank} reaches {plan.wanted:g} with a chance of {plan.chance:.2f}; to be "
+            f"surer take rank {likely.rank} (chance {likely.chance:.2f})."
         )
-    elif chosen.chance < SURE:
-        more = _enough(part, forecast, chosen.rank, epochs, wanted)
+    elif not plan.reaches:
+        more = _enough_epochs(plan, part, forecast)
         advice = f"{more} epochs would" if more else "neither would many more epochs"
-        notes.append(f"No rank reaches {wanted:g} surely in {epochs} epochs; {advice}.")
-    outside = forecast.extrapolates(part, chosen.rank)
+        notes.append(f"No rank reaches {plan.wanted:g} surely in {plan.epochs} epochs; {advice}.")
+    outside = forecast.extrapolates(part, plan.rank)
     if outside:
-        said = ", ".join(outside)
-        notes.append(f"Beyond what was calibrated, so less sure than it says: {said}.")
+        notes.append(
+            f"Beyond what was calibrated, so less sure than it says: {', '.join(outside)}."
+        )
     notes.append("Predicted is recall as trained; recall in other words is verified by the write.")
     return tuple(notes)
 
 
-def _enough(part: Load, forecast: Forecast, rank: int, epochs: int, wanted: float) -> int | None:
-    """The smallest budget of epochs that is likely to do; None: not MOST_EPOCHS times as many."""
-    low, high = epochs, MOST_EPOCHS * epochs
-    if forecast.chance(part, rank, high, wanted) < SURE:
-        return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        if forecast.chance(part, rank, middle, wanted) < SURE:
-            low = middle
-        else:
-            high = middle
-    return high
+def _enough_epochs(plan: Plan, part: Load, forecast: Forecast) -> int | None:
+    """The smallest budget of epochs that is likely enough; None: not MOST_EPOCHS times as many."""
+
+    def likely(epochs: int) -> bool:
+        return forecast.chance(part, plan.rank, epochs, plan.wanted) >= SURE
+
+    budgets = range(plan.epochs, MOST_EPOCHS * plan.epochs + 1)
+    first = bisect_left(budgets, True, key=likely)
+    return budgets[first] if first < len(budgets) else None
 
 
-def _cheap(objective: str) -> str:
-    """An objective that takes the same time a step and needs no teacher's word first."""
-    return "sft" if objective == "distill" else objective
-
-
-def _interval(found: Interval) -> str:
-    return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
+def _interval(interval: Interval) -> str:
+    return f"{interval.value:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
 
 
 def _minutes(seconds: float) -> str:

@@ -1,9 +1,8 @@
-"""Claims about the forecast: it finds the curve that trials came from, holds new knowledge in its
-intervals, and never promises less for more rank, more for more facts, or surety that it has not."""
+"""Claims about the forecast: it recovers the curve that trials came from, its intervals cover new
+bodies of facts, and it never promises less for more rank or more for more facts."""
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 from typing import Any
@@ -12,13 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.forecasts import FORECAST
 
 from lorewright.errors import ConfigError, DataError
-from lorewright.law.forecast import CENTRE, CONSTANTS, Forecast, Load, Trial, expected, fit
+from lorewright.law.forecast import Forecast, Load, Trial, expected, fit
 
-TRUE = dict(zip(CONSTANTS, CENTRE, strict=True)) | {"T0": 22.0, "h": 0.6}
-NOTHING = ((0.0,) * len(CONSTANTS),) * len(CONSTANTS)
-TRUTH = Forecast(TRUE, 0.1, 1.2, (8, 64), (25, 120), (1, 5), (1, 3), (1, 8), 1, NOTHING)
+TRUTH = replace(FORECAST, constants=(8.0, 22.0, 0.15, 0.6, 0.6, 0.3, 4000.0))
 LOADS = [
     Load(n, n * forms, 6 * n, n * nats, declined)
     for n, forms, nats, declined in (
@@ -38,17 +36,17 @@ SHARES = (1.0, 1.2, 0.95, 1.1, 1.05, 1.2, 1.1, 0.9, 1.3, 1.0)
 
 
 def body(load: Load, share: float, rng: np.random.Generator) -> list[Trial]:
-    """Runs as the true curve has them: a factor on T of the knowledge, then answers one by one."""
+    """Runs of the true curve: a factor on T for the body, then answers fail independently."""
     epochs = max(2, round(share * TRUTH.needs(load, 8)))
-    own = TRUTH.spread * rng.standard_normal()
-    found = []
+    z = TRUTH.spread * rng.standard_normal()
+    group = f"{load.n_answers}-{load.nats:.0f}-{share}"
+    runs = []
     for rank in (1, 2, 8):
-        logit = TRUE["kappa"] * (math.log(epochs / TRUTH.needs(load, rank)) + own)
+        logit = TRUTH.constants[0] * (math.log(epochs / TRUTH.needs(load, rank)) + z)
         n_exact = int(rng.binomial(load.n_examples, 1 / (1 + math.exp(-logit))))
         used = epochs if n_exact < load.n_examples else max(1, round(0.9 * epochs))
-        group = f"{load.n_answers}-{load.nats:.0f}-{share}"
-        found.append(Trial(load, rank, epochs, n_exact, used, group))
-    return found
+        runs.append(Trial(load, rank, epochs, n_exact, used, group))
+    return runs
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +72,7 @@ ranks = st.sampled_from([1, 2, 4, 8, 16, 64, 512])
 budgets = st.integers(1, 400)
 
 
-def test_intervals_hold_nine_in_ten_new_bodies_and_are_not_everything(forecast: Forecast) -> None:
+def test_intervals_cover_nine_in_ten_new_bodies_and_are_not_everything(forecast: Forecast) -> None:
     rng = np.random.default_rng(7)
     runs = [
         run
@@ -82,27 +80,26 @@ def test_intervals_hold_nine_in_ten_new_bodies_and_are_not_everything(forecast: 
         for share in (0.8, 0.9, 1.0, 1.1, 1.2, 1.5)
         for run in body(Load(n, n * forms, 6 * n, n * nats, declined), share, rng)
     ]
-    told = [forecast.predict(run.load, run.rank, run.epochs) for run in runs]
-    held = [
-        found.low <= run.n_exact / run.load.n_examples <= found.high
-        for found, run in zip(told, runs, strict=True)
-    ]
-    assert np.mean(held) >= 0.85
-    assert np.mean([found.high - found.low for found in told]) < 0.75
+    intervals = [forecast.predict(run.load, run.rank, run.epochs) for run in runs]
+    pairs = zip(intervals, runs, strict=True)
+    assert np.mean([each.low <= run.share <= each.high for each, run in pairs]) >= 0.85
+    assert np.mean([each.high - each.low for each in intervals]) < 0.75
 
 
-def test_bodies_that_the_others_do_not_foretell_widen_the_intervals(trials: list[Trial]) -> None:
+def test_bodies_that_the_others_do_not_predict_widen_the_intervals(trials: list[Trial]) -> None:
     late = {trials[i].group for i in (3, 15, 24)}
     worse = [replace(t, n_exact=0, used=t.epochs) if t.group in late else t for t in trials]
-    wide, usual = fit(worse), fit(trials)
-    assert wide.spread > 1.5 * usual.spread
+    assert fit(worse).spread > 1.5 * fit(trials).spread
 
 
-def test_the_curve_is_found_again(forecast: Forecast) -> None:
+def test_the_fit_recovers_the_curve_and_repeats_itself(
+    trials: list[Trial], forecast: Forecast
+) -> None:
     for load in (*LOADS, Load(40, 40, 240, 40 * 80)):
         for rank in (1, 4):
-            ratio = forecast.needs(load, rank) / TRUTH.needs(load, rank)
-            assert 0.85 < ratio < 1.18
+            away = math.log(forecast.needs(load, rank) / TRUTH.needs(load, rank))
+            assert abs(away) < 2.5 * TRUTH.spread  # ten bodies fix seven constants
+    assert fit(trials) == forecast
 
 
 def test_an_interval_is_wide_where_runs_differ_and_narrow_where_all_succeed(
@@ -115,94 +112,62 @@ def test_an_interval_is_wide_where_runs_differ_and_narrow_where_all_succeed(
     assert sure.low > 0.97 and forecast.chance(load, 4, 4 * need, 0.95) > 0.97
 
 
-def test_hopeless_ranks_are_told_apart(forecast: Forecast) -> None:
+def test_log_chances_order_hopeless_ranks(forecast: Forecast) -> None:
     load = Load(300, 300, 3000, 300 * 200.0)
     small, large = (forecast.log_chance(load, rank, 2, 0.95) for rank in (1, 8))
     assert -math.inf < small < large < -30
 
 
 @given(loads, ranks, budgets, st.floats(0.05, 0.85), st.floats(0.05, 0.1))
-def test_an_interval_that_is_to_be_surer_is_never_narrower(
+def test_more_confidence_never_narrows_an_interval(
     forecast: Forecast, load: Load, rank: int, epochs: int, confidence: float, more: float
 ) -> None:
     narrow = forecast.predict(load, rank, epochs, confidence=confidence)
     wide = forecast.predict(load, rank, epochs, confidence=confidence + more)
-    assert wide.low <= narrow.low <= narrow.high <= wide.high
+    assert 0 <= wide.low <= narrow.low <= narrow.value <= narrow.high <= wide.high <= 1
 
 
-@given(loads, st.integers(1, 500))
-def test_what_is_trained_beside_the_answers_never_takes_more_epochs(
-    forecast: Forecast, load: Load, more: int
+@given(loads, ranks, ranks, budgets, budgets, st.integers(0, 500))
+def test_more_rank_epochs_or_examples_beside_never_promise_less(
+    forecast: Forecast, load: Load, rank: int, more: int, epochs: int, longer: int, beside: int
 ) -> None:
-    beside = replace(load, n_declined=load.n_declined + more)
-    assert forecast.needs(beside, 4) <= forecast.needs(load, 4)
-    assert forecast.chance(beside, 4, 20, 0.9) >= forecast.chance(load, 4, 20, 0.9)
+    def promise(load: Load, rank: int, epochs: int) -> np.ndarray[Any, Any]:
+        chance = forecast.chance(load, rank, epochs, 0.9)
+        return np.array(
+            [*forecast.predict(load, rank, epochs), chance, 1 / forecast.needs(load, rank)]
+        )
 
-
-@given(loads, ranks, ranks, budgets)
-def test_a_larger_rank_never_promises_less(
-    forecast: Forecast, load: Load, a: int, b: int, epochs: int
-) -> None:
-    low, high = sorted((a, b))
-    small, large = (forecast.predict(load, rank, epochs) for rank in (low, high))
-    assert small.low <= large.low and small.value <= large.value and small.high <= large.high
-    assert forecast.chance(load, low, epochs, 0.9) <= forecast.chance(load, high, epochs, 0.9)
-    assert forecast.needs(load, low) >= forecast.needs(load, high)
+    less = promise(load, min(rank, more), min(epochs, longer))
+    wider = replace(load, n_declined=load.n_declined + beside)
+    assert (promise(load, max(rank, more), min(epochs, longer)) >= less).all()
+    assert (promise(load, min(rank, more), max(epochs, longer)) >= less).all()
+    assert (promise(wider, min(rank, more), min(epochs, longer)) >= less).all()
 
 
 @given(loads, st.integers(2, 9), ranks, budgets)
-def test_more_of_the_same_facts_never_come_back_more_surely(
+def test_more_of_the_same_facts_are_never_recalled_more_surely(
     forecast: Forecast, load: Load, times: int, rank: int, epochs: int
 ) -> None:
     n_answers, n_examples = times * load.n_answers, times * load.n_examples
     more = Load(n_answers, n_examples, 9999999, times * load.nats, times * load.n_declined)
-    assert forecast.chance(more, rank, epochs, 0.9) <= forecast.chance(load, rank, epochs, 0.9)
-
-
-@given(loads, ranks, budgets, budgets)
-def test_more_epochs_never_promise_less(
-    forecast: Forecast, load: Load, rank: int, a: int, b: int
-) -> None:
-    low, high = sorted((a, b))
-    assert forecast.predict(load, rank, low).value <= forecast.predict(load, rank, high).value
-
-
-@given(loads, ranks, budgets)
-def test_a_prediction_is_a_share_inside_its_interval(
-    forecast: Forecast, load: Load, rank: int, epochs: int
-) -> None:
-    found = forecast.predict(load, rank, epochs)
-    assert 0 <= found.low <= found.value <= found.high <= 1
+    # Features are ratios of rounded sums, so equal ones may differ in the last bit.
+    assert forecast.needs(more, rank) >= forecast.needs(load, rank) * (1 - 1e-12)
 
 
 @given(loads, st.integers(1, 60))
 def test_parts_of_a_load_are_loads_and_hold_all_of_it(load: Load, n: int) -> None:
     part = load.part(n)
-    assert part.n_answers * n >= load.n_answers
-    assert part.n_answers <= load.n_answers and part.n_examples <= load.n_examples
-    assert part.nats_per_answer == pytest.approx(load.nats_per_answer)
-    assert part.n_declined <= load.n_declined
+    assert load.n_answers <= part.n_answers * n and part.n_answers <= load.n_answers
+    assert part.n_examples <= load.n_examples and part.n_declined <= load.n_declined
+    assert part.nats / part.n_answers == pytest.approx(load.nats / load.n_answers)
     assert load.part(1).n_examples == load.n_examples
 
 
-def test_it_says_what_lies_beyond_the_trials(forecast: Forecast) -> None:
+def test_what_lies_beyond_the_trials_is_named(forecast: Forecast) -> None:
     assert forecast.extrapolates(LOADS[2], 4) == ()
-    said = forecast.extrapolates(Load(900, 900, 9000, 900 * 55.0, 9000), 64)
-    assert len(said) == 3 and "answers 900" in said[0] and "rank 64" in said[2]
-    assert "examples for one asked 11" in said[1]
-
-
-def test_a_forecast_survives_the_disk(forecast: Forecast) -> None:
-    again = Forecast.from_json(json.loads(json.dumps(forecast.to_json())))
-    assert again == forecast
-    assert again.predict(LOADS[0], 2, 20) == forecast.predict(LOADS[0], 2, 20)
-    for damage in ({"constants": {}}, {"spread": None}, {"ranks": []}):
-        with pytest.raises(DataError, match="calibrate again"):
-            Forecast.from_json(forecast.to_json() | damage)
-
-
-def test_the_same_trials_give_the_same_forecast(trials: list[Trial], forecast: Forecast) -> None:
-    assert fit(trials) == forecast
+    outside = forecast.extrapolates(Load(900, 900, 9000, 900 * 55.0, 9000), 64)
+    assert len(outside) == 3 and "answers 900" in outside[0] and "rank 64" in outside[2]
+    assert "examples a question 11" in outside[1]
 
 
 def test_trials_that_do_not_say_when_a_write_fails_are_refused(trials: list[Trial]) -> None:
@@ -213,22 +178,22 @@ def test_trials_that_do_not_say_when_a_write_fails_are_refused(trials: list[Tria
 
 
 @pytest.mark.parametrize(
-    ("numbers", "says"),
+    ("numbers", "message"),
     [
         ((0, 1, 1, 1.0), "needs an example and a token"),
         ((5, 4, 9, 1.0), "needs an example and a token"),
         ((5, 5, 4, 1.0), "needs an example and a token"),
         ((5, 5, 5, 0.0), "nats"),
         ((5, 5, 5, math.nan), "nats"),
-        ((5, 5, 5, 9.0, -1), "declined"),
+        ((5, 5, 5, 9.0, -1), "decline"),
     ],
 )
-def test_loads_that_no_knowledge_has_are_refused(numbers: tuple[Any, ...], says: str) -> None:
-    with pytest.raises(DataError, match=says):
+def test_loads_that_no_knowledge_has_are_refused(numbers: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(DataError, match=message):
         Load(*numbers)
 
 
-def test_wrong_questions_are_refused(forecast: Forecast) -> None:
+def test_arguments_out_of_range_are_refused(forecast: Forecast) -> None:
     load = LOADS[0]
     for rank, epochs in ((0, 5), (4, 0)):
         with pytest.raises(ConfigError, match="above 0"):
@@ -240,10 +205,10 @@ def test_wrong_questions_are_refused(forecast: Forecast) -> None:
     with pytest.raises(ConfigError, match="at least 1"):
         load.part(0)
     for broken in ({"rank": 0}, {"used": 0}, {"used": 99}, {"n_exact": 999}):
-        with pytest.raises(DataError):
+        with pytest.raises(DataError, match="within bounds"):
             replace(Trial(load, 2, 20, 3, 20, "a"), **broken)
 
 
-def test_a_load_is_expected_to_take_longer_for_longer_answers_and_sooner_for_more_forms() -> None:
+def test_a_load_is_expected_to_take_longer_for_longer_answers_and_shorter_for_more_forms() -> None:
     assert expected(LOADS[4]) > expected(LOADS[0])
     assert expected(LOADS[6]) < expected(Load(16, 16, 96, 16 * 55.0, 32))

@@ -63,7 +63,7 @@ loads = st.builds(load, st.integers(1, 400), st.floats(5, 300))
 def test_more_of_the_same_never_needs_a_smaller_rank(
     some: Load, times: int, epochs: int, wanted: float
 ) -> None:
-    more = load(times * some.n_answers, some.nats_per_answer)
+    more = load(times * some.n_answers, some.nats / some.n_answers)
     small = make(some, FORECAST, SHAPE, epochs=epochs, wanted=wanted)
     large = make(more, FORECAST, SHAPE, epochs=epochs, wanted=wanted)
     assert large.n_memories >= small.n_memories or not large.reaches

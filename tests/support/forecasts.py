@@ -1,21 +1,18 @@
-"""What several test modules share: forecasts."""
+"""A forecast to plan with, without a calibration."""
 
 from __future__ import annotations
 
-from lorewright.law.forecast import CENTRE, CONSTANTS, Forecast
-
-NOTHING = ((0.0,) * len(CONSTANTS),) * len(CONSTANTS)
-
+from lorewright.law.forecast import PRIOR, Forecast
 
 FORECAST = Forecast(
-    dict(zip(CONSTANTS, CENTRE, strict=True)),
+    tuple(centre for centre, _ in PRIOR.values()),
     0.1,
     1.2,
-    (8, 64),
-    (20, 130),
-    (1, 5),
-    (1, 4),
-    (1, 8),
-    33,
-    NOTHING,
+    {
+        "answers": (8, 64),
+        "nats an answer": (20, 130),
+        "forms an answer": (1, 5),
+        "examples a question": (1, 4),
+        "rank": (1, 8),
+    },
 )
