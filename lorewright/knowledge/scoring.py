@@ -8,6 +8,7 @@ Papers: Wilson 1927 (intervals of proportions); McNemar 1947, in its exact binom
 (bootstrap); Lin 2004 (ROUGE-L).
 """
 
+import math
 import re
 import unicodedata
 from collections import Counter
@@ -15,6 +16,8 @@ from collections.abc import Callable, Sequence
 
 from lorewright.errors import DataError
 
+SAFE_NATS = math.log(2)
+"""A token with less loss has p > 1/2: no other can win under greedy decoding."""
 Metric = Callable[[str, tuple[str, ...]], float]
 """Output and acceptable answers to a number in [0, 1]."""
 

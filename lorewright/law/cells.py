@@ -16,9 +16,7 @@ from typing import NamedTuple
 
 from lorewright.errors import DataError
 from lorewright.files import read_text
-
-L_CRIT = math.log(2.0)
-"""Nats; below this loss p > 1/2, and no other token can win under greedy decoding."""
+from lorewright.knowledge.scoring import SAFE_NATS
 
 REFERENCE_BITS = {
     "raw memorisation by whole transformers (Morris et al. 2025, arXiv 2505.24832)": 3.6,
@@ -76,7 +74,7 @@ class Cell:
     @property
     def is_saturated(self) -> bool:
         """Whether L_final <= ln 2; a cell without loss_init is taken for unsaturated."""
-        return self.loss_init is not None and self.loss_init - self.loss_drop <= L_CRIT
+        return self.loss_init is not None and self.loss_init - self.loss_drop <= SAFE_NATS
 
     @property
     def bits(self) -> float:

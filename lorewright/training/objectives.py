@@ -13,21 +13,17 @@ Paper: How LoRA Remembers (MemFT), arXiv 2605.30260.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lorewright.knowledge.scoring import SAFE_NATS
 from lorewright.models.nats import token_nats
 
 Weighting = Callable[[Tensor, Tensor], Tensor]
 """(loss_BT in nats, correct_BT) -> weight_BT, detached."""
-
-SAFE_NATS = math.log(2)
-"""Below this loss p > 1/2, and no other token can win under greedy decoding."""
-
 
 EPS = 1e-8
 KAPPA = 10.0  # slope of the window weighting around SAFE_NATS, per nat

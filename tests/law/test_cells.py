@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from lorewright.errors import DataError
-from lorewright.law.cells import L_CRIT, Cell, by_group, capacity, read_cells, stored_bits
+from lorewright.knowledge.scoring import SAFE_NATS
+from lorewright.law.cells import Cell, by_group, capacity, read_cells, stored_bits
 
 FIXTURE = Path(__file__).parents[2] / "examples" / "law_qwen_r100.csv"
 HEADER = "rank,n_answer_tokens,loss_drop\n"
@@ -112,8 +113,8 @@ def test_cell_may_have_made_the_loss_worse() -> None:
 
 
 def test_cell_is_saturated_from_ln_2_down() -> None:
-    assert Cell(1, 200, 3.0, 3.0 + L_CRIT / 2).is_saturated
-    assert not Cell(1, 200, 3.0, 3.0 + 2 * L_CRIT).is_saturated
+    assert Cell(1, 200, 3.0, 3.0 + SAFE_NATS / 2).is_saturated
+    assert not Cell(1, 200, 3.0, 3.0 + 2 * SAFE_NATS).is_saturated
     assert not Cell(1, 200, 3.0).is_saturated
 
 

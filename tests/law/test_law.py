@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorewright.errors import ConfigError, DataError
-from lorewright.law.cells import L_CRIT, Cell, by_group, read_cells
+from lorewright.knowledge.scoring import SAFE_NATS
+from lorewright.law.cells import Cell, by_group, read_cells
 from lorewright.law.curves import FORMS
 from lorewright.law.law import MemoryLaw, fit, fit_report, score, table
 
@@ -109,7 +110,7 @@ def test_saturated_runs_are_dropped_by_the_paper_and_counted() -> None:
 
 def test_one_loss_init_given_for_all_decides_on_saturation_too() -> None:
     law = fit(QWEN, "paper", loss_init=12.5, n_draws=0)
-    assert law.n_dropped == sum(12.5 - cell.loss_drop <= L_CRIT for cell in QWEN) == 1
+    assert law.n_dropped == sum(12.5 - cell.loss_drop <= SAFE_NATS for cell in QWEN) == 1
 
 
 def test_bounded_form_finds_the_constants_of_runs_that_saturate() -> None:

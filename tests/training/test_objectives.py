@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lorewright.knowledge.scoring import SAFE_NATS
 from lorewright.models.nats import chunked_nats, token_nats
 from lorewright.training.objectives import (
     FLOOR,
-    SAFE_NATS,
     WEIGHTINGS,
     WIDTH,
     Weighting,
