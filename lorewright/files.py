@@ -1,4 +1,4 @@
-"""Files, once for everybody: atomic writes, JSON and JSON lines, digests, the user's cache."""
+"""Files, once for everybody: whole writes, JSON, JSON lines, digests, locks, the user's cache."""
 
 from __future__ import annotations
 
@@ -9,12 +9,18 @@ import os
 import secrets
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lorewright.errors import DataError, StorageError
+from lorewright.errors import DataError, Locked, LorewrightError, StorageError
 
 CACHE = "LOREWRIGHT_CACHE"
+"""Environment variable that names the user's cache folder."""
+MAX_BYTES = 64 * 1024 * 1024
+"""Largest file that is read as knowledge or probes, in bytes."""
+SLUG_CHARS = 60
+LOCK_FILE = ".lock"
 
 
 def cache_folder() -> Path:
@@ -24,10 +30,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get(CACHE) or user_cache_path("lorewright", appauthor=False))
 
 
-MAX_BYTES = 64 * 1024 * 1024
-"""Largest file that is read as knowledge or probes, in bytes."""
-
-SLUG_CHARS = 60
+# --- reading -----------------------------------------------------------------------------------
 
 
 def read_text(path: Path) -> str:
@@ -37,9 +40,9 @@ def read_text(path: Path) -> str:
     UTF-8; StorageError when the disk refuses.
     """
     if not path.exists():
-        raise DataError(f"asked to read {path}; there is no such file; check the path.")
+        raise DataError(f"{path} cannot be read: there is no such file; check the path.")
     if not path.is_file():
-        raise DataError(f"asked to read {path}; it is not a regular file; give a file.")
+        raise DataError(f"{path} cannot be read: it is not a regular file; give a file.")
     try:
         n_bytes = path.stat().st_size
         if n_bytes > MAX_BYTES:
@@ -48,7 +51,7 @@ def read_text(path: Path) -> str:
             )
         text = _decode(path.read_bytes(), path)
     except OSError as error:
-        raise StorageError(f"asked to read {path}; the disk said: {error}.") from error
+        raise StorageError(f"{path} cannot be read: {error}; check the disk.") from error
     if not text.strip():
         raise DataError(f"{path} is empty; give a file with text in it.")
     return text
@@ -105,8 +108,9 @@ def jsonl_rows(
                 "quote; repair that line."
             ) from error
         if not isinstance(values, dict):
-            found = type(values).__name__
-            raise DataError(f"{path} line {number} holds a {found}; write one object per line.")
+            raise DataError(
+                f"{path} line {number} holds a {type(values).__name__}; write one object per line."
+            )
         yield Row(number, values)
 
 
@@ -119,33 +123,37 @@ def load_jsonl(path: Path) -> list[dict[str, Any]]:
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
-        raise DataError(f"asked to load {path}; there is no such file; check the path.") from error
+        raise DataError(f"{path} cannot be read: there is no such file; check the path.") from error
     except OSError as error:
-        raise StorageError(f"asked to load {path}; the disk said: {error}.") from error
+        raise StorageError(f"{path} cannot be read: {error}; check the disk.") from error
     return [row.values for row in jsonl_rows(_decode(content, path), path)]
 
 
-def dump_jsonl(rows: Iterable[Any], path: Path) -> None:
-    """Write one JSON object per line, whole or not at all (temporary name, then rename).
+def read_object(path: Path, remedy: str) -> dict[str, Any]:
+    """Return the JSON object of a file.
 
-    Rows are mappings or dataclasses. Raises DataError for what JSON or UTF-8 cannot hold,
-    StorageError when the disk refuses; the old file, if any, is then still there.
+    Raises DataError with the remedy when the file holds none, StorageError when the disk refuses.
     """
-    path = Path(path)
     try:
-        content = jsonl(rows)
-    except ValueError as error:
-        raise DataError(f"asked to write {path}; a row cannot be stored: {error}.") from error
-    store(content, path)
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StorageError(f"{path} could not be read: {error}; check the path.") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is damaged ({error}); {remedy}.") from error
+    if not isinstance(values, dict):
+        raise DataError(f"{path} is damaged (it holds no JSON object); {remedy}.")
+    return values
 
 
-def jsonl(rows: Iterable[Any]) -> bytes:
-    """Return rows as JSON lines; raises ValueError for what JSON or UTF-8 cannot hold."""
-    return "".join(_json(row, ensure_ascii=False) + "\n" for row in rows).encode()
+# --- writing -----------------------------------------------------------------------------------
 
 
 def store(content: bytes, path: Path) -> None:
-    """Write a file whole or not at all, with its folder; raises StorageError."""
+    """Write a file whole or not at all, with its folder; raises StorageError.
+
+    Temporary name, fsync, rename, fsync of the folder: once this returns, a loss of power leaves
+    the new content, and before that the old.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -158,7 +166,52 @@ def store(content: bytes, path: Path) -> None:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise StorageError(f"asked to write {path}; the disk said: {error}.") from error
+        raise StorageError(f"{path} could not be written: {error}; check the disk.") from error
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the disk record the names in a folder; file systems without that are left alone."""
+    with suppress(OSError):  # Windows opens no folder; some network file systems sync none
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def save_json(obj: object, path: Path) -> None:
+    """Write an object (plain data or dataclasses) as indented JSON, whole or not at all.
+
+    Raises DataError for what JSON cannot hold (NaN included), StorageError when the disk refuses.
+    """
+    try:
+        text = json.dumps(
+            obj, indent=2, ensure_ascii=False, allow_nan=False, default=dataclasses.asdict
+        )
+        content = (text + "\n").encode()
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{path} was not written: the record cannot be JSON: {error}.") from error
+    store(content, Path(path))
+
+
+def dump_jsonl(rows: Iterable[Any], path: Path) -> None:
+    """Write one JSON object per line, whole or not at all; rows are mappings or dataclasses.
+
+    Raises DataError for what JSON or UTF-8 cannot hold, StorageError when the disk refuses; the old
+    file, if any, is then still there.
+    """
+    path = Path(path)
+    try:
+        content = jsonl(rows)
+    except ValueError as error:
+        raise DataError(f"{path} was not written: a row cannot be stored: {error}.") from error
+    store(content, path)
+
+
+def jsonl(rows: Iterable[Any]) -> bytes:
+    """Return rows as JSON lines; raises ValueError for what JSON or UTF-8 cannot hold."""
+    return "".join(_json(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 
 def _json(obj: object, *, ensure_ascii: bool) -> str:
@@ -180,6 +233,37 @@ def _plain(obj: object) -> object:
     raise TypeError(f"a {type(obj).__name__} cannot be written as JSON")
 
 
+@contextmanager
+def locked(
+    folder: Path, *, work: str, wait_seconds: float = 0.0, remedy: str = "use another folder"
+) -> Iterator[None]:
+    """Keep other processes out of a folder for a block; the folder is created if need be.
+
+    `work` completes "another process is … FOLDER", `remedy` "wait for it to end, or …". Raises
+    Locked when another process holds it for longer than `wait_seconds`, StorageError for what the
+    disk refuses, inside the block too.
+    """
+    import filelock
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(folder / LOCK_FILE, timeout=wait_seconds):
+            yield
+    except LorewrightError:
+        raise  # many of the family are OSErrors too: a teacher's, a lock's
+    except filelock.Timeout as error:
+        raise Locked(
+            f"another process is {work} {folder}; wait for it to end, or {remedy}."
+        ) from error
+    except OSError as error:
+        raise StorageError(
+            f"{folder} could not be written: {error}; check space and permissions, or {remedy}."
+        ) from error
+
+
+# --- names -------------------------------------------------------------------------------------
+
+
 def digest(obj: object) -> str:
     """Return the sha256 of an object's canonical JSON (sorted keys, ASCII) as 64 hex digits."""
     return hashlib.sha256(_json(obj, ensure_ascii=True).encode()).hexdigest()
@@ -188,40 +272,12 @@ def digest(obj: object) -> str:
 def slug(text: str) -> str:
     """Return a name safe in file names and addresses: lower-case words joined by hyphens.
 
-    Letters of every script are kept. At most SLUG_CHARS characters: longer ones, and texts without
-    any letter, end in eight hex digits of the text's sha256, so that they stay apart.
+    Letters of every script stay. At most SLUG_CHARS characters: longer ones, and texts without any
+    letter, end in eight hex digits of the text's sha256, so that they stay apart.
     """
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    kept = (c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in folded)
-    name = "-".join("".join(kept).split())
+    chars = (c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in folded)
+    name = "-".join("".join(chars).split())
     if name and len(name) <= SLUG_CHARS:
         return name
     return f"{name[: SLUG_CHARS - 9]}-{digest(text)[:8]}".strip("-")
-
-
-def save_json(obj: object, path: Path) -> None:
-    """Write an object (plain data or dataclasses) as indented JSON, whole or not at all.
-
-    Raises DataError for what JSON cannot hold (NaN included), StorageError when the disk refuses.
-    """
-    try:
-        text = json.dumps(
-            obj, indent=2, ensure_ascii=False, allow_nan=False, default=dataclasses.asdict
-        )
-        content = (text + "\n").encode()
-    except (TypeError, ValueError) as error:
-        raise DataError(f"asked to write {path}; the record cannot be JSON: {error}.") from error
-    store(content, Path(path))
-
-
-def read_object(path: Path, remedy: str) -> dict[str, Any]:
-    """A JSON object from a file. Raises DataError with the remedy when the file holds none."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise StorageError(f"{path} could not be read: {error}; check the path.") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is damaged ({error}); {remedy}.") from error
-    if not isinstance(found, dict):
-        raise DataError(f"{path} is damaged (it holds no JSON object); {remedy}.")
-    return found

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from lorewright.adapters.adapter import HALVES
 from lorewright.errors import AdapterError, ConfigError, DataError, NoEffect
-from lorewright.routing.gate import N_CANDIDATES, Router
-from lorewright.routing.index import Hit, Part
+from lorewright.routing.gate import N_CANDIDATES
+from lorewright.routing.index import Hit, Part, Retriever
 
 Tensors = Mapping[str, Tensor]
 """Of an adapter: "<module>.lora_A.weight" (R, I), "<module>.lora_B.weight" (O, R)."""
@@ -32,7 +32,7 @@ ROUNDING = 1e-6  # of the largest singular value; below it float32 factors hold 
 
 def by_states(
     states: Mapping[str, Tensor], state_of: Callable[[str], Tensor], *, k: int = N_CANDIDATES
-) -> Router:
+) -> Retriever:
     """Return the router that ranks memories by `centroid_scores`; it never abstains.
 
     `states` as in `state_centroids`; `state_of` gives the state_H of a question, pooled alike.
@@ -47,7 +47,7 @@ def by_projection(
     *,
     project: str = "arrow",
     k: int = N_CANDIDATES,
-) -> Router:
+) -> Retriever:
     """Return the router that ranks adapters by `projection_scores`; it never abstains.
 
     `hidden_of` gives, by module, the hidden_TI that enters it in the base. Raises ConfigError for a

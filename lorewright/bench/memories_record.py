@@ -43,7 +43,6 @@ from lorewright.memory.verify import usual_metric
 from lorewright.models.model import Model
 from lorewright.recall.statistics import Estimate, mcnemar, mean_interval, paired_difference, wilson
 from lorewright.routing.ask import Answer, ask_each
-from lorewright.routing.gate import activation
 from lorewright.training.watch import Watch
 
 RECORD_FILE = "record.json"
@@ -219,7 +218,9 @@ def _routing(
         "covered": _plain(wilson(sum(map(bool, hits)), len(hits))),
         "to_the_right_one": _plain(wilson(sum(right), len(right))),
         "several": _plain(wilson(sum(len(own) > 1 for own in hits), len(hits))),
-        "false_activation": _plain(activation(chosen, [q.text for q in strange])),
+        "false_activation": _plain(
+            wilson(sum(bool(chosen(q.text)) for q in strange), len(strange))
+        ),
     }
 
 

@@ -19,8 +19,8 @@ from lorewright.adapters.adapter import Adapter
 from lorewright.adapters.targets import text_decoder
 from lorewright.bench.baselines import PROJECTIONS, by_projection, by_states
 from lorewright.models.model import Model
-from lorewright.routing.gate import Router, by_keys
-from lorewright.routing.index import Hit, Index
+from lorewright.routing.gate import N_CANDIDATES
+from lorewright.routing.index import Hit, Index, Retriever
 
 N_SAMPLES = 16
 """Trained questions by which a memory's centroid is known."""
@@ -28,7 +28,7 @@ N_SAMPLES = 16
 
 def routers(
     model: Model, index: Index, adapters: Mapping[str, Adapter], own: Mapping[str, Sequence[str]]
-) -> dict[str, Router]:
+) -> dict[str, Retriever]:
     """Return the routers by name; `own` are each memory's trained questions, ids as in the index.
 
     Text keys go by the index; states and projections run the base once a question.
@@ -37,16 +37,17 @@ def routers(
     modules = sorted({module for adapter in adapters.values() for module in adapter.modules})
     states = {memory: last_states(model, own[memory][:N_SAMPLES]) for memory in adapters}
     entering = partial(inputs, model, modules=modules)
+    by_keys = partial(index.retrieve_memories, k=N_CANDIDATES)
     return {
-        "keys": by_keys(index),
-        "keys: questions": by_keys(index, kinds=("question",)),
-        "keys: passages": by_keys(index, kinds=("passage",)),
+        "keys": by_keys,
+        "keys: questions": partial(by_keys, kinds=("question",)),
+        "keys: passages": partial(by_keys, kinds=("passage",)),
         "states": by_states(states, lambda text: last_states(model, [text])[0]),
         **{name: by_projection(tensors, entering, project=name) for name in PROJECTIONS},
     }
 
 
-def first_right(router: Router, asked: Sequence[tuple[str, str]]) -> list[bool]:
+def first_right(router: Retriever, asked: Sequence[tuple[str, str]]) -> list[bool]:
     """Whether the router's first memory is the one beside the question."""
 
     def first(hits: Sequence[Hit]) -> str:

@@ -26,17 +26,14 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import filelock
-
 from lorewright import __version__
-from lorewright.errors import ConfigError, DataError, JobFailed, Locked, StorageError
-from lorewright.files import digest, read_object, save_json
+from lorewright.errors import ConfigError, DataError, JobFailed
+from lorewright.files import digest, locked, read_object, save_json
 
 Task = Callable[[dict[str, Any]], dict[str, Any]]
 """One job to one record, both plain JSON; a function of a module, so that others can import it."""
 
 RETRIES = 2
-LOCK_FILE = ".lock"
 THREADS = "OMP_NUM_THREADS"
 """Threads a worker computes with: this variable where it is set, else its share of the cores."""
 AHEAD = 4
@@ -93,7 +90,7 @@ def run(
         raise ConfigError(f"retries is {retries}; give 0 or more.")
     paths = [record_path(records, task, job) for job in jobs]
     found: dict[Path, dict[str, Any]] = {}
-    with _alone(records):
+    with locked(records, work="sweeping into"):
         todo: dict[Path, int] = {}
         for index, path in enumerate(paths):
             if path not in found and path.exists():
@@ -153,22 +150,6 @@ def _stored(path: Path, name: str) -> dict[str, Any]:
         raise DataError(f"{path} is no record of {name}; delete it, and its job is done again.")
     record: dict[str, Any] = entry["record"]
     return record
-
-
-@contextmanager
-def _alone(records: Path) -> Iterator[None]:
-    """Keep other sweeps out of the folder."""
-    try:
-        records.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"{records} cannot be a folder of records: {error}.") from error
-    try:
-        with filelock.FileLock(records / LOCK_FILE, timeout=0):
-            yield
-    except filelock.Timeout as error:
-        raise Locked(
-            f"another sweep writes into {records}; wait for it to end, or give another folder."
-        ) from error
 
 
 def _name(task: Task) -> str:

@@ -15,8 +15,8 @@ from lorewright.cli.output import console_for, print_json, watching
 
 if TYPE_CHECKING:
     from lorewright.memory.modes import Standing
-    from lorewright.memory.route import Finding
     from lorewright.routing.ask import Answer
+    from lorewright.routing.gate import Decision
 
 Question = Annotated[str, typer.Argument(help="The question.")]
 Rate = Annotated[
@@ -120,7 +120,7 @@ def route(
         _print_finding(found)
 
 
-def _print_finding(found: Finding) -> None:
+def _print_finding(found: Decision) -> None:
     out = Console()
     shown = Table("memory", "probability", "chosen", "nearest key", box=None, pad_edge=False)
     chosen = {hit.memory for hit in found.chosen}

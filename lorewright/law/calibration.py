@@ -13,17 +13,15 @@ from __future__ import annotations
 import math
 import random
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import filelock
 import torch
 
-from lorewright.errors import DataError, Locked, LorewrightError, ModelError, StorageError
-from lorewright.files import CACHE, cache_folder, digest, read_object, save_json
+from lorewright.errors import DataError, ModelError
+from lorewright.files import CACHE, cache_folder, digest, locked, read_object, save_json
 from lorewright.knowledge.data import Example, Fact, Knowledge
 from lorewright.knowledge.lesson import LessonConfig, prepare
 from lorewright.law.forecast import Forecast, Load, Trial, expected, fit
@@ -173,7 +171,9 @@ def calibrate(
     bodies, ranks = tuple(bodies or SWEEP), tuple(ranks or RANKS)
     trials: list[Trial] = []
     seconds = 0.0
-    with _alone(folder):
+    with locked(
+        folder, work="calibrating in", wait_seconds=LOCK_SECONDS, remedy=f"set {CACHE}"
+    ):
         if fresh:
             shutil.rmtree(folder / TRIALS, ignore_errors=True)
         for i, body in enumerate(bodies):
@@ -283,23 +283,6 @@ def _write(
 
 def _trials(rows: Sequence[Mapping[str, Any]]) -> tuple[Trial, ...]:
     return tuple(Trial(**{**row, "load": Load(**row["load"])}) for row in rows)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep a second calibration of the same away."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(folder / ".lock", timeout=LOCK_SECONDS):
-            yield
-    except LorewrightError:
-        raise
-    except filelock.Timeout as error:
-        raise Locked(f"another process is calibrating in {folder}; wait for it to end.") from error
-    except OSError as error:
-        raise StorageError(
-            f"{folder} cannot be written: {error}; check space and permissions, or set {CACHE}."
-        ) from error
 
 
 # -- made-up facts -------------------------------------------------------------------------------

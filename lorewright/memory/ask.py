@@ -20,10 +20,11 @@ from lorewright.files import slug
 from lorewright.knowledge.negatives import DECLINE
 from lorewright.memory.folder import entry_of
 from lorewright.memory.modes import kept
-from lorewright.memory.route import FALSE_ACTIVATION, Finder, Finding, finder, source_of
+from lorewright.memory.route import FALSE_ACTIVATION, Finder, finder, source_of
 from lorewright.models.model import Model
 from lorewright.recall.verify import MAX_ANSWER_TOKENS
 from lorewright.routing.ask import MODES, Answer, Candidate, ask_each, prompt_of, readings_of
+from lorewright.routing.gate import Decision
 from lorewright.training.watch import Watch
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def ask_as(
 
 # -- whom to ask ---------------------------------------------------------------------------------
 
-Find = Callable[[str], Finding]
+Find = Callable[[str], Decision]
 Offer = Callable[[str, str, float | None], Candidate]
 """Question, name and probability to what there is to read of a memory."""
 
@@ -160,7 +161,7 @@ def parts_of(question: str, find: Find) -> tuple[str, ...]:
     return (question,)
 
 
-def _considered(finding: Finding) -> tuple[Candidate, ...]:
+def _considered(finding: Decision) -> tuple[Candidate, ...]:
     return tuple(Candidate(hit.memory, hit.probability) for hit in finding.hits)
 
 

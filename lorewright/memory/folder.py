@@ -14,23 +14,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import filelock
-
 from lorewright.errors import (
     ConfigError,
     DataError,
-    Locked,
-    LorewrightError,
-    StorageError,
     UnknownMemory,
     WrongBase,
 )
-from lorewright.files import load_jsonl, read_object, save_json, store
+from lorewright.files import LOCK_FILE, load_jsonl, locked, read_object, save_json, store
 from lorewright.knowledge.data import Document, Fact, Knowledge
 from lorewright.memory.migrations import SCHEMA, brief, migrate
 
 INDEX_FILE = "memory.json"
-LOCK_FILE = ".lock"
 LOCK_SECONDS = 2.0
 """How long a writer waits for another one before it gives up."""
 _ADAPTER_ID = re.compile(r"[0-9a-f]{16}")
@@ -168,26 +162,13 @@ def writing(folder: Path, base: Mapping[str, str]) -> Iterator[None]:
 
     Raises Locked when another process writes, StorageError for what the disk refuses inside.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(folder / LOCK_FILE, timeout=LOCK_SECONDS):
-            if (folder / INDEX_FILE).exists():
-                check_base(folder, base)
-                _keep_migrated(folder)
-            else:
-                _save_index({"schema": SCHEMA, "base": dict(base), "memories": {}}, folder)
-            yield
-    except LorewrightError:
-        raise  # many of the family are OSErrors too: a teacher's, a lock's
-    except filelock.Timeout as error:
-        raise Locked(
-            f"another process is writing into {folder}; wait for it to end, or write into another "
-            "folder."
-        ) from error
-    except OSError as error:
-        raise StorageError(
-            f"{folder} could not be written: {error}; check space and permissions."
-        ) from error
+    with locked(folder, work="writing into", wait_seconds=LOCK_SECONDS):
+        if (folder / INDEX_FILE).exists():
+            check_base(folder, base)
+            _keep_migrated(folder)
+        else:
+            _save_index({"schema": SCHEMA, "base": dict(base), "memories": {}}, folder)
+        yield
 
 
 def run_folder(folder: Path, name: str, settings: Mapping[str, Any]) -> Path:

@@ -74,6 +74,7 @@ from lorewright.memory.outcome import Outcome
 from lorewright.models.model import POCKET, Model
 from lorewright.recall.verify import RecallReport
 from lorewright.routing.ask import Answer
+from lorewright.routing.gate import Decision
 from lorewright.training.config import WriteConfig
 from lorewright.training.watch import Watch
 
@@ -396,7 +397,7 @@ class Memory:
         top: int = asking.TOP,
         false_activation: float = finding.FALSE_ACTIVATION,
         watch: Watch | None = None,
-    ) -> finding.Finding:
+    ) -> Decision:
         """Say which memories a question is for, with what probability, or that none is."""
         found = finding.finder(self, watch)
         return found.find(question, top=top, false_activation=false_activation)

@@ -20,8 +20,8 @@ import random
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
-from functools import cache, cached_property
+from dataclasses import dataclass, replace
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,16 +35,16 @@ from lorewright.knowledge.scoring import normalise
 from lorewright.memory.folder import INDEX_FILE, entries, stored_knowledge
 from lorewright.memory.verify import stored_lesson
 from lorewright.routing.gate import (
+    N_CANDIDATES,
+    RATE,
     WITHIN,
-    Asked,
-    Calibration,
-    Router,
-    Threshold,
-    by_keys,
-    choose_threshold,
-    fit_calibration,
+    Decision,
+    Gate,
+    HeldOut,
+    decide,
+    fit_gate,
 )
-from lorewright.routing.index import KEYS_FILE, Hit, Index, Key, Part, keys_of, tokens
+from lorewright.routing.index import KEYS_FILE, Hit, Index, Key, Part, Retriever, keys_of, tokens
 from lorewright.training.watch import Watch
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ N_ASKED = 400
 """At most so many trained questions are asked for the calibration."""
 N_STRANGERS = 400
 """At most so many questions that no memory is for are asked."""
-FALSE_ACTIVATION = 0.05
+FALSE_ACTIVATION = RATE
 """Share of questions that no memory is for which one may be attached to all the same."""
 STALE = 0.1
 """The probability is fitted again when more than this share of the memories has changed."""
@@ -78,28 +78,6 @@ ASKING = frozenset(
 _NAME = re.compile(r"\b[A-Z][\w'-]*(?: [A-Z][\w'-]*)+|(?<=[a-z,;:] )[A-Z][\w'-]*\w")
 
 
-@dataclass(frozen=True)
-class Finding:
-    """What was found for one question."""
-
-    hits: tuple[Hit, ...]
-    """Memories by name, best first, with their probability where that is calibrated."""
-    threshold: Threshold | None
-    """None = the folder has too little to calibrate on; then the best is chosen."""
-    chosen: tuple[Hit, ...]
-    """Those that the question is for: above the threshold and nearly as probable as the best."""
-
-    @property
-    def why_none(self) -> str:
-        """Why no memory was chosen, in a sentence."""
-        if not self.hits:
-            return "no memory here has a word of the question"
-        best = self.hits[0]
-        floor = f", below {self.threshold.value:.2f}" if self.threshold else ""
-        sure = "" if best.probability is None else f" (probability {best.probability:.2f}{floor})"
-        return f"no memory here is for it; the nearest is {best.memory}{sure}"
-
-
 @dataclass(frozen=True, eq=False)
 class Finder:
     """Keys of a folder's memories and what makes a probability of their scores."""
@@ -107,13 +85,11 @@ class Finder:
     index: Index
     ids: Mapping[str, str]
     """Name -> adapter id."""
-    calibration: Calibration | None
-    strangers: tuple[float, ...]
-    """Best probability for each question that no memory is for, apart from those of the fit."""
+    gate: Gate | None
+    """None = the folder has no trained question to fit one on; then the nearest is chosen."""
     keyless: tuple[str, ...]
     """Names of memories that no question leads to."""
     notes: tuple[str, ...] = ()
-    thresholds: dict[float, Threshold] = field(default_factory=dict, compare=False)
 
     def find(
         self,
@@ -122,32 +98,14 @@ class Finder:
         top: int = 3,
         false_activation: float = FALSE_ACTIVATION,
         within: float = WITHIN,
-    ) -> Finding:
-        """Say which memories a question is for, at most `top` of them, or none.
+    ) -> Decision:
+        """Say which memories a question is for, at most `top` of them, or none; see `decide`.
 
-        A memory must be more probable than all but `false_activation` of the strangers' best.
         Raises ConfigError for an empty question, a share outside (0, 1) or `top` below 1.
         """
-        threshold = self._threshold(false_activation)
-        hits = by_keys(self.index, k=max(top, 3))(question)
-        if self.calibration is not None:
-            hits = self.calibration(hits)
-        named = tuple(replace(hit, memory=self._names[hit.memory]) for hit in hits)
-        if self.calibration is None or threshold is None:
-            return Finding(named, None, named[:1])
-        floor = max(threshold.value, (named[0].probability or 0.0) - within) if named else 0.0
-        above = [hit for hit in named if (hit.probability or 0.0) >= floor]
-        above = [hit for hit in above if (hit.probability or 0.0) > threshold.value]
-        return Finding(named, threshold, tuple(above[:top]))
-
-    def _threshold(self, rate: float) -> Threshold | None:
-        if not 0 < rate < 1:
-            raise ConfigError(f"the false-activation rate is {rate}; give a share inside (0, 1).")
-        if not self.strangers:
-            return None
-        if rate not in self.thresholds:
-            self.thresholds[rate] = choose_threshold(self.strangers, rate=rate)
-        return self.thresholds[rate]
+        hits = self.index.retrieve_memories(question, k=max(top, 3))
+        named = [replace(hit, memory=self._names[hit.memory]) for hit in hits]
+        return decide(named, self.gate, rate=false_activation, within=within, most=top)
 
     def passages(self, question: str, identity: str, n: int) -> tuple[str, ...]:
         """Return the n passages of a memory nearest to a question, best first, others after."""
@@ -225,11 +183,10 @@ def _up_to_date(folder: Path, step: Callable[[str], None]) -> Finder:
         with suppress(StorageError):  # a folder that cannot be written can be asked
             index.save(place)
             save_json({**gate, "keys": _digest(place)}, place / GATE_FILE)
-    calibration = Calibration(**_tuples(gate["calibration"])) if gate["calibration"] else None
+    fitted_gate = Gate.from_json(gate) if gate["calibration"] else None
     keyed = set(index.memories)
     keyless = sorted(name for name, identity in ids.items() if identity not in keyed)
-    marks = tuple(gate["strangers"])
-    return Finder(index, ids, calibration, marks, tuple(keyless), tuple(notes))
+    return Finder(index, ids, fitted_gate, tuple(keyless), tuple(notes))
 
 
 def _stored(place: Path) -> tuple[Index, dict[str, Any]]:
@@ -249,10 +206,6 @@ def _digest(place: Path) -> str:
     """The digest that stands at the head of the keys on disk."""
     with (place / KEYS_FILE).open(encoding="utf-8") as file:
         return str(json.loads(file.readline())["digest"])
-
-
-def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: tuple(x) if isinstance(x, list) else x for k, x in fields.items()}
 
 
 def _keys(folder: Path, identity: str, entry: Mapping[str, Any], notes: list[str]) -> list[Key]:
@@ -310,17 +263,14 @@ def _fitted(folder: Path, by_id: Mapping[str, Any], index: Index) -> dict[str, A
     left = {(item.question, memory) for item in asked for memory in item.memories}
     kept = (key for key in index.keys if (key.text, key.memory) not in left)
     without = Index.build(kept, tokenise=words)
-    router = _never_empty(by_keys(without))
+    retriever = _never_empty(partial(without.retrieve_memories, k=N_CANDIDATES))
     rng = random.Random("foreign words")
     told = [replace(item, question=_foreign(item.question, rng)) for item in asked]
     unrelated = [_foreign(question, rng) for question in unrelated]
-    told += [Asked(question) for question in unrelated[::2]]
     try:
-        calibration = fit_calibration(router, told)
+        return fit_gate(retriever, told, unrelated).to_json()
     except DataError:  # no trained question at all: texts written by next-token loss only
         return {"calibration": None, "strangers": []}
-    best = [calibration(router(question))[0].score for question in unrelated[1::2]]
-    return {"calibration": asdict(calibration), "strangers": sorted(best)}
 
 
 def _foreign(question: str, rng: random.Random) -> str:
@@ -329,13 +279,13 @@ def _foreign(question: str, rng: random.Random) -> str:
     return " ".join([*added, question])
 
 
-def _never_empty(router: Router) -> Router:
+def _never_empty(retriever: Retriever) -> Retriever:
     """A question without any common word is as good as one with a wrong candidate that has none."""
     nobody = [Hit("", "", "question", 0.0, 1, {"bm25": Part(0.0, 1)})]
-    return lambda question: router(question) or nobody
+    return lambda question: retriever(question) or nobody
 
 
-def _held_out(folder: Path, by_id: Mapping[str, Any], index: Index) -> Iterator[Asked]:
+def _held_out(folder: Path, by_id: Mapping[str, Any], index: Index) -> Iterator[HeldOut]:
     """Trained questions, one of several with the same answer, and the memories that have each.
 
     Where an answer has one question only, that is asked although the index keeps the words of it in
@@ -357,4 +307,4 @@ def _held_out(folder: Path, by_id: Mapping[str, Any], index: Index) -> Iterator[
         picked = rng.sample(sorted(groups), min(share, len(groups)))
         for answer in picked:
             question = rng.choice(groups[answer])
-            yield Asked(question, tuple(dict.fromkeys(having[normalise(question)])))
+            yield HeldOut(question, tuple(dict.fromkeys(having[normalise(question)])))

@@ -29,7 +29,8 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from lorewright.errors import DataError, LorewrightError, StorageError
-from lorewright.memory.folder import INDEX_FILE, LOCK_FILE, index, writing
+from lorewright.files import LOCK_FILE
+from lorewright.memory.folder import INDEX_FILE, index, writing
 
 MANIFEST = "lorewright.json"
 SCHEMA = 1

@@ -1,11 +1,15 @@
-"""Proportions, means and differences, each with its n and an interval."""
+"""Proportions, means and differences, each with its n and an interval; scipy computes them.
+
+scipy.stats takes most of a second to import, so it is imported where it is called.
+
+Papers: Wilson 1927 (interval of a proportion); McNemar 1947, in its exact binomial form; Efron 1979
+(bootstrap).
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 
@@ -38,23 +42,18 @@ class Proportion(Estimate):
 def wilson(successes: int, n: int, *, confidence: float = 0.95) -> Proportion:
     """Return the share of successes with Wilson's score interval, without continuity correction.
 
-    centre = (p + z²/2n) / (1 + z²/n); half = z √(p(1-p)/n + z²/4n²) / (1 + z²/n). Raises DataError
-    unless 0 <= successes <= n, ConfigError unless 0 < confidence < 1.
+    Raises DataError unless 0 <= successes <= n, ConfigError unless 0 < confidence < 1.
     """
     _check_confidence(confidence)
     if not 0 <= successes <= n:
-        raise DataError(f"asked for {successes} successes of {n}; give 0 <= successes <= n.")
+        raise DataError(f"a share of {successes} successes in {n}; give 0 <= successes <= n.")
     if n == 0:
         return Proportion(0, None, None, None)
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    p = successes / n
-    shrink = 1 + z * z / n
-    centre = (p + z * z / (2 * n)) / shrink
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / shrink
-    # At the ends the bound is exact; rounding must not move it off the mean.
-    low = 0.0 if successes == 0 else min(p, centre - half)
-    high = 1.0 if successes == n else max(p, centre + half)
-    return Proportion(n, p, low, high)
+    from scipy.stats import binomtest
+
+    interval = binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    p = successes / n  # rounding must not move a bound past it
+    return Proportion(n, p, min(p, float(interval.low)), max(p, float(interval.high)))
 
 
 def mean_interval(
@@ -63,26 +62,25 @@ def mean_interval(
     """Return the mean with its percentile bootstrap interval; the same seed gives the same one.
 
     Pass scored values only. One value has a mean and no interval. Raises DataError for values that
-    are not finite.
+    are not finite, ConfigError unless 0 < confidence < 1.
     """
     _check_confidence(confidence)
-    value_N = np.asarray(values, dtype=np.float64)
-    if not np.isfinite(value_N).all():
-        raise DataError("asked for the mean of values that are not finite; leave unscored out.")
+    value_N = _finite(values)
     n = len(value_N)
-    if n == 0:
-        return Estimate(0, None, None, None)
+    if n < 2:
+        return Estimate(n, float(value_N[0]) if n else None, None, None)
+    from scipy.stats import bootstrap
+
+    low, high = bootstrap(
+        (value_N,),
+        np.mean,
+        n_resamples=n_draws,
+        batch=max(1, 1_000_000 // n),
+        confidence_level=confidence,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
     mean = float(value_N.mean())
-    if n == 1:
-        return Estimate(1, mean, None, None)
-    generator = np.random.default_rng(seed)
-    n_at_once = max(1, 1_000_000 // n)
-    sizes = [min(n_at_once, n_draws - done) for done in range(0, n_draws, n_at_once)]
-    draws = np.concatenate(
-        [value_N[generator.integers(n, size=(size, n))].mean(axis=1) for size in sizes]
-    )
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(draws, [tail, 1 - tail])
     return Estimate(n, mean, min(mean, float(low)), max(mean, float(high)))
 
 
@@ -99,7 +97,7 @@ def paired_difference(
     Raises DataError when the lengths differ.
     """
     if len(a) != len(b):
-        raise DataError(f"asked to pair {len(a)} values with {len(b)}; score the same items twice.")
+        raise DataError(f"{len(a)} values paired with {len(b)}; score the same items twice.")
     differences = [x - y for x, y in zip(a, b, strict=True)]
     return mean_interval(differences, confidence=confidence, seed=seed, n_draws=n_draws)
 
@@ -113,25 +111,28 @@ def clustered_interval(
 ) -> Estimate:
     """Return the mean over all values with an interval that knows they come in clusters.
 
-    Bootstrap of two levels: clusters with replacement (documents, say), then values within each.
-    One value has a mean and no interval. Raises DataError for values that are not finite.
+    Bootstrap of two levels, which scipy lacks: clusters with replacement (documents, say), then
+    values within each. One value has a mean and no interval. Raises as `mean_interval`.
+
+    Shape letters: N value, K cluster, D draw.
     """
     _check_confidence(confidence)
-    kept = [np.asarray(own, dtype=np.float64) for own in clusters if len(own)]
-    value_N = np.concatenate(kept) if kept else np.zeros(0)
-    if not np.isfinite(value_N).all():
-        raise DataError("asked for the mean of values that are not finite; leave unscored out.")
+    filled = [_finite(cluster) for cluster in clusters if len(cluster)]
+    value_N = np.concatenate(filled) if filled else np.zeros(0)
     n = len(value_N)
     if n < 2:
         return Estimate(n, float(value_N[0]) if n else None, None, None)
-    generator = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     sum_KD = np.stack(
-        [own[generator.integers(len(own), size=(n_draws, len(own)))].sum(axis=1) for own in kept]
+        [
+            value_C[rng.integers(len(value_C), size=(n_draws, len(value_C)))].sum(axis=1)
+            for value_C in filled
+        ]
     )
-    size_K = np.array([len(own) for own in kept])
-    chosen_DK = generator.integers(len(kept), size=(n_draws, len(kept)))
+    size_K = np.array([len(value_C) for value_C in filled])
+    chosen_DK = rng.integers(len(filled), size=(n_draws, len(filled)))
     # A cluster drawn twice is resampled twice: each time it brings one of its resampled sums.
-    which_DK = generator.integers(n_draws, size=(n_draws, len(kept)))
+    which_DK = rng.integers(n_draws, size=(n_draws, len(filled)))
     draws = sum_KD[chosen_DK, which_DK].sum(axis=1) / size_K[chosen_DK].sum(axis=1)
     mean, tail = float(value_N.mean()), (1 - confidence) / 2
     low, high = np.quantile(draws, [tail, 1 - tail])
@@ -141,19 +142,23 @@ def clustered_interval(
 def mcnemar(b: int, c: int) -> float:
     """Return the exact two-sided p of McNemar's test from the two counts of disagreement.
 
-    b items only the first got right, c only the second;
-    p = min(1, 2 P[Bin(b + c, 1/2) <= min(b, c)]). No disagreement gives 1.
-
-    Raises DataError for negative counts.
+    b items only the first answered correctly, c only the second; p = P of counts at least as uneven
+    under Bin(b + c, 1/2). No disagreement gives 1. Raises DataError for negative counts.
     """
     if b < 0 or c < 0:
-        raise DataError(f"asked for McNemar's test on counts {b} and {c}; give counts from 0 up.")
-    n = b + c
-    term = total = 1
-    for k in range(min(b, c)):
-        term = term * (n - k) // (k + 1)
-        total += term
-    return min(1.0, 2 * total / 2**n)
+        raise DataError(f"McNemar's test on counts {b} and {c}; give counts from 0 up.")
+    if b + c == 0:
+        return 1.0
+    from scipy.stats import binomtest
+
+    return float(binomtest(b, b + c).pvalue)
+
+
+def _finite(values: Sequence[float]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    value_N = np.asarray(values, dtype=np.float64)
+    if not np.isfinite(value_N).all():
+        raise DataError("a mean of values that are not all finite; leave unscored ones out.")
+    return value_N
 
 
 def _check_confidence(confidence: float) -> None:

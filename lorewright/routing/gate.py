@@ -1,90 +1,70 @@
-"""Which memories answer a question, with what probability, and when none does.
+"""The gate: which of the retrieved memories may answer, with what probability, and when none does.
 
-    candidates -> features -> p = σ(w · f + b) -> [] at p ≤ τ, else the best and those beside it
+    hits -> features -> p = σ(w · z + b) -> none at p ≤ threshold, else the best and those beside it
 
-A router is a function from a question to hits, best first; [] abstains. Some rank candidates: by
-keys of an index, centroids of the base's hidden states, directions that adapters react to. `gated`
-turns any of them into one that abstains: a small logistic regression makes their scores a
-probability (Platt's; isotonic regression wants more held-out questions than there are, takes one
-score, and its ties spoil a quantile), and a quantile on unrelated questions makes the threshold.
+A small logistic regression makes the scores of retrieval a probability (Platt's; isotonic
+regression wants more held-out questions than there are, takes one score, and its ties spoil a
+quantile). The threshold is a quantile over unrelated questions that the regression has not seen.
+The gate knows questions and scores; it loads no model and no adapter.
 
-This room knows questions, scores and tensors passed in. It loads no model, attaches no adapter and
-asks nothing: hidden states come from a function, outcomes from the caller.
+Papers: Platt 1999; Angelopoulos and Bates, arXiv 2107.07511 (conformal quantiles).
 
-Papers: Platt 1999; Angelopoulos and Bates, arXiv 2107.07511 (conformal quantiles); Arrow, arXiv
-2405.11157; SpectR, arXiv 2504.03454.
-
-Shape letters: N hit, F feature, P part, M memory, T token, H hidden, K direction, R rank, I input.
+Shape letters: N hit, F feature, P part.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
-from scipy.special import expit
-from scipy.stats import beta
 
 from lorewright.errors import ConfigError, DataError
-from lorewright.recall.statistics import Proportion, wilson
-from lorewright.routing.index import Chosen, Hit, Index
-
-Router = Callable[[str], list[Hit]]
-"""Question to memories, best first; [] = abstain."""
+from lorewright.routing.index import Hit, Retriever
 
 N_CANDIDATES = 3
+RATE = 0.05
+"""Share of unrelated questions that may pass."""
 WITHIN = 0.1
-"""How far below the best probability another memory may be and still be returned."""
+"""How far below the best probability another memory may be and still pass."""
 
 
-# --- candidates --------------------------------------------------------------------------------
-
-
-def by_keys(index: Index, *, k: int = N_CANDIDATES, kinds: Chosen = None) -> Router:
-    """Return the router that ranks memories by their keys; [] where no key is found."""
-    return partial(index.retrieve_memories, k=k, kinds=kinds)
-
-
-# --- a probability, a threshold -----------------------------------------------------------------
+# --- scores to a probability -------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A held-out question and the memories that hold its answer."""
+class HeldOut:
+    """A question on which the gate is fitted, and the memories that hold its answer."""
 
     question: str
     memories: tuple[str, ...] = ()
-    """() = no memory does: the question is about other things."""
+    """() = none does: the question is unrelated."""
 
 
 def features(hits: Sequence[Hit], parts: Sequence[str]) -> NDArray[np.float64]:
     """Return one row per hit: score and margin in each part, share matched, agreement.
 
-    The margin is to the best other candidate, to 0 if there is none. Agreement is 1 / (1 + largest
-    minus smallest rank over the parts), 0 if a part did not find the hit. Shape (N, 2 P + 2).
+    The margin is to the best other hit, to 0 if there is none. Agreement is 1 / (1 + largest
+    minus smallest rank over the parts), 0 if a part lacks the hit. Shape (N, 2 P + 2).
     """
-
-    def row(hit: Hit) -> list[float]:
-        return [hit.parts[name].score if name in hit.parts else 0.0 for name in parts]
-
-    score_NP = np.array([row(hit) for hit in hits]).reshape(len(hits), len(parts))
+    score_NP = np.array(
+        [[hit.parts[name].score if name in hit.parts else 0.0 for name in parts] for hit in hits]
+    ).reshape(len(hits), len(parts))
     high_NP = np.sort(score_NP, axis=0)[::-1]
     first_P, second_P = high_NP[0], high_NP[1] if len(hits) > 1 else np.zeros(len(parts))
     margin_NP = score_NP - np.where(score_NP == first_P, second_P, first_P)
     ranks = [[hit.parts[name].rank for name in parts if name in hit.parts] for hit in hits]
-    agreed = [1 / (1 + max(r) - min(r)) if r and len(r) == len(parts) else 0.0 for r in ranks]
-    return np.column_stack([score_NP, margin_NP, [hit.matched for hit in hits], agreed])
+    agreement = [1 / (1 + max(r) - min(r)) if r and len(r) == len(parts) else 0.0 for r in ranks]
+    return np.column_stack([score_NP, margin_NP, [hit.matched for hit in hits], agreement])
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Scores of a candidate to the probability that it holds the answer: p = σ(w · z + b)."""
+    """Scores of a hit to the probability that its memory holds the answer: p = σ(w · z + b)."""
 
     parts: tuple[str, ...]
     """Names of the parts that `features` reads."""
@@ -95,13 +75,15 @@ class Calibration:
     """Per feature in z."""
     bias: float
     n_right: int
-    """Candidates that held the answer, of those that it was fitted on."""
+    """Hits whose memory held the answer, of those that it was fitted on."""
     n_wrong: int
 
     def __call__(self, hits: Sequence[Hit]) -> list[Hit]:
         """Return the hits with their probability, which is also their score, best first."""
         if not hits:
             return []
+        from scipy.special import expit
+
         z_NF = (features(hits, self.parts) - np.array(self.mean)) / np.array(self.spread)
         p_N = expit(z_NF @ np.array(self.weights) + self.bias)
         pairs = sorted(zip(hits, p_N.tolist(), strict=True), key=lambda x: (-x[1], x[0].rank))
@@ -109,24 +91,30 @@ class Calibration:
         return [replace(hit, score=p, probability=p, rank=n) for n, (hit, p) in ranked]
 
 
-def fit_calibration(router: Router, asked: Sequence[Asked], *, l2: float = 1.0) -> Calibration:
-    """Fit the logistic regression on the candidates of held-out questions.
+def fit_calibration(
+    retriever: Retriever, questions: Sequence[HeldOut], *, l2: float = 1.0
+) -> Calibration:
+    """Fit the logistic regression on what is retrieved for held-out questions.
 
     Minimises cross-entropy + l2/2 · |w|² on standardised features, the bias free; a feature that
     never varies gets weight 0. Targets are Platt's, (n+1)/(n+2) and 1/(m+2), not 1 and 0, so that
-    no candidate is certain. Deterministic. Raises DataError unless some candidate is right and some
-    is wrong, ConfigError for an l2 that is not positive.
+    no hit is certain. Deterministic. Raises DataError unless some hit is right and some is wrong,
+    ConfigError for an l2 that is not positive.
     """
+    from scipy.optimize import minimize
+    from scipy.special import expit
+
     if not 0 < l2 < math.inf:
         raise ConfigError(f"l2 is {l2}; give a positive number.")
-    lists = [(item, hits) for item in asked if (hits := router(item.question))]
+    lists = [(item, hits) for item in questions if (hits := retriever(item.question))]
     parts = tuple(sorted({name for _, hits in lists for hit in hits for name in hit.parts}))
     right_N = np.array([hit.memory in item.memories for item, hits in lists for hit in hits], bool)
     n_right, n_wrong = int(right_N.sum()), int((~right_N).sum())
     if not n_right or not n_wrong:
         raise DataError(
-            f"{len(asked)} held-out questions gave {n_right} right and {n_wrong} wrong candidates; "
-            "give questions of both kinds: some that a memory answers, some that none does."
+            f"{len(questions)} held-out questions retrieved {n_right} right and {n_wrong} wrong "
+            "memories; give questions of both kinds: some that a memory answers, some that none "
+            "does."
         )
     feature_NF = np.concatenate([features(hits, parts) for _, hits in lists])
     mean_F, spread_F = feature_NF.mean(axis=0), feature_NF.std(axis=0)
@@ -143,10 +131,13 @@ def fit_calibration(router: Router, asked: Sequence[Asked], *, l2: float = 1.0) 
         return nats + l2 / 2 * float(x[:-1] @ x[:-1]), slope
 
     start = np.zeros(z_NF.shape[1] + 1)
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"ftol": 1e-14}).x
-    weight_F = np.where(constant_F, 0.0, found[:-1])
+    fitted = minimize(loss, start, jac=True, method="L-BFGS-B", options={"ftol": 1e-14}).x
+    weight_F = np.where(constant_F, 0.0, fitted[:-1])
     mean, spread, weights = (tuple(x_F.tolist()) for x_F in (mean_F, spread_F, weight_F))
-    return Calibration(parts, mean, spread, weights, float(found[-1]), n_right, n_wrong)
+    return Calibration(parts, mean, spread, weights, float(fitted[-1]), n_right, n_wrong)
+
+
+# --- a threshold ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -155,7 +146,7 @@ class Threshold:
 
     value: float
     rate: float
-    """Expected share of unrelated questions above it; at most what was wanted."""
+    """Expected share of unrelated questions above it; at most the one requested."""
     low: float
     """The share itself, for these n questions, is between low and high with the confidence."""
     high: float
@@ -163,8 +154,9 @@ class Threshold:
     """Unrelated questions it was chosen on."""
 
 
+@lru_cache(maxsize=64)
 def choose_threshold(
-    best: Sequence[float], *, rate: float = 0.05, confidence: float = 0.95
+    best: tuple[float, ...], *, rate: float = RATE, confidence: float = 0.95
 ) -> Threshold:
     """Choose the threshold from the best probability of each of n unrelated questions.
 
@@ -173,8 +165,13 @@ def choose_threshold(
     Beta(n+1-k, k), less where probabilities tie; the interval is its central one. Raises DataError
     for fewer than ⌈1/rate⌉ - 1 questions, ConfigError for shares outside (0, 1).
     """
+    from scipy.special import betaincinv
+
     if not 0 < rate < 1 or not 0 < confidence < 1:
-        raise ConfigError(f"rate is {rate}, confidence {confidence}; give shares inside (0, 1).")
+        raise ConfigError(
+            f"the false-activation rate is {rate}, the confidence {confidence}; give shares inside "
+            "(0, 1)."
+        )
     n = len(best)
     n_above = min(n, math.floor((n + 1) * rate + 1e-9))  # of the n + 1 with the further question
     if n_above < 1:
@@ -183,66 +180,95 @@ def choose_threshold(
             f"give at least {math.ceil(1 / rate - 1e-9) - 1}, better ten times as many."
         )
     k, tail = n + 1 - n_above, (1 - confidence) / 2
-    low, high = beta.ppf([tail, 1 - tail], n_above, k)
+    low, high = betaincinv(n_above, k, [tail, 1 - tail])
     return Threshold(sorted(best)[k - 1], n_above / (n + 1), float(low), float(high), n)
+
+
+# --- the decision --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Which memories may answer one question."""
+
+    hits: tuple[Hit, ...]
+    """What was retrieved, best first, with probabilities where a gate was fitted."""
+    threshold: Threshold | None
+    """None = there was no gate; then the nearest passes."""
+    chosen: tuple[Hit, ...]
+    """Those that pass; () = abstain."""
+
+    @property
+    def why_none(self) -> str:
+        """Why nothing passed, in a sentence."""
+        if not self.hits:
+            return "no memory here has a word of the question"
+        best = self.hits[0]
+        floor = f", below {self.threshold.value:.2f}" if self.threshold else ""
+        sure = "" if best.probability is None else f" (probability {best.probability:.2f}{floor})"
+        return f"no memory here is for it; the nearest is {best.memory}{sure}"
 
 
 @dataclass(frozen=True)
 class Gate:
-    """What makes a ranking router one that abstains."""
+    """A calibrated probability, and what unrelated questions reach of it."""
 
     calibration: Calibration
-    threshold: Threshold
+    unrelated: tuple[float, ...]
+    """Best probability for each unrelated question outside the fit, ascending."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, as `from_json` reads it."""
+        return {"calibration": asdict(self.calibration), "strangers": list(self.unrelated)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Gate:
-        """Return the gate whose fields, as JSON holds them, these are; else raise DataError."""
+        """Return the stored gate; raises DataError for data of another shape."""
         try:
             fields = dict(data["calibration"])
             plain: Any = {k: tuple(x) if isinstance(x, list) else x for k, x in fields.items()}
-            return cls(Calibration(**plain), Threshold(**data["threshold"]))
+            return cls(Calibration(**plain), tuple(map(float, data["strangers"])))
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"a gate cannot be read ({error!r}); fit it again.") from error
+            raise DataError(f"a stored gate is damaged ({error!r}); fit it again.") from error
 
 
 def fit_gate(
-    router: Router, asked: Sequence[Asked], unrelated: Sequence[str], *, rate: float = 0.05
+    retriever: Retriever, questions: Sequence[HeldOut], unrelated: Sequence[str]
 ) -> Gate:
-    """Fit the probability and choose the threshold, on questions that no memory was trained on.
+    """Fit the probability and measure unrelated questions, none of which a memory was trained on.
 
     Every other unrelated question goes to the fit, the rest to the threshold: a quantile over
-    questions that the fit has seen would promise too much. Raises as the two functions do.
+    questions that the fit has seen would promise too much. Raises DataError as `fit_calibration`.
     """
-    told = [*asked, *(Asked(question) for question in unrelated[::2])]
-    calibration = fit_calibration(router, told)
-    tops = [calibration(router(question))[:1] for question in unrelated[1::2]]
-    best = [hits[0].score if hits else 0.0 for hits in tops]
-    return Gate(calibration, choose_threshold(best, rate=rate))
+    calibration = fit_calibration(retriever, [*questions, *map(HeldOut, unrelated[::2])])
+    best = [calibration(retriever(question))[:1] for question in unrelated[1::2]]
+    return Gate(calibration, tuple(sorted(hits[0].score if hits else 0.0 for hits in best)))
 
 
-def gated(
-    router: Router, gate: Gate, *, within: float = WITHIN, most: int = N_CANDIDATES
-) -> Router:
-    """Return the router that abstains, and returns several memories where they are as probable.
+def decide(
+    hits: Sequence[Hit],
+    gate: Gate | None,
+    *,
+    rate: float = RATE,
+    within: float = WITHIN,
+    most: int = N_CANDIDATES,
+) -> Decision:
+    """Say which hits may answer: none, the best, or several that are as probable.
 
-    [] unless the best probability exceeds the threshold; else the best, and at most `most` in all
-    of those that exceed it too and lie at most `within` below the best. Raises ConfigError.
+    A hit passes when its probability exceeds that of all but `rate` of the unrelated questions and
+    lies at most `within` below the best; at most `most` pass. Without a gate the nearest passes.
+    Raises ConfigError for shares out of range or `most` below 1, DataError for a rate below what
+    the unrelated questions can show.
     """
-    if not 0 <= within <= 1 or most < 1:
-        raise ConfigError(f"within is {within}, most {most}; give a share and at least 1.")
-
-    def route(question: str) -> list[Hit]:
-        hits = gate.calibration(router(question))
-        floor = hits[0].score - within if hits else 0.0
-        kept = [hit for hit in hits if hit.score > gate.threshold.value and hit.score >= floor]
-        return kept[:most]
-
-    return route
-
-
-def activation(router: Router, questions: Sequence[str]) -> Proportion:
-    """Return the share of questions that the router does not abstain from.
-
-    On unrelated questions this is the false-activation rate, on answerable ones the coverage.
-    """
-    return wilson(sum(bool(router(question)) for question in questions), len(questions))
+    if not 0 < rate < 1 or not 0 <= within <= 1 or most < 1:
+        raise ConfigError(
+            f"the false-activation rate is {rate}, within {within}, most {most}; give a share "
+            "inside (0, 1), one in [0, 1], and at least 1."
+        )
+    if gate is None:
+        return Decision(tuple(hits), None, tuple(hits[:1]))
+    threshold = choose_threshold(gate.unrelated, rate=rate)
+    ranked = gate.calibration(hits)
+    floor = ranked[0].score - within if ranked else 0.0
+    passing = [hit for hit in ranked if hit.score > threshold.value and hit.score >= floor]
+    return Decision(tuple(ranked), threshold, tuple(passing[:most]))

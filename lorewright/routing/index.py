@@ -174,6 +174,10 @@ class Hit:
     """Calibrated probability that this memory holds the answer; None = not calibrated."""
 
 
+Retriever = Callable[[str], list[Hit]]
+"""A question to memories, best first; [] where nothing matches, or to abstain."""
+
+
 # --- the index ---------------------------------------------------------------------------------
 
 

@@ -19,7 +19,7 @@ from lorewright.bench.baselines import (
     state_centroids,
 )
 from lorewright.errors import AdapterError, ConfigError, DataError, NoEffect
-from lorewright.routing.gate import Router
+from lorewright.routing.index import Retriever
 
 
 def adapter(*modules: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
@@ -36,7 +36,7 @@ def outer(u: list[float], v: list[float]) -> dict[str, Tensor]:
     return adapter((torch.tensor(u)[:, None], torch.tensor(v)[None]))
 
 
-def makers() -> dict[str, Callable[[], Router]]:
+def makers() -> dict[str, Callable[[], Retriever]]:
     """Return every baseline router on a small case of its own."""
     states = {"a": torch.tensor([[1.0, 0.0]]), "b": torch.tensor([[-1.0, 0.0]])}
     adapters = {"a": outer([1.0], [1.0, 0.0]), "b": outer([1.0], [0.0, 1.0])}

@@ -15,8 +15,9 @@ import filelock
 import pytest
 from support.sweeping import doubled, mortal, refusing, tiny_write, unspeakable
 
-from lorewright.bench.scale import LOCK_FILE, Step, record_path, run, stored
+from lorewright.bench.scale import Step, record_path, run, stored
 from lorewright.errors import ConfigError, DataError, JobFailed, Locked, StorageError
+from lorewright.files import LOCK_FILE
 
 WRITES = [{"rank": rank, "seed": seed} for rank in (1, 2) for seed in (0, 1)]
 
@@ -105,13 +106,13 @@ def test_records_of_another_task_and_damaged_ones_are_refused(tmp_path: Path) ->
 
 
 def test_two_sweeps_do_not_write_into_one_folder(tmp_path: Path) -> None:
-    with filelock.FileLock(tmp_path / LOCK_FILE), pytest.raises(Locked, match="another sweep"):
+    with filelock.FileLock(tmp_path / LOCK_FILE), pytest.raises(Locked, match="sweeping into"):
         run(doubled, [{"n": 1}], tmp_path)
 
 
 def test_a_file_is_no_folder_of_records(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(StorageError, match="cannot be a folder"):
+    with pytest.raises(StorageError, match="could not be written"):
         run(doubled, [{"n": 1}], tmp_path / "file")
 
 

@@ -196,7 +196,7 @@ def test_what_json_cannot_hold_is_refused_and_the_old_file_stays(
 def test_a_disk_that_refuses_leaves_nothing_behind(tmp_path: Path) -> None:
     path = tmp_path / "taken"
     path.mkdir()
-    with pytest.raises(StorageError, match="asked to write"):
+    with pytest.raises(StorageError, match="could not be written"):
         save_json(1, path)
     assert [p.name for p in tmp_path.iterdir()] == ["taken"]
 

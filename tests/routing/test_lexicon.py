@@ -67,5 +67,5 @@ def test_parts_that_do_not_fit_one_another_give_nothing(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="the disk said"):
+    with pytest.raises(StorageError, match="could not be written"):
         Lexicon(ROWS).save(tmp_path / "file" / "terms.npz", "mark")
