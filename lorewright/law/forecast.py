@@ -45,7 +45,8 @@ PRIOR = {  # centre, and sd of the logarithm around it
 """What small sweeps came to; it decides where the trials say nothing."""
 ANSWERS, NATS = 32.0, 50.0  # near the middle of the trials
 LARGEST_LOGIT = 30.0
-LARGEST_SPREAD = 1.0
+SPREADS = np.linspace(0.05, 1.0, 191)
+"""Candidates for the spread."""
 COVERAGE = 0.9
 """Share of left-out trials that the spread is to cover."""
 Z_K = np.array([NormalDist().inv_cdf((k + 0.5) / 64) for k in range(64)])
@@ -308,5 +309,5 @@ def _least_spread(log_P: Array, features_F: Array, counts_3: Array) -> float:
         fewer = bdtr(n_exact - 1, n, share_K).mean() if n_exact else 0.0
         return bool(bdtr(n_exact, n, share_K).mean() >= tail and fewer <= 1 - tail)
 
-    steps = np.linspace(0.0, LARGEST_SPREAD, 257)
-    return float(steps[min(bisect_left(steps, True, key=covers), len(steps) - 1)])
+    first = bisect_left(SPREADS, True, key=covers)
+    return float(SPREADS[min(first, len(SPREADS) - 1)])

@@ -21,6 +21,7 @@ from lorewright.files import dump_jsonl, save_json
 from lorewright.knowledge.data import Fact, Knowledge
 from lorewright.knowledge.lesson import LessonConfig
 from lorewright.law.calibration import Calibration, find, identity, place
+from lorewright.law.forecast import Load, Trial
 from lorewright.law.plan import FIXED_RANK
 from lorewright.memory.memory import Memory
 from lorewright.models.model import Model
@@ -60,7 +61,12 @@ def memory(model: Model, tmp_path: Path) -> Memory:
 def known(model: Model, config: WriteConfig) -> None:
     """Put a calibration into the cache as if it had been measured."""
     about = identity(model, config)
-    made = Calibration(about, (), FORECAST, 1.0)
+    trials = [
+        Trial(Load(n, n, 6 * n, 50.0 * n), rank, 30, right, 30, str(n))
+        for n, right in ((10, 10), (20, 12), (40, 3))
+        for rank in (1, 8)
+    ]
+    made = Calibration(about, tuple(trials), FORECAST, 1.0)
     save_json(made.to_json(), place(about) / "calibration.json")
 
 
