@@ -27,7 +27,8 @@ from lorewright.knowledge.lesson import LessonConfig, contexts, prepare
 from lorewright.knowledge.readers import read_knowledge, read_probes
 from lorewright.knowledge.scoring import contains
 from lorewright.memory.memory import Memory
-from lorewright.models.model import POCKET, Model
+from lorewright.models.catalogue import POCKET
+from lorewright.models.model import Model
 from lorewright.recall.traces import trace
 from lorewright.recall.verify import RecallReport, verify
 from lorewright.reports.figures.contrast import contrast_figure

@@ -25,6 +25,7 @@ from lorewright.cli import (
     law,
     life,
     merge,
+    models,
     plan,
     report,
     serve,
@@ -90,6 +91,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(law.app, name="law")
+app.add_typer(models.app, name="models")
 app.command()(ask.ask)
 app.command()(ask.route)
 app.command()(ask.modes)

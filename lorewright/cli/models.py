@@ -11,9 +11,7 @@ from rich.table import Table
 from lorewright.cli.options import Json
 from lorewright.cli.output import print_json
 
-app = typer.Typer(
-    name="models", invoke_without_command=True, help="List the known base models, or fetch one."
-)
+app = typer.Typer(name="models", invoke_without_command=True)
 
 
 @app.callback()
@@ -42,7 +40,9 @@ def models(context: typer.Context, as_json: Json = False) -> None:
         print_json({"models": [{"name": POCKET, "here": "packaged"}, *rows]})
         return
     table = Table("name", "what it is", "MB", "licence", "here", box=None, pad_edge=False)
-    table.add_row(POCKET, "the embedded base: reads its own plain English", "9", "Apache-2.0", "yes")
+    table.add_row(
+        POCKET, "embedded; reads its own plain English", "9", "Apache-2.0", "yes"
+    )
     for row in rows:
         get = f"no: lore models get {row['name']}"
         place = str(row["here"]) or get

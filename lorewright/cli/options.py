@@ -23,7 +23,12 @@ Folder = Annotated[Path, typer.Argument(help="The memory's folder.")]
 Source = Annotated[Path, typer.Argument(help="Markdown, text, JSONL, JSON, CSV, or a folder.")]
 Into = Annotated[Path, typer.Option("--into", help="The memory's folder; made if it is not there.")]
 Of = Annotated[Path, typer.Option("--memory", help="The memory's folder.")]
-Base = Annotated[str, typer.Option("--model", "-m", help="Base: pocket, a folder, or a hub name.")]
+Base = Annotated[
+    str,
+    typer.Option(
+        "--model", "-m", help="Base: a name of `lore models`, a folder, a .gguf file, a hub name."
+    ),
+]
 Dtype = Annotated[str, typer.Option(help="Base in auto, float32, bfloat16, float16 or nf4.")]
 Name = Annotated[str, typer.Option("--name", "-n", help="Which memory of the folder.")]
 Views = Annotated[

@@ -26,7 +26,8 @@ from lorewright.knowledge.data import Example, Fact, Knowledge
 from lorewright.knowledge.lesson import LessonConfig, prepare
 from lorewright.law.forecast import Forecast, Load, Trial, expected, fit
 from lorewright.models.batching import by_length, pass_tokens
-from lorewright.models.model import POCKET_FOLDER, Model
+from lorewright.models.catalogue import POCKET_FOLDER
+from lorewright.models.model import Model
 from lorewright.recall.traces import trace
 from lorewright.training.config import Diverged, Epoch, Job, WriteConfig
 from lorewright.training.loop import write_all

@@ -19,7 +19,8 @@ from lorewright.knowledge.data import Example, Fact, Knowledge, Probe
 from lorewright.knowledge.lesson import Lesson
 from lorewright.memory.folder import INDEX_FILE, entries, entry_of, index, stored_knowledge
 from lorewright.memory.verify import stored_lesson
-from lorewright.models.model import POCKET, Model
+from lorewright.models.catalogue import POCKET
+from lorewright.models.model import Model
 from lorewright.recall.diagnose import WRITE, Diagnosis, diagnose
 from lorewright.recall.evidence import Known, gather
 

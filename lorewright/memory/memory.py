@@ -71,7 +71,8 @@ from lorewright.memory.folder import (
     rename,
 )
 from lorewright.memory.outcome import Outcome
-from lorewright.models.model import POCKET, Model
+from lorewright.models.catalogue import POCKET
+from lorewright.models.model import Model
 from lorewright.recall.verify import RecallReport
 from lorewright.routing.ask import Answer
 from lorewright.routing.gate import Decision

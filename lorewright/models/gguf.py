@@ -1,4 +1,4 @@
-"""A GGUF file to a folder that transformers loads: weights dequantised to float32, tokenizer, template."""
+"""A GGUF file to a folder that transformers loads: float32 weights, tokenizer, chat template."""
 
 from __future__ import annotations
 

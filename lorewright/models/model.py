@@ -38,12 +38,9 @@ from lorewright.adapters.targets import text_decoder
 from lorewright.errors import DataError, ModelError, first_line
 from lorewright.models.backends.backend import AS_BOUND, Entering, Pass
 from lorewright.models.backends.fused import Fused
+from lorewright.models.catalogue import KNOWN, POCKET, located
 from lorewright.models.fingerprint import fingerprint
 from lorewright.models.nats import LOGIT_VALUES, TokenNats, chunked_nats, rows_at_once, token_nats
-
-POCKET = "pocket"
-"""Name of the embedded base model."""
-POCKET_FOLDER = Path(__file__).parent / "pocket"
 
 
 @dataclass(frozen=True)
@@ -128,18 +125,19 @@ class Model:
         device: str | None = None,
         revision: str | None = None,
     ) -> Model:
-        """Load `pocket`, a local folder, or a Hugging Face causal language model by name.
+        """Load a base by its name in the catalogue, from a folder or a .gguf file, or from the hub.
 
         `dtype` is auto (as in the files), a float dtype of torch, or nf4: see `quantise`. Raises
         ModelError with what was tried: no such folder or model, no network, no tokenizer, no such
         device, weights missing from the files, not a causal language model.
         """
-        place = str(POCKET_FOLDER) if name == POCKET else name
-        local = "/" not in name or name.startswith((".", "/"))
-        if name != POCKET and local and not Path(name).is_dir():
+        place = located(name)
+        local = "/" not in place or place.startswith((".", "/"))
+        if local and not Path(place).is_dir():
             raise ModelError(
-                f"asked for the base model {name!r}; it is neither {POCKET!r} nor a folder; "
-                "give a folder with config.json, or a hub name like Qwen/Qwen3-0.6B."
+                f"asked for the base model {name!r}; it is none of "
+                f"{', '.join((POCKET, *KNOWN))}, no folder with config.json, no .gguf file; give "
+                "one of these, or a hub name like Qwen/Qwen3-0.6B."
             )
         target = device or ("cuda" if torch.cuda.is_available() else "cpu")
         how = quantise.loading(target) if dtype == quantise.NF4 else {"dtype": dtype}
@@ -149,7 +147,11 @@ class Model:
         except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
             raise ModelError(
                 f"asked for the base model {name!r}; it could not be loaded: {first_line(error)}. "
-                "Check the name, the network and HF_HOME, or give a folder."
+                + (
+                    f"Fetch it first: lore models get {name}"
+                    if name in KNOWN
+                    else "Check the name, the network and HF_HOME, or give a folder."
+                )
             ) from error
         try:
             network = network.to(torch.device(target))  # type: ignore[arg-type]
