@@ -107,8 +107,8 @@ def get(
         return base
     if base.terms and not accept_terms:
         raise ConfigError(
-            f"{base.title} is under the {base.licence}; read {base.terms}, and call `lore models get "
-            f"{name} --accept-terms` if you accept them."
+            f"{base.title} is under the {base.licence}; read {base.terms}, and if you accept them "
+            f"call: lore models get {name} --accept-terms"
         )
     temporary = base.file.with_name(f".{base.file_name}.{secrets.token_hex(4)}.tmp")
     try:

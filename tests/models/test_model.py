@@ -257,8 +257,8 @@ def with_code(folder: Path) -> str:
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda folder: "nowhere", "neither 'pocket' nor a folder; give a folder"),
-        (lambda folder: str(folder / "nowhere"), "neither 'pocket' nor a folder; give a folder"),
+        (lambda folder: "nowhere", "no .gguf file; give"),
+        (lambda folder: str(folder / "nowhere"), "no .gguf file; give"),
         (lambda folder: "someone/no-such-model", "could not be loaded: .*Check the name"),
         (without_config, "could not be loaded: .*config"),
         (without_head, "1 weights of LlamaForCausalLM are not in its files.*lm_head"),
