@@ -25,28 +25,26 @@ def models(context: typer.Context, as_json: Json = False) -> None:
         return
     from lorewright.models.catalogue import KNOWN, POCKET
 
-    rows = [
-        {
-            "name": base.name,
-            "title": base.title,
-            "megabytes": round(base.n_bytes / 1e6),
-            "licence": base.licence,
-            "here": base.here,
-            "hub": base.hub,
-        }
-        for base in KNOWN.values()
-    ]
     if as_json:
+        rows = [
+            {
+                "name": base.name,
+                "title": base.title,
+                "megabytes": round(base.n_bytes / 1e6),
+                "licence": base.licence,
+                "here": base.here,
+                "hub": base.hub,
+            }
+            for base in KNOWN.values()
+        ]
         print_json({"models": [{"name": POCKET, "here": "packaged"}, *rows]})
         return
     table = Table("name", "what it is", "MB", "licence", "here", box=None, pad_edge=False)
-    table.add_row(
-        POCKET, "embedded; reads its own plain English", "9", "Apache-2.0", "yes"
-    )
-    for row in rows:
-        get = f"no: lore models get {row['name']}"
-        place = str(row["here"]) or get
-        table.add_row(row["name"], row["title"], str(row["megabytes"]), row["licence"], place)
+    table.add_row(POCKET, "embedded; reads its own plain English", "9", "Apache-2.0", "packaged")
+    for base in KNOWN.values():
+        place = base.here or f"no: lore models get {base.name}"
+        size = str(round(base.n_bytes / 1e6))
+        table.add_row(base.name, base.title, size, base.licence, place)
     console = Console(soft_wrap=True)
     console.print(table)
     console.print("[dim]--model also takes a folder, a .gguf file, or a hub name.[/]")

@@ -41,7 +41,7 @@ def convert(file: Path, folder: Path) -> None:
                 "download is whole and that transformers reads its architecture from GGUF."
             ) from error
         # The weights are plain float32 from here on; saving refuses what says that it is quantised.
-        network.hf_quantizer = None
+        vars(network)["hf_quantizer"] = None
         vars(network.config).pop("quantization_config", None)
         try:
             network.save_pretrained(temporary)

@@ -64,7 +64,7 @@ def test_a_text_of_ones_own_is_recited(lore: Any, tmp_path: Path) -> None:
         (["bench", "longcontext", "--part", "laws"], "part 'laws' is unknown"),
         (["bench", "phonebook", "--objective", "dpo"], "method 'dpo' is unknown"),
         (["bench", "phonebook", "--on", "mars", "--quick"], "choose here, local:K"),
-        (["bench", "linear-rule", "--model", "nowhere"], "neither 'pocket' nor a folder"),
+        (["bench", "linear-rule", "--model", "nowhere"], "no .gguf file; give"),
         (["report", "."], "holds no finished run"),
     ],
 )
