@@ -406,7 +406,7 @@ def test_a_folder_that_is_no_memory_is_refused(model: Model, tmp_path: Path) -> 
         Memory.open(tmp_path, model)
     with pytest.raises(UnknownMemory, match="there is no memory in"):
         Memory.open(tmp_path / "new", model, create=False)
-    with pytest.raises(ModelError, match="no .gguf file; give"):
+    with pytest.raises(ModelError, match=r"no \.gguf file; give"):
         Memory.open(tmp_path / "new", "no-such-model")
 
 
