@@ -19,22 +19,34 @@ PYTEST ?=
 DEMO ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format wheel clean
+.PHONY: help setup demo test test-all check docs house format wheel clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## create .venv and install everything (the others do it when needed)
 
 demo: $(STAMP) ## watch the embedded model learn a document, offline
 	$(OFFLINE) OMP_NUM_THREADS=$(THREADS) $(BIN)/lore demo --threads 1 $(DEMO)
 
-test: $(STAMP) ## run the tests, offline (one thread for each of WORKERS processes)
-	$(if $(LOREWRIGHT_NETWORK),,$(OFFLINE)) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST)
+RUN_TESTS = $(if $(LOREWRIGHT_NETWORK),,$(OFFLINE)) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+test: $(STAMP) ## run the quick tests, offline (one thread for each of WORKERS processes)
+	$(RUN_TESTS) -m 'not slow' $(PYTEST)
+
+test-all: $(STAMP) ## run all tests, the quick ones included
+	$(RUN_TESTS) $(PYTEST)
 
 check: $(STAMP) ## lint (ruff) and type-check (mypy)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
+
+docs: $(STAMP) ## build the documentation into build/site, without warnings and without a network
+	$(BIN)/python docs/generate.py build/docs
+	$(BIN)/zensical build --strict --config-file mkdocs.yml
+
+house: $(STAMP) ## count files, import edges and knots, and draw ARCHITECTURE.md's picture anew
+	$(BIN)/python docs/draw_architecture.py
 
 format: $(STAMP) ## sort imports and apply ruff's safe fixes
 	$(BIN)/python -m ruff check --fix .
