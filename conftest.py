@@ -20,6 +20,7 @@ import pytest
 from hypothesis import settings
 
 pytest_plugins = ["support.commands", "support.endpoints"]  # the fixtures `lore` and `server`
+KERNELS = Path(tempfile.gettempdir()) / f"lorewright-test-kernels-{os.environ.get('USER', 'me')}"
 NETWORK_ALLOWED = os.environ.get("LOREWRIGHT_NETWORK") == "1"
 
 os.environ["OMP_NUM_THREADS"] = "1"  # results do not depend on the machine's number of cores
@@ -75,11 +76,25 @@ def calm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Each test, and each process it starts, has an empty cache directory of its own."""
+    """Each test, and each process it starts, has a cache of its own, with compiled code in it.
+
+    Compiling takes seconds and files are named by source, compiler and processor, so that code is
+    shared between tests and between runs.
+    """
     folder = tmp_path_factory.mktemp("cache")
+    KERNELS.mkdir(mode=0o700, exist_ok=True)
+    (folder / "lorewright").mkdir()
+    (folder / "lorewright" / "kernels").symlink_to(KERNELS, target_is_directory=True)
     monkeypatch.setenv("LOREWRIGHT_CACHE", str(folder / "lorewright"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     return folder
+
+
+@pytest.fixture
+def empty_cache(own_cache: Path) -> Path:
+    """The test's cache without compiled code, for tests of compiling."""
+    (own_cache / "lorewright" / "kernels").unlink()
+    return own_cache
 
 
 @pytest.fixture(autouse=True)

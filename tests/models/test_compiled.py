@@ -242,9 +242,9 @@ def test_torch_s_default_dtype_is_not_its_own() -> None:
 
 @needs_compiler
 @pytest.mark.usefixtures("fresh")
-def test_a_damaged_library_is_made_anew(own_cache: Path) -> None:
+def test_a_damaged_library_is_made_anew(empty_cache: Path) -> None:
     assert compiled.load().library is not None
-    (kept,) = own_cache.rglob("kernels/*")
+    (kept,) = empty_cache.rglob("kernels/*")
     kept.unlink()
     kept.write_bytes(b"not a library")
     build._loaded.cache_clear()
@@ -363,7 +363,7 @@ def test_it_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
 @needs_compiler
 @pytest.mark.usefixtures("fresh")
 def test_it_is_compiled_once_and_then_only_loaded(
-    monkeypatch: pytest.MonkeyPatch, own_cache: Path
+    monkeypatch: pytest.MonkeyPatch, empty_cache: Path
 ) -> None:
     ran: list[Any] = []
     run = subprocess.run
@@ -371,11 +371,11 @@ def test_it_is_compiled_once_and_then_only_loaded(
     monkeypatch.setattr(build.subprocess, "run", noted)
     assert compiled.load().library is not None
     assert ["--version" in command for command in ran] == [True, False]
-    (kept,) = own_cache.rglob("kernels/*")
+    (kept,) = empty_cache.rglob("kernels/*")
     build._loaded.cache_clear()
     assert compiled.load().library is not None
     assert ["--version" in command for command in ran] == [True, False, True]
-    assert [kept] == list(own_cache.rglob("kernels/*"))
+    assert [kept] == list(empty_cache.rglob("kernels/*"))
 
 
 @needs_compiler
