@@ -103,7 +103,7 @@ def _watching(console: Console) -> Iterator[Any]:
     """A bar on stderr; plain lines where there is no terminal."""
     if not console.is_terminal:
         yield lambda step: console.print(
-            f"[dim]{step.n_done} of {step.n_jobs} jobs done, {step.n_found} found[/]",
+            f"[dim]{step.n_done} of {step.n_jobs} jobs done, {step.n_stored} stored[/]",
             highlight=False,
         )
         return
