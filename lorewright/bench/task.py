@@ -39,7 +39,7 @@ class Task:
     name: str
     jobs: Callable[[Any, str], list[dict[str, Any]]]
     """(settings, the base's digest) -> jobs, plain JSON."""
-    do: scale.Task
+    do: scale.Do
     summarise: Callable[[Any, Done], dict[str, Any]]
     """(settings, jobs with records) -> plain JSON."""
     complete: Callable[[Any, Done, Path], Done] = lambda settings, done, out: done
