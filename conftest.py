@@ -133,4 +133,4 @@ def _refuse_unless_local(host: Any, attempts: list[str]) -> None:
         local = False
     if not local:
         attempts.append(str(name))
-        raise ConnectionRefusedError(f"tests have no network: {name!r} was asked for")
+        raise ConnectionRefusedError(f"tests have no network: {name!r} was looked up")

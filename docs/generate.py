@@ -120,8 +120,8 @@ def commands(words: str, command: Any) -> Iterator[tuple[str, Any]]:
 def prose(text: str) -> list[str]:
     """Help as Markdown: lines that typer shows dimmed are examples."""
     examples = re.findall(r"\[dim\](.*?)\[/\]", text)
-    said = re.sub(r"\[dim\].*?\[/\]", "", text).replace("\f", "").strip()
-    lines = [re.sub(r"\[/?\w*\]", "", said), ""]
+    text = re.sub(r"\[dim\].*?\[/\]", "", text).replace("\f", "").strip()
+    lines = [re.sub(r"\[/?\w*\]", "", text), ""]
     return [*lines, "```sh", *examples, "```", ""] if examples else lines
 
 

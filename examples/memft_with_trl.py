@@ -78,8 +78,8 @@ def main() -> None:
         written = adapters.load(Path(folder) / "adapter")
     base = Model.load(args.model)
     with base.using(written):
-        found = audit(base, examples)
-    print(f"memft_with_trl objective={args.objective} n={found.n} recall={found.recall.mean}")
+        audited = audit(base, examples)
+    print(f"memft_with_trl objective={args.objective} n={audited.n} recall={audited.recall.mean}")
 
 
 if __name__ == "__main__":

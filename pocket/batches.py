@@ -152,10 +152,10 @@ def tokenise(
     for turns in talks:
         ids, weights = [bos], [0.0]
         for turn in turns:
-            said, reply = next(encoded), next(encoded)
-            ids += [user, *said, end, assistant, *reply, end]
+            question, reply = next(encoded), next(encoded)
+            ids += [user, *question, end, assistant, *reply, end]
             weights += (
-                [0.0] + [PLAIN_WEIGHT] * len(said) + [0.0, 0.0] + [turn.weight] * (len(reply) + 1)
+                [0.0] + [PLAIN_WEIGHT] * len(question) + [0.0, 0.0] + [turn.weight] * (len(reply) + 1)
             )
         rows.append((ids, weights))
     return rows

@@ -44,14 +44,14 @@ def subjects(rng: random.Random) -> Iterator[str]:
 def facts(rng: random.Random, names: Iterator[str]) -> list[Statement]:
     """Eight facts of two to four subjects, no (subject, relation) twice, a subject's together."""
     chosen = [next(names) for _ in range(rng.randint(2, 4))]
-    found: dict[tuple[str, str], Statement] = {}
+    statements: dict[tuple[str, str], Statement] = {}
     for i in range(10_000):
-        if len(found) == N_FACTS:
+        if len(statements) == N_FACTS:
             break
         name, about = chosen[i % len(chosen)], world.relation(rng)
         value = world.VALUES[about.value](rng)
-        found.setdefault((name, about.name), Statement(name, about, value))
-    return sorted(found.values(), key=lambda item: chosen.index(item.subject))
+        statements.setdefault((name, about.name), Statement(name, about, value))
+    return sorted(statements.values(), key=lambda item: chosen.index(item.subject))
 
 
 def known(rng: random.Random, item: Statement) -> str:

@@ -4,7 +4,7 @@
     python pocket/measure.py --write-card        # and lorewright/models/pocket/README.md, measured.json
 
 Every number is a share of free-running greedy replies that are exactly right, with n and its Wilson
-interval. Question forms: `trained` are those of the world; `held` were kept from the base's training.
+interval. Question forms: `trained` are those of the world; `held` are left out of the base's training.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ def pages(name: str, n_facts: int, n_pages: int) -> list[Passage]:
 def reading(model: Model, n_facts: int, n: int, ask: Ask) -> Proportion:
     """Answer one question on a passage of n_facts."""
     rng = random.Random(f"measure-ask-{n_facts}")
-    asked = [(page, rng.choice(page.statements)) for page in pages("read", n_facts, n)]
+    questions = [(page, rng.choice(page.statements)) for page in pages("read", n_facts, n)]
     outputs = model.generate(
-        [f"{page.text}\n\n{ask(rng, item)}" for page, item in asked], max_new_tokens=40
+        [f"{page.text}\n\n{ask(rng, item)}" for page, item in questions], max_new_tokens=40
     )
     return wilson(
         sum(
-            int(exact_match(o, (item.value,))) for o, (_, item) in zip(outputs, asked, strict=True)
+            int(exact_match(o, (item.value,))) for o, (_, item) in zip(outputs, questions, strict=True)
         ),
         n,
     )
@@ -67,7 +67,7 @@ def declining(model: Model, n_facts: int, n: int, ask: Ask) -> Proportion:
 
 
 def pairs(model: Model, n_facts: int, n_pages: int) -> tuple[Proportion, Proportion]:
-    """Of the pairs written for passages, the share that are right; of the facts, the share asked for.
+    """Of the pairs written for passages, the share that are right; of the facts, the share covered.
 
     A pair that is written twice counts once, as a write keeps it once.
     """
@@ -79,11 +79,11 @@ def pairs(model: Model, n_facts: int, n_pages: int) -> tuple[Proportion, Proport
     for page, k, reply in zip(
         texts, numbers, model.generate(prompts, max_new_tokens=400), strict=True
     ):
-        found = set(parse_pairs(reply))
+        pairs = set(parse_pairs(reply))
         true = {(world.set_ask(item, k), item.value) for item in page.statements}
-        written += len(found)
-        right += sum(pair in true for pair in found)
-        covered += len(true & found)
+        written += len(pairs)
+        right += sum(pair in true for pair in pairs)
+        covered += len(true & pairs)
     return wilson(right, written), wilson(covered, n_facts * n_pages)
 
 
@@ -95,7 +95,7 @@ def texts(model: Model, task: world.Task, n_facts: int, n: int, name: str) -> Pr
 
 
 def reciting(model: Model, draw: Callable[[random.Random], str], n: int, name: str) -> Proportion:
-    """Strings said again exactly."""
+    """Strings repeated exactly."""
     strings = [draw(random.Random(f"measure-{name}-{i}")) for i in range(n)]
     outputs = model.generate([world.recite_prompt(s) for s in strings], max_new_tokens=64)
     return wilson(sum(o == s for o, s in zip(outputs, strings, strict=True)), n)
@@ -105,39 +105,39 @@ def _hex(rng: random.Random) -> str:
     return "".join(rng.choice("0123456789abcdef") for _ in range(16))
 
 
-def together(found: dict[str, Proportion], start: str, within: str) -> Proportion:
+def together(shares: dict[str, Proportion], start: str, within: str) -> Proportion:
     """The rows so far whose name begins and contains so, as one."""
-    rows = [p for name, p in found.items() if name.startswith(start) and within in name]
+    rows = [p for name, p in shares.items() if name.startswith(start) and within in name]
     return wilson(sum(round((p.mean or 0) * p.n) for p in rows), sum(p.n for p in rows))
 
 
 def measure(model: Model, n: int) -> dict[str, Proportion]:
     """Every skill on the card, by name."""
-    found: dict[str, Proportion] = {}
+    shares: dict[str, Proportion] = {}
     for n_facts in (1, 3, 6, 12, 24):
         for form, ask in (("trained", world.ask), ("held", world.held_ask)):
-            found[f"reading, {n_facts} facts, {form} forms"] = reading(model, n_facts, n, ask)
+            shares[f"reading, {n_facts} facts, {form} forms"] = reading(model, n_facts, n, ask)
     for n_facts in (0, 3, 6, 12, 24):
         for form, ask in (("trained", world.ask), ("held", world.held_ask)):
-            found[f"declining, {n_facts} facts, {form} forms"] = declining(model, n_facts, n, ask)
+            shares[f"declining, {n_facts} facts, {form} forms"] = declining(model, n_facts, n, ask)
     for form in ("trained", "held"):
-        found[f"declining, all of these, {form} forms"] = together(found, "declining", form)
+        shares[f"declining, all of these, {form} forms"] = together(shares, "declining", form)
     for n_facts in (1, 3, 6, 10):
         right, covered = pairs(model, n_facts, max(20, n // n_facts))
-        found[f"pairs right, {n_facts} facts"] = right
-        found[f"facts covered by pairs, {n_facts} facts"] = covered
+        shares[f"pairs right, {n_facts} facts"] = right
+        shares[f"facts covered by pairs, {n_facts} facts"] = covered
     for what in ("pairs right", "facts covered by pairs"):
-        found[f"{what}, all of these"] = together(found, what, "facts")
-    found["rewriting, 4 facts"] = texts(model, world.rewriting, 4, n // 2, "rewrite")
-    found["summary, 4 facts"] = texts(model, world.summary, 4, n // 2, "summary")
-    found["rephrasing a question"] = texts(model, world.rephrasing, 1, n // 2, "rephrase")
-    found["reciting 10 digits"] = reciting(model, lambda rng: world.digits(rng, 10), n, "digits")
-    found["reciting 16 hex digits"] = reciting(model, _hex, n, "hex")
-    found["reciting a URL"] = reciting(
+        shares[f"{what}, all of these"] = together(shares, what, "facts")
+    shares["rewriting, 4 facts"] = texts(model, world.rewriting, 4, n // 2, "rewrite")
+    shares["summary, 4 facts"] = texts(model, world.summary, 4, n // 2, "summary")
+    shares["rephrasing a question"] = texts(model, world.rephrasing, 1, n // 2, "rephrase")
+    shares["reciting 10 digits"] = reciting(model, lambda rng: world.digits(rng, 10), n, "digits")
+    shares["reciting 16 hex digits"] = reciting(model, _hex, n, "hex")
+    shares["reciting a URL"] = reciting(
         model, lambda rng: f"https://{world.VALUES['url'](rng)}?id={world.digits(rng, 4)}", n, "url"
     )
-    found["reciting a line of code"] = reciting(model, _code, n, "code")
-    return found
+    shares["reciting a line of code"] = reciting(model, _code, n, "code")
+    return shares
 
 
 def _code(rng: random.Random) -> str:
@@ -145,18 +145,18 @@ def _code(rng: random.Random) -> str:
     return f"def {a}({b}, {c}={world.digits(rng, 2)}): return {b}[{c}] + {world.digits(rng, 3)}"
 
 
-def card(found: dict[str, Proportion], about: dict[str, Any]) -> str:
+def card(shares: dict[str, Proportion], about: dict[str, Any]) -> str:
     """The model card, with the measured table."""
     rows = "\n".join(
         f"| {name} | {p.mean:.3f} | {p.low:.3f} – {p.high:.3f} | {p.n} |"
-        for name, p in found.items()
+        for name, p in shares.items()
     )
     head = (Path(__file__).parent / "card.md").read_text()
     return head.replace("{{measured}}", rows).replace("{{about}}", json.dumps(about))
 
 
 def main() -> None:
-    """Measure, print, and write the card if asked."""
+    """Measure, print, and write the card on request."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -168,8 +168,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     model = Model.load(args.model)
     started = time.monotonic()
-    found = measure(model, args.n)
-    for name, p in found.items():
+    shares = measure(model, args.n)
+    for name, p in shares.items():
         print(f"{name:44s} {p}")
     about = {
         "parameters": sum(p.numel() for p in model.network.parameters()),
@@ -179,10 +179,10 @@ def main() -> None:
     }
     print(json.dumps(about))
     if args.write_card:
-        (CARD / "README.md").write_text(card(found, about))
+        (CARD / "README.md").write_text(card(shares, about))
         rows = {
             name: {"n": p.n, "share": p.mean, "low": p.low, "high": p.high}
-            for name, p in found.items()
+            for name, p in shares.items()
         }
         (CARD / "measured.json").write_text(json.dumps({"about": about, "skills": rows}, indent=1))
 

@@ -139,7 +139,7 @@ def average_gradients(model: LlamaForCausalLM, world: int) -> None:
 def exam(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, level: int, seed: str, n: int = 16
 ) -> Tensor:
-    """Replies right and asked, declines right and asked, on passages as long as the level has them.
+    """Replies right and wanted, declines right and wanted, on passages as long as the level has them.
 
     Teacher-forced: a reply is right when every token of it is the argmax.
     """
@@ -310,7 +310,7 @@ def export(out: Path, target: Path, start: str | None, share: float) -> None:
         weights = {k: (1 - share) * before[k] + share * w for k, w in weights.items()}
     model.load_state_dict(weights)
     model.config.lorewright_phrasing = (
-        "pocket"  # the words it is asked in: lorewright.knowledge.selfstudy.PHRASINGS
+        "pocket"  # the wording of its prompts: lorewright.knowledge.selfstudy.PHRASINGS
     )
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)

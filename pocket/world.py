@@ -2,7 +2,7 @@
 
 Everything is a function of a `random.Random`: invented subjects, relations, values, the passages
 that state them and the conversations about those passages. No sentence is taken from anywhere.
-This room knows nothing of tokens, tensors or training; `train.py` turns conversations into batches.
+It knows nothing of tokens, tensors or training; `train.py` turns conversations into batches.
 
 Held out from the base for ever, so that a question form can be new to it: `HELD_ASK` (carriers used
 with any relation) and the last question of every entry in `RELATIONS`.
@@ -39,7 +39,7 @@ DECLINE = "I do not know."
 READING_WEIGHT = 2.0
 """Answers are short and written pairs are long: without this, writing outweighs reading."""
 N_SETS = 6
-"""How many sets of questions the base can be asked to write for one passage."""
+"""How many sets of questions the base can be requested to write for one passage."""
 
 SAY = (
     "The {r} of {s} is {v}.",
@@ -51,7 +51,7 @@ SAY = (
     "{s} has the {r} {v}.",
     "The {r} of {s}: {v}.",
 )
-"""Forms of a statement. The value comes last in all of them: found from its key by one look back."""
+"""Forms of a statement. The value comes last in all of them: reached from its key by one look back."""
 ASK = (
     "What is the {r} of {s}?",
     "Tell me the {r} of {s}.",
@@ -99,7 +99,7 @@ HELD_ASK = (
 
 @dataclass(frozen=True)
 class Relation:
-    """What can be said of a subject: its noun, the type of its value, and phrasings of its own."""
+    """What can be stated of a subject: its noun, the type of its value, and phrasings of its own."""
 
     name: str
     value: str
@@ -342,23 +342,23 @@ def statements(rng: random.Random, n: int, plain: bool = False) -> list[Statemen
         return _cells(rng, n, plain)
     if kind < 0.45:
         relations = [relation(rng) for _ in range(rng.choice((1, 1, 2, 3)))]
-        found = _distinct(rng, n, lambda: subject(rng), lambda: rng.choice(relations))
-        rng.shuffle(found)
-        return found
+        drawn = _distinct(rng, n, lambda: subject(rng), lambda: rng.choice(relations))
+        rng.shuffle(drawn)
+        return drawn
     if kind < 0.6:
         who, value = subject(rng), rng.choice(COMMON_VALUES)
         return _distinct(rng, n, lambda: who, lambda: _relation_of(rng, value))
     subjects = [subject(rng) for _ in range(max(1, round(n / rng.choice((1, 2, 3, 4)))))]
     shared = [relation(rng) for _ in range(max(1, round(n / rng.choice((1, 1.5, 2)))))]
-    found = _distinct(
+    chosen = _distinct(
         rng,
         n,
         lambda: rng.choice(subjects),
         lambda: rng.choice(shared) if rng.random() < 0.6 else relation(rng),
     )
     if rng.random() < 0.6:
-        found.sort(key=lambda item: subjects.index(item.subject))
-    return found
+        chosen.sort(key=lambda item: subjects.index(item.subject))
+    return chosen
 
 
 def _cells(rng: random.Random, n: int, plain: bool) -> list[Statement]:
@@ -381,11 +381,11 @@ def _distinct(
     rng: random.Random, n: int, who: Callable[[], str], what: Callable[[], Relation]
 ) -> list[Statement]:
     """n statements, no (subject, relation) twice."""
-    found: dict[tuple[str, str], Statement] = {}
-    while len(found) < n:
+    drawn: dict[tuple[str, str], Statement] = {}
+    while len(drawn) < n:
         name, about = who(), what()
-        found.setdefault((name, about.name), Statement(name, about, VALUES[about.value](rng)))
-    return list(found.values())
+        drawn.setdefault((name, about.name), Statement(name, about, VALUES[about.value](rng)))
+    return list(drawn.values())
 
 
 def _relation_of(rng: random.Random, value: str) -> Relation:
@@ -501,7 +501,7 @@ def near_miss(rng: random.Random, page: Passage) -> Statement:
     return absent(rng, page)
 
 
-# -- instructions: the words in which the base is asked for something -----------------------------
+# -- instructions: the wording of requests to the base -----------------------------
 
 
 def pairs_prompt(text: str, number: int) -> str:
@@ -621,9 +621,9 @@ def reversing(rng: random.Random, n: int, plain: bool = False) -> list[Turn]:
     """Which question a value of the passage answers: the value has to know whose it is."""
     page = passage(rng, n, plain)
     values = [item.value for item in page.statements]
-    asked = [item for item in page.statements if values.count(item.value) == 1]
-    asked = rng.sample(asked, min(len(asked), 8)) or list(page.statements[:1])
-    first, *rest = [Turn(reverse_prompt(item.value), set_ask(item, 1)) for item in asked]
+    chosen = [item for item in page.statements if values.count(item.value) == 1]
+    chosen = rng.sample(chosen, min(len(chosen), 8)) or list(page.statements[:1])
+    first, *rest = [Turn(reverse_prompt(item.value), set_ask(item, 1)) for item in chosen]
     return [replace(first, user=f"{page.text}\n\n{first.user}"), *rest]
 
 
@@ -635,10 +635,10 @@ def plain_reversing(rng: random.Random, n: int) -> list[Turn]:
 def filling(rng: random.Random, n: int) -> list[Turn]:
     """Statements of the passage with the value left out."""
     page = passage(rng, n)
-    asked = rng.sample(page.statements, min(n, 6))
+    chosen = rng.sample(page.statements, min(n, 6))
     first, *rest = [
         Turn(fill_prompt(replace(item, value="____").fill(rng.choice(SAY))), item.value)
-        for item in asked
+        for item in chosen
     ]
     return [replace(first, user=f"{page.text}\n\n{first.user}"), *rest]
 
@@ -649,16 +649,16 @@ def closed_book(rng: random.Random, n: int) -> list[Turn]:
 
 
 def listing(rng: random.Random, n: int) -> list[Turn]:
-    """A directory of `name: value` lines, asked by name alone."""
+    """A directory of `name: value` lines, questioned by name alone."""
     names = list(
         dict.fromkeys(person(rng) if rng.random() < 0.7 else subject(rng) for _ in range(n))
     )
     kind = rng.choice(("digits", "phone", "code", "room", "place"))
     rows = [(name, VALUES[kind](rng)) for name in names]
     text = "\n".join(f"{name}: {value}" for name, value in rows)
-    asked = rng.sample(rows, min(len(rows), 6))
+    chosen = rng.sample(rows, min(len(rows), 6))
     form = rng.choice(("{}:", "{}?", "What is listed for {}?"))
-    first, *rest = [Turn(form.format(name), value) for name, value in asked]
+    first, *rest = [Turn(form.format(name), value) for name, value in chosen]
     return [Turn(f"{text}\n\n{first.user}", first.reply), *rest]
 
 
@@ -702,7 +702,7 @@ def rephrasing(rng: random.Random, n: int) -> list[Turn]:
 
 
 def reciting(rng: random.Random, n: int) -> list[Turn]:
-    """Arbitrary strings, said again exactly."""
+    """Arbitrary strings, repeated exactly."""
     lead = rng.choice(_RECITE_LEADS)
     return [Turn(lead(text), text) for text in (arbitrary_string(rng) for _ in range(min(n, 5)))]
 

@@ -244,7 +244,7 @@ def test_every_dict_of_functions_is_called() -> None:
 
 
 def _looked_into(node: ast.AST) -> ast.expr | None:
-    """The expression that is indexed, unpacked or asked for its values or items here."""
+    """The expression that is indexed, or whose values or items are taken, here."""
     if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load):
         return node.value
     if isinstance(node, ast.Attribute) and node.attr in ("get", "items", "values"):

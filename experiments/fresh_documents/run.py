@@ -63,33 +63,33 @@ def page(number: int, n_subjects: int = N_SUBJECTS) -> world.Passage:
     return world.Passage("\n\n".join(parts) + "\n", tuple(items))
 
 
-def probes(number: int, found: world.Passage, n_unknown: int) -> list[Probe]:
+def probes(number: int, passage: world.Passage, n_unknown: int) -> list[Probe]:
     """Every fact in two forms no lesson trains and in one that the base never saw; near misses."""
     rng = random.Random(f"fresh-probes-{number}")
-    asked = []
-    for i, item in enumerate(found.statements):
+    questions = []
+    for i, item in enumerate(passage.statements):
         for k, form in enumerate(rng.sample(UNTRAINED, 2)):
-            asked.append(Probe(f"fact-{i}-{k}", item.fill(form), (item.value,), "paraphrase"))
+            questions.append(Probe(f"fact-{i}-{k}", item.fill(form), (item.value,), "paraphrase"))
         text = world.held_ask(rng, item)
-        asked.append(Probe(f"{NEW}{i}", text, (item.value,), "paraphrase"))
+        questions.append(Probe(f"{NEW}{i}", text, (item.value,), "paraphrase"))
     missing: dict[str, None] = {}
     while len(missing) < n_unknown:
-        missing[world.near_miss(rng, found).fill(rng.choice(UNTRAINED))] = None
-    return asked + [Probe(f"unknown-{i}", text, (), "unknown") for i, text in enumerate(missing)]
+        missing[world.near_miss(rng, passage).fill(rng.choice(UNTRAINED))] = None
+    return questions + [Probe(f"unknown-{i}", text, (), "unknown") for i, text in enumerate(missing)]
 
 
 def measure(model: Model, number: int, *, quick: bool) -> dict[str, Any]:
     """Write one document into a folder of its own; every probe's score with the memory and without."""
-    found = page(number, 2 if quick else N_SUBJECTS)
+    passage = page(number, 2 if quick else N_SUBJECTS)
     config = replace(asked_config(model, 2) if quick else asked_config(model), seed=number)
     config = replace(config, lora=replace(config.lora, seed=number))
     started = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         outcome = Memory.open(Path(folder) / "memory", model).write(
-            Document(f"page-{number}", found.text),
+            Document(f"page-{number}", passage.text),
             config=config,
             lesson=replace(LESSON, seed=number),
-            probes=probes(number, found, 4 if quick else N_UNKNOWN),
+            probes=probes(number, passage, 4 if quick else N_UNKNOWN),
         )
     scores = {
         arm: {row.probe_id: row.score for row in outcome.report.arms.get(arm, ())}
@@ -117,7 +117,7 @@ KINDS = {
 
 def rows(records: Sequence[dict[str, Any]]) -> list[list[str]]:
     """Per kind of probe: memory, base alone, the whole document in the prompt, and the worst document."""
-    found = []
+    rows = []
     for kind, start in KINDS.items():
         line = [kind]
         for arm in ("memory", "base", "full"):
@@ -128,8 +128,8 @@ def rows(records: Sequence[dict[str, Any]]) -> list[list[str]]:
             line.append(str(clustered_interval(clusters)))
             if arm == "memory":
                 each = [sum(own) / len(own) for own in clusters if own]
-        found.append([*line, ", ".join(f"{share:.2f}" for share in sorted(each))])
-    return found
+        rows.append([*line, ", ".join(f"{share:.2f}" for share in sorted(each))])
+    return rows
 
 
 def table(records: Sequence[dict[str, Any]]) -> str:

@@ -40,11 +40,11 @@ def test_near_misses_are_said_nowhere_and_no_probe_is_trained(run: ModuleType) -
     pocket = Model.load("pocket")
     page = run.page(0, 2)
     probes = run.probes(0, page, 6)
-    told = {item.fill(form) for item in page.statements for form in run.UNTRAINED}
+    stated = {item.fill(form) for item in page.statements for form in run.UNTRAINED}
     unknown = [p for p in probes if p.kind == "unknown"]
     assert len(unknown) == 6
     assert len(probes) == 3 * len(page.statements) + 6
-    assert not told & {p.question for p in unknown}
+    assert not stated & {p.question for p in unknown}
     made = prepare(
         Knowledge((Document("page-0", page.text),)),
         ask_llm=pocket.generate,

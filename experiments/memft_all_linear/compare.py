@@ -57,12 +57,12 @@ def score(row: Row, cell: Cell) -> tuple[float, float, float]:
 
 def best_rates(rows: Iterable[Row], cell: Cell) -> dict[str, float]:
     """Return the rate of every arm that has the best score; the lower one of two equals."""
-    found: dict[str, Row] = {}
+    best: dict[str, Row] = {}
     for row in sorted(rows, key=lambda row: row["lr"]):
         arm = str(row["arm"])
-        if arm not in found or score(row, cell) > score(found[arm], cell):
-            found[arm] = row
-    return {arm: float(row["lr"]) for arm, row in found.items()}
+        if arm not in best or score(row, cell) > score(best[arm], cell):
+            best[arm] = row
+    return {arm: float(row["lr"]) for arm, row in best.items()}
 
 
 def beyond(rows: Sequence[Row], cell: Cell) -> list[Member]:

@@ -103,11 +103,11 @@ def _marks(ax: Axes, at: Measured, down: float, ink: Ink, *, ratio: bool) -> Non
     for j, arm in enumerate(OTHERS):
         if arm not in at.cell.arms:
             continue
-        found = as_ratio(against(arm, [at], epochs_log)) if ratio else against(arm, [at], tokens)
+        difference = as_ratio(against(arm, [at], epochs_log)) if ratio else against(arm, [at], tokens)
         y, color = -(down + j), ink.lines[DRAWN.index(arm)]
-        if found.low is not None and found.high is not None:
-            ax.plot([found.low, found.high], [y, y], color=color, linewidth=2)
-        ax.plot(found.mean, y, "o", color=color, markersize=5, label=arm)
+        if difference.low is not None and difference.high is not None:
+            ax.plot([difference.low, difference.high], [y, y], color=color, linewidth=2)
+        ax.plot(difference.mean, y, "o", color=color, markersize=5, label=arm)
 
 
 def _even(ax: Axes, ink: Ink, *, ratio: bool) -> None:
@@ -184,8 +184,8 @@ def _head(panels: Sequence[Sequence[Axes]], title: str, about: str, ink: Ink) ->
     height = figure.get_figheight()  # type: ignore[union-attr]
     figure.text(0.02, 1 - 0.22 / height, title, va="center", size=14, weight="bold", color=ink.text)
     figure.text(0.02, 1 - 0.47 / height, about, va="center", size=9.5, color=ink.muted)
-    found = [ax.get_legend_handles_labels() for line in panels for ax in line]
-    shown = {n: h for handles, names in found for h, n in zip(handles, names, strict=True)}
+    legends = [ax.get_legend_handles_labels() for line in panels for ax in line]
+    shown = {n: h for handles, names in legends for h, n in zip(handles, names, strict=True)}
     chosen = {name: shown[name] for name in DRAWN if name in shown}
     figure.legend(
         chosen.values(), chosen.keys(), loc="upper left", ncols=len(chosen), frameon=False,

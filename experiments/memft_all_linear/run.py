@@ -100,8 +100,8 @@ class Sweep:
             name = task.__name__
             print(f"  {name}: {step.n_done} of {step.n_jobs} jobs", file=sys.stderr, flush=True)
 
-        found = scale.run(task, jobs, self.records, on=self.on, progress=say)
-        return [record["rows"] for record in found]
+        records = scale.run(task, jobs, self.records, on=self.on, progress=say)
+        return [record["rows"] for record in records]
 
     def _stacks(self, cells: Sequence[Cell], members: Sequence[Sequence[Member]]) -> list[Any]:
         decoded = self.seeds[0]
@@ -118,14 +118,14 @@ class Sweep:
         ]
         rows = self._stacks(cells, grids)
         for _ in range(EXTENSIONS):
-            more = [beyond(found, cell) for found, cell in zip(rows, cells, strict=True)]
+            more = [beyond(measured, cell) for measured, cell in zip(rows, cells, strict=True)]
             open_cells = [i for i, members in enumerate(more) if members]
             if not open_cells:
                 break
             extra = self._stacks([cells[i] for i in open_cells], [more[i] for i in open_cells])
-            for i, found in zip(open_cells, extra, strict=True):
-                rows[i] = [*rows[i], *found]
-        return [best_rates(found, cell) for found, cell in zip(rows, cells, strict=True)]
+            for i, measured in zip(open_cells, extra, strict=True):
+                rows[i] = [*rows[i], *measured]
+        return [best_rates(measured, cell) for measured, cell in zip(rows, cells, strict=True)]
 
     def fresh(self, cells: Sequence[Cell], rates: Sequence[dict[str, float]]) -> list[Any]:
         """Write the fresh seeds at the chosen rates."""
@@ -150,7 +150,7 @@ class Sweep:
     def measure(self, groups: dict[str, list[Cell]]) -> dict[str, list[Measured]]:
         """Do all trials that have no record yet, group by group, and return what they came to."""
         seconds: dict[tuple[str, str], dict[str, float]] = {}
-        found = {}
+        rates = {}
         for name, cells in groups.items():
             print(name, file=sys.stderr)
             rates = self.rates(cells)
@@ -163,11 +163,11 @@ class Sweep:
             alone = timed.values()
             solos = self.costs([cells[i] for i in alone], [rates[i] for i in alone])
             seconds |= {where: cost_of(each) for where, each in zip(timed, solos, strict=True)}
-            found[name] = [
+            rates[name] = [
                 Measured(cell, chosen, each, seconds[cell.place, cell.task])
                 for cell, chosen, each in zip(cells, rates, rows, strict=True)
             ]
-        return found
+        return rates
 
 
 def cost_of(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -175,8 +175,8 @@ def cost_of(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     arms = {row["arm"] for row in rows}
     own = {arm: [row for row in rows if row["arm"] == arm] for arm in arms}
     return {
-        arm: sum(row["seconds"] for row in found) / sum(sum(row["trained"]) for row in found)
-        for arm, found in own.items()
+        arm: sum(row["seconds"] for row in rows) / sum(sum(row["trained"]) for row in rows)
+        for arm, rows in own.items()
     }
 
 

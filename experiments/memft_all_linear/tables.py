@@ -57,14 +57,14 @@ def pooled(groups: Groups) -> str:
                 rows.append((name, arm, "", count, "1", "1", *levels(group)))
                 continue
             timed = all(arm in at.seconds for at in with_arm(arm, group))
-            found = against(arm, group, epochs_log)
+            difference = against(arm, group, epochs_log)
             rows.append(
                 (
                     name,
                     arm,
-                    str(found.n),
+                    str(difference.n),
                     count,
-                    shown(as_ratio(found)),
+                    shown(as_ratio(difference)),
                     shown(as_ratio(against(arm, group, seconds_log))) if timed else "–",
                     *(shown(against(arm, group, f), signed=True) for f in (exact, tokens, recited)),
                 )
@@ -74,11 +74,11 @@ def pooled(groups: Groups) -> str:
 
 def levels(group: Sequence[Measured]) -> list[str]:
     """Plain loss's own level of each share, that the differences are to."""
-    found = []
+    cells = []
     for key in ("exact", "tokens", "recited"):
         values = [share(row, key) for at in group for row in at.of(BASELINE)]
-        found.append(f"level {sum(values) / len(values):.2f}")
-    return found
+        cells.append(f"level {sum(values) / len(values):.2f}")
+    return cells
 
 
 def costs(groups: Groups) -> str:
@@ -145,12 +145,12 @@ def checks(groups: Groups) -> str:
     )
 
 
-def shown(found: Estimate, *, signed: bool = False) -> str:
+def shown(estimate: Estimate, *, signed: bool = False) -> str:
     """Return a mean and its interval."""
     form = "{:+.3f}" if signed else "{:.2f}"
-    if found.mean is None or found.low is None or found.high is None:
-        return "–" if found.mean is None else form.format(found.mean)
-    return f"{form} [{form}, {form}]".format(found.mean, found.low, found.high)
+    if estimate.mean is None or estimate.low is None or estimate.high is None:
+        return "–" if estimate.mean is None else form.format(estimate.mean)
+    return f"{form} [{form}, {form}]".format(estimate.mean, estimate.low, estimate.high)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

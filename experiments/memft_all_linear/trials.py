@@ -89,16 +89,16 @@ class Member(NamedTuple):
 def facts(model: Model, task: Task, seed: int) -> list[Example]:
     """Return the facts of a seed: an invented person's name, and what nothing predicts."""
     rng = random.Random(f"memft/{task}/{seed}")
-    found: dict[str, str] = {}
-    while len(found) < task.n_facts:
+    answers: dict[str, str] = {}
+    while len(answers) < task.n_facts:
         key = f"{person(rng)}:"
-        name = f"memft/{seed}/{len(found)}"
-        found[key] = (
+        name = f"memft/{seed}/{len(answers)}"
+        answers[key] = (
             digits(rng, task.n_tokens)
             if task.n_tokens <= 10
             else passage(model, task.n_tokens, 100, name).example.completion
         )
-    return [Example(key, value) for key, value in found.items()]
+    return [Example(key, value) for key, value in answers.items()]
 
 
 def job_of(cell: Cell, members: Sequence[Member], **about: Any) -> dict[str, Any]:

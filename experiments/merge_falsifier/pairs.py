@@ -1,6 +1,6 @@
 """Pairs of memories of disjoint facts from the pocket's world: lessons and probes, all from a seed.
 
-No subject is in both memories of a pair. A fact is trained in five question forms; it is asked in form 4,
+No subject is in both memories of a pair. A fact is trained in five question forms; it is questioned in form 4,
 which no lesson trains, and in a form that the base never saw either. The seeds are unlike training's.
 """
 
@@ -23,7 +23,7 @@ from lorewright.models.model import Model
 N_FACTS = 24
 HELD_FORM = 4
 KINDS = ("paraphrase", "new form", "as trained", "unknown")
-"""What is asked: held from the adapter; held from the base too; form 1 as trained; to be declined."""
+"""Probes: held from the adapter; held from the base too; form 1 as trained; to be declined."""
 
 
 def pair(number: int) -> tuple[list[Statement], list[Statement]]:
@@ -34,13 +34,13 @@ def pair(number: int) -> tuple[list[Statement], list[Statement]]:
 
 def _facts(rng: random.Random, taken: set[str]) -> list[Statement]:
     """So many facts about subjects that were not taken, which they are afterwards."""
-    found: dict[str, Statement] = {}
-    while len(found) < N_FACTS:
+    drawn: dict[str, Statement] = {}
+    while len(drawn) < N_FACTS:
         for item in statements(rng, N_FACTS):
-            if normalise(item.subject) not in taken and len(found) < N_FACTS:
-                found.setdefault(normalise(set_ask(item, 1)), item)
-    taken |= {normalise(item.subject) for item in found.values()}
-    return list(found.values())
+            if normalise(item.subject) not in taken and len(drawn) < N_FACTS:
+                drawn.setdefault(normalise(set_ask(item, 1)), item)
+    taken |= {normalise(item.subject) for item in drawn.values()}
+    return list(drawn.values())
 
 
 def lesson(model: Model, items: list[Statement], config: LessonConfig) -> Lesson:

@@ -6,7 +6,7 @@
 
 Every pair: two memories of 24 facts are written, then merged by every method, each with the options of
 its own that did best on trained questions held back for that (probes have no part in it), and by `auto`.
-All are asked the same probes. Then, on some of the pairs: lower ranks, training on both instead, what
+All answer the same probes. Then, on some of the pairs: lower ranks, training on both instead, what
 imitation owes to each of its parts, and memories written in other ways. One adapter of at most the summed
 rank each time.
 """
@@ -63,7 +63,7 @@ N_BEYOND, N_WRITES = 4, 3
 
 
 def configs(model: Model, how: dict[str, Any], number: int, epochs: int) -> list[WriteConfig]:
-    """Settings of a pair's two writes: every memory has a first A of its own, unless told."""
+    """Settings of a pair's two writes: every memory has a first A of its own, unless given."""
     plain = {key: value for key, value in how.items() if key == "weight_decay"}
     return [
         WriteConfig(
@@ -109,26 +109,26 @@ def written(
             if isinstance(each, Written)
         ]
         save_json({"writes": rows, "configs": [asdict(job.config) for job in jobs]}, about)
-    told = json.loads(about.read_text())["writes"]
-    found = list(zip(lessons, map(load, places), told, strict=True))
-    return {number: found[2 * i : 2 * i + 2] for i, number in enumerate(numbers)}
+    writes = json.loads(about.read_text())["writes"]
+    sources = list(zip(lessons, map(load, places), writes, strict=True))
+    return {number: sources[2 * i : 2 * i + 2] for i, number in enumerate(numbers)}
 
 
 def rows_of(taught: Lesson) -> list[Example]:
-    """Every probe with what is to be said."""
+    """Every probe with its reply."""
     return [Example(p.question, p.answers[0] if p.answers else DECLINE) for p in taught.probes]
 
 
-def asked(model: Model, adapter: Adapter | None, taught: Lesson) -> dict[str, list[int]]:
+def scores_of(model: Model, adapter: Adapter | None, taught: Lesson) -> dict[str, list[int]]:
     """By kind of probe, which are answered right (of kind unknown: declined), word for word.
 
     By one teacher-forced pass: greedy decoding gives an answer exactly when each of its tokens is
     the likeliest after those before it. `heard` says whether it did.
     """
     with model.using(*([adapter] if adapter else [])):
-        found = trace(model, [model.render(row.prompt, row.completion) for row in rows_of(taught)])
+        traces = trace(model, [model.render(row.prompt, row.completion) for row in rows_of(taught)])
     scores: dict[str, list[int]] = {kind: [] for kind in KINDS}
-    for probe, each in zip(taught.probes, found, strict=True):
+    for probe, each in zip(taught.probes, traces, strict=True):
         scores[kind_of(probe)].append(int(each.exact))
     return scores
 
@@ -136,8 +136,8 @@ def asked(model: Model, adapter: Adapter | None, taught: Lesson) -> dict[str, li
 def heard(model: Model, adapter: Adapter, taught: Lesson) -> dict[str, int]:
     """The same by free-running greedy decoding, and how many probes differ."""
     with model.using(adapter):
-        found = audit(model, rows_of(taught))
-    return {"n": found.n, "exact": found.n_exact, "differ": len(found.disagreements)}
+        audited = audit(model, rows_of(taught))
+    return {"n": audited.n, "exact": audited.n_exact, "differ": len(audited.disagreements)}
 
 
 def measured(
@@ -147,7 +147,7 @@ def measured(
     began, cpu = time.monotonic(), time.process_time()
     adapter, _ = make(model, sources, method, **how)
     cost = {"seconds": time.monotonic() - began, "cpu_seconds": time.process_time() - cpu}
-    scores = [asked(model, adapter, taught) for taught in lessons]
+    scores = [scores_of(model, adapter, taught) for taught in lessons]
     about = {"method": method, "options": how.get("options", {}), "rank": adapter.config.rank}
     return {**about, **cost, "scores": scores}
 
@@ -166,25 +166,25 @@ def every_method(
     best = max(trials, key=lambda trial: trial.merit)
     adapter, _ = make(model, sources, best.method, options=best.options, rank=best.rank)
     about = {"method": best.method, "options": best.options, "rank": best.rank}
-    scores = [asked(model, adapter, taught) for taught in lessons]
+    scores = [scores_of(model, adapter, taught) for taught in lessons]
     arms["auto"] = {**about, "scores": scores, "heard": [heard(model, adapter, t) for t in lessons]}
     return {"arms": arms, "trials": [trial.to_json() for trial in trials]}
 
 
 def beyond(model: Model, sources: Sequence[Source], lessons: Sequence[Lesson]) -> dict[str, Any]:
     """Imitation at lower ranks, training on both instead, and imitation without some of its parts."""
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for rank in (RANK // 2, RANK, RANK * 3 // 2):
-        found[f"imitate, rank {rank}"] = measured(model, sources, lessons, IMITATE, rank=rank)
-    found[REWRITE] = measured(model, sources, lessons, REWRITE, options={"epochs": EPOCHS})
+        results[f"imitate, rank {rank}"] = measured(model, sources, lessons, IMITATE, rank=rank)
+    results[REWRITE] = measured(model, sources, lessons, REWRITE, options={"epochs": EPOCHS})
     for name, options in PARTS.items():
-        found[name] = measured(model, sources, lessons, IMITATE, options=options)
+        results[name] = measured(model, sources, lessons, IMITATE, options=options)
     with no_stream():
-        found["streams not followed"] = measured(model, sources, lessons, IMITATE)
-        found["nor weights"] = measured(
+        results["streams not followed"] = measured(model, sources, lessons, IMITATE)
+        results["nor weights"] = measured(
             model, sources, lessons, IMITATE, options=PARTS["both alike"]
         )
-    return found
+    return results
 
 
 PARTS: dict[str, dict[str, float]] = {
@@ -211,7 +211,7 @@ def keep(record: dict[str, Any], path: Path, base: str) -> None:
     save_json({**record, "base": base, "facts": N_FACTS, "rank": RANK}, path)
 
 
-def kept(path: Path, base: str) -> bool:
+def is_done(path: Path, base: str) -> bool:
     """Whether a record is there and of this base."""
     return path.exists() and json.loads(path.read_text())["base"] == base
 
@@ -221,7 +221,7 @@ def run_pairs(model: Model, n_pairs: int, epochs: int, out: Path) -> None:
     base = model.digest[:16]
     for first in range(0, n_pairs, STACK):
         numbers = range(first, min(first + STACK, n_pairs))
-        left = [n for n in numbers if not kept(out / f"pair-{n:02}.json", base)]
+        left = [n for n in numbers if not is_done(out / f"pair-{n:02}.json", base)]
         memories = written(model, numbers, "default", epochs) if left else {}
         for number in left:
             began = time.process_time()
@@ -229,16 +229,16 @@ def run_pairs(model: Model, n_pairs: int, epochs: int, out: Path) -> None:
             record = {
                 "pair": number,
                 "writes": [about for _, _, about in memories[number]],
-                "alone": [asked(model, a, taught) for a, taught in zip(own, lessons, strict=True)],
+                "alone": [scores_of(model, a, taught) for a, taught in zip(own, lessons, strict=True)],
                 "heard": [heard(model, a, taught) for a, taught in zip(own, lessons, strict=True)],
-                "other": [asked(model, a, t) for a, t in zip(own[::-1], lessons, strict=True)],
-                "plain": [asked(model, None, taught) for taught in lessons],
+                "other": [scores_of(model, a, t) for a, t in zip(own[::-1], lessons, strict=True)],
+                "plain": [scores_of(model, None, taught) for taught in lessons],
                 **every_method(model, sources, lessons),
             }
             record["cpu_seconds"] = time.process_time() - began
             keep(record, out / f"pair-{number:02}.json", base)
             print(
-                f"pair {number}: {said(record)} ({record['cpu_seconds']:.0f} s of CPU)", flush=True
+                f"pair {number}: {described(record)} ({record['cpu_seconds']:.0f} s of CPU)", flush=True
             )
 
 
@@ -247,20 +247,20 @@ def run_beyond(model: Model, n_pairs: int, n_all: int, epochs: int, out: Path) -
     base = model.digest[:16]
     for number in range(n_pairs):
         path, first = out / f"beyond-{number:02}.json", number // STACK * STACK
-        if kept(path, base):
+        if is_done(path, base):
             continue
         memories = written(model, range(first, min(first + STACK, n_all)), "default", epochs)
         lessons, own, sources = of_pair(memories[number])
-        alone = [asked(model, a, taught) for a, taught in zip(own, lessons, strict=True)]
+        alone = [scores_of(model, a, taught) for a, taught in zip(own, lessons, strict=True)]
         keep({"pair": number, "alone": alone, "arms": beyond(model, sources, lessons)}, path, base)
         print(f"pair {number}: ranks, parts and rewriting done", flush=True)
 
 
 def of_pair(
-    found: Sequence[tuple[Lesson, Adapter, dict[str, Any]]],
+    writes: Sequence[tuple[Lesson, Adapter, dict[str, Any]]],
 ) -> tuple[list[Lesson], list[Adapter], list[Source]]:
     """Lessons, adapters and sources of a pair."""
-    lessons, own = [taught for taught, _, _ in found], [adapter for _, adapter, _ in found]
+    lessons, own = [taught for taught, _, _ in writes], [adapter for _, adapter, _ in writes]
     return lessons, own, [Source(a, t.examples) for a, t in zip(own, lessons, strict=True)]
 
 
@@ -269,7 +269,7 @@ def run_writes(model: Model, n_pairs: int, epochs: int, out: Path) -> None:
     base = model.digest[:16]
     for how in WRITES:
         path = out / f"write-{how.replace(' ', '-')}.json"
-        if kept(path, base):
+        if is_done(path, base):
             continue
         memories = written(model, range(n_pairs), how, epochs)
         rows = []
@@ -279,8 +279,8 @@ def run_writes(model: Model, n_pairs: int, epochs: int, out: Path) -> None:
                 {
                     "pair": number,
                     "writes": [about for _, _, about in memories[number]],
-                    "alone": [asked(model, a, t) for a, t in zip(own, lessons, strict=True)],
-                    "other": [asked(model, a, t) for a, t in zip(own[::-1], lessons, strict=True)],
+                    "alone": [scores_of(model, a, t) for a, t in zip(own, lessons, strict=True)],
+                    "other": [scores_of(model, a, t) for a, t in zip(own[::-1], lessons, strict=True)],
                     "arms": {
                         method: measured(model, sources, lessons, method)
                         for method in ("cat", "tsv", "regmean", IMITATE)
@@ -291,7 +291,7 @@ def run_writes(model: Model, n_pairs: int, epochs: int, out: Path) -> None:
         print(f"{how}: done", flush=True)
 
 
-def said(record: dict[str, Any]) -> str:
+def described(record: dict[str, Any]) -> str:
     """A pair's recall of held forms: alone, and under some methods."""
 
     def share(scores: list[dict[str, list[int]]]) -> str:

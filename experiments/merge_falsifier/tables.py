@@ -39,9 +39,9 @@ def over(pairs: Sequence[dict[str, Any]], value: Callable[[dict[str, Any]], floa
     return mean_interval([value(each) for each in pairs])
 
 
-def spelt(found: Estimate) -> str:
+def spelt(estimate: Estimate) -> str:
     """Mean and interval without n."""
-    return str(found).split(" n=")[0].replace("-0.00", "0.00")
+    return str(estimate).split(" n=")[0].replace("-0.00", "0.00")
 
 
 def summary(
@@ -65,8 +65,8 @@ def summary(
 
 def options_of(pairs: Sequence[dict[str, Any]], arm: str) -> str:
     """The options that were taken, most often first."""
-    found = [p["arms"][arm] for p in pairs]
-    texts = [" ".join(f"{k} {v:g}" for k, v in each["options"].items()) for each in found]
+    arms = [p["arms"][arm] for p in pairs]
+    texts = [" ".join(f"{k} {v:g}" for k, v in each["options"].items()) for each in arms]
     ranked = sorted(set(texts), key=lambda text: (-texts.count(text), text))
     return ", ".join(
         f"{text or '–'}" + (f" ×{texts.count(text)}" if len(ranked) > 1 else "") for text in ranked
@@ -88,12 +88,12 @@ def methods_table(pairs: Sequence[dict[str, Any]]) -> str:
     ]
     rows = []
     for name, get in controls:
-        found = summary(pairs, get)
+        summed = summary(pairs, get)
         rows.append(
             [
                 name,
                 "",
-                *(spelt(found["recall"][k]) for k in ("paraphrase", "new form")),
+                *(spelt(summed["recall"][k]) for k in ("paraphrase", "new form")),
                 "",
                 "",
                 "",
@@ -106,7 +106,7 @@ def methods_table(pairs: Sequence[dict[str, Any]]) -> str:
     for arm in sorted(
         arms, key=lambda a: -(summary(pairs, lambda p: p["arms"][a]["scores"])["lost"].mean or 0)
     ):
-        found = summary(pairs, lambda p, a=arm: p["arms"][a]["scores"])
+        summed = summary(pairs, lambda p, a=arm: p["arms"][a]["scores"])
         ranks = sorted({p["arms"][arm]["rank"] for p in pairs})
         cpu = over(pairs, lambda p, a=arm: p["arms"][a]["cpu_seconds"]).mean or 0.0
         name = f"**{arm}**" if arm == favourite else arm
@@ -114,11 +114,11 @@ def methods_table(pairs: Sequence[dict[str, Any]]) -> str:
             [
                 f"{name} ({options_of(pairs, arm)})",
                 ", ".join(map(str, ranks)),
-                spelt(found["recall"]["paraphrase"]),
-                spelt(found["recall"]["new form"]),
-                spelt(found["lost"]),
-                spelt(found["worse"]),
-                f"{found['n_over']} of {found['n']}",
+                spelt(summed["recall"]["paraphrase"]),
+                spelt(summed["recall"]["new form"]),
+                spelt(summed["lost"]),
+                spelt(summed["worse"]),
+                f"{summed['n_over']} of {summed['n']}",
                 f"{cpu:.1f}",
             ]
         )
@@ -139,7 +139,7 @@ def auto_lines(pairs: Sequence[dict[str, Any]]) -> str:
     """What auto took, and what that came to."""
     taken = [f"{p['arms']['auto']['method']}, rank {p['arms']['auto']['rank']}" for p in pairs]
     counts = ", ".join(f"{taken.count(t)} times {t}" for t in dict.fromkeys(taken))
-    found = summary(pairs, lambda p: p["arms"]["auto"]["scores"])
+    summed = summary(pairs, lambda p: p["arms"]["auto"]["scores"])
     declined = [
         over(pairs, lambda p, g=get: _declined(g(p)))
         for get in (lambda p: p["alone"], lambda p: p["arms"]["auto"]["scores"])
@@ -147,8 +147,8 @@ def auto_lines(pairs: Sequence[dict[str, Any]]) -> str:
     audits = [row for p in pairs for row in (*p["heard"], *p["arms"]["auto"]["heard"])]
     differ, n = (sum(row[key] for row in audits) for key in ("differ", "n"))
     return (
-        f"`auto` took: {counts}. On held forms it lost {spelt(found['lost'])} of the recall (worse-off source "
-        f"{spelt(found['worse'])}), n = {found['n']} pairs; on forms new to the base {spelt(found['new'])}. Questions that "
+        f"`auto` took: {counts}. On held forms it lost {spelt(summed['lost'])} of the recall (worse-off source "
+        f"{spelt(summed['worse'])}), n = {summed['n']} pairs; on forms new to the base {spelt(summed['new'])}. Questions that "
         f"a source does not answer are declined {spelt(declined[0])} by the sources alone, {spelt(declined[1])} merged.\n"
         f"Free-running decoding agreed with the teacher-forced verdict on all but {differ} of {n} probes.\n"
     )
@@ -163,12 +163,12 @@ def beyond_table(pairs: Sequence[dict[str, Any]]) -> str:
     """Lower ranks, training instead, and imitation without some of its parts."""
     rows = []
     for name in pairs[0]["arms"]:
-        found = summary(pairs, lambda p, a=name: p["arms"][a]["scores"])
+        summed = summary(pairs, lambda p, a=name: p["arms"][a]["scores"])
         ranks = ", ".join(map(str, sorted({p["arms"][name]["rank"] for p in pairs})))
-        shares = [spelt(found["recall"][kind]) for kind in ("paraphrase", "new form")]
+        shares = [spelt(summed["recall"][kind]) for kind in ("paraphrase", "new form")]
         cpu = over(pairs, lambda p, a=name: p["arms"][a]["cpu_seconds"]).mean or 0.0
         rows.append(
-            [name, ranks, *shares, spelt(found["lost"]), spelt(found["worse"]), f"{cpu:.1f}"]
+            [name, ranks, *shares, spelt(summed["lost"]), spelt(summed["worse"]), f"{cpu:.1f}"]
         )
     head = [
         "",
@@ -236,7 +236,7 @@ def write_page(records: Path, page: Path) -> None:
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:
     flat = {k: v for k, v in row.items() if k != "recall"}
-    flat |= {f"recall, {kind}": found for kind, found in row["recall"].items()}
+    flat |= {f"recall, {kind}": share for kind, share in row["recall"].items()}
     return flat
 
 

@@ -73,12 +73,12 @@ def pair(alone: tuple[float, float], merged: tuple[float, float]) -> dict[str, A
 
 def test_a_loss_is_a_share_of_what_the_source_recalls_alone(here: SimpleNamespace) -> None:
     pairs = [pair((1.0, 0.8), (0.9, 0.4)), pair((1.0, 1.0), (1.0, 0.9))]
-    found = here.tables.summary(pairs, lambda p: p["arms"]["x"]["scores"])
-    assert found["each"][0] == pytest.approx([0.1, 0.5])
-    assert found["lost"].mean == pytest.approx(((0.1 + 0.5) / 2 + 0.1 / 2) / 2)
-    assert found["worse"].mean == pytest.approx((0.5 + 0.1) / 2)
-    assert (found["n"], found["n_over"]) == (2, 1)
-    assert found["recall"]["paraphrase"].mean == pytest.approx((0.65 + 0.95) / 2)
+    summed = here.tables.summary(pairs, lambda p: p["arms"]["x"]["scores"])
+    assert summed["each"][0] == pytest.approx([0.1, 0.5])
+    assert summed["lost"].mean == pytest.approx(((0.1 + 0.5) / 2 + 0.1 / 2) / 2)
+    assert summed["worse"].mean == pytest.approx((0.5 + 0.1) / 2)
+    assert (summed["n"], summed["n_over"]) == (2, 1)
+    assert summed["recall"]["paraphrase"].mean == pytest.approx((0.65 + 0.95) / 2)
     nothing = here.tables.lost(pair((0.0, 1.0), (0, 0))["alone"], pair((1, 1), (0, 1))["alone"])
     assert nothing == [0.0], "who recalls nothing has nothing to lose"
 

@@ -86,10 +86,10 @@ def facts(
     """n facts whose questions differ."""
 
     def make(rng: random.Random) -> Knowledge:
-        found: dict[str, str] = {}
-        while len(found) < n:
-            found.setdefault(ask(rng), answer(rng))
-        return Knowledge(facts=tuple(Fact(f"f{i}", q, a) for i, (q, a) in enumerate(found.items())))
+        answers: dict[str, str] = {}
+        while len(answers) < n:
+            answers.setdefault(ask(rng), answer(rng))
+        return Knowledge(facts=tuple(Fact(f"f{i}", q, a) for i, (q, a) in enumerate(answers.items())))
 
     return make
 
@@ -110,16 +110,16 @@ def asks(*forms: str, of: Callable[[random.Random], str]) -> Callable[[random.Ra
 
 
 def twice(n: int, answer: Callable[[random.Random], str]) -> Callable[[random.Random], Knowledge]:
-    """n facts that are asked for in two forms each."""
+    """n facts in two question forms each."""
 
     def make(rng: random.Random) -> Knowledge:
-        found: dict[str, str] = {}
-        while len(found) < n:
-            found.setdefault(world.proper(rng), answer(rng))
+        answers: dict[str, str] = {}
+        while len(answers) < n:
+            answers.setdefault(world.proper(rng), answer(rng))
         return Knowledge(
             facts=tuple(
                 Fact(f"f{i}", form.format(name), reply)
-                for i, (name, reply) in enumerate(found.items())
+                for i, (name, reply) in enumerate(answers.items())
                 for form in ("Where does {} live?", "The home of {}:")
             )
         )
@@ -138,14 +138,14 @@ def sentence(rng: random.Random) -> str:
 
 
 def statements(n: int) -> Callable[[random.Random], Knowledge]:
-    """n statements of the world, each asked for once."""
+    """n statements of the world, one question each."""
 
     def make(rng: random.Random) -> Knowledge:
-        found: dict[str, str] = {}
+        answers: dict[str, str] = {}
         for item in world.statements(rng, 2 * n):
-            found.setdefault(world.ask(rng, item), item.value)
+            answers.setdefault(world.ask(rng, item), item.value)
         return Knowledge(
-            facts=tuple(Fact(f"f{i}", q, a) for i, (q, a) in enumerate(list(found.items())[:n]))
+            facts=tuple(Fact(f"f{i}", q, a) for i, (q, a) in enumerate(list(answers.items())[:n]))
         )
 
     return make
@@ -182,9 +182,9 @@ def mixed(n: int) -> Callable[[random.Random], Knowledge]:
             facts(n, key, string("0123456789abcdef", 12)),
             statements(n),
         )
-        found = [fact for part in parts for fact in part(rng).facts]
+        facts_ = [fact for part in parts for fact in part(rng).facts]
         return Knowledge(
-            facts=tuple(Fact(f"f{i}", fact.question, fact.answer) for i, fact in enumerate(found))
+            facts=tuple(Fact(f"f{i}", fact.question, fact.answer) for i, fact in enumerate(facts_))
         )
 
     return make
