@@ -9,6 +9,7 @@ import typer
 
 from lorewright.cli.options import Folder, Json, Threads
 from lorewright.cli.output import console_for, print_json
+from lorewright.errors import ModelError
 
 WHO = "Who may ask, and how much"
 ENGINE = "Another server as the engine"
@@ -57,7 +58,7 @@ EngineUrl = Annotated[
 Engine = Annotated[
     str,
     typer.Option(
-        help="vllm, sglang, llamacpp, lorewright, openai; empty = as it says.",
+        help="vllm, sglang, llamacpp, lorewright, openai; empty = as it reports.",
         rich_help_panel=ENGINE,
     ),
 ]
@@ -92,10 +93,14 @@ def serve(
     [dim]lore serve atlas --api-key-file keys.txt --host 0.0.0.0[/]
     [dim]lore serve atlas --engine-url http://127.0.0.1:8001[/]
     """
-    from lorewright.serve.gate import checked_keys, read_keys
-    from lorewright.serve.server import ServeConfig
-    from lorewright.serve.server import serve as run
+    from lorewright.serve.config import ServeConfig, checked_keys, read_keys
 
+    try:
+        from lorewright.serve.server import serve as run
+    except ImportError as error:
+        raise ModelError(
+            f"serving needs {error.name}; install it: pip install 'lorewright[serve]'"
+        ) from error
     console = console_for(0 if engine_url else threads)
     keys = read_keys(api_key_file) if api_key_file else ()
     admin_keys = read_keys(admin_key_file) if admin_key_file else ()

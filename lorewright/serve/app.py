@@ -1,298 +1,256 @@
 """The server's paths: OpenAI's, health and metrics, and an administrator's.
 
-    gate ─▶ path ─▶ roster: who answers ─▶ answerer: Local or Upstream ─▶ one object, or events
-
-This room knows FastAPI and what each path does. Whoever answers is passed in.
+access ─▶ path ─▶ registry: which model ─▶ backend ─▶ a reply, or server-sent events
 """
 
-# Without `from __future__ import annotations`: FastAPI reads the annotations of functions that are
-# defined inside functions, where names in strings could not be found.
+from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.authentication import AuthenticationMiddleware
+from starlette.responses import Response
 
 from lorewright import __version__
 from lorewright.errors import LorewrightError
-from lorewright.serve.gate import App, Doors, Gate
-from lorewright.serve.meters import Meters
-from lorewright.serve.reply import DONE, event
-from lorewright.serve.roster import AUTO, Roster, Target
-from lorewright.serve.wire import Asked, ChatAsked, Refused, TextAsked, refusal_of
-
-if TYPE_CHECKING:
-    from fastapi import FastAPI
-    from starlette.requests import Request
+from lorewright.serve.access import (
+    ErrorResponse,
+    KeyAuthentication,
+    LimitRequests,
+    RecordRequests,
+    deny,
+    log,
+)
+from lorewright.serve.backends import Backend
+from lorewright.serve.config import ServeConfig
+from lorewright.serve.metrics import Metrics
+from lorewright.serve.protocol import (
+    AddMemory,
+    APIError,
+    ChatRequest,
+    GenerationRequest,
+    LoadAdapter,
+    TextRequest,
+    UnloadAdapter,
+    api_error,
+    validation_error,
+)
+from lorewright.serve.registry import AUTO, Registry
+from lorewright.serve.replies import DONE, Completion, event
 
 CLIENT_LEFT = 499
-"""Status, as web servers have it, of an answer that nobody waits for any more."""
+"""Status, as web servers have it, of a reply whose client closed the connection."""
 
-Found = TypeVar("Found")
-
-
-class Answerer(Protocol):
-    """Whoever makes the replies."""
-
-    async def start(self) -> None:
-        """Begin to take requests."""
-
-    async def stop(self) -> None:
-        """Finish what was begun."""
-
-    def ready(self) -> str:
-        """Return why no request can be answered now; empty when one can."""
-
-    def gauges(self) -> dict[str, float]:
-        """Return numbers for /metrics."""
-
-    async def prove(self, identity: str) -> None:
-        """Make sure that an adapter can be served. Raises a LorewrightError otherwise."""
-
-    async def whole(self, asked: Asked, target: Target) -> dict[str, Any]:
-        """Return a reply in one piece."""
-
-    def stream(self, asked: Asked, target: Target) -> AsyncIterator[dict[str, Any]]:
-        """Yield a reply part by part."""
+T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class NamedAdapter:
-    """A memory to be served: its name, and a content id or a path inside the folder."""
-
-    name: str
-    adapter: str
-
-
-@dataclass(frozen=True)
-class LoadAsked:
-    """The body of vLLM's /v1/load_lora_adapter."""
-
-    lora_name: str
-    lora_path: str
-
-
-@dataclass(frozen=True)
-class UnloadAsked:
-    """The body of vLLM's /v1/unload_lora_adapter."""
-
-    lora_name: str
-
-
-def build(
-    roster: Roster, answerer: Answerer, doors: Doors, meters: Meters, *, admin: bool = False
-) -> App:
-    """Return the ASGI application, gate included; `admin` adds the administrator's paths."""
-    from fastapi import FastAPI
+def build(registry: Registry, backend: Backend, config: ServeConfig, metrics: Metrics) -> FastAPI:
+    """Return the ASGI application; its lifespan starts and stops the backend."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await answerer.start()
+        await backend.start()
         try:
             yield
         finally:
-            await answerer.stop()
+            await backend.stop()
 
-    # no pages that fetch scripts from elsewhere: everything works without a network
     app = FastAPI(
-        title="Lorewright", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None
+        title="Lorewright",
+        version=__version__,
+        lifespan=lifespan,
+        middleware=[
+            Middleware(RecordRequests, metrics=metrics, seconds=config.seconds),
+            Middleware(AuthenticationMiddleware, backend=KeyAuthentication(config), on_error=deny),
+            Middleware(LimitRequests, config=config, metrics=metrics),
+        ],
+        # no pages that load scripts from elsewhere: everything works without a network
+        docs_url=None,
+        redoc_url=None,
     )
-    meters.watch(answerer.gauges)
-    _add_refusals(app)
-    _add_health(app, roster, answerer, meters)
-    _add_models(app, roster)
-    _add_completions(app, roster, answerer, meters)
-    if admin:
-        _add_admin(app, roster, answerer)
-    return Gate(app, doors, meters)
+    metrics.watch(backend.gauges)
+    _add_error_handlers(app, registry)
+    _add_health(app, registry, backend, metrics)
+    _add_models(app, registry)
+    _add_completions(app, registry, backend, metrics)
+    if config.admin:
+        _add_admin(app, registry, backend)
+    return app
 
 
-def _add_refusals(app: "FastAPI") -> None:
-    """Every refusal leaves as an error object in OpenAI's shape."""
-    from fastapi.exceptions import RequestValidationError
-    from fastapi.responses import JSONResponse
-    from starlette.exceptions import HTTPException
+def _add_error_handlers(app: FastAPI, registry: Registry) -> None:
+    """Every error leaves as an error object in OpenAI's shape."""
 
-    def said(refused: Refused) -> JSONResponse:
-        return JSONResponse(refused.to_json(), refused.status, refused.headers)
+    def handle(kind: type[Exception], convert: Callable[[Any], APIError]) -> None:
+        async def handler(request: Request, error: Exception) -> JSONResponse:
+            return ErrorResponse(convert(error), request)
 
-    async def of_ours(_: Any, error: Any) -> JSONResponse:
-        return said(refusal_of(error))
+        app.add_exception_handler(kind, handler)
 
-    async def of_validation(_: Any, error: Any) -> JSONResponse:
-        first = error.errors()[0]
-        cause = first.get("ctx", {}).get("error")
-        where = ".".join(str(part) for part in first["loc"] if part != "body")
-        message = str(cause) if isinstance(cause, LorewrightError) else f"{where}: {first['msg']}."
-        param = vars(cause).get("param", where) if isinstance(cause, Exception) else where
-        return said(Refused(400, message.lstrip(": "), code=None, param=param or None))
-
-    async def of_routing(_: Any, error: Any) -> JSONResponse:
-        return said(Refused(error.status_code, f"{error.detail}."))
-
-    async def of_anything(_: Any, __: Any) -> JSONResponse:  # the traceback goes to the log
-        return said(Refused(500, "something went wrong here; the server's log says what."))
-
-    app.add_exception_handler(LorewrightError, of_ours)
-    app.add_exception_handler(RequestValidationError, of_validation)
-    app.add_exception_handler(HTTPException, of_routing)
-    app.add_exception_handler(Exception, of_anything)
+    handle(LorewrightError, lambda error: api_error(error, registry.folder))
+    handle(RequestValidationError, lambda error: validation_error(error.errors()))
+    handle(HTTPException, lambda error: APIError(error.status_code, f"{error.detail}."))
+    handle(  # the traceback is logged by whatever runs the application
+        Exception,
+        lambda error: APIError(500, "an error of the server; its log has the details."),
+    )
 
 
-def _add_health(app: "FastAPI", roster: Roster, answerer: Answerer, meters: Meters) -> None:
-    from fastapi.responses import JSONResponse
-    from starlette.responses import Response
-
+def _add_health(app: FastAPI, registry: Registry, backend: Backend, metrics: Metrics) -> None:
     @app.get("/health")
     async def health() -> dict[str, Any]:
-        """Say that the process lives, and what is wrong with the folder if anything is."""
-        return {"status": "ok", "version": __version__, "trouble": roster.trouble}
+        """Report that the process lives, and what is wrong with the folder if anything is."""
+        _ = registry.names  # reads the folder if it has changed
+        return {"status": "ok", "version": __version__, "trouble": registry.trouble}
 
     @app.get("/ready")
     async def ready() -> JSONResponse:
-        """Say whether requests can be answered."""
-        why = answerer.ready()
-        said = {"status": "not ready" if why else "ready", "why": why}
-        return JSONResponse(said | {"memories": len(roster.names)}, 503 if why else 200)
+        """Report whether requests can be answered."""
+        why = await backend.trouble()
+        body = {"status": "not ready" if why else "ready", "why": why}
+        return JSONResponse(body | {"memories": len(registry.names)}, 503 if why else 200)
 
     @app.get("/metrics")
-    async def metrics() -> Response:
+    async def prometheus() -> Response:
         """Everything that is counted, for Prometheus."""
-        return Response(meters.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _add_models(app: "FastAPI", roster: Roster) -> None:
+def _add_models(app: FastAPI, registry: Registry) -> None:
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
         """List the base, `auto`, and every memory."""
-        return {"object": "list", "data": roster.listing()}
+        return {"object": "list", "data": registry.listing()}
 
     @app.get("/v1/models/{model:path}")
     async def model(model: str) -> dict[str, Any]:
         """Describe one of them."""
-        name = AUTO if model == AUTO else roster.target(model).name
-        found = next((each for each in roster.listing() if each["id"] == name), None)
-        if found is None:
-            raise Refused(404, f"this server has no {name!r}.", code="model_not_found")
-        return found
+        name = AUTO if model == AUTO else registry.target(model).name
+        for entry in registry.listing():
+            if entry["id"] == name:
+                return entry
+        raise APIError(404, f"this server has no {name!r}.", code="model_not_found")
 
 
-def _add_completions(app: "FastAPI", roster: Roster, answerer: Answerer, meters: Meters) -> None:
-    from fastapi import Request
-    from fastapi.responses import JSONResponse, StreamingResponse
-    from starlette.responses import Response
-
-    async def answer(http: Request, asked: Asked) -> Response:
-        if asked.model == AUTO:
-            target = await asyncio.to_thread(roster.routed, asked.question())
-            meters.routed(found=bool(target.identity))
+def _add_completions(app: FastAPI, registry: Registry, backend: Backend, metrics: Metrics) -> None:
+    async def reply(http: Request, request: GenerationRequest) -> Response:
+        if request.model == AUTO:
+            target = await asyncio.to_thread(registry.routed, request.question())
+            metrics.count_routed(chosen=bool(target.adapter_id))
         else:
-            target = roster.target(asked.model)
-        if not asked.stream:
-            return JSONResponse(await _while_there(http, answerer.whole(asked, target)))
-        parts = answerer.stream(asked, target)
-        # until the first part there are no headers yet: what goes wrong is a status of its own
-        first = await _while_there(http, _first_of(parts))
+            target = registry.target(request.model)
+        if not request.stream:
+            completion = await _while_connected(http, backend.complete(request, target))
+            return Response(completion.to_json(), media_type="application/json")
+        chunks = backend.stream(request, target)
+        # until the first chunk there are no headers yet: an error is a status of its own
+        first = await _while_connected(http, _first(chunks))
         return StreamingResponse(
-            _events(first, parts),
+            _events(first, chunks, registry),
             media_type="text/event-stream",
             headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
         )
 
     @app.post("/v1/chat/completions")
-    async def chat(http: Request, asked: ChatAsked) -> Response:
-        """Answer the last turn of a conversation."""
-        return await answer(http, asked)
+    async def chat(http: Request, request: ChatRequest) -> Response:
+        """Answer the last message of a conversation."""
+        return await reply(http, request)
 
     @app.post("/v1/completions")
-    async def completions(http: Request, asked: TextAsked) -> Response:
+    async def completions(http: Request, request: TextRequest) -> Response:
         """Continue plain text."""
-        return await answer(http, asked)
+        return await reply(http, request)
 
 
-async def _first_of(parts: AsyncIterator[dict[str, Any]]) -> dict[str, Any]:
-    async for part in parts:
-        return part
-    raise Refused(502, "the stream ended before it began.", code="bad_engine_answer")
+async def _first(chunks: AsyncIterator[Completion]) -> Completion:
+    async for chunk in chunks:
+        return chunk
+    raise APIError(502, "the stream ended before it began.", code="bad_engine_answer")
 
 
-async def _events(first: dict[str, Any], parts: Any) -> AsyncIterator[bytes]:
-    """The parts as server-sent events; what goes wrong on the way is one as well."""
-    async with aclosing(parts):
-        yield event(first)
+async def _events(first: Completion, chunks: Any, registry: Registry) -> AsyncIterator[bytes]:
+    """The chunks as server-sent events; an error on the way is one as well."""
+    async with aclosing(chunks):
+        yield event(first.to_json())
         try:
-            async for part in parts:
-                yield event(part)
+            async for chunk in chunks:
+                yield event(chunk.to_json())
         except LorewrightError as error:
-            yield event(refusal_of(error).to_json())
+            failure = api_error(error, registry.folder)
+            log.warning("%s in a stream: %s", failure.status, failure.detail or failure)
+            yield event(json.dumps(failure.to_json()).encode())
         yield DONE
 
 
-async def _while_there(http: "Request", work: Awaitable[Found]) -> Found:
-    """The work's result; it is cancelled when the client leaves."""
-    doing = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_left(http))
+async def _while_connected(http: Request, work: Awaitable[T]) -> T:
+    """The work's result; it is cancelled when the client closes the connection."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_disconnected(http))
     try:
-        await asyncio.wait({doing, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if doing.done():
-            return doing.result()
-        raise Refused(CLIENT_LEFT, "the client left.")
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise APIError(CLIENT_LEFT, "the client closed the connection.")
     finally:
         leaving.cancel()
-        if not doing.done():
-            doing.cancel()
-            await asyncio.wait({doing})
+        if not working.done():
+            working.cancel()
+            await asyncio.wait({working})
 
 
-async def _left(http: "Request") -> None:
+async def _disconnected(http: Request) -> None:
     while (await http.receive())["type"] != "http.disconnect":
         pass
 
 
-def _add_admin(app: "FastAPI", roster: Roster, answerer: Answerer) -> None:
-    from fastapi.responses import PlainTextResponse
+def _add_admin(app: FastAPI, registry: Registry, backend: Backend) -> None:
+    async def load(name: str, adapter: str, replace: bool) -> None:
+        adapter_id = registry.resolve(adapter)
+        await backend.load(adapter_id)
+        registry.add(name, adapter_id, replace=replace)
 
-    async def load(name: str, path: str) -> str:
-        identity = roster.adapter_at(path)
-        await answerer.prove(identity)
-        roster.add(name, identity)
-        return identity
-
-    def listed() -> dict[str, Any]:
-        return {"base": roster.base, "memories": dict(roster.names)}
+    def listing() -> dict[str, Any]:
+        return {"base": registry.base, "memories": dict(registry.names)}
 
     @app.get("/admin/memories")
     async def memories() -> dict[str, Any]:
         """List the names that are served and their content ids."""
-        return listed()
+        return listing()
 
     @app.post("/admin/memories")
-    async def add(asked: NamedAdapter) -> dict[str, Any]:
+    async def add(body: AddMemory) -> dict[str, Any]:
         """Serve an adapter of the folder under a name, until the end or a reload."""
-        await load(asked.name, asked.adapter)
-        return listed()
+        await load(body.name, body.adapter, body.replace)
+        return listing()
 
     @app.delete("/admin/memories/{name}")
     async def remove(name: str) -> dict[str, Any]:
         """Stop serving a name, until the end or a reload; the folder keeps the memory."""
-        roster.hide(name)
-        return listed()
+        registry.hide(name)
+        return listing()
 
     @app.post("/admin/reload")
     async def reload() -> dict[str, Any]:
-        """Read the folder again and serve what it says."""
-        roster.reload()
-        return listed()
+        """Read the folder again and serve what it names."""
+        registry.reload()
+        return listing()
 
     @app.post("/v1/load_lora_adapter")
-    async def load_lora_adapter(asked: LoadAsked) -> PlainTextResponse:
+    async def load_lora_adapter(body: LoadAdapter) -> PlainTextResponse:
         """Serve an adapter of the folder under a name, as vLLM has it."""
-        await load(asked.lora_name, asked.lora_path)
-        return PlainTextResponse(f"Success: LoRA adapter '{asked.lora_name}' added successfully.")
+        await load(body.lora_name, body.lora_path, body.load_inplace)
+        return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
     @app.post("/v1/unload_lora_adapter")
-    async def unload_lora_adapter(asked: UnloadAsked) -> PlainTextResponse:
+    async def unload_lora_adapter(body: UnloadAdapter) -> PlainTextResponse:
         """Stop serving a name, as vLLM has it."""
-        roster.hide(asked.lora_name)
-        return PlainTextResponse(f"Success: LoRA adapter '{asked.lora_name}' removed successfully.")
+        registry.hide(body.lora_name)
+        return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")

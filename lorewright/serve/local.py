@@ -1,287 +1,295 @@
-"""Replies from an engine of our own: adapters found and checked, jobs submitted, text put together.
+"""Replies generated in this process: adapters loaded and checked, jobs submitted, text joined.
 
-Everything here runs in the server's event loop, except the engine's thread and the reading of
-adapters. Tokenizers are used in the loop only: they do not like two threads at once.
+All of it runs in the server's event loop, except for the scheduler's thread, the loading of
+adapters, and the tokenising of prompts, which has a thread of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
 
 from lorewright.adapters.adapter import Adapter, content_id, load
 from lorewright.errors import AdapterError, LorewrightError, StorageError
 from lorewright.models.model import Model
-from lorewright.serve.bank import check
-from lorewright.serve.engine import Engine, Job, Piece
-from lorewright.serve.meters import Meters
-from lorewright.serve.reply import Delta, Reply, usage
-from lorewright.serve.roster import Roster, Target
-from lorewright.serve.wire import Asked, ChatAsked, Refused, TextAsked, refusal_of
-from lorewright.serve.words import Speaker, budget, chat_ids, spell, text_ids
+from lorewright.serve.adapter_cache import check
+from lorewright.serve.config import ServeConfig
+from lorewright.serve.metrics import Metrics
+from lorewright.serve.protocol import MAX_CHOICES, APIError, ChatRequest, GenerationRequest
+from lorewright.serve.registry import Registry, Target
+from lorewright.serve.replies import Completion, Delta, ReplyFormat, TokenText, Usage
+from lorewright.serve.scheduler import Job, Output, Scheduler
+from lorewright.serve.text import Detokenizer, Tokenization, token_text
 
-KEPT_ADAPTERS = 64
+MAX_ADAPTERS = 64
 """Adapters held in memory, in use or not, least recently used out first."""
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What one request may cost."""
-
-    max_tokens: int = 512
-    """Most tokens generated for one reply."""
-    seconds: float = 120.0
-    """Most time from the arrival of a request to the end of its reply."""
-
-
-class Local:
-    """Answers from a base and adapters in this process."""
+class LocalBackend:
+    """Replies of a base and adapters in this process."""
 
     def __init__(
-        self, roster: Roster, model: Model, engine: Engine, limits: Limits, meters: Meters
+        self, registry: Registry, model: Model, config: ServeConfig, metrics: Metrics
     ) -> None:
-        """Put them together; the engine is started and stopped with the server."""
-        self.meters = meters
-        self.roster = roster
+        """Put the scheduler on the base; it starts and stops with the server."""
+        self.registry = registry
         self.model = model
-        self.engine = engine
-        self.limits = limits
+        self.metrics = metrics
+        self.seconds = config.seconds
+        self.scheduler = Scheduler(
+            model, max_rows=config.max_concurrency, max_waiting=config.max_queue + MAX_CHOICES
+        )
+        self._tokenization = Tokenization(model, config.max_tokens)
+        self._tokenizer_thread = ThreadPoolExecutor(1, "tokenizer")
+        # tokenizers are not made for two threads at once: replies have a copy
+        self._tokenizer = copy.deepcopy(model.tokenizer)
         self._adapters: OrderedDict[str, asyncio.Task[Adapter]] = OrderedDict()
-        self._version = roster.version
-
-    # -- what a server asks of whoever answers ---------------------------------------------------
+        self._version = registry.version
 
     async def start(self) -> None:
-        """Start the engine."""
-        self.engine.start()
+        """Start the scheduler."""
+        self.scheduler.start()
 
     async def stop(self) -> None:
         """Finish what was begun; give the network back."""
-        await asyncio.to_thread(self.engine.stop)
+        await asyncio.to_thread(self.scheduler.stop)
+        self._tokenizer_thread.shutdown()
 
-    def ready(self) -> str:
+    async def trouble(self) -> str:
         """Return why no request can be answered now; empty when one can."""
-        return "" if self.engine.alive else "the engine has ended; start the server again"
+        return "" if self.scheduler.alive else "generation has ended; start the server again"
 
     def gauges(self) -> dict[str, float]:
-        """Numbers for /metrics."""
-        engine = self.engine
+        """Return rows, jobs, adapters and steps of the scheduler."""
         return {
-            "rows_running": engine.n_running,
-            "jobs_waiting": engine.n_waiting,
-            "adapters_resident": len(engine.bank.slots),
-            "engine_steps": engine.n_steps,
+            "rows_running": self.scheduler.n_running,
+            "jobs_waiting": self.scheduler.n_waiting,
+            "adapters_resident": len(self.scheduler.cache.slots),
+            "engine_steps": self.scheduler.n_steps,
         }
 
-    async def prove(self, identity: str) -> None:
+    async def load(self, adapter_id: str) -> None:
         """Load an adapter and check it against the base. Raises AdapterError or StorageError."""
-        await self._adapter(identity)
+        await self._adapter(adapter_id)
 
-    async def whole(self, asked: Asked, target: Target) -> dict[str, Any]:
+    async def complete(self, request: GenerationRequest, target: Target) -> Completion:
         """Return a reply in one piece."""
-        spoken = await self._speak(asked, target, every=bool(asked.stops))
-        deltas = [delta async for delta in spoken]
-        return spoken.reply.whole(deltas, spoken.usage)
+        generation = await self._generate(request, target, stream=bool(request.stop))
+        deltas = [delta async for delta in generation.deltas()]
+        return generation.format.whole(deltas, generation.usage)
 
-    async def stream(self, asked: Asked, target: Target) -> AsyncIterator[dict[str, Any]]:
-        """Yield a reply part by part."""
-        spoken = await self._speak(asked, target, every=True)
+    async def stream(self, request: GenerationRequest, target: Target) -> AsyncIterator[Completion]:
+        """Yield a reply in chunks, none before the first token: until then, errors are statuses."""
+        generation = await self._generate(request, target, stream=True)
         try:
             opened = False
-            async for delta in spoken:
-                if not opened:  # not before the first token: until then a refusal can be a status
-                    for part in spoken.reply.opening(len(spoken.jobs)):
-                        yield part
+            async for delta in generation.deltas():
+                if not opened:
+                    for chunk in generation.format.opening(len(generation.jobs)):
+                        yield chunk
                     opened = True
-                yield spoken.reply.chunk(delta)
-            if asked.with_usage:
-                yield spoken.reply.ending(spoken.usage)
+                yield generation.format.chunk(delta)
+            if request.include_usage:
+                yield generation.format.ending(generation.usage)
         finally:
-            spoken.leave()
+            generation.cancel()
 
-    # -- on the way there --------------------------------------------------------------------------
-
-    async def _speak(self, asked: Asked, target: Target, *, every: bool) -> _Spoken:
+    async def _generate(
+        self, request: GenerationRequest, target: Target, *, stream: bool
+    ) -> _Generation:
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self.limits.seconds
-        prompts = self._prompts(asked)
-        adapter, target = await self._adapter_of(target)
-        reply = Reply(
-            target.name,
-            target.to_json(),
-            chat=isinstance(asked, ChatAsked),
-            spells=asked.n_top is not None,
+        deadline = loop.time() + self.seconds
+        prompts = await loop.run_in_executor(
+            self._tokenizer_thread, self._tokenization.prompts, request
         )
-        spoken = _Spoken(self, asked, reply, deadline)
-        for prompt in prompts:
-            n_tokens = budget(self.model, len(prompt), asked.budget, self.limits.max_tokens)
-            for choice in range(asked.n_choices):
-                seed = None if asked.seed is None else (asked.seed + choice) % 2**63
-                index = len(spoken.jobs)
+        adapter, target = await self._adapter_of(target)
+        generation = _Generation(self, request, target, deadline)
+        for prompt, max_tokens in prompts:
+            for choice in range(request.n):
+                seed = None if request.seed is None else (request.seed + choice) % 2**63
                 job = Job(
                     prompt,
-                    n_tokens,
-                    spoken.ear(loop, index),
+                    max_tokens,
+                    generation.receiver(len(generation.jobs)),
                     adapter=adapter,
-                    identity=target.identity,
-                    temperature=asked.temperature or 0.0,
-                    top_p=1.0 if asked.top_p is None else asked.top_p,
+                    adapter_id=target.adapter_id,
+                    temperature=request.temperature,
+                    top_p=request.top_p,
                     seed=seed,
-                    n_top=asked.n_top,
-                    ignore_stop=bool(asked.ignore_eos),
-                    every=every,
+                    n_top=request.n_top,
+                    ignore_stop=request.ignore_eos,
+                    stream=stream,
                 )
-                spoken.jobs.append(job)
-        if not self.engine.submit(spoken.jobs):
-            raise Refused(
+                generation.jobs.append(job)
+        if not self.scheduler.submit(generation.jobs):
+            raise APIError(
                 429,
-                f"{self.engine.n_waiting} replies wait already; ask again later.",
+                f"{self.scheduler.n_waiting} replies wait already; try again later.",
                 code="rate_limit_exceeded",
                 retry_after_seconds=1,
             )
-        return spoken
-
-    def _prompts(self, asked: Asked) -> list[tuple[int, ...]]:
-        if isinstance(asked, ChatAsked):
-            return [chat_ids(self.model, asked.messages)]
-        assert isinstance(asked, TextAsked)
-        return [text_ids(self.model, prompt) for prompt in asked.prompts]
+        return generation
 
     async def _adapter_of(self, target: Target) -> tuple[Adapter | None, Target]:
-        """The target's adapter; of what its name stands for now, if it went away meanwhile."""
-        if self.roster.version != self._version:
-            self._version = self.roster.version
-            self._forget()
-        if not target.identity:
+        """The target's adapter; of what its name stands for now, if that one is gone."""
+        if self.registry.version != self._version:
+            self._version = self.registry.version
+            self._evict()
+        if not target.adapter_id:
             return None, target
         try:
-            return await self._adapter(target.identity), target
+            return await self._adapter(target.adapter_id), target
         except (AdapterError, StorageError):
-            now = self.roster.target(target.name)
-            if now.identity in ("", target.identity):
+            now = self.registry.target(target.name)
+            if now.adapter_id in ("", target.adapter_id):
                 raise
-            return await self._adapter(now.identity), now
+            return await self._adapter(now.adapter_id), now
 
-    async def _adapter(self, identity: str) -> Adapter:
-        """An adapter by content id, read and checked once however many ask for it at once."""
-        task = self._adapters.get(identity)
+    async def _adapter(self, adapter_id: str) -> Adapter:
+        """An adapter by content id, read and checked once for all who wait for it."""
+        task = self._adapters.get(adapter_id)
         if task is None:
-            task = asyncio.create_task(asyncio.to_thread(self._read, identity))
-            self._adapters[identity] = task
-            self._forget()
-        self._adapters.move_to_end(identity)
+            task = asyncio.create_task(asyncio.to_thread(self._read, adapter_id))
+            self._adapters[adapter_id] = task
+            self._evict()
+        self._adapters.move_to_end(adapter_id)
         try:
-            return await asyncio.shield(task)  # one who leaves must not take it from the others
-        except LorewrightError:
-            self._adapters.pop(identity, None)  # it may be repaired
+            return await asyncio.shield(task)  # a client that leaves must not cancel the others'
+        except Exception:
+            if self._adapters.get(adapter_id) is task:  # it may be repaired: read it again then
+                del self._adapters[adapter_id]
             raise
 
-    def _forget(self) -> None:
-        """Let go of what no name stands for any more, and of the least recently used."""
-        named = set(self.roster.names.values())
-        self.engine.retain(named)
-        for identity in list(self._adapters):
-            done = self._adapters[identity].done()
-            if done and (identity not in named or len(self._adapters) > KEPT_ADAPTERS):
-                del self._adapters[identity]
+    def _evict(self) -> None:
+        """Drop adapters without a name, and the least recently used."""
+        named = set(self.registry.names.values())
+        self.scheduler.retain(named)
+        for adapter_id in list(self._adapters):
+            done = self._adapters[adapter_id].done()
+            if done and (adapter_id not in named or len(self._adapters) > MAX_ADAPTERS):
+                del self._adapters[adapter_id]
 
-    def _read(self, identity: str) -> Adapter:
-        adapter = load(self.roster.path(identity))
-        if content_id(adapter) != identity:
+    def _read(self, adapter_id: str) -> Adapter:
+        path = self.registry.path(adapter_id)
+        try:
+            adapter = load(path)
+            content = content_id(adapter)
+        except LorewrightError:
+            raise
+        except Exception as error:  # whatever a damaged file makes a parser raise
             raise AdapterError(
-                f"{self.roster.path(identity)} does not hold what its name says; restore it from "
-                "a copy, or write it again."
+                f"{path} cannot be read ({type(error).__name__}); restore it from a copy, or write "
+                "it again."
+            ) from error
+        if content != adapter_id:
+            raise AdapterError(
+                f"{path} does not hold the adapter of its name; restore it from a copy, or write "
+                "it again."
             )
         check(adapter, self.model)
         return adapter
 
 
-class _Spoken:
-    """The jobs of one request, their pieces turned into text as they come."""
+class _Generation:
+    """The jobs of one request, and their outputs as text."""
 
-    def __init__(self, local: Local, asked: Asked, reply: Reply, deadline: float) -> None:
-        self.local = local
-        self.asked = asked
-        self.reply = reply
+    def __init__(
+        self, backend: LocalBackend, request: GenerationRequest, target: Target, deadline: float
+    ) -> None:
+        self.backend = backend
+        self.request = request
         self.deadline = deadline
+        self.format = ReplyFormat(
+            target.name,
+            target.source,
+            chat=isinstance(request, ChatRequest),
+            logprobs=request.n_top is not None,
+        )
         self.jobs: list[Job] = []
-        self._speakers: list[Speaker] = []
+        self._texts: list[Detokenizer] = []
         self._n_tokens = 0
-        self._pieces: asyncio.Queue[tuple[int, Piece]] = asyncio.Queue()
+        self._outputs: asyncio.Queue[tuple[int, Output]] = asyncio.Queue()
+        self._loop = asyncio.get_running_loop()
 
-    def ear(self, loop: asyncio.AbstractEventLoop, index: int) -> Any:
-        """What the engine's thread calls with pieces of one job."""
-        self._speakers.append(
-            Speaker(self.local.model, self.asked.stops, strip=isinstance(self.asked, ChatAsked))
+    def receiver(self, index: int) -> Callable[[Output], None]:
+        """What the scheduler's thread calls with the outputs of one job."""
+        tokenizer = self.backend._tokenizer
+        self._texts.append(
+            Detokenizer(tokenizer, self.request.stop, strip=isinstance(self.request, ChatRequest))
         )
 
-        def deliver(piece: Piece) -> None:
-            with suppress(RuntimeError):  # the loop was closed: nobody listens any more
-                loop.call_soon_threadsafe(self._pieces.put_nowait, (index, piece))
+        def deliver(output: Output) -> None:
+            with suppress(RuntimeError):  # the loop was closed: nothing waits any more
+                self._loop.call_soon_threadsafe(self._outputs.put_nowait, (index, output))
 
         return deliver
 
     @property
-    def usage(self) -> dict[str, int]:
-        """Tokens read, once for each choice of a prompt only, and generated so far."""
-        n_prompt = sum(len(job.prompt) for job in self.jobs[:: self.asked.n_choices])
-        return usage(n_prompt, self._n_tokens)
+    def usage(self) -> Usage:
+        """Tokens read, once for each prompt, and tokens generated so far."""
+        n_prompt = sum(len(job.prompt) for job in self.jobs[:: self.request.n])
+        return Usage(
+            prompt_tokens=n_prompt,
+            completion_tokens=self._n_tokens,
+            total_tokens=n_prompt + self._n_tokens,
+        )
 
-    async def __aiter__(self) -> AsyncIterator[Delta]:
-        going = set(range(len(self.jobs)))
+    async def deltas(self) -> AsyncIterator[Delta]:
+        """Yield what the choices gain, until all have ended."""
+        running = set(range(len(self.jobs)))
         try:
-            while going:
-                index, piece = await self._next()
-                if piece.error is not None:
-                    raise refusal_of(piece.error)
-                if index not in going:
-                    continue  # it was cancelled at a stop text; the engine was one step ahead
-                delta = self._hear(index, piece)
-                if delta.finish:
-                    going.discard(index)
-                    self.local.engine.cancel(self.jobs[index])
-                if delta.finish or delta.text or delta.spelled:
+            while running:
+                index, output = await self._next()
+                if index not in running:
+                    continue  # cancelled at a stop text; the scheduler was one step ahead
+                if output.error is not None:
+                    raise output.error
+                delta = self._delta(index, output)
+                if delta.finish_reason:
+                    running.discard(index)
+                    self.backend.scheduler.cancel(self.jobs[index])
+                if delta.finish_reason or delta.text or delta.tokens:
                     yield delta
         finally:
-            self.local.meters.used(self.usage)
-            self.leave()
+            self.backend.metrics.count_tokens(self.usage)
+            self.cancel()
 
-    def leave(self) -> None:
+    def cancel(self) -> None:
         """Stop whatever still runs."""
         for job in self.jobs:
-            self.local.engine.cancel(job)
+            self.backend.scheduler.cancel(job)
 
-    async def _next(self) -> tuple[int, Piece]:
-        left = self.deadline - asyncio.get_running_loop().time()
+    async def _next(self) -> tuple[int, Output]:
+        seconds_left = self.deadline - self._loop.time()
         try:
-            return await asyncio.wait_for(self._pieces.get(), max(left, 0.001))
+            return await asyncio.wait_for(self._outputs.get(), max(seconds_left, 0.001))
         except TimeoutError as error:
-            raise Refused(
+            raise APIError(
                 504,
-                f"no reply within {self.local.limits.seconds:g} s; ask for fewer tokens, or later.",
+                f"no reply within {self.backend.seconds:g} s; request fewer tokens, or try later.",
                 code="timeout",
             ) from error
 
-    def _hear(self, index: int, piece: Piece) -> Delta:
-        speaker = self._speakers[index]
-        text, n_heard = "", len(piece.tokens)
-        if self.asked.stops:  # token by token, to know at which one it stopped
-            for n, token in enumerate(piece.tokens, start=1):
-                text += speaker.hear([token.id])
-                if speaker.stopped:
-                    n_heard = n
+    def _delta(self, index: int, output: Output) -> Delta:
+        text, n_used = self._texts[index], len(output.tokens)
+        if self.request.stop:  # token by token, to know at which one it stopped
+            added = ""
+            for n, token in enumerate(output.tokens, start=1):
+                added += text.push([token.id])
+                if text.stopped:
+                    n_used = n
                     break
         else:
-            text = speaker.hear([token.id for token in piece.tokens])
-        finish = "stop" if speaker.stopped else piece.finish
-        text += speaker.end() if finish else ""
-        finish = "stop" if speaker.stopped else finish
-        self._n_tokens += n_heard
-        spelled: Sequence[Any] = ()
-        if self.asked.n_top is not None:
-            spelled = [spell(self.local.model, token) for token in piece.tokens[:n_heard]]
-        return Delta(index, text, tuple(spelled), finish or None)
+            added = text.push([token.id for token in output.tokens])
+        if output.finish or text.stopped:
+            added += text.finish()
+        self._n_tokens += n_used
+        tokens: tuple[TokenText, ...] = ()
+        if self.request.n_top is not None:
+            tokenizer = self.backend._tokenizer
+            tokens = tuple(token_text(tokenizer, token) for token in output.tokens[:n_used])
+        return Delta(index, added, tokens, "stop" if text.stopped else output.finish or None)

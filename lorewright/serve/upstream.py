@@ -1,15 +1,15 @@
-"""Replies from another server: vLLM, SGLang, llama.cpp's, or this one, behind the same front.
+"""Replies of another server: vLLM, SGLang, llama.cpp's, or this one, behind the same front.
 
 A memory is loaded there under its content id, never under its name: names change hands, and an
-engine that keeps adapters by name would answer from yesterday's. What comes back is handed on with
-the client's own name for the model in it.
+engine that stores adapters by name would answer from an old one. Replies are passed on with the
+client's own name for the model.
 
     vLLM, lorewright    POST /v1/load_lora_adapter, /v1/unload_lora_adapter; model = content id
     SGLang              POST /load_lora_adapter, /unload_lora_adapter; lora_path = content id
     llama.cpp           GET /lora-adapters; lora = [{id, scale}], adapters loaded at its start
     openai              any server with these paths: the base alone
 
-This room knows those servers' calls. It loads no model and no tensors.
+No model and no tensors are loaded here.
 """
 
 from __future__ import annotations
@@ -18,25 +18,34 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+from pydantic import ValidationError
 
 from lorewright.errors import ConfigError
-from lorewright.serve.meters import Meters
-from lorewright.serve.roster import Roster, Target
-from lorewright.serve.wire import Asked, ChatAsked, Refused
+from lorewright.serve.config import ServeConfig
+from lorewright.serve.metrics import Metrics
+from lorewright.serve.protocol import (
+    APIError,
+    ChatRequest,
+    GenerationRequest,
+    TextRequest,
+    check_token_limit,
+    redacted,
+)
+from lorewright.serve.registry import AUTO, Registry, Target
+from lorewright.serve.replies import Completion
 
-if TYPE_CHECKING:
-    import httpx
-
-KEPT_TO_ITSELF = ("model", "user", "metadata", "store", "service_tier", "safety_identifier")
-"""What is not handed on: the model is named anew, the rest has no use there."""
-SAID_CHARS = 300
+READY_SECONDS = 5
+"""Longest time that the engine may take to show that it is there."""
+QUOTED_CHARS = 300
 """How much of the engine's own message is quoted, in characters."""
 
 
 @dataclass(frozen=True)
-class Dialect:
+class EngineAPI:
     """How one kind of server takes adapters."""
 
     load: str = ""
@@ -44,53 +53,41 @@ class Dialect:
     unload: str = ""
     listing: str = ""
     """Path that lists the adapters it was started with, where it cannot load any."""
-    named: Callable[[str, str], dict[str, Any]] = lambda base, identity: {"model": identity}
-    """The fields of a request to an adapter, from the base's name there and the content id."""
+    fields: Callable[[str, str], dict[str, Any]] = lambda base, adapter_id: {"model": adapter_id}
+    """The fields that name an adapter in a request, from the base's name there and its id."""
 
 
 class Upstream:
-    """Answers from another server."""
+    """Replies of another server."""
 
     def __init__(
-        self,
-        roster: Roster,
-        url: str,
-        meters: Meters,
-        *,
-        engine: str = "",
-        key: str = "",
-        max_tokens: int = 512,
-        seconds: float = 120.0,
+        self, registry: Registry, config: ServeConfig, metrics: Metrics, *, engine: str = ""
     ) -> None:
-        """Say where it is; `engine` names its kind, empty asks it. Raises ConfigError."""
-        if engine and engine not in ENGINES:
-            raise ConfigError(f"engine {engine!r} is unknown; use one of {', '.join(ENGINES)}.")
-        if not url.startswith(("http://", "https://")):
-            raise ConfigError(f"{url!r} is no address; write one like http://127.0.0.1:8001.")
-        self.roster = roster
-        self.url = url.rstrip("/").removesuffix("/v1")
-        self.meters = meters
+        """`engine` is an entry of ENGINES, empty = as the server reports. Raises ConfigError."""
+        if not config.engine_url.startswith(("http://", "https://")):
+            raise ConfigError(
+                f"engine URL {config.engine_url!r} is no address; write one like "
+                "http://127.0.0.1:8001."
+            )
+        self.registry = registry
+        self.metrics = metrics
+        self.url = config.engine_url.rstrip("/").removesuffix("/v1")
         self.engine = engine
-        self.key = key
-        self.max_tokens = max_tokens
-        self.seconds = seconds
+        self.max_tokens = config.max_tokens
+        self.seconds = config.seconds
+        self._key = config.engine_key
         self._base = ""
         self._loaded: dict[str, asyncio.Task[None]] = {}
         self._n_users: dict[str, int] = {}
         self._client: httpx.AsyncClient | None = None
-        self._n_asked = 0
+        self._n_requests = 0
         self._unloading: set[asyncio.Task[None]] = set()
-
-    # -- what a server asks of whoever answers ---------------------------------------------------
 
     async def start(self) -> None:
         """Open connections; the engine may come later."""
-        import httpx
-
-        key = {"authorization": f"Bearer {self.key}"} if self.key else {}
         self._client = httpx.AsyncClient(
             base_url=self.url,
-            headers=key,
+            headers={"authorization": f"Bearer {self._key}"} if self._key else {},
             timeout=httpx.Timeout(self.seconds, connect=min(10.0, self.seconds)),
             limits=httpx.Limits(max_connections=None),
         )
@@ -100,291 +97,286 @@ class Upstream:
         if self._client is not None:
             await self._client.aclose()
 
-    def ready(self) -> str:
-        """Return why no request can be answered now: it is asked at the first request."""
-        return "" if self._client is not None else "the server has ended"
+    async def trouble(self) -> str:
+        """Return why no request can be answered now, after asking the engine."""
+        try:
+            async with asyncio.timeout(READY_SECONDS):
+                await self._json("GET", "/v1/models")
+        except APIError as error:
+            return str(error)
+        except TimeoutError:
+            return f"the engine sent no reply within {READY_SECONDS} s"
+        return ""
 
     def gauges(self) -> dict[str, float]:
-        """Numbers for /metrics."""
-        return {"adapters_loaded": len(self._loaded), "requests_forwarded": self._n_asked}
+        """Return how many adapters were loaded and requests sent."""
+        return {"adapters_loaded": len(self._loaded), "requests_forwarded": self._n_requests}
 
-    async def prove(self, identity: str) -> None:
+    async def load(self, adapter_id: str) -> None:
         """Have the engine load an adapter."""
-        async with self._using(identity):
+        async with self._using(adapter_id):
             pass
 
-    async def whole(self, asked: Asked, target: Target) -> dict[str, Any]:
+    async def complete(self, request: GenerationRequest, target: Target) -> Completion:
         """Return a reply in one piece."""
-        async with self._asking(asked, target) as response:
-            await response.aread()
-            try:
-                found = response.json()
-            except ValueError as error:
-                raise _spoilt(f"it sent no JSON ({error})") from error
-        self.meters.used(found.get("usage") or {})
-        _trim(found, "message", str.strip)
-        return self._renamed(found, target)
+        async with self._send(request, target) as response:
+            completion = _parse(await response.aread())
+        for choice in completion.choices:
+            if choice.message and choice.message.content:  # as local replies are
+                choice.message.content = choice.message.content.strip()
+        return self._finished(completion, target)
 
-    async def stream(self, asked: Asked, target: Target) -> AsyncIterator[dict[str, Any]]:
-        """Yield a reply part by part."""
+    async def stream(self, request: GenerationRequest, target: Target) -> AsyncIterator[Completion]:
+        """Yield a reply in chunks."""
         begun: set[int] = set()
-        async with self._asking(asked, target) as response:
+        async with self._send(request, target) as response:
             async for line in response.aiter_lines():
                 data = line.removeprefix("data:").strip()
                 if not line.startswith("data:") or data == "[DONE]":
                     continue
-                try:
-                    part = json.loads(data)
-                except ValueError as error:
-                    raise _spoilt(f"it sent an event that is no JSON ({error})") from error
-                if "error" in part:
-                    raise _spoilt(str(part["error"])[:SAID_CHARS])
-                self.meters.used(part.get("usage") or {})
-                _trim(part, "delta", str.lstrip, begun)
-                yield self._renamed(part, target)
+                chunk = _parse(data)
+                for choice in chunk.choices:
+                    if choice.delta and choice.delta.content and choice.index not in begun:
+                        choice.delta.content = choice.delta.content.lstrip()
+                        if choice.delta.content:
+                            begun.add(choice.index)
+                yield self._finished(chunk, target)
 
-    def _renamed(self, found: dict[str, Any], target: Target) -> dict[str, Any]:
-        return {**found, "model": target.name, "lorewright": target.to_json()}
+    def _finished(self, completion: Completion, target: Target) -> Completion:
+        """The reply or chunk with the client's name for the model; its tokens counted."""
+        if completion.usage is not None:
+            self.metrics.count_tokens(completion.usage)
+        return completion.model_copy(update={"model": target.name, "lorewright": target.source})
 
-    # -- asking ------------------------------------------------------------------------------------
+    # -- requests to the engine ------------------------------------------------------------------
 
     @asynccontextmanager
-    async def _asking(self, asked: Asked, target: Target) -> AsyncIterator[httpx.Response]:
-        """The engine's answer, its status checked; once more if it has forgotten the adapter."""
-        path = "/v1/chat/completions" if isinstance(asked, ChatAsked) else "/v1/completions"
+    async def _send(
+        self, request: GenerationRequest, target: Target
+    ) -> AsyncIterator[httpx.Response]:
+        """The engine's response, its status checked; once more if it lost the adapter."""
+        path = "/v1/chat/completions" if isinstance(request, ChatRequest) else "/v1/completions"
         for attempt in (1, 2):
-            async with self._using(target.identity) as naming:
-                body = json.dumps(self._body(asked) | naming)
+            async with self._using(target.adapter_id) as fields:
+                body = self._body(request) | fields
                 async with self._request("POST", path, body) as response:
-                    if attempt == 1 and await self._forgot(response, target.identity):
+                    if attempt == 1 and await self._lost(response, target.adapter_id):
                         continue
                     await _check(response)
                     yield response
                     return
 
-    async def _forgot(self, response: httpx.Response, identity: str) -> bool:
-        """Whether the engine does not know an adapter that it had loaded: it was started anew."""
-        if identity not in self._loaded or response.status_code not in (400, 404):
+    async def _lost(self, response: httpx.Response, adapter_id: str) -> bool:
+        """Whether the engine no longer knows an adapter that it had loaded: it was restarted."""
+        if adapter_id not in self._loaded or response.status_code not in (400, 404):
             return False
-        if response.status_code == 400 and identity.encode() not in await response.aread():
+        if response.status_code == 400 and adapter_id.encode() not in await response.aread():
             return False
-        del self._loaded[identity]
+        del self._loaded[adapter_id]
         return True
 
-    def _body(self, asked: Asked) -> dict[str, Any]:
-        """What is handed on: what was asked for, greedy and within the limit unless it says so."""
-        budget = asked.budget
-        if budget is not None and budget > self.max_tokens:
-            raise Refused(
-                400,
-                f"max_tokens is {budget}; this server generates at most {self.max_tokens}.",
-                param="max_tokens",
-            )
-        body = {k: v for k, v in _said(asdict(asked)).items() if k not in KEPT_TO_ITSELF}
-        body.pop("max_completion_tokens", None)
-        return {"temperature": 0, **body, "max_tokens": budget or self.max_tokens}
+    def _body(self, request: GenerationRequest) -> dict[str, Any]:
+        """The request as it is passed on: greedy and within the limit unless it is explicit."""
+        check_token_limit(request.token_limit, self.max_tokens)
+        unused = {"model", "max_completion_tokens"}
+        body = request.model_dump(mode="json", exclude_unset=True, exclude=unused)
+        if isinstance(request, TextRequest) and len(request.prompt) == 1:
+            body["prompt"] = request.prompt[0]
+        return {"temperature": 0, **body, "max_tokens": request.token_limit or self.max_tokens}
 
     @asynccontextmanager
     async def _request(
-        self, method: str, path: str, body: str | None = None
+        self, method: str, path: str, body: Mapping[str, Any] | None = None
     ) -> AsyncIterator[httpx.Response]:
-        import httpx
-
         assert self._client is not None
-        self._n_asked += 1
-        headers = {"content-type": "application/json"} if body is not None else None
+        self._n_requests += 1
         try:
-            async with self._client.stream(method, path, content=body, headers=headers) as response:
+            async with self._client.stream(method, path, json=body) as response:
                 yield response
         except httpx.TimeoutException as error:
-            raise Refused(
-                504, f"the engine gave no reply within {self.seconds:g} s.", code="timeout"
+            raise APIError(
+                504, f"the engine sent no reply within {self.seconds:g} s.", code="timeout"
             ) from error
         except httpx.HTTPError as error:
-            raise Refused(
+            raise APIError(
                 503,
-                f"the engine at {self.url} cannot be reached ({error or type(error).__name__}); "
-                "start it, or correct --engine-url.",
+                "the engine cannot be reached; start it, or correct --engine-url.",
                 code="engine_unavailable",
                 retry_after_seconds=5,
+                detail=f"{self.url} cannot be reached: {error or type(error).__name__}",
             ) from error
 
     async def _json(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        content = None if body is None else json.dumps(body)
-        async with self._request(method, path, content) as response:
+        async with self._request(method, path, body) as response:
             await _check(response)
             await response.aread()
-            return response.json() if "json" in response.headers.get("content-type", "") else None
+            try:
+                return response.json()
+            except ValueError:
+                return None  # vLLM confirms in plain text
 
     # -- adapters there ----------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def _using(self, identity: str) -> AsyncIterator[dict[str, Any]]:
-        """Have an adapter loaded while it is used; yields the fields that name it."""
-        await self._know()
-        dialect = ENGINES[self.engine]
-        if not identity:
-            off = await self._llama("") if dialect.listing else {}
-            yield {"model": self._base, **off}
+    async def _using(self, adapter_id: str) -> AsyncIterator[dict[str, Any]]:
+        """Have an adapter loaded inside the block; yields the fields that name it."""
+        await self._identify()
+        api = ENGINES[self.engine]
+        if api.listing:
+            yield {"model": self._base, **await self._scales(api.listing, adapter_id)}
             return
-        if dialect.listing:
-            yield {"model": self._base, **await self._llama(identity)}
+        if not adapter_id:
+            yield {"model": self._base}
             return
-        if not dialect.load:
-            raise Refused(
+        if not api.load:
+            raise APIError(
                 503,
-                f"an engine of kind {self.engine} takes no adapters; ask for {self.roster.base!r}.",
+                f"an engine of kind {self.engine} takes no adapters; request "
+                f"{self.registry.base!r}.",
                 code="memory_unavailable",
                 param="model",
             )
-        self._n_users[identity] = self._n_users.get(identity, 0) + 1
+        self._n_users[adapter_id] = self._n_users.get(adapter_id, 0) + 1
         try:
-            await self._load(identity, dialect)
-            yield dialect.named(self._base, identity)
+            await self._ensure_loaded(adapter_id, api)
+            yield api.fields(self._base, adapter_id)
         finally:
-            self._n_users[identity] -= 1
-            if not self._n_users[identity]:
-                del self._n_users[identity]
-            self._tidy(dialect)
+            self._n_users[adapter_id] -= 1
+            if not self._n_users[adapter_id]:
+                del self._n_users[adapter_id]
+            self._unload_unnamed(api)
 
-    async def _know(self) -> None:
-        """Ask the engine once what it is and what its base is called."""
+    async def _identify(self) -> None:
+        """Learn once which engine it is and what its base is called there."""
         if self._base:
             return
-        found = await self._json("GET", "/v1/models")
+        listing = await self._json("GET", "/v1/models")
         try:
-            models = [m for m in found["data"] if not m.get("parent") and m["id"] != "auto"]
+            models = [m for m in listing["data"] if not m.get("parent") and m["id"] != AUTO]
             owner, base = str(models[0].get("owned_by", "")), str(models[0]["id"])
         except (TypeError, KeyError, IndexError, AttributeError) as error:
-            raise _spoilt("its /v1/models lists no base model") from error
+            raise _bad_reply("its /v1/models lists no base model") from error
         self.engine = self.engine or (owner if owner in ENGINES else "openai")
         self._base = base
 
-    async def _load(self, identity: str, dialect: Dialect) -> None:
-        """Load an adapter unless it is there; once, however many ask for it at the same time."""
-        task = self._loaded.get(identity)
+    async def _ensure_loaded(self, adapter_id: str, api: EngineAPI) -> None:
+        """Load an adapter unless it is there; once for all who wait for it."""
+        task = self._loaded.get(adapter_id)
         if task is None:
-            task = asyncio.create_task(self._send(identity, dialect))
-            self._loaded[identity] = task
+            task = asyncio.create_task(self._load(adapter_id, api))
+            self._loaded[adapter_id] = task
         try:
             await asyncio.shield(task)
-        except Refused:
-            self._loaded.pop(identity, None)
+        except APIError:
+            if self._loaded.get(adapter_id) is task:
+                del self._loaded[adapter_id]
             raise
 
-    async def _send(self, identity: str, dialect: Dialect) -> None:
-        body = {"lora_name": identity, "lora_path": str(self.roster.path(identity))}
+    async def _load(self, adapter_id: str, api: EngineAPI) -> None:
+        body = {"lora_name": adapter_id, "lora_path": str(self.registry.path(adapter_id))}
         try:
-            await self._json("POST", dialect.load, body)
-        except Refused as refused:
-            if "already" in str(refused):  # loaded before this front was started
+            await self._json("POST", api.load, body)
+        except APIError as error:
+            if "already" in str(error):  # loaded before this server was started
                 return
-            if refused.code in ("timeout", "engine_unavailable"):
+            if error.code in ("timeout", "engine_unavailable"):
                 raise
-            raise Refused(
+            raise APIError(
                 503,
-                f"the engine did not load adapter {identity} ({str(refused).rstrip('.')}); it must "
+                f"the engine did not load adapter {adapter_id} ({str(error).rstrip('.')}); it must "
                 "see this folder, take adapters while it runs (vLLM: --enable-lora and "
                 "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True), and take this rank.",
                 code="memory_unavailable",
                 param="model",
-            ) from refused
+            ) from error
 
-    def _tidy(self, dialect: Dialect) -> None:
-        """Have the engine unload what no name stands for any more and nobody uses."""
-        named = set(self.roster.names.values())
-        for identity in [i for i in self._loaded if i not in named and i not in self._n_users]:
-            del self._loaded[identity]
-            task = asyncio.create_task(self._unload(identity, dialect))
+    def _unload_unnamed(self, api: EngineAPI) -> None:
+        """Have the engine unload adapters that have no name any more and no user."""
+        named = set(self.registry.names.values())
+        for adapter_id in [i for i in self._loaded if i not in named and i not in self._n_users]:
+            del self._loaded[adapter_id]
+            task = asyncio.create_task(self._unload(adapter_id, api))
             self._unloading.add(task)
             task.add_done_callback(self._unloading.discard)
 
-    async def _unload(self, identity: str, dialect: Dialect) -> None:
+    async def _unload(self, adapter_id: str, api: EngineAPI) -> None:
         try:
-            await self._json("POST", dialect.unload, {"lora_name": identity})
-        except Refused:
+            await self._json("POST", api.unload, {"lora_name": adapter_id})
+        except APIError:
             return  # it is gone, or the engine is: nothing is served from it either way
 
-    async def _llama(self, identity: str) -> dict[str, Any]:
-        """Scales of all adapters that llama.cpp was started with: 1 for this one, else 0.
+    async def _scales(self, path: str, adapter_id: str) -> dict[str, Any]:
+        """Scales of the adapters that llama.cpp was started with: 1 for this one, 0 for others.
 
-        Its cache of prompts does not ask with which adapter a prompt was read (found in build 11549
+        Its prompt cache does not distinguish the adapters that prompts were read with (build 11549
         of October 2026), so no request may use it.
         """
-        found = await self._json("GET", "/lora-adapters")
         scales = [
-            {"id": each["id"], "scale": float(bool(identity) and identity in str(each["path"]))}
-            for each in found or ()
+            {"id": each["id"], "scale": float(bool(adapter_id) and adapter_id in str(each["path"]))}
+            for each in await self._json("GET", path) or ()
         ]
-        if identity and sum(each["scale"] for each in scales) != 1:
-            raise Refused(
+        if adapter_id and sum(each["scale"] for each in scales) != 1:
+            raise APIError(
                 503,
-                f"llama.cpp was not started with adapter {identity}; write it with lore export "
-                f"FOLDER/NAME --to gguf, and give llama-server --lora NAME-{identity}.gguf too.",
+                f"llama.cpp was not started with adapter {adapter_id}; write it with lore export "
+                f"FOLDER/NAME --to gguf, and give llama-server --lora NAME-{adapter_id}.gguf too.",
                 code="memory_unavailable",
                 param="model",
             )
         return {"lora": scales, "cache_prompt": False}
 
 
-def _said(value: Any) -> Any:
-    """Plain data without what was left out."""
-    if isinstance(value, dict):
-        return {key: _said(each) for key, each in value.items() if each is not None}
-    return [_said(each) for each in value] if isinstance(value, list) else value
+def _parse(data: str | bytes) -> Completion:
+    """A reply or chunk of the engine. Raises APIError 502 for an error or anything else."""
+    try:
+        return Completion.model_validate_json(data)
+    except ValidationError as invalid:
+        try:
+            message = _message(json.loads(data)["error"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise _bad_reply("it sent no completion") from error
+        raise _bad_reply(message) from invalid
 
 
-def _trim(
-    found: dict[str, Any], key: str, cut: Callable[[str], str], begun: set[int] | None = None
-) -> None:
-    """Take the white space off replies of a chat, as our own engine does; templates begin with it.
-
-    `begun` gathers the choices that have said something, whose white space is their own.
-    """
-    for choice in found.get("choices") or ():
-        index, message = choice.get("index", 0), choice.get(key)
-        if not isinstance(message, dict) or (begun is not None and index in begun):
-            continue
-        if content := message.get("content"):
-            message["content"] = cut(content)
-        if begun is not None and message.get("content"):
-            begun.add(index)
+def _message(error: Any) -> str:
+    """The engine's own message, shortened and without its paths."""
+    message = error.get("message", error) if isinstance(error, dict) else error
+    return redacted(str(message))[:QUOTED_CHARS]
 
 
-def _spoilt(what: str) -> Refused:
-    return Refused(502, f"the engine's answer cannot be used: {what}.", code="bad_engine_answer")
+def _bad_reply(reason: str) -> APIError:
+    return APIError(502, f"the engine's reply cannot be used: {reason}.", code="bad_engine_answer")
 
 
 async def _check(response: httpx.Response) -> None:
-    """Hand on what the engine refuses; what it cannot do is not the client's fault."""
+    """Pass on what the engine refuses; what it cannot do is not the client's fault."""
     if response.is_success:
         return
     text = (await response.aread()).decode(errors="replace")
     try:
-        found = json.loads(text)
-        said = found.get("error", found)
-        said = said.get("message", said) if isinstance(said, dict) else said
+        content = json.loads(text)
+        quoted = _message(content.get("error", content))
     except (ValueError, AttributeError):
-        said = text
-    status, quoted = response.status_code, str(said)[:SAID_CHARS]
+        quoted = _message(text)
+    status = response.status_code
     if status in (400, 413, 422):
-        raise Refused(413 if status == 413 else 400, f"the engine refuses: {quoted}")
+        raise APIError(413 if status == 413 else 400, f"the engine refuses: {quoted}")
     if status in (429, 503):
-        raise Refused(status, f"the engine is busy: {quoted}", retry_after_seconds=1)
+        raise APIError(status, f"the engine is busy: {quoted}", retry_after_seconds=1)
     if status in (401, 403):
-        raise Refused(502, "the engine wants another key; set LOREWRIGHT_ENGINE_KEY.")
-    raise Refused(502, f"the engine answered with status {status}: {quoted}")
+        raise APIError(502, "the engine wants another key; set LOREWRIGHT_ENGINE_KEY.")
+    raise APIError(502, f"the engine answered with status {status}: {quoted}")
 
 
-ENGINES: dict[str, Dialect] = {
-    "vllm": Dialect("/v1/load_lora_adapter", "/v1/unload_lora_adapter"),
-    "lorewright": Dialect("/v1/load_lora_adapter", "/v1/unload_lora_adapter"),
-    "sglang": Dialect(
+ENGINES: dict[str, EngineAPI] = {
+    "vllm": EngineAPI("/v1/load_lora_adapter", "/v1/unload_lora_adapter"),
+    "lorewright": EngineAPI("/v1/load_lora_adapter", "/v1/unload_lora_adapter"),
+    "sglang": EngineAPI(
         "/load_lora_adapter",
         "/unload_lora_adapter",
-        named=lambda base, identity: {"model": base, "lora_path": identity},
+        fields=lambda base, adapter_id: {"model": base, "lora_path": adapter_id},
     ),
-    "llamacpp": Dialect(listing="/lora-adapters"),
-    "openai": Dialect(),
+    "llamacpp": EngineAPI(listing="/lora-adapters"),
+    "openai": EngineAPI(),
 }
-"""The servers that can be the engine."""
+"""The servers that can be upstream, by the `owned_by` that they report."""

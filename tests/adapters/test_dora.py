@@ -29,7 +29,7 @@ from lorewright.merging.imitate import Source, imitate
 from lorewright.models.export import export
 from lorewright.models.model import Model
 from lorewright.recall.traces import certify
-from lorewright.serve.bank import check
+from lorewright.serve.adapter_cache import check
 from lorewright.training.config import Job, WriteConfig, Written
 from lorewright.training.loop import write, write_all
 

@@ -25,7 +25,8 @@ from lorewright.memory import folder as shelf
 from lorewright.memory.memory import Memory
 from lorewright.models.export import BASE_FILE, export
 from lorewright.models.model import Model
-from lorewright.serve.server import ServeConfig, application
+from lorewright.serve.config import ServeConfig
+from lorewright.serve.server import application
 from lorewright.training.config import WriteConfig
 from lorewright.training.loop import Job, write_all
 from lorewright.training.rates import suggested_lr

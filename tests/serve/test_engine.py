@@ -19,17 +19,17 @@ from support import families
 from support.engines import untrained
 from support.models import letters
 
-import lorewright.serve.rows
+import lorewright.serve.batch
 from lorewright.adapters.adapter import Adapter
 from lorewright.adapters.config import LoraConfig
 from lorewright.adapters.lora import attach
 from lorewright.errors import AdapterError, ConfigError, ModelError, NoEffect, WrongBase
 from lorewright.models.model import Model, Rendered
 from lorewright.recall.traces import trace
-from lorewright.serve.bank import NO_SLOT, Bank, check
-from lorewright.serve.engine import Engine, Job, Piece, draw
-from lorewright.serve.rows import OneByOne, Together, rows_for
-from lorewright.serve.words import Speaker, text_ids
+from lorewright.serve.adapter_cache import NO_SLOT, AdapterCache, check
+from lorewright.serve.batch import PaddedBatch, SequentialBatch, batch_for
+from lorewright.serve.scheduler import Job, Output, Scheduler, draw
+from lorewright.serve.text import Detokenizer
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def adapters(model: Model) -> list[Adapter | None]:
 def prompts(model: Model) -> list[tuple[int, ...]]:
     """Plain text: to questions about what it does not know, the base has one answer only."""
     texts = ["The code", "Project Gannet has its room in", "The team of Project Heron " * 5]
-    return [text_ids(model, text) for text in texts]
+    return [plain(model, text) for text in texts]
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +73,8 @@ def alone(
 
 
 @pytest.fixture
-def engine(model: Model) -> Iterator[Engine]:
-    made = Engine(model, max_rows=5)
+def engine(model: Model) -> Iterator[Scheduler]:
+    made = Scheduler(model, max_rows=5)
     made.start()
     yield made
     made.stop()
@@ -84,10 +84,10 @@ class Ear:
     """Gathers what a job is told; `wait` returns it."""
 
     def __init__(self) -> None:
-        self.pieces: list[Piece] = []
+        self.pieces: list[Output] = []
         self.ended = threading.Event()
 
-    def __call__(self, piece: Piece) -> None:
+    def __call__(self, piece: Output) -> None:
         self.pieces.append(piece)
         if piece.finish:
             self.ended.set()
@@ -99,17 +99,25 @@ class Ear:
         return ids, self.pieces[-1].finish
 
 
+def plain(model: Model, text: str) -> tuple[int, ...]:
+    """Ids of plain text after the start token."""
+    return (
+        *model.render("").prompt_ids,
+        *model.tokenizer(text, add_special_tokens=False)["input_ids"],
+    )
+
+
 def job(prompt: Sequence[int], ear: Ear, adapter: Adapter | None = None, n: int = 12) -> Job:
     """A greedy job; the adapter's configuration stands for its content."""
     identity = str(adapter.config) if adapter else ""
-    return Job(prompt, n, ear, adapter=adapter, identity=identity)
+    return Job(prompt, n, ear, adapter=adapter, adapter_id=identity)
 
 
 # --- the engine --------------------------------------------------------------------------------
 
 
 def test_a_batch_of_different_memories_says_what_each_says_alone(
-    engine: Engine,
+    engine: Scheduler,
     adapters: list[Adapter | None],
     prompts: list[tuple[int, ...]],
     alone: dict[tuple[int, int], list[int]],
@@ -124,7 +132,7 @@ def test_a_batch_of_different_memories_says_what_each_says_alone(
 
 
 def test_a_job_that_joins_late_changes_nothing_for_those_that_run(
-    engine: Engine,
+    engine: Scheduler,
     adapters: list[Adapter | None],
     prompts: list[tuple[int, ...]],
     alone: dict[tuple[int, int], list[int]],
@@ -141,11 +149,11 @@ def test_a_job_that_joins_late_changes_nothing_for_those_that_run(
 
 
 def test_only_the_whole_reply_is_delivered_when_that_is_asked_for(
-    engine: Engine, prompts: list[tuple[int, ...]], alone: dict[tuple[int, int], list[int]]
+    engine: Scheduler, prompts: list[tuple[int, ...]], alone: dict[tuple[int, int], list[int]]
 ) -> None:
     ear = Ear()
     asked = job(prompts[1], ear)
-    asked.every = False
+    asked.stream = False
     engine.submit([asked])
     assert ear.wait()[0] == alone[0, 1]
     assert len(ear.pieces) == 1
@@ -156,7 +164,7 @@ def test_logprobs_are_those_of_teacher_forcing(
 ) -> None:
     adapter = adapters[1]
     assert adapter
-    engine = Engine(model, max_rows=2)
+    engine = Scheduler(model, max_rows=2)
     engine.start()
     ear = Ear()
     asked = replace(job(prompts[1], ear, adapter), n_top=3, ignore_stop=True)
@@ -172,7 +180,7 @@ def test_logprobs_are_those_of_teacher_forcing(
 
 
 def test_a_seed_repeats_a_drawn_reply_in_any_company(
-    engine: Engine, adapters: list[Adapter | None], prompts: list[tuple[int, ...]]
+    engine: Scheduler, adapters: list[Adapter | None], prompts: list[tuple[int, ...]]
 ) -> None:
     def drawn(seed: int, company: int) -> list[int]:
         ear = Ear()
@@ -188,11 +196,11 @@ def test_a_seed_repeats_a_drawn_reply_in_any_company(
 def test_a_cancelled_job_makes_room_and_is_told_nothing_more(
     model: Model, prompts: list[tuple[int, ...]]
 ) -> None:
-    engine = Engine(model, max_rows=1)
+    engine = Scheduler(model, max_rows=1)
     engine.start()
     endless, started, next_one = Ear(), threading.Event(), Ear()
 
-    def hear(piece: Piece) -> None:
+    def hear(piece: Output) -> None:
         endless(piece)
         started.set()
 
@@ -213,7 +221,7 @@ def test_stopping_finishes_what_was_taken_and_gives_the_base_back(
     ids = torch.tensor([prompts[1]])
     with torch.no_grad():
         before = model.network(ids).logits
-    engine = Engine(model, max_rows=2)
+    engine = Scheduler(model, max_rows=2)
     engine.start()
     ears = [Ear() for _ in range(6)]
     for i, ear in enumerate(ears):
@@ -229,7 +237,7 @@ def test_stopping_finishes_what_was_taken_and_gives_the_base_back(
 def test_a_full_queue_takes_none_of_several_jobs(
     model: Model, prompts: list[tuple[int, ...]]
 ) -> None:
-    engine = Engine(model, max_rows=1, max_waiting=3)  # not started: everything waits
+    engine = Scheduler(model, max_rows=1, max_waiting=3)  # not started: everything waits
     try:
         assert engine.submit([job(prompts[0], Ear())] * 2)
         assert not engine.submit([job(prompts[0], Ear())] * 2)
@@ -238,7 +246,7 @@ def test_a_full_queue_takes_none_of_several_jobs(
         engine.stop()
 
 
-def test_jobs_that_cannot_fit_are_refused_before_they_wait(engine: Engine, model: Model) -> None:
+def test_jobs_that_cannot_fit_are_refused_before_they_wait(engine: Scheduler, model: Model) -> None:
     with pytest.raises(ConfigError, match="do not fit"):
         engine.submit([job([1] * model.context, Ear())])
     with pytest.raises(ConfigError, match="do not fit"):
@@ -246,7 +254,7 @@ def test_jobs_that_cannot_fit_are_refused_before_they_wait(engine: Engine, model
 
 
 def test_a_step_that_fails_ends_its_jobs_and_no_others(
-    engine: Engine,
+    engine: Scheduler,
     prompts: list[tuple[int, ...]],
     alone: dict[tuple[int, int], list[int]],
     monkeypatch: pytest.MonkeyPatch,
@@ -255,7 +263,7 @@ def test_a_step_that_fails_ends_its_jobs_and_no_others(
         monkeypatch.undo()
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(engine.rows, "step", broken)
+    monkeypatch.setattr(engine.batch, "step", broken)
     unlucky, lucky = Ear(), Ear()
     engine.submit([job(prompts[0], unlucky)])
     assert unlucky.wait()[1] == "failed"
@@ -272,19 +280,19 @@ def test_slots_are_reused_least_recent_first_and_never_while_held(
 ) -> None:
     _, a, b, c, d = adapters
     assert a and b and c and d
-    bank = Bank(model, 2)
+    bank = AdapterCache(model, 2)
     try:
-        slot = bank.take("a", a)
-        assert bank.take("b", b) != slot
-        with pytest.raises(AdapterError, match="all 2 slots are held"):
-            bank.take("c", c)
+        slot = bank.acquire("a", a)
+        assert bank.acquire("b", b) != slot
+        with pytest.raises(AdapterError, match="all 2 slots are in use"):
+            bank.acquire("c", c)
         bank.release("a")
-        assert bank.take("c", c) == slot
+        assert bank.acquire("c", c) == slot
         assert set(bank.slots) == {"b", "c"}
-        assert bank.take("b", b) != slot
+        assert bank.acquire("b", b) != slot
         bank.release("b")
-        with pytest.raises(AdapterError, match="held"):
-            bank.take("d", d)  # b is held once more
+        with pytest.raises(AdapterError, match="in use"):
+            bank.acquire("d", d)  # b is held once more
     finally:
         bank.close()
 
@@ -297,9 +305,9 @@ def test_a_slot_that_is_filled_anew_keeps_nothing_of_what_it_held(
     ids = torch.tensor([prompts[1]])
     found = []
     for order in ([narrow], [wide, narrow]):
-        bank = Bank(model, 1)
+        bank = AdapterCache(model, 1)
         for adapter in order:
-            bank.binding.bind([bank.take(str(adapter.config), adapter)])
+            bank.binding.bind([bank.acquire(str(adapter.config), adapter)])
             bank.release(str(adapter.config))
         with torch.no_grad():
             found.append(model.network(ids).logits)
@@ -308,14 +316,14 @@ def test_a_slot_that_is_filled_anew_keeps_nothing_of_what_it_held(
 
 
 @pytest.fixture(scope="module")
-def bank(adapters: list[Adapter | None]) -> Iterator[Bank]:
+def bank(adapters: list[Adapter | None]) -> Iterator[AdapterCache]:
     """A bank, on a base of its own, with the four adapters in slots 0 to 3 and one in slot 8."""
-    made = Bank(Model.load(), 9)
+    made = AdapterCache(Model.load(), 9)
     for n in range(8):
         adapter = adapters[1 + n % 4]
         assert adapter
-        made.take(str(n), adapter)
-    assert adapters[1] and made.take("far", adapters[1]) == 8
+        made.acquire(str(n), adapter)
+    assert adapters[1] and made.acquire("far", adapters[1]) == 8
     yield made
     made.close()
 
@@ -341,7 +349,7 @@ def by_slot(
 @pytest.mark.parametrize("width", [1, 3])
 def test_a_row_gets_its_own_slot_whatever_the_others_use(
     by_slot: dict[tuple[int, int], torch.Tensor],
-    bank: Bank,
+    bank: AdapterCache,
     prompts: list[tuple[int, ...]],
     width: int,
     slots: list[int],
@@ -358,17 +366,17 @@ def test_a_slot_filled_anew_between_two_passes_of_the_same_rows_is_used(
 ) -> None:
     one, two, three = adapters[1], adapters[2], adapters[4]
     assert one and two and three
-    bank, ids = Bank(model, 9), torch.tensor([prompts[1][:1]] * 2)
+    bank, ids = AdapterCache(model, 9), torch.tensor([prompts[1][:1]] * 2)
     try:
         for n in range(9):  # rows 0 and 8 of nine slots: copies, not views
-            bank.take(str(n), one if n else two)
+            bank.acquire(str(n), one if n else two)
         bank.binding.bind([0, 8])
         with torch.no_grad():
             before = model.network(ids).logits
             for n in (0, 8):
                 bank.release(str(n))
             bank.retain([str(n) for n in range(1, 8)])
-            assert {bank.take("new", three), bank.take("newer", three)} == {0, 8}
+            assert {bank.acquire("new", three), bank.acquire("newer", three)} == {0, 8}
             bank.binding.bind([0, 8])
             after = model.network(ids).logits
     finally:
@@ -388,12 +396,12 @@ def test_a_layer_that_meets_its_first_adapter_below_a_slot_in_use_has_room_for_b
     for adapter in (mlp, attention):
         with model.using(adapter), torch.no_grad():
             expected.append(model.network(ids[:1]).logits[0])
-    bank = Bank(model, 2)
+    bank = AdapterCache(model, 2)
     try:
-        bank.take("idle", attention)
-        high = bank.take("busy", attention)
+        bank.acquire("idle", attention)
+        high = bank.acquire("busy", attention)
         bank.release("idle")
-        slots = [bank.take("mlp", mlp), high]
+        slots = [bank.acquire("mlp", mlp), high]
         assert slots == [0, 1]
         for rows in (slots, [*slots, 0]):  # apart, and shared
             bank.binding.bind(rows)
@@ -410,17 +418,17 @@ def test_what_is_not_retained_leaves_nothing_in_memory(
 ) -> None:
     _, a, b, *_ = adapters
     assert a and b
-    bank = Bank(model, 2)
+    bank = AdapterCache(model, 2)
     try:
-        bank.take("a", a)
-        bank.take("b", b)
+        bank.acquire("a", a)
+        bank.acquire("b", b)
         bank.release("a")
         bank.retain(())
         assert set(bank.slots) == {"b"}  # it is held
         bank.release("b")
         bank.retain(())
-        left = [layer.A_MI for layer in bank.layers.values() if layer.A_MI is not None]
-        assert left and not any(A_MI.any() for A_MI in left)
+        left = [layer.A_SIR for layer in bank.layers.values() if layer.A_SIR is not None]
+        assert left and not any(A_SIR.any() for A_SIR in left)
     finally:
         bank.close()
 
@@ -441,19 +449,19 @@ def test_a_memory_that_does_not_fit_or_changes_nothing_is_not_served(
 
 def test_a_bank_does_not_go_onto_a_stack(model: Model) -> None:
     with attach(model.network, [LoraConfig(1)]), pytest.raises(AdapterError, match="already"):
-        Bank(model, 1)
+        AdapterCache(model, 1)
 
 
 # --- rows --------------------------------------------------------------------------------------
 
 KINDS = {
-    "llama": Together,
-    "qwen3": Together,
-    "phi": Together,
-    "phi3": Together,
-    "gpt_neox": Together,
-    "gemma3_text": OneByOne,  # its windows slide
-    "qwen3_moe": Together,  # its experts are fused and carry no adapter
+    "llama": PaddedBatch,
+    "qwen3": PaddedBatch,
+    "phi": PaddedBatch,
+    "phi3": PaddedBatch,
+    "gpt_neox": PaddedBatch,
+    "gemma3_text": SequentialBatch,  # its windows slide
+    "qwen3_moe": PaddedBatch,  # its experts are fused and carry no adapter
 }
 
 
@@ -472,11 +480,11 @@ def test_every_family_says_in_company_what_it_says_alone(family: str) -> None:
                 with torch.no_grad():
                     ids.append(int(model.network(torch.tensor([ids])).logits[0, -1].argmax()))
             expected.append(ids[len(prompt) :])
-    bank = Bank(model, 2)
+    bank = AdapterCache(model, 2)
     try:
-        rows = rows_for(model, bank)
+        rows = batch_for(model, bank)
         assert type(rows) is KINDS[family]
-        slots = [NO_SLOT, *(bank.take(str(i), adapter) for i, adapter in enumerate(made))]
+        slots = [NO_SLOT, *(bank.acquire(str(i), adapter) for i, adapter in enumerate(made))]
         found = [[int(id)] for id in rows.add(prompts, slots).argmax(-1)]
         while len(found[0]) < 6:
             step = rows.step([said[-1] for said in found]).argmax(-1)
@@ -490,14 +498,16 @@ def test_every_family_says_in_company_what_it_says_alone(family: str) -> None:
 def test_rows_that_leave_are_filled_from_the_end(
     model: Model, prompts: list[tuple[int, ...]]
 ) -> None:
-    bank = Bank(model, 1)
+    bank = AdapterCache(model, 1)
     try:
-        rows = rows_for(model, bank)
+        rows = batch_for(model, bank)
         first = rows.add([*prompts, *prompts], [NO_SLOT] * 6).argmax(-1).tolist()
         order = rows.keep([1, 4, 5])
         assert sorted(order) == [1, 4, 5] and len(rows) == 3
         found = rows.step([first[i] for i in order])
-        expected = rows_for(model, bank).add([[*prompts[i % 3], first[i]] for i in order], [-1] * 3)
+        expected = batch_for(model, bank).add(
+            [[*prompts[i % 3], first[i]] for i in order], [-1] * 3
+        )
         assert torch.allclose(found, expected, atol=1e-3)
     finally:
         bank.close()
@@ -507,12 +517,12 @@ def test_many_prompts_are_read_in_several_passes(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompts = [[5 + i] * n for i, n in enumerate((30, 40, 90, 20, 20, 200, 10))]
-    bank = Bank(model, 1)
+    bank = AdapterCache(model, 1)
     try:
-        rows = rows_for(model, bank)
+        rows = batch_for(model, bank)
         whole = rows.add(prompts, [NO_SLOT] * len(prompts))
         rows.keep([])
-        monkeypatch.setattr(lorewright.serve.rows, "PREFILL_TOKENS", 100)
+        monkeypatch.setattr(lorewright.serve.batch, "PREFILL_TOKENS", 100)
         passes = list_passes(model, monkeypatch)
         assert torch.allclose(
             rows.add(prompts, [NO_SLOT] * len(prompts)), whole, atol=1e-3, rtol=1e-3
@@ -569,9 +579,9 @@ def test_a_reply_heard_in_pieces_is_the_reply_heard_at_once(
     ids = list(model.tokenizer(text, add_special_tokens=False)["input_ids"])
     whole = model.tokenizer.decode(ids, skip_special_tokens=True)
     expected = whole.partition("STOP")[0]
-    speaker = Speaker(model, ["STOP"], strip=strip)
-    said = [speaker.hear(ids[at : at + step]) for at in range(0, len(ids), step)]
-    said.append(speaker.end())
+    speaker = Detokenizer(model.tokenizer, ["STOP"], strip=strip)
+    said = [speaker.push(ids[at : at + step]) for at in range(0, len(ids), step)]
+    said.append(speaker.finish())
     assert "".join(said) == (expected.strip() if strip else expected)
     assert speaker.stopped == ("STOP" in whole)
 
@@ -583,7 +593,7 @@ def test_half_a_character_waits_for_the_other_half(model: Model) -> None:
     text = "naïve 🜚 end"
     ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
     whole = model.tokenizer.decode(ids, skip_special_tokens=True)
-    speaker = Speaker(model)
-    said = [speaker.hear([id]) for id in ids]
-    assert "".join(said) + speaker.end() == whole
+    speaker = Detokenizer(model.tokenizer)
+    said = [speaker.push([id]) for id in ids]
+    assert "".join(said) + speaker.finish() == whole
     assert not any("\ufffd" in each for each in said) or "\ufffd" in whole

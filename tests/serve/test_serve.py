@@ -36,10 +36,10 @@ from lorewright.knowledge.data import Example, Fact, Knowledge
 from lorewright.memory import folder as shelf
 from lorewright.memory.memory import Memory
 from lorewright.models.model import Model
-from lorewright.serve.gate import read_keys
-from lorewright.serve.roster import Roster
-from lorewright.serve.server import ServeConfig, application
-from lorewright.serve.wire import Refused
+from lorewright.serve.config import ServeConfig, read_keys
+from lorewright.serve.protocol import APIError
+from lorewright.serve.registry import Registry
+from lorewright.serve.server import application
 from lorewright.training.config import WriteConfig
 from lorewright.training.loop import Job, write_all
 from lorewright.training.rates import suggested_lr
@@ -667,28 +667,28 @@ def test_key_files_hold_a_key_a_line(tmp_path: Path) -> None:
         read_keys(path)
 
 
-# --- the roster ----------------------------------------------------------------------------------
+# --- the registry --------------------------------------------------------------------------------
 
 
 def test_a_damaged_index_is_reported_and_the_last_good_one_served(
     atlas: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(atlas, tmp_path / "atlas")
-    roster = Roster(tmp_path / "atlas")
+    registry = Registry(tmp_path / "atlas")
     index = tmp_path / "atlas" / shelf.INDEX_FILE
     good = index.read_text()
     index.write_text("{")
-    assert set(roster.names) == {"north", "south"}
-    assert "damaged" in roster.trouble
+    assert set(registry.names) == {"north", "south"}
+    assert "damaged" in registry.trouble
     index.write_text(good)
-    assert set(roster.names) == {"north", "south"}
-    assert roster.trouble == ""
+    assert set(registry.names) == {"north", "south"}
+    assert registry.trouble == ""
     with pytest.raises(UnknownMemory):
-        Roster(tmp_path)
+        Registry(tmp_path)
 
 
 def test_without_a_router_auto_is_no_model(atlas: Path) -> None:
-    roster = Roster(atlas)
-    assert "auto" not in {entry["id"] for entry in roster.listing()}
-    with pytest.raises(Refused, match="does not route"):
-        roster.routed("x?")
+    registry = Registry(atlas)
+    assert "auto" not in {entry["id"] for entry in registry.listing()}
+    with pytest.raises(APIError, match="does not route"):
+        registry.routed("x?")

@@ -27,9 +27,9 @@ from lorewright.adapters.config import LoraConfig
 from lorewright.memory import folder as shelf
 from lorewright.memory.memory import Memory
 from lorewright.models.model import Model
-from lorewright.serve.server import ServeConfig, application
+from lorewright.serve.config import ServeConfig
+from lorewright.serve.server import application
 from lorewright.serve.upstream import ENGINES
-from lorewright.serve.words import text_ids
 
 
 @dataclass
@@ -289,6 +289,10 @@ def test_over_a_server_of_our_own_a_memory_says_what_it_says_alone(
         assert reply.choices[0].text == expected.choices[0].text
         base = client.chat.completions.create(model="pocket", messages=turns)
         assert base.model == "pocket" and said(base)
+    ids = (
+        *model.render("").prompt_ids,
+        *model.tokenizer("The", add_special_tokens=False)["input_ids"],
+    )
     with model.using(memory.adapter("north")):
-        (said_alone,) = model.generate_ids([text_ids(model, "The")], max_new_tokens=9)
+        (said_alone,) = model.generate_ids([ids], max_new_tokens=9)
     assert expected.choices[0].text.strip() == model.decode(said_alone)

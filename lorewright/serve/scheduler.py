@@ -2,17 +2,18 @@
 
     waiting ──admit: a pass over the prompts──▶ rows ──step, step, ...──▶ delivered
 
-Each job names the adapter it runs on by content id and holds it, so a memory that is written anew,
-renamed or removed meanwhile changes nothing for it. A row has keys and values of its own; nothing
-is shared between jobs, not even of the same memory and prompt.
+Each job names its adapter by content id and holds it, so a memory that is written anew, renamed or
+removed meanwhile changes nothing for it. A row has keys and values of its own; nothing is shared
+between jobs, not even of the same memory and prompt, and a row that fails does so alone.
 
-This room knows token ids. It knows nothing of text, HTTP, names of memories or files.
+Token ids only: no text, HTTP, names of memories or files.
 
 Shape letters: B row, V vocabulary.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
@@ -23,15 +24,19 @@ import torch
 from torch import Tensor
 
 from lorewright.adapters.adapter import Adapter
-from lorewright.errors import ConfigError, LorewrightError, ModelError
+from lorewright.errors import AdapterError, ConfigError, LorewrightError, ModelError
 from lorewright.models.model import Model
-from lorewright.serve.bank import NO_SLOT, Bank
-from lorewright.serve.rows import rows_for
+from lorewright.serve.adapter_cache import NO_SLOT, AdapterCache
+from lorewright.serve.batch import batch_for
 
-PROMPTS_A_TURN = 8
-"""Most jobs that join between two steps, so that those which run are not kept waiting."""
-NEVER_NATS = -9999.0
-"""Log-probability of a token that cannot come: JSON has no infinity. OpenAI's own number."""
+log = logging.getLogger("lorewright.serve")
+
+PREFILLS_PER_STEP = 8
+"""Most jobs that join between two steps, so that running ones are not delayed for long."""
+GREEDY_BELOW = 1e-3
+"""Temperatures under this are greedy: logits divided by less may overflow."""
+MIN_LOGPROB = -9999.0
+"""Log-probability, in nats, of an impossible token: JSON has no infinity. OpenAI's own number."""
 
 
 class Token(NamedTuple):
@@ -39,17 +44,17 @@ class Token(NamedTuple):
 
     id: int
     logprob: float | None = None
-    """In nats, of the base with its adapter at temperature 1; None = not asked for."""
+    """In nats, of the base with its adapter at temperature 1; None = not requested."""
     top: tuple[tuple[int, float], ...] = ()
     """The most probable ids with their log-probabilities, best first."""
 
 
-class Piece(NamedTuple):
-    """What a job is told: tokens since the last piece, and how it ended if it has."""
+class Output(NamedTuple):
+    """Tokens of a job since its last output, and how it ended if it has."""
 
     tokens: tuple[Token, ...]
     finish: str = ""
-    """`stop` at a stop token, `length` at the budget, `failed`; empty while it goes on."""
+    """`stop` at a stop token, `length` at the limit, `failed`; empty while it goes on."""
     error: LorewrightError | None = None
 
 
@@ -59,54 +64,53 @@ class Job:
 
     prompt: Sequence[int]
     max_tokens: int
-    deliver: Callable[[Piece], None]
-    """Called from the engine's thread; must return at once and never raise."""
+    deliver: Callable[[Output], None]
+    """Called from the scheduler's thread; must return at once and never raise."""
     adapter: Adapter | None = None
-    identity: str = ""
+    adapter_id: str = ""
     """Content id of the adapter; empty for the base alone."""
     temperature: float = 0.0
-    """0 = greedy."""
     top_p: float = 1.0
     seed: int | None = None
     """None = drawn by the system."""
     n_top: int | None = None
     """How many alternatives to list for each token; None = no log-probabilities at all."""
     ignore_stop: bool = False
-    """Go on to the budget whatever is generated: for measuring."""
-    every: bool = True
+    """Generate max_tokens tokens whatever they are: for measuring."""
+    stream: bool = True
     """Deliver each token as it comes, or all at the end."""
     cancelled: bool = field(default=False, init=False)
     n_done: int = field(default=0, init=False)
 
 
-class Engine:
+class Scheduler:
     """The thread that generates, from `start` to `stop`."""
 
     def __init__(self, model: Model, *, max_rows: int = 16, max_waiting: int = 1024) -> None:
-        """Put a bank on the base; until `stop` the network belongs to the engine."""
+        """Put an adapter cache on the base; until `stop` the network belongs to the scheduler."""
         if max_rows < 1 or max_waiting < 1:
             raise ConfigError(f"{max_rows} rows, {max_waiting} waiting; give at least 1 of each.")
         self.model = model
         self.max_rows = max_rows
         self.max_waiting = max_waiting
-        self.bank = Bank(model, max_rows)
-        self.rows = rows_for(model, self.bank)
+        self.cache = AdapterCache(model, max_rows)
+        self.batch = batch_for(model, self.cache)
         self.n_steps = 0
         generation = model.network.generation_config
         assert generation is not None
         self._stops = frozenset(generation.eos_token_id)
         self._waiting: deque[Job] = deque()
-        self._running: list[_Running] = []
-        self._news = threading.Condition()
+        self._running: list[_Row] = []
+        self._changed = threading.Condition()
         self._retained: frozenset[str] | None = None
         self._stopping = self._dead = False
-        self._thread = threading.Thread(target=self._live, name="engine", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
 
     # -- from any thread -------------------------------------------------------------------------
 
     @property
     def n_waiting(self) -> int:
-        """Jobs that no row has been found for."""
+        """Jobs without a row."""
         return len(self._waiting)
 
     @property
@@ -116,173 +120,171 @@ class Engine:
 
     @property
     def alive(self) -> bool:
-        """Whether jobs are taken."""
+        """Whether jobs are accepted."""
         return self._thread.is_alive() and not self._stopping and not self._dead
 
     def start(self) -> None:
-        """Begin to take jobs."""
+        """Begin to work."""
         self._thread.start()
 
     def submit(self, jobs: Sequence[Job]) -> bool:
         """Queue jobs, all or none; False when too many wait already.
 
-        Raises ModelError after the end, ConfigError for a job that cannot be run.
+        Raises ModelError after the end, ConfigError for a job that does not fit the context.
         """
         for job in jobs:
-            room = self.model.context - len(job.prompt)
-            if not job.prompt or not 1 <= job.max_tokens <= room:
+            n_left = self.model.context - len(job.prompt)
+            if not job.prompt or not 1 <= job.max_tokens <= n_left:
                 raise ConfigError(
                     f"{len(job.prompt)} prompt tokens and {job.max_tokens} new ones do not fit "
                     f"{self.model.context}; shorten one of them."
                 )
-        with self._news:
+        with self._changed:
             if self._stopping or self._dead:
-                raise ModelError("the engine has ended; start the server again.")
+                raise ModelError("generation has ended; start the server again.")
             if len(self._waiting) + len(jobs) > self.max_waiting:
                 return False
             self._waiting.extend(jobs)
-            self._news.notify()
+            self._changed.notify()
         return True
 
     def cancel(self, job: Job) -> None:
-        """Stop working on a job; it gets no further piece."""
+        """Stop working on a job; it gets no further output."""
         job.cancelled = True
 
-    def retain(self, identities: Collection[str]) -> None:
+    def retain(self, adapter_ids: Collection[str]) -> None:
         """Leave nothing of other adapters in memory, once no job runs on them."""
-        with self._news:
-            self._retained = frozenset(identities)
-            self._news.notify()
+        with self._changed:
+            self._retained = frozenset(adapter_ids)
+            self._changed.notify()
 
     def stop(self) -> None:
-        """Finish what was taken, take nothing more, give the network back."""
-        with self._news:
+        """Finish what was accepted, accept nothing more, give the network back."""
+        with self._changed:
             self._stopping = True
-            self._news.notify()
+            self._changed.notify()
         if self._thread.is_alive():
             self._thread.join()
-        self.bank.close()
+        self.cache.close()
 
-    # -- the engine's own thread -----------------------------------------------------------------
+    # -- the scheduler's own thread --------------------------------------------------------------
 
-    def _live(self) -> None:
+    def _run(self) -> None:
         try:
             while self._wait():
                 try:
-                    self._turn()
+                    self._step()
                 except RuntimeError as error:  # torch's: out of memory, a broken device
-                    self._fail_all(error)
+                    log.exception("a pass failed, and with it %d replies", len(self._running))
+                    self._fail_all(ModelError(f"generation failed ({error}); try again."))
         finally:
             self._dead = True
-            self._fail_all(None)
+            self._fail_all(ModelError("generation has ended."), waiting=True)
 
     def _wait(self) -> bool:
         """Sleep until there is work; False when it is time to end."""
-        with self._news:
+        with self._changed:
             while not self._waiting and not self._running and not self._stopping:
-                self._tidy()
-                self._news.wait()
+                if self._retained is not None:
+                    self.cache.retain(self._retained)
+                    self._retained = None
+                self._changed.wait()
             return bool(self._waiting or self._running)
 
-    def _tidy(self) -> None:
-        """Do as `retain` said, while no job runs."""
-        if self._retained is not None:
-            self.bank.retain(self._retained)
-            self._retained = None
-
-    def _turn(self) -> None:
-        """Drop who left, let others in, and give every row one token."""
-        self._leave([i for i, row in enumerate(self._running) if row.job.cancelled])
+    def _step(self) -> None:
+        """Drop cancelled rows; prefill those that join, or else give every row one token."""
+        self._drop([i for i, row in enumerate(self._running) if row.job.cancelled])
         joined = self._admit()
         if joined:
             first = len(self._running)
             self._running += joined
             slots = [row.slot for row in joined]
-            logits_BV = self.rows.add([row.job.prompt for row in joined], slots)
-            self._take(logits_BV, first)
+            logits_BV = self.batch.add([row.job.prompt for row in joined], slots)
+            self._append(logits_BV, first)
         elif self._running:
             self.n_steps += 1
-            self._take(self.rows.step([row.last for row in self._running]), 0)
+            self._append(self.batch.step([row.last for row in self._running]), 0)
 
-    def _admit(self) -> list[_Running]:
-        joined: list[_Running] = []
-        while self._waiting and len(self._running) + len(joined) < self.max_rows:
-            if len(joined) == PROMPTS_A_TURN:
-                break
+    def _admit(self) -> list[_Row]:
+        joined: list[_Row] = []
+        n_free = min(PREFILLS_PER_STEP, self.max_rows - len(self._running))
+        while self._waiting and len(joined) < n_free:
             job = self._waiting.popleft()
             if job.cancelled:
                 continue
             slot = NO_SLOT
             if job.adapter is not None:
                 try:
-                    slot = self.bank.take(job.identity, job.adapter)
+                    slot = self.cache.acquire(job.adapter_id, job.adapter)
                 except LorewrightError as error:
-                    job.deliver(Piece((), "failed", error))
+                    job.deliver(Output((), "failed", error))
                     continue
-            joined.append(_Running(job, slot))
+            joined.append(_Row(job, slot))
         return joined
 
-    def _take(self, logits_BV: Tensor, first: int) -> None:
-        """Choose a token for each row from `first` on; deliver; let go of those that ended."""
+    def _append(self, logits_BV: Tensor, first: int) -> None:
+        """Choose a token for each row from `first` on; deliver; drop those that ended."""
         rows = self._running[first:]
         greedy_B = logits_BV.argmax(dim=-1).tolist()
+        finite_B = logits_BV.isfinite().all(dim=-1).tolist()
         ended = []
-        for i, (row, greedy) in enumerate(zip(rows, greedy_B, strict=True)):
-            job, token = row.job, greedy
-            if job.temperature > 0:
+        for i, (row, token, finite) in enumerate(zip(rows, greedy_B, finite_B, strict=True)):
+            job = row.job
+            if not finite:
+                ended.append(first + i)
+                job.deliver(Output((), "failed", _not_finite(job)))
+                continue
+            if job.temperature >= GREEDY_BELOW:
                 token = draw(logits_BV[i], job.temperature, job.top_p, row.generator)
             stops = token in self._stops and not job.ignore_stop
             if not stops:
                 row.last = token
-                row.said.append(told(logits_BV[i], token, job.n_top))
+                row.undelivered.append(token_of(logits_BV[i], token, job.n_top))
                 job.n_done += 1
             finish = "stop" if stops else "length" if job.n_done == job.max_tokens else ""
             if finish:
                 ended.append(first + i)
-            if (finish or job.every) and not job.cancelled:
-                job.deliver(Piece(tuple(row.said), finish))
-                row.said = []
-        self._leave(ended)
+            if (finish or job.stream) and not job.cancelled:
+                job.deliver(Output(tuple(row.undelivered), finish))
+                row.undelivered = []
+        self._drop(ended)
 
-    def _leave(self, rows: Sequence[int]) -> None:
+    def _drop(self, rows: Collection[int]) -> None:
         if not rows:
             return
-        gone = set(rows)
-        for i in gone:
+        for i in rows:
             self._release(self._running[i])
-        kept = self.rows.keep([i for i in range(len(self._running)) if i not in gone])
-        self._running = [self._running[i] for i in kept]
+        order = self.batch.keep([i for i in range(len(self._running)) if i not in rows])
+        self._running = [self._running[i] for i in order]
 
-    def _release(self, row: _Running) -> None:
+    def _release(self, row: _Row) -> None:
         if row.slot != NO_SLOT:
-            self.bank.release(row.job.identity)
+            self.cache.release(row.job.adapter_id)
 
-    def _fail_all(self, cause: Exception | None) -> None:
-        """Tell everybody that it went wrong, and start afresh."""
-        why = f"generation failed ({cause}); ask again" if cause else "the engine has ended"
-        error = ModelError(f"{why}.")
-        with self._news:
-            failed = [row.job for row in self._running]
-            if cause is None:
+    def _fail_all(self, error: ModelError, *, waiting: bool = False) -> None:
+        """End every running job with an error, and with `waiting` the others too."""
+        failed = [row.job for row in self._running]
+        if waiting:
+            with self._changed:
                 failed += self._waiting
                 self._waiting.clear()
         for row in self._running:
             self._release(row)
         self._running = []
-        self.rows.keep([])
+        self.batch.keep([])
         for job in failed:
             if not job.cancelled:
-                job.deliver(Piece((), "failed", error))
+                job.deliver(Output((), "failed", error))
 
 
-class _Running:
-    """A job that has a row."""
+class _Row:
+    """A job that is being decoded."""
 
     def __init__(self, job: Job, slot: int) -> None:
         self.job = job
         self.slot = slot
         self.last = 0
-        self.said: list[Token] = []
+        self.undelivered: list[Token] = []
         self.generator = torch.Generator()
         if job.seed is None:
             self.generator.seed()
@@ -290,10 +292,20 @@ class _Running:
             self.generator.manual_seed(job.seed)
 
 
+def _not_finite(job: Job) -> LorewrightError:
+    if job.adapter is None:
+        return ModelError("the base's logits are not finite for this prompt; shorten or change it.")
+    return AdapterError(
+        f"with adapter {job.adapter_id} the logits are not finite for this prompt; verify the "
+        "memory and write it again."
+    )
+
+
 def draw(logits_V: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
     """Draw a token from the smallest set of the most probable ones that holds mass `top_p`.
 
     On the CPU in float64, so that a seed gives the same draw on every device.
+    Paper: The Curious Case of Neural Text Degeneration, arXiv 1904.09751.
     """
     p_V = torch.softmax(logits_V.double().cpu() / temperature, dim=-1)
     if top_p < 1:
@@ -303,12 +315,11 @@ def draw(logits_V: Tensor, temperature: float, top_p: float, generator: torch.Ge
     return int(torch.multinomial(p_V, 1, generator=generator))
 
 
-def told(logits_V: Tensor, token: int, n_top: int | None) -> Token:
-    """The token with its log-probability and the n best alternatives, if asked for."""
+def token_of(logits_V: Tensor, token: int, n_top: int | None) -> Token:
+    """The token with its log-probability and the n best alternatives; the id alone for None."""
     if n_top is None:
         return Token(token)
-    nats_V = torch.log_softmax(logits_V.double(), dim=-1)
-    nats_V = nats_V.clamp(min=NEVER_NATS)
+    nats_V = torch.log_softmax(logits_V.double(), dim=-1).clamp(min=MIN_LOGPROB)
     best, ids = nats_V.topk(min(n_top, len(nats_V)))
     top = tuple(zip(ids.tolist(), best.tolist(), strict=True))
     return Token(token, float(nats_V[token]), top)
