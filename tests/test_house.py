@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -511,6 +512,36 @@ def test_the_commands_of_a_page_run_in_order(page: str, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "examples", work / "examples")
     for command in commands:
         _run(["bash", "-c", command], cwd=work, path=ROOT, bin_path=lore.parent)
+
+
+def test_commands_in_the_pages_exist_with_their_options() -> None:
+    commands = dict(_commands())
+    pages = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md"))]
+    complaints = []
+    for page in pages:
+        if page.name == "LOG.md":  # a record: commands as they were
+            continue
+        fences = re.findall(r"^```(?:sh|console)\n(.*?)^```", page.read_text("utf-8"), re.M | re.S)
+        for line in "\n".join(fences).replace("\\\n", " ").splitlines():
+            words = shlex.split(line.removeprefix("$ "), comments=True)
+            if words[:1] == ["lore"]:
+                complaints += [f"{page.name}: {line}: {why}" for why in _misused(words, commands)]
+    none_of(complaints)
+
+
+def _misused(words: list[str], commands: dict[str, Any]) -> Iterator[str]:
+    """What is wrong with a command line: no such command, no such option."""
+    named = "lore"
+    rest = words[1:]
+    while rest and f"{named} {rest[0]}" in commands:
+        named += f" {rest.pop(0)}"
+    command = commands[named]
+    if rest and named == "lore" and not rest[0].startswith("-") and rest[0] != "...":
+        yield f"there is no `{rest[0]}`"
+    known = {name for one in command.params for name in (*one.opts, *one.secondary_opts)}
+    for word in rest:
+        if word.startswith("--") and word.split("=")[0] not in known | {"--help"}:
+            yield f"{named} has no {word}"
 
 
 def test_python_in_the_pages_imports_what_exists() -> None:
