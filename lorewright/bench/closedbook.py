@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from lorewright.bench import arms, exact, judge, sets
-from lorewright.bench.task import Done, Task
+from lorewright.bench.tables import HEAD, MEANING, arm_cells, counted, named
+from lorewright.bench.task import Done, Summary, Task, sweep
 from lorewright.errors import ConfigError, DataError
 from lorewright.files import digest
 from lorewright.knowledge.data import Document, Knowledge, Probe
@@ -37,6 +38,7 @@ from lorewright.models.model import Model
 from lorewright.models.questions import write_about
 from lorewright.recall.traces import trace
 from lorewright.recall.verify import answer
+from lorewright.reports.page import Sheet
 from lorewright.routing.ask import Reading, prompt_of
 from lorewright.training.config import Diverged, Job, Written
 from lorewright.training.loop import write_all
@@ -54,6 +56,9 @@ FORMATS = {
 }
 """What is written by default."""
 FREE = ("token_f1", "rouge_l", "exact_match", "contains")
+TITLES = {"paperqa": "PaperQA", "narrativeqa": "NarrativeQA", "quality": "QuALITY"}
+HEADLINES = {"paperqa": "token_f1", "narrativeqa": "rouge_l", "quality": "choice"}
+"""The metric that is shown by kind of question."""
 CHOICES = ("choice", "choice, whole")
 """By mean loss per token, and by the loss of the whole option, which favours short ones."""
 
@@ -403,4 +408,78 @@ def _not_written(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"n": dict(by_format), "first": lost[0]["why"] if lost else ""}
 
 
-TASKS = {name: Task(name, jobs, task, summarise, judged) for name in FORMATS}
+# -- how it is shown -----------------------------------------------------------------------------
+
+
+def tables(summary: Summary) -> Iterator[Sheet]:
+    """Yield all metrics, then the first of them by kind of question."""
+    name, config = summary["bench"], summary["config"]
+    title = f"{TITLES[name]}: {counted(summary['n_texts'], 'text')}, "
+    title += f"{counted(summary['n_questions'], 'question')}, {counted(config['seeds'], 'seed')}"
+    whole = [entry for entry in summary["arms"] if entry["kind"] == arms.ALL]
+    head = ("written", "metric", *HEAD)
+    yield Sheet(title, head, _shown(whole, "metric"), tuple(_notes_on(summary)))
+    first = "judge" if config["judge"] else HEADLINES[name]
+    parts = [e for e in summary["arms"] if e["kind"] != arms.ALL and e["metric"] == first]
+    if len({entry["kind"] for entry in parts}) > 1:
+        title = f"{named(first)}, by kind of question"
+        yield Sheet(title, ("written", "questions", *HEAD), _shown(parts, "kind"))
+
+
+def _shown(entries: Sequence[Mapping[str, Any]], by: str) -> tuple[tuple[str, ...], ...]:
+    return tuple(
+        (f"{entry['format']}, rank {entry['rank']}", named(entry[by]), *arm_cells(entry))
+        for entry in entries
+    )
+
+
+def _notes_on(summary: Summary) -> Iterator[str]:
+    yield MEANING
+    yield (
+        "n is questions; 95 % intervals: bootstrap over texts, then questions, of means over "
+        "seeds; Wilson's where all are right or none. Seeds: lowest and highest mean."
+    )
+    if summary["chance"]:
+        yield f"Choice: the option with the least loss; chance is {summary['chance']:.2f}."
+    trained = ", ".join(f"{name} {n}" for name, n in summary["n_examples"].items())
+    yield f"Examples trained: {trained}."
+    notes = summary["lesson_notes"]
+    if notes:
+        yield f"On what was written for training, the first of {len(notes)} notes: {notes[0]}"
+    seen = {name: n for name, n in summary["n_seen"].items() if n}
+    if seen:
+        counts = ", ".join(f"{name} {n}" for name, n in seen.items())
+        yield f"Questions that came to be trained in the same words: {counts}."
+    if summary["n_without_full"]:
+        yield f"{summary['n_without_full']} texts do not fit into the prompt: full leaves them out."
+    lost = summary["not_written"]
+    if lost["n"]:
+        counts = ", ".join(f"{name} {n}" for name, n in lost["n"].items())
+        yield f"Memories that came to nothing, left out: {counts}. The first: {lost['first']}"
+    if summary["n_unjudged"]:
+        yield (
+            f"The judge gave no number to {summary['n_unjudged']} of {summary['n_judged']} "
+            "answers: unscored."
+        )
+
+
+def check(config: ClosedBook) -> object:
+    """Read the texts. Raises as `sets.texts`."""
+    limit = sets.limit_of(config.data, config.documents)
+    return sets.texts(config.bench, sets.located(config.data), limit, config.part)
+
+
+def _task(name: str) -> Task:
+    return Task(
+        name,
+        ClosedBook,
+        quick,
+        sweep(name, jobs, task, summarise, judged),
+        tables,
+        check=check,
+        flags={"method": "--objective", "formats": "--format"},
+        fixed={"bench": name},
+    )
+
+
+PAPERQA, NARRATIVEQA, QUALITY = map(_task, TITLES)

@@ -19,14 +19,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from lorewright.bench import arms, exact, sets
-from lorewright.bench.task import Done, Task
+from lorewright.bench.tables import HEAD, MEANING, NOTHING, arm_cells, counted, spelt
+from lorewright.bench.task import Done, Summary, Task, sweep
 from lorewright.errors import ConfigError, DataError
 from lorewright.files import digest
 from lorewright.knowledge.data import Example, Fact, Knowledge, Probe
@@ -35,6 +36,7 @@ from lorewright.knowledge.scoring import contains, exact_match
 from lorewright.models.model import Model
 from lorewright.recall.statistics import Estimate
 from lorewright.recall.traces import trace
+from lorewright.reports.page import Sheet
 from lorewright.training.config import Diverged, Job
 from lorewright.training.loop import write_all
 
@@ -290,4 +292,56 @@ def summarise(config: CounterFact, done: Done) -> dict[str, Any]:
 
 
 METRICS = ("success", "magnitude", "exact reply", "reply holds it", "reply as the base's")
-TASK = Task("counterfact", jobs, task, summarise)
+# -- how it is shown -----------------------------------------------------------------------------
+
+
+def tables(summary: Summary) -> Iterator[Sheet]:
+    """Yield the shares by kind of prompt, and S."""
+    config, rows = summary["config"], []
+    for entry in summary["arms"]:
+        rows.append((str(entry["rank"]), entry["kind"], entry["metric"], *arm_cells(entry)))
+    for entry in summary["score"]:
+        by_arm = entry["arms"]
+        n = str(by_arm["memory"]["n"])
+        cells = (n, *(spelt(by_arm[arm]) for arm in arms.ARMS), NOTHING, NOTHING)
+        rows.append((str(entry["rank"]), arms.ALL, "score S", *cells))
+    together = config["together"]
+    title = f"CounterFact: {counted(summary['n_edits'], 'edit')}, {together} in a memory, "
+    title += counted(config["seeds"], "seed")
+    prompts = ", ".join(f"{n} {kind}" for kind, n in summary["n_prompts"].items())
+    notes = [
+        f"Prompts: {prompts}. Every edit counts alike; n is edits.",
+        "Success: the new object likelier than the true one; for neighbours the other way round. "
+        "Magnitude: difference of exp(-mean loss per token). S: harmonic mean of the successes. "
+        "Replies: greedy; for neighbours the true object is right.",
+        f"{MEANING} 95 % intervals: Wilson's, or bootstrap over edits.",
+    ]
+    yield Sheet(title, ("rank", "prompts", "metric", *HEAD), tuple(rows), (*notes, *_lost(summary)))
+
+
+def _lost(summary: Mapping[str, Any]) -> list[str]:
+    notes = []
+    if summary["n_without_full"]:
+        n = summary["n_without_full"]
+        notes.append(
+            f"The statements of {n} edits do not fit into the prompt: full leaves them out."
+        )
+    if summary["n_diverged"]:
+        notes.append(f"{summary['n_diverged']} writes of edits diverged and are left out.")
+    return notes
+
+
+def check(config: CounterFact) -> object:
+    """Read the edits. Raises as `sets.edits`."""
+    return sets.edits(sets.located(config.data), sets.limit_of(config.data, config.edits))
+
+
+TASK = Task(
+    "counterfact",
+    CounterFact,
+    quick,
+    sweep("counterfact", jobs, task, summarise),
+    tables,
+    check=check,
+    flags={"method": "--objective"},
+)

@@ -10,14 +10,16 @@ training pairs.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from lorewright.bench import exact, summary
-from lorewright.bench.task import Done, Task
+from lorewright.bench.tables import methods_figure, methods_table
+from lorewright.bench.task import Done, Figure, Summary, Task, sweep
 from lorewright.errors import ConfigError
 from lorewright.knowledge.data import Example
+from lorewright.reports.page import Sheet
 
 LARGEST = 99
 
@@ -100,4 +102,30 @@ METRICS: dict[str, Callable[[summary.Row], float]] = {
     "loss drop": summary.loss_drop,
     "steps": lambda row: float(row["steps"]),
 }
-TASK = Task("linear-rule", jobs, task, summarise)
+
+
+def tables(summary: Summary) -> Iterator[Sheet]:
+    """A table of methods by rank."""
+    config = summary["config"]
+    title = f"3x + 5y + 7 from {config['pairs']} pairs, {config['seeds']} sets"
+    yield methods_table(title, summary["methods"], summary)
+
+
+def figures(summary: Summary) -> Iterator[Figure]:
+    """Methods by rank, with differences."""
+    config = summary["config"]
+    about = f"{summary['base']['id']}, {config['placement']} · {config['pairs']} pairs · "
+    about += f"bars: 95 % over {config['seeds']} sets"
+    for metric in ("memory", "generalisation"):
+        yield methods_figure(summary["methods"], metric, about)
+
+
+TASK = Task(
+    "linear-rule",
+    LinearRule,
+    quick,
+    sweep("linear-rule", jobs, task, summarise),
+    tables,
+    figures,
+    flags={"methods": "--objective"},
+)

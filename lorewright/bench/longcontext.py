@@ -16,17 +16,21 @@ one document, and 155 sequences that are one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lorewright.bench import exact, summary
 from lorewright.bench.passages import passage
-from lorewright.bench.task import Done, Task
+from lorewright.bench.tables import NOTHING, figure, methods_figure, methods_table, spelt
+from lorewright.bench.task import Done, Figure, Summary, Task, sweep
 from lorewright.errors import ConfigError
 from lorewright.files import digest, read_text
+from lorewright.law.cells import REFERENCE_BITS
 from lorewright.models.model import Model
+from lorewright.reports.page import Sheet
 
 PARTS = ("law", "stubborn", "methods", "placement")
 STACK = 12
@@ -281,4 +285,188 @@ PLACED: dict[str, Callable[[summary.Row], float]] = {
     "bits per parameter": lambda row: _bits(row) / row["n_parameters"],
     "loss drop": summary.loss_drop,
 }
-TASK = Task("longcontext", jobs, task, summarise)
+
+
+# -- how it is shown -----------------------------------------------------------------------------
+
+
+def tables(summary: Summary) -> Iterator[Sheet]:
+    """The law, capacities, failures, methods and placements, as far as they were measured."""
+    if "law" in summary:
+        yield from _laws(summary["law"])
+        yield _capacities(summary["capacity"])
+    if "stubborn" in summary:
+        yield _failures(summary["stubborn"])
+    if "methods" in summary:
+        config = summary["config"]
+        title = f"Methods on {config['compared']} tokens, {config['paired']} documents"
+        yield methods_table(title, summary["methods"], summary)
+    if "placement" in summary:
+        yield _placements(summary)
+
+
+def _laws(laws: Mapping[str, Any]) -> Iterator[Sheet]:
+    rows: list[tuple[str, ...]] = []
+    constants: list[tuple[str, ...]] = []
+    notes = [
+        "Error: mean of |predicted − measured| / measured, over runs of single documents. "
+        "Held out: fitted again without them. Intervals: bootstrap over documents.",
+    ]
+    for noise, law in laws.items():
+        report = law["report"]
+        if "refused" in report:
+            notes.append(f"{noise} % random: {report['refused']}")
+            continue
+        held = report["held_out"]
+        notes.append(
+            f"{noise} % random, held out: {held['n']} cells above rank {held['above_rank']} or "
+            f"{held['above_length']} tokens."
+        )
+        for form, one in report["laws"].items():
+            if "refused" in one:
+                rows.append((f"{noise} %", form, *[NOTHING] * 4))
+                notes.append(f"{noise} % random, {form}: {one['refused']}")
+                continue
+            constants += [
+                (f"{noise} %", form, name, *_constant(c)) for name, c in one["constants"].items()
+            ]
+            n = f"{one['n_used']} of {one['n_used'] + one['n_dropped']}"
+            beyond = _scored(one["held_out"]) if "held_out" in one else NOTHING
+            part = one.get("unsaturated")
+            where = f"{_scored(part)}, n={part['n']}" if part else NOTHING
+            rows.append((f"{noise} %", form, n, _scored(one["scores"]), where, beyond))
+    head = ("random", "law", "cells", "fit", "of these unsaturated", "held out")
+    yield Sheet("The law", head, tuple(rows), tuple(notes))
+    columns = ("random", "law", "constant", "value", "95 % interval")
+    yield Sheet("Constants of the laws", columns, tuple(constants))
+
+
+def _constant(estimate: Mapping[str, Any]) -> tuple[str, str]:
+    if estimate["low"] is None:
+        return f"{estimate['value']:.3g}", NOTHING
+    return f"{estimate['value']:.3g}", f"[{estimate['low']:.3g}, {estimate['high']:.3g}]"
+
+
+def _scored(scores: Mapping[str, Any]) -> str:
+    r2 = "" if scores["r2"] is None else f"R² {scores['r2']:.3f}, "
+    if scores["mape"] is None:
+        return f"{r2}error {scores['mean_absolute_error']:.3f}"
+    return f"{r2}error {scores['mape']:.1%}"
+
+
+def _capacities(by_noise: Mapping[str, Sequence[Mapping[str, Any]]]) -> Sheet:
+    rows = [
+        (
+            f"{noise} %",
+            str(row["rank"]),
+            f"{row['n_parameters']:,}",
+            spelt(row["bits"], "{:.0f}") + ("+" if row["at_the_longest"] else ""),
+            spelt(row["bits_per_parameter"]),
+            str(row["tokens_recalled"] or NOTHING),
+        )
+        for noise, by_rank in by_noise.items()
+        for row in by_rank
+    ]
+    head = ("random", "rank", "parameters", "bits", "bits per parameter", "longest text recalled")
+    others = "; ".join(f"{bits:g} {name}" for name, bits in REFERENCE_BITS.items())
+    notes = (
+        "Bits: ΔL × tokens / ln 2, the most at any length; + where longer texts may hold more.",
+        "The longest text of which most documents come back exactly, in answer tokens.",
+        f"Others measured, bits per parameter: {others}.",
+    )
+    return Sheet("Capacity and efficiency", head, tuple(rows), notes)
+
+
+def _failures(failures: Mapping[str, Any]) -> Sheet:
+    n, rho = failures["n_failed"], failures["spearman"]
+    rows = (
+        ("sequences, each its own text and adapter", str(failures["n_sequences"])),
+        ("of these not recalled whole", str(n)),
+        (
+            "Spearman of first stubborn token and first failure",
+            f"{spelt(rho)} n={rho['n']}",
+        ),
+        ("first failure is the first stubborn token", f"{failures['n_same']} of {n}"),
+        ("first failure comes before it", f"{failures['n_before']} of {n}"),
+        ("most failures at one position", f"{failures['largest_share_at_one_position']:.0%}"),
+    )
+    return Sheet("Where recitation fails", ("", ""), rows)
+
+
+def _placements(summary: Summary) -> Sheet:
+    of = {(r["metric"], r["placement"], r["rank"]): r for r in summary["placement"]}
+    keys = [key[1:] for key in of if key[0] == "bits" and key[2] is not None]
+    rows = tuple(
+        (
+            placement,
+            str(rank),
+            f"{summary['parameters'][placement] * rank:,}",
+            spelt(of["loss drop", placement, rank]),
+            spelt(of["bits", placement, rank], "{:.0f}"),
+            spelt(of["bits per parameter", placement, rank]),
+        )
+        for placement, rank in sorted(keys, key=lambda key: (key[0], key[1] or 0))
+    )
+    head = ("placement", "rank", "parameters", "ΔL", "bits", "bits per parameter")
+    config = summary["config"]
+    about = f"{config['compared']} tokens, {config['documents']} documents, the same for all"
+    return Sheet(f"Placements: {about}", head, rows)
+
+
+def figures(summary: Summary) -> Iterator[Figure]:
+    """The figures of the parts that were measured."""
+    from lorewright.reports.figures import laws, methods, tokens
+
+    config = summary["config"]
+    base = f"{summary['base']['id']}, {config['placement']}"
+    for noise, law in summary.get("law", {}).items():
+        about = f"{base} · {noise} % random tokens · points: {config['documents']} documents a cell"
+        caption = f"What a rank keeps of a text with {noise} % random tokens: runs and law."
+        yield figure(f"law-{noise}", caption, laws.law_figure, law, about=about)
+        caption = f"The same as a plane over rank and length, {noise} % random tokens."
+        yield figure(f"plane-{noise}", caption, laws.plane_figure, law, about=about)
+    if "law" in summary:
+        about = f"{base} · a point is one document under one adapter"
+        caption = "Predicted against measured, with what the law was not fitted on."
+        law = summary["law"]
+        yield figure("predicted", caption, laws.predicted_figure, law, about=about)
+        caption = "Final loss and token accuracy, free-running, by rank and length."
+        about = f"{base} · means over {config['documents']} documents"
+        yield figure("heat", caption, laws.heat_figure, summary["grid"], about=about)
+        caption = "Capacity and efficiency by rank, with 95 % intervals over documents."
+        about = f"{base} · bars: 95 % intervals over {config['documents']} documents"
+        draw = partial(laws.capacity_figure, references=REFERENCE_BITS)
+        yield figure("capacity", caption, draw, summary["capacity"], about=about)
+        for noise, cells in summary["positions"].items():
+            caption = f"Every token of one text a cell, {noise} % random; line: the first failure."
+            about = f"{base} · {noise} % random tokens · one text a cell · line: first failure"
+            name = f"positions-{noise}"
+            yield figure(name, caption, tokens.positions_figure, cells, about=about)
+    if "stubborn" in summary:
+        failures = summary["stubborn"]
+        about = f"{base} · {failures['n_failed']} of {failures['n_sequences']} texts of "
+        about += f"{config['compared']} tokens are not recalled whole"
+        caption = "First failure against the first token below ½, and where failures are."
+        yield figure("failures", caption, tokens.failures_figure, failures, about=about)
+    if "methods" in summary:
+        about = (
+            f"{base} · {config['compared']} tokens · bars: 95 % over {config['paired']} documents"
+        )
+        for metric in ("loss drop", "share before the first failure"):
+            yield methods_figure(summary["methods"], metric, about)
+    if "placement" in summary:
+        about = f"{summary['base']['id']} · {config['compared']} tokens · bars: 95 % over documents"
+        draw = partial(methods.placement_figure, parameters=summary["parameters"])
+        caption = "Bits held by placement against parameters."
+        yield figure("placement", caption, draw, summary["placement"], about=about)
+
+
+TASK = Task(
+    "longcontext",
+    LongContext,
+    quick,
+    sweep("longcontext", jobs, task, summarise),
+    tables,
+    figures,
+    flags={"documents": "--seeds", "parts": "--part", "methods": "--objective"},
+)

@@ -11,15 +11,17 @@ PB1000 and the like; there with one book and more epochs for some methods than f
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 from lorewright.bench import exact, summary
 from lorewright.bench.prose import digits, person
-from lorewright.bench.task import Done, Task
+from lorewright.bench.tables import methods_figure, methods_table
+from lorewright.bench.task import Done, Figure, Summary, Task, sweep
 from lorewright.knowledge.data import Example
 from lorewright.models.model import Model
+from lorewright.reports.page import Sheet
 
 N_DIGITS = 10
 
@@ -108,4 +110,31 @@ METRICS: dict[str, Callable[[summary.Row], float]] = {
     "loss drop": summary.loss_drop,
     "steps": lambda row: float(row["steps"]),
 }
-TASK = Task("phonebook", jobs, task, summarise)
+
+
+def tables(summary: Summary) -> Iterator[Sheet]:
+    """A table of methods by rank for every size."""
+    for size, rows in summary["methods"].items():
+        n = summary["n_entries"][size]
+        title = f"PhoneBook, {size} answer tokens, {n} entries, {summary['config']['seeds']} books"
+        yield methods_table(title, rows, summary)
+
+
+def figures(summary: Summary) -> Iterator[Figure]:
+    """Methods by rank, with differences."""
+    config = summary["config"]
+    for size, rows in summary["methods"].items():
+        about = f"{summary['base']['id']}, {config['placement']} · {summary['n_entries'][size]} "
+        about += f"numbers · bars: 95 % over {config['seeds']} books"
+        yield methods_figure(rows, "exact", about, name=f"exact-{size}")
+
+
+TASK = Task(
+    "phonebook",
+    PhoneBook,
+    quick,
+    sweep("phonebook", jobs, task, summarise),
+    tables,
+    figures,
+    flags={"methods": "--objective"},
+)

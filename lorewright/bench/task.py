@@ -1,10 +1,13 @@
-"""A benchmark as a whole: settings to jobs, jobs to records, records to a summary, in one folder.
+"""A benchmark as a whole: its settings, how it is run into a folder, how its summary is shown.
+
+Most are sweeps: settings to jobs, jobs to records, records to a summary.
 
     OUT/config.json       which benchmark, with which settings, on which base, with which versions
     OUT/records/*.json    one file a job; what is there is not done again
-    OUT/summary.json      all that tables, figures and reports say, worked out from the records
+    OUT/summary.json      everything that tables, figures and reports show, made from the records
 
-This room knows sweeps and folders. It knows nothing of what is measured.
+Knows sweeps, folders and summaries; nothing of what is measured. A new benchmark is a module with a
+`Task` and an entry in `TASKS`.
 """
 
 from __future__ import annotations
@@ -12,67 +15,215 @@ from __future__ import annotations
 import platform
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lorewright import __version__
 from lorewright.bench import scale
-from lorewright.errors import DataError
+from lorewright.errors import ConfigError, DataError
 from lorewright.files import read_object, save_json
-from lorewright.models.model import Model
+from lorewright.reports.page import Listing, Page, Part, Picture, Sheet
+from lorewright.training.watch import Watch
 
 CONFIG_FILE = "config.json"
 SUMMARY_FILE = "summary.json"
 RECORDS = "records"
 
+Summary = Mapping[str, Any]
+"""Plain JSON; ``bench`` names the task."""
 Done = Sequence[tuple[dict[str, Any], dict[str, Any]]]
 """Jobs with their records."""
 
 
-@dataclass(frozen=True)
-class Task:
-    """A benchmark; its settings are a frozen dataclass with a field ``model``."""
+class Progress(NamedTuple):
+    """Who hears of progress: of a sweep's jobs, or of a write's steps and epochs."""
+
+    jobs: Callable[[scale.Step], None] = lambda step: None
+    watch: Watch = Watch()
+
+
+Run = Callable[[Any, Path, str, Progress], dict[str, Any]]
+"""(settings, folder, where jobs run, progress) -> summary, stored in the folder as well."""
+
+
+class Figure(NamedTuple):
+    """A figure that can be drawn into a file."""
 
     name: str
-    jobs: Callable[[Any, str], list[dict[str, Any]]]
-    """(settings, the base's digest) -> jobs, plain JSON."""
-    do: scale.Do
-    summarise: Callable[[Any, Done], dict[str, Any]]
-    """(settings, jobs with records) -> plain JSON."""
-    complete: Callable[[Any, Done, Path], Done] = lambda settings, done, out: done
-    """(settings, jobs with records, folder) -> the same, with what somebody else says of them."""
+    caption: str
+    draw: Callable[..., None]
+    """(path, dark=…) -> None."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A benchmark."""
+
+    name: str
+    config: Callable[..., Any]
+    """A frozen dataclass with a field ``model``; its fields are options of `lore bench NAME`."""
+    quick: Callable[[Any], Any]
+    """Settings to those of a minute, which show that everything works, and no result."""
+    run: Run
+    tables: Callable[[Summary], Iterable[Sheet]]
+    figures: Callable[[Summary], Iterable[Figure]] = lambda summary: ()
+    check: Callable[[Any], object] = lambda settings: None
+    """Refuses data that cannot be read, before a model is loaded."""
+    flags: Mapping[str, str] = field(default_factory=dict)
+    """Options that are not called as their field: field to option."""
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    """Fields that are no options, with their values."""
+
+
+class Entry(NamedTuple):
+    """Where a task is defined, and the help of its command; so that listing tasks imports none."""
+
+    place: str
+    """``module:NAME``."""
+    help: str
+
+
+TASKS = {
+    "longcontext": Entry(
+        "lorewright.bench.longcontext:TASK",
+        """Recite long texts: the law of rank and length, first failures, methods, placements.
+
+        [dim]lore bench longcontext --out lc --on local:2[/]
+        [dim]lore bench longcontext --model Qwen/Qwen3-0.6B --lengths 500,2000 --ranks 1,4,16[/]
+        """,
+    ),
+    "phonebook": Entry(
+        "lorewright.bench.phonebook:TASK",
+        """Remember numbers of ten digits: methods at the same budget, by rank, over several books.
+
+        [dim]lore bench phonebook --out pb --on local:2[/]
+        """,
+    ),
+    "linear-rule": Entry(
+        "lorewright.bench.linear_rule:TASK",
+        """Learn 3x + 5y + 7 from pairs: what is remembered, and what is generalised.
+
+        [dim]lore bench linear-rule --out lr --on local:2[/]
+        """,
+    ),
+    "memories": Entry(
+        "lorewright.bench.memories:TASK",
+        """Ask many memories without naming one: oracle, routed, wrong, merged, hybrid …
+
+        [dim]lore bench memories --quick[/]
+        [dim]lore bench memories --out mem --markdown[/]
+        """,
+    ),
+    "counterfact": Entry(
+        "lorewright.bench.counterfact:TASK",
+        """Write false statements: are they believed, also reworded, and is all else left alone?
+
+        [dim]lore bench counterfact --data counterfact.json --model Qwen/Qwen3-0.6B[/]
+        [dim]lore bench counterfact --data hub --edits 500 --together 10 --on local:2[/]
+        """,
+    ),
+    "paperqa": Entry(
+        "lorewright.bench.closedbook:PAPERQA",
+        """Write papers as text, questions, summaries, rewrites or mixtures; ask without the paper.
+
+        [dim]lore bench paperqa --data paperqa.json --model Qwen/Qwen3-0.6B[/]
+        [dim]lore bench paperqa --data paperqa.json --format qa --format raw+qa --judge URL[/]
+        """,
+    ),
+    "narrativeqa": Entry(
+        "lorewright.bench.closedbook:NARRATIVEQA",
+        """Write stories, or summaries of them; ask what happened without the story.
+
+        [dim]lore bench narrativeqa --data hub --documents 40 --model Qwen/Qwen3-0.6B[/]
+        [dim]lore bench narrativeqa --data test.jsonl --part text[/]
+        """,
+    ),
+    "quality": Entry(
+        "lorewright.bench.closedbook:QUALITY",
+        """Write articles; choose among answers by their likelihood, and answer freely.
+
+        [dim]lore bench quality --data QuALITY.v1.0.1.htmlstripped.dev --documents 20[/]
+        """,
+    ),
+}
+
+
+def load(name: str) -> Task:
+    """Import a task. Raises ConfigError for a name that TASKS lacks."""
+    if name not in TASKS:
+        raise ConfigError(f"there is no benchmark {name!r}; choose one of {', '.join(TASKS)}.")
+    module, _, attribute = TASKS[name].place.partition(":")
+    task: Task = getattr(import_module(module), attribute)
+    return task
 
 
 def run(
     task: Task,
     settings: Any,
-    out: Path | str,
+    out: Path,
     *,
     on: str = "here",
-    progress: Callable[[scale.Step], None] = lambda step: None,
+    progress: Progress = Progress(),  # noqa: B008 - immutable
 ) -> dict[str, Any]:
-    """Do what is left of a benchmark in a folder, and return its summary, which is kept there.
+    """Do what is left of a benchmark in a folder, and return its summary, which is stored there."""
+    return task.run(settings, out, on, progress)
 
-    Raises DataError when the folder holds another benchmark, and as `scale.run`.
+
+# -- sweeps --------------------------------------------------------------------------------------
+
+
+def sweep(
+    name: str,
+    jobs: Callable[[Any, str], list[dict[str, Any]]],
+    do: scale.Do,
+    summarise: Callable[[Any, Done], dict[str, Any]],
+    complete: Callable[[Any, Done, Path], Done] = lambda settings, done, out: done,
+) -> Run:
+    """Return a `Run` that does what is left of a sweep and summarises its records.
+
+    ``jobs`` turns settings and the base's digest into jobs, ``do`` a job into a record, both plain
+    JSON; ``complete`` may add to the records in the end, such as a judge's scores. The run raises
+    DataError when the folder holds another benchmark, and as `scale.run`.
     """
-    # Jobs load the base themselves; kept here as well, it would be in memory twice.
-    out, base_digest = Path(out), Model.load(settings.model).digest
+    return partial(_sweep, name, jobs, do, summarise, complete)
+
+
+def _sweep(
+    name: str,
+    jobs_of: Callable[[Any, str], list[dict[str, Any]]],
+    do: scale.Do,
+    summarise: Callable[[Any, Done], dict[str, Any]],
+    complete: Callable[[Any, Done, Path], Done],
+    settings: Any,
+    out: Path,
+    on: str,
+    progress: Progress,
+) -> dict[str, Any]:
+    from lorewright.models.model import Model
+
+    # Jobs load the base themselves; held here as well, it would be in memory twice.
+    base_digest = Model.load(settings.model).digest
     about = {
-        "bench": task.name,
+        "bench": name,
         "config": asdict(settings),
         "base": {"id": settings.model, "digest": base_digest},
         "command": shlex.join(["lore", *sys.argv[1:]]),
         "versions": versions(),
     }
-    jobs = task.jobs(settings, base_digest)  # refuses data that cannot be read; nothing is begun
+    jobs = jobs_of(settings, base_digest)  # refuses data that cannot be read; nothing is begun
     _begin(out, about)
-    records = scale.run(task.do, jobs, out / RECORDS, on=on, progress=progress)
-    done = task.complete(settings, list(zip(jobs, records, strict=True)), out)
-    summary = {**about, "n_jobs": len(jobs), "seconds": _seconds(out, task, jobs)}
-    summary |= task.summarise(settings, done)
+    records = scale.run(do, jobs, out / RECORDS, on=on, progress=progress.jobs)
+    done = complete(settings, list(zip(jobs, records, strict=True)), out)
+    paths = {scale.record_path(out / RECORDS, do, job) for job in jobs}
+    runs = [read_object(path, scale.REMEDY).get("run", {}) for path in paths]
+    seconds = round(sum(float(run.get("seconds", 0.0)) for run in runs), 1)
+    summary = {**about, "n_jobs": len(jobs), "seconds": seconds} | summarise(settings, done)
     save_json(summary, out / SUMMARY_FILE)
     return summary
 
@@ -80,7 +231,7 @@ def run(
 def _begin(out: Path, about: Mapping[str, Any]) -> None:
     path = out / CONFIG_FILE
     if path.exists():
-        before = read_object(path, "give another folder").get("bench")
+        before = read_object(path, "use another folder").get("bench")
         if before != about["bench"]:
             raise DataError(
                 f"{out} holds a sweep of {before!r}; give {about['bench']} another folder."
@@ -90,15 +241,28 @@ def _begin(out: Path, about: Mapping[str, Any]) -> None:
     save_json(about, path)
 
 
-def _seconds(out: Path, task: Task, jobs: Sequence[Mapping[str, Any]]) -> float:
-    """Seconds that the jobs took, one added to the other, wherever they ran."""
-    paths = {scale.record_path(out / RECORDS, task.do, job) for job in jobs}
-    about = [read_object(path, "run the sweep again").get("run", {}) for path in paths]
-    return round(sum(float(each.get("seconds", 0.0)) for each in about), 1)
-
-
 def versions() -> dict[str, str]:
-    """Return the versions that a result may depend on."""
+    """The versions that a result may depend on."""
     packages = {name: version(name) for name in ("torch", "transformers", "numpy")}
     machine = {"python": platform.python_version(), "machine": platform.machine()}
     return {"lorewright": __version__, **packages, **machine}
+
+
+# -- the page ------------------------------------------------------------------------------------
+
+
+def page(summary: Summary) -> Page:
+    """The whole report of a sweep: tables, figures, command and versions."""
+    task, base = load(summary["bench"]), summary["base"]
+    about = f"{summary['n_jobs']} jobs on {base['id']} (digest {base['digest'][:12]}), "
+    about += f"{summary['seconds']:.0f} seconds of work."
+    drawn: list[Part] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for figure in task.figures(summary):
+            path = Path(folder) / f"{figure.name}.svg"
+            figure.draw(path)
+            drawn.append(Picture(figure.name, figure.caption, path.read_text(encoding="utf-8")))
+    settings = tuple(f"{name} = {value}" for name, value in summary["config"].items())
+    numbers = "  ".join(f"{name} {number}" for name, number in summary["versions"].items())
+    made = Listing("How it was made", (f"$ {summary['command']}", "", *settings, "", numbers))
+    return Page(f"lore bench {summary['bench']}", about, (*task.tables(summary), *drawn, made))

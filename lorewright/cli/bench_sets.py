@@ -114,6 +114,7 @@ def _closed_book(name: str, about: str) -> Callable[..., None]:
     ) -> None:
         from lorewright.bench import closedbook as bench
         from lorewright.bench.sets import limit_of, located, texts
+        from lorewright.bench.task import load
 
         console = console_for(threads)
         config = bench.ClosedBook(
@@ -137,7 +138,7 @@ def _closed_book(name: str, about: str) -> Callable[..., None]:
         config = bench.quick(config) if quick else config
         # Refused before a model is loaded.
         texts(name, located(data), limit_of(data, config.documents), config.part)
-        task = bench.TASKS[name]
+        task = load(name)
         sweep(task, config, console, out=out, on=on, as_json=as_json, markdown=markdown)
 
     command.__name__, command.__doc__ = name, about

@@ -44,8 +44,7 @@ def report(run: Run, to: To = None, figures: Figures = False) -> None:
 
 def page_of(run: Path) -> Page:
     """Return the page of whatever lies in a folder; raises DataError where nothing is finished."""
-    from lorewright.bench.pages import page
-    from lorewright.bench.task import SUMMARY_FILE
+    from lorewright.bench.task import SUMMARY_FILE, page
     from lorewright.errors import DataError
     from lorewright.files import read_object
     from lorewright.memory.folder import INDEX_FILE
@@ -65,15 +64,15 @@ def page_of(run: Path) -> Page:
 
 def _drawn(run: Path, folder: Path) -> list[Path]:
     """Every figure of a benchmark as four files."""
-    from lorewright.bench.pages import figures
-    from lorewright.bench.task import SUMMARY_FILE
+    from lorewright.bench.task import SUMMARY_FILE, load
     from lorewright.errors import ConfigError
     from lorewright.files import read_object
 
     if not (run / SUMMARY_FILE).is_file():
         raise ConfigError(f"--figures draws those of a benchmark; {run} is none; leave it out.")
     found = []
-    for figure in figures(read_object(run / SUMMARY_FILE, "run the benchmark again")):
+    summary = read_object(run / SUMMARY_FILE, "run the benchmark again")
+    for figure in load(summary["bench"]).figures(summary):
         for dark in (False, True):
             for kind in ("svg", "png"):
                 path = folder / f"{figure.name}{'-dark' if dark else ''}.{kind}"

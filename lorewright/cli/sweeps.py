@@ -77,22 +77,21 @@ def sweep(
     markdown: bool,
 ) -> None:
     """Do what is left of a sweep, then print its summary, its tables, or these as Markdown."""
-    from lorewright.bench.pages import sheets
-    from lorewright.bench.task import run
+    from lorewright.bench.task import Progress, run
     from lorewright.reports.page import Page, sheet_table, to_markdown
 
     with _watching(console) as step:
-        summary = run(task, config, out, on=on, progress=step)
+        summary = run(task, config, out, on=on, progress=Progress(step))
     if as_json:
         print_json(summary)
     elif markdown:
         base = summary["base"]
         about = f"Base {base['id']}, digest {base['digest'][:12]}; `{summary['command']}`"
-        parts = tuple(sheets(summary))
+        parts = tuple(task.tables(summary))
         typer.echo(to_markdown(Page(f"lore bench {task.name}", about, parts)))
     else:
         screen = Console()
-        for sheet in sheets(summary):
+        for sheet in task.tables(summary):
             screen.print(sheet_table(sheet))
         told = f"records and summary.json in {out}; lore report {out}"
         screen.print(f"[dim]{told}[/]", highlight=False)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from lorewright.bench import exact, linear_rule, longcontext, pages, phonebook, summary, task
+from lorewright.bench import exact, linear_rule, longcontext, phonebook, summary, task
 from lorewright.bench.passages import PROMPT, Passage, passage
 from lorewright.bench.scale import stored
 from lorewright.errors import ConfigError, DataError, TargetsNotFound, WrongBase
@@ -251,9 +251,9 @@ def test_tables_and_figures_are_made_of_the_summary_alone(
     swept: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     stored_summary = json.loads((swept[0] / "summary.json").read_text())
-    titles = [sheet.title for sheet in pages.sheets(stored_summary)]
+    titles = [sheet.title for sheet in longcontext.TASK.tables(stored_summary)]
     assert titles[0] == "The law" and any(title.startswith("Placements") for title in titles)
-    for figure in pages.figures(stored_summary):
+    for figure in longcontext.TASK.figures(stored_summary):
         figure.draw(tmp_path / f"{figure.name}.svg", dark=True)
     names = {path.stem for path in tmp_path.iterdir()}
     assert {"law-0", "plane-100", "predicted", "heat", "capacity", "positions-0"} < names
@@ -275,11 +275,11 @@ def test_small_sweeps_of_the_other_benchmarks_have_paired_tables(
     else:
         config = linear_rule.LinearRule(pairs=6, **small)
     found = task.run(module.TASK, config, tmp_path / "out")
-    (sheet,) = pages.sheets(found)
+    (sheet,) = module.TASK.tables(found)
     assert isinstance(sheet, Sheet) and len(sheet.rows) == 4 * 3
     assert sheet.head == ("metric", "rank", "n", "sft", "curriculum")
     assert all("(+" in row[-1] or "(-" in row[-1] for row in sheet.rows)
-    for figure in pages.figures(found):
+    for figure in module.TASK.figures(found):
         figure.draw(tmp_path / f"{figure.name}.png")
 
 

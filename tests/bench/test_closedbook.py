@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from support.endpoints import Server, completion
 
-from lorewright.bench import arms, closedbook, sets, tables, task
+from lorewright.bench import arms, closedbook, sets, task
 from lorewright.bench.closedbook import ClosedBook
 from lorewright.bench.judge import REPLIES_FILE
 from lorewright.errors import ConfigError, JobFailed
@@ -38,7 +38,7 @@ SMALL = ClosedBook(
 def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """A folder with a small sweep in two formats, and its summary."""
     out = tmp_path_factory.mktemp("closedbook") / "q"
-    return out, task.run(closedbook.TASKS["quality"], SMALL, out)
+    return out, task.run(closedbook.QUALITY, SMALL, out)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_what_was_dropped_of_a_lesson_is_said() -> None:
     record = {"kinds": {}, "rows": [], "asked": {}, "lessons": {"a": about}}
     found = closedbook.summarise(replace(SMALL, formats=("qa",)), [({}, record)])
     assert found["lesson_notes"] == ["a: 2 of 3 were dropped."]
-    (sheet, *_) = tables.closedbook({**found, "bench": "quality", "config": asdict(SMALL)})
+    (sheet, *_) = closedbook.tables({**found, "bench": "quality", "config": asdict(SMALL)})
     assert any("2 of 3 were dropped" in note for note in sheet.notes)
 
 
@@ -101,7 +101,7 @@ def test_a_sweep_goes_on_job_by_job(
 ) -> None:
     out, found = swept
     monkeypatch.setattr(closedbook, "asked", None)  # whoever asked again would fall over this
-    again = task.run(closedbook.TASKS["quality"], SMALL, out)
+    again = task.run(closedbook.QUALITY, SMALL, out)
     assert again["arms"] == found["arms"]
     whole = closedbook.jobs(replace(SMALL, documents=0), "")
     assert [job["texts"] for job in whole] == [[0, 1, 2]]  # the third is not alone
@@ -122,7 +122,7 @@ def test_data_that_changed_meanwhile_is_refused(tmp_path: Path) -> None:
 def test_tables_have_all_metrics_and_the_headline_by_kind(
     swept: tuple[Path, dict[str, Any]],
 ) -> None:
-    whole, parts = tables.closedbook(swept[1])
+    whole, parts = closedbook.tables(swept[1])
     assert whole.title == "QuALITY: 2 texts, 4 questions, 2 seeds"
     assert len(whole.rows) == 2 * 6 and {row[1] for row in parts.rows} == {"easy", "hard"}
     assert "chance is 0.25" in " ".join(whole.notes) and parts.title.startswith("choice")
@@ -178,16 +178,16 @@ def test_a_judges_scores_stand_beside_the_others(
 
     server.reply = verdict
     config = replace(SMALL, judge=server.url)
-    judged = task.run(closedbook.TASKS["quality"], config, out)
+    judged = task.run(closedbook.QUALITY, config, out)
     scores = by(judged)["qa", "judge"]["arms"]["full"]
     assert 1 <= scores["mean"] <= 9 and judged["n_unjudged"] >= 1
     assert judged["n_judged"] == 4 * (2 + 2 * 2 * 2)
     assert by(judged)["qa", "token_f1"] == by(found)["qa", "token_f1"]
     n_asked = len(server.requests)
-    again = task.run(closedbook.TASKS["quality"], config, out)
+    again = task.run(closedbook.QUALITY, config, out)
     assert again["arms"] == judged["arms"] and len(server.requests) == n_asked
     assert (out / REPLIES_FILE).is_file()
-    assert "judge, 0–10" in {row[1] for row in next(tables.closedbook(judged)).rows}
+    assert "judge, 0–10" in {row[1] for row in next(closedbook.tables(judged)).rows}
 
 
 def test_a_text_on_which_nothing_is_written_is_counted_and_not_zero(
@@ -195,18 +195,18 @@ def test_a_text_on_which_nothing_is_written_is_counted_and_not_zero(
 ) -> None:
     server.reply = lambda prompt, n: completion("Nothing comes to mind.")
     config = replace(SMALL, formats=("qa",), seeds=1, epochs=1, teacher=server.url)
-    found = task.run(closedbook.TASKS["quality"], config, tmp_path / "q")
+    found = task.run(closedbook.QUALITY, config, tmp_path / "q")
     assert found["not_written"]["n"] == {"qa": 2}
     assert "nothing came out to learn" in found["not_written"]["first"]
     entry = by(found)["qa", "choice"]
     assert set(entry["arms"]) == {"base", "full"} and entry["over_base"]["n"] == 0
-    assert "qa 2" in " ".join(next(tables.closedbook(found)).notes)
+    assert "qa 2" in " ".join(next(closedbook.tables(found)).notes)
 
 
 def test_a_job_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(closedbook, "_lessons", None)
     with pytest.raises(JobFailed, match="quality"):
-        task.run(closedbook.TASKS["quality"], replace(SMALL, formats=("raw",)), tmp_path / "q")
+        task.run(closedbook.QUALITY, replace(SMALL, formats=("raw",)), tmp_path / "q")
 
 
 # --- settings

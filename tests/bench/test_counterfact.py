@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import lorewright
-from lorewright.bench import arms, counterfact, tables, task
+from lorewright.bench import arms, counterfact, task
 from lorewright.bench.counterfact import CounterFact, Told, harmonic
 from lorewright.bench.sets import Edit, edits
 from lorewright.errors import ConfigError, JobFailed
@@ -176,7 +176,7 @@ def test_edits_may_share_a_memory() -> None:
 
 
 def test_tables_say_what_the_numbers_mean(swept: tuple[Path, dict[str, Any]]) -> None:
-    (sheet,) = tables.counterfact(swept[1])
+    (sheet,) = counterfact.tables(swept[1])
     assert sheet.title == "CounterFact: 2 edits, 1 in a memory, 2 seeds"
     assert sheet.rows[-1][2] == "score S" and len(sheet.rows) == 3 * 4 + 1 + 1
     assert any("harmonic mean" in note for note in sheet.notes)

@@ -23,7 +23,7 @@ def test_a_sweep_ends_in_tables_resumes_and_is_reported(lore: Any, tmp_path: Pat
     ran = lore(*rule(out))
     assert ran.code == 0 and "generalisation" in ran.out and "0 of 2 jobs done" in ran.err
     again = lore(*rule(out), "--json")
-    assert again.code == 0 and "2 of 2 jobs done, 2 found" in again.err
+    assert again.code == 0 and "2 of 2 jobs done, 2 stored" in again.err
     assert json.loads(again.out)["config"]["pairs"] == 4
 
     made = lore("report", out, "--figures")

@@ -23,7 +23,7 @@ def test_a_sweep_over_edits_prints_tables_json_markdown_and_a_report(
     assert ran.code == 0 and "CounterFact: 2 edits" in ran.out and "0 of 1 jobs done" in ran.err
     again = lore(*command, "--json")
     found = json.loads(again.out)
-    assert again.code == 0 and "1 of 1 jobs done, 1 found" in again.err
+    assert again.code == 0 and "1 of 1 jobs done, 1 stored" in again.err
     assert found["n_edits"] == 2 and found["config"]["negatives"] == 0
     told = lore(*command, "--markdown")
     assert told.out.startswith("# lore bench counterfact") and "| 1 | efficacy | success |" in (
