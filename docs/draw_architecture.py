@@ -114,9 +114,9 @@ def code_lines(text: str) -> int:
     """Lines with code on them: neither blank, nor comment, nor docstring."""
     prose = set[int]()
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            if isinstance(node.value.value, str):
-                prose |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+        text_alone = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        if text_alone and isinstance(node.value.value, str):
+            prose |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
     skipped = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
     held = set[int]()
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
