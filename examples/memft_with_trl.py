@@ -22,7 +22,9 @@ from lorewright.knowledge.readers import read_knowledge
 from lorewright.knowledge.views import given
 from lorewright.models.model import Model
 from lorewright.recall.traces import audit
-from lorewright.training.objectives import WEIGHTINGS, trainer_loss
+from lorewright.training.objectives import OBJECTIVES, trainer_loss
+
+CHOICES = ("sft", "memft_threshold", "memft_window")
 
 
 def main() -> None:
@@ -32,7 +34,7 @@ def main() -> None:
     )
     parser.add_argument("--model", default="pocket")
     parser.add_argument("--facts", type=Path, default=Path(__file__).parent / "phones.jsonl")
-    parser.add_argument("--objective", choices=sorted(WEIGHTINGS), default="memft_threshold")
+    parser.add_argument("--objective", choices=CHOICES, default="memft_threshold")
     parser.add_argument("--epochs", type=float, default=60)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--lr", type=float, default=3e-3)
@@ -71,7 +73,7 @@ def main() -> None:
             peft_config=LoraConfig(
                 r=args.rank, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"
             ),
-            compute_loss_func=trainer_loss(WEIGHTINGS[args.objective]),
+            compute_loss_func=trainer_loss(OBJECTIVES[args.objective](0.5)),
         )
         trainer.train()
         trainer.model.save_pretrained(f"{folder}/adapter")

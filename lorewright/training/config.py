@@ -1,6 +1,6 @@
-"""How an adapter is trained, and what training came to: settings, jobs, epochs, results.
+"""What a write is given and what it reports: settings, presets, jobs, epochs, results.
 
-Plain data with its checks. What happens with it is in `write`.
+Plain data with its checks; importing it loads no torch. What happens with it is in `loop`.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 from lorewright.adapters.config import DORA, LoraConfig
 from lorewright.errors import ConfigError, DataError
 from lorewright.knowledge.data import Example
+from lorewright.training.schedules import SCHEDULES, Elapsed
 
 if TYPE_CHECKING:
     from lorewright.adapters.adapter import Adapter
+    from lorewright.training.objectives import Objective
     from lorewright.training.optimisers import OptimizerConfig
 
-SCHEDULES = ("linear", "constant", "cosine", "wsd", "restart")
-FIRST_CYCLE, SECOND_PEAK = 0.6, 0.5
-"""Of `restart`: share of the budget after which the rate begins anew, and at which share of it."""
 NEARLY = 0.9
 """Share of examples recalled from which certificates are taken and `wsd` lets the rate fall."""
 
@@ -31,25 +30,26 @@ class WriteConfig:
 
     lora: LoraConfig = field(default_factory=LoraConfig)
     objective: str = "sft"
-    """Which tokens count: a key of `losses.WEIGHTINGS` (`memft_threshold` is taken at `margin`), or
-    `distill`: be as the base is that reads the document."""
+    """Which tokens count: `sft`, all; `memft_threshold`, those not above `margin`;
+    `memft_window`, those from the first error on; or `distill`: be as the base is that reads the
+    document."""
     lr: float = 3e-3
     """Peak rate."""
     schedule: str = "linear"
     """How the rate goes from its peak: `linear` or `cosine` to zero over the budget; `constant`;
-    `restart`, linear to zero over three fifths of the budget, then from half the peak over the rest
-    (as SGDR, arXiv 1608.03983, for what is left when the rate is gone); or `wsd`: held until nearly
-    all is recalled or two thirds of the budget are spent, then linear to a tenth over a third of
-    the epochs it was held."""
+    `restart`, linear to zero over three fifths of the budget, then from half the peak over the
+    rest; or `wsd`: held until nearly all is recalled or two thirds of the budget are spent, then
+    linear to a tenth over a third of the epochs it was held."""
     epochs: int = 60
-    """Budget in passes over the examples; the stop rule usually ends sooner."""
+    """Budget in passes over the examples; most writes end sooner, when all is recalled."""
     batch_size: int = 8
     """Examples a step."""
     optimizer: str = "adamw"
-    """A key of `optim.OPTIMIZERS`."""
+    """`adamw`, `preconditioned`, `muon` or `whitened`: how gradients become steps."""
     lr_ratio: float = 1.0
     """Rate of B over that of A (LoRA+)."""
     weight_decay: float = 0.0
+    """Share of a weight, times the rate, by which each step shrinks it."""
     dropout: float = 0.0
     """Share of the values that A reads which a training step hides; in [0, 1).
 
@@ -63,18 +63,19 @@ class WriteConfig:
     """Recalled means p > margin at every token of the completion; in [0.5, 1)."""
     rest: float | None = None
     """An example whose every token has p > rest is left out until the next check; None = never.
-    An epoch has four batches at least (`progress.FEWEST`): a few that do not rest are met again.
+    An epoch has four batches at least: a few that do not rest are trained several times.
     Under `memft_threshold` with rest = margin only examples without weight are left out."""
     recheck: int = 4
     """Epochs between two checks of the examples that rest."""
     patience: int = 0
-    """Epochs without a newly recalled example after which the loop gives up; 0 = never."""
+    """Epochs without a newly recalled example after which training gives up; 0 = never."""
     max_seconds: float | None = None
     """Seconds of training after which an epoch is the last; None = no limit.
 
     With it, equal seeds need not give equal bytes.
     """
     seed: int = 0
+    """Seed of the order of the examples and of dropout."""
     trunk: bool = True
     """Compute what enters the first adapted layer once, where that is not the first layer."""
 
@@ -82,52 +83,51 @@ class WriteConfig:
         """Check every field."""
         # Here, so that the fields and their defaults can be read without torch.
         from lorewright.models.batching import ORDERS
-        from lorewright.training.objectives import WEIGHTINGS
+        from lorewright.training.objectives import OBJECTIVES
         from lorewright.training.optimisers import OPTIMIZERS
 
-        for name, known in (
-            ("objective", (*sorted(WEIGHTINGS), "distill")),
-            ("schedule", SCHEDULES),
-            ("order", tuple(ORDERS)),
-            ("optimizer", tuple(sorted(OPTIMIZERS))),
-        ):
-            if getattr(self, name) not in known:
-                raise ConfigError(
-                    f"{name} {getattr(self, name)!r} is unknown; use one of {', '.join(known)}."
-                )
+        choices = {
+            "objective": sorted(OBJECTIVES),
+            "schedule": SCHEDULES,
+            "order": ORDERS,
+            "optimizer": sorted(OPTIMIZERS),
+        }
+        for name, known in choices.items():
+            if (value := getattr(self, name)) not in known:
+                raise ConfigError(f"{name} {value!r} is unknown; use one of {', '.join(known)}.")
         if not 0.5 <= self.margin < 1:
-            raise ConfigError(f"margin must lie in [0.5, 1); found {self.margin}.")
+            raise ConfigError(f"margin must lie in [0.5, 1); got {self.margin}.")
         if self.rest is not None and not self.margin <= self.rest < 1:
             raise ConfigError(
-                f"rest must lie in [margin, 1), where margin is {self.margin}; found {self.rest}."
+                f"rest must lie in [margin, 1), where margin is {self.margin}; got {self.rest}."
             )
         for name in ("epochs", "batch_size", "recheck", "patience", "seed"):
             value, least = getattr(self, name), 0 if name in ("patience", "seed") else 1
             if type(value) is not int or value < least:
-                raise ConfigError(f"{name} must be a whole number from {least}; found {value!r}.")
+                raise ConfigError(f"{name} must be a whole number from {least}; got {value!r}.")
         if self.lora.variant == DORA and self.optimizer != "adamw":
             raise ConfigError(
                 f"optimizer {self.optimizer!r} goes by pairs of A and B; a DoRA adapter has "
                 "magnitudes as well; use adamw, or variant lora."
             )
         if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout must lie in [0, 1); found {self.dropout}.")
+            raise ConfigError(f"dropout must lie in [0, 1); got {self.dropout}.")
         if not 0 < self.lr < math.inf:
-            raise ConfigError(f"lr must be above 0; found {self.lr}.")
+            raise ConfigError(f"lr must be above 0; got {self.lr}.")
         if self.max_seconds is not None and not self.max_seconds > 0:
-            raise ConfigError(f"max_seconds must be above 0; found {self.max_seconds}.")
-        self.moving  # noqa: B018 - checks clip, ratio and decay
+            raise ConfigError(f"max_seconds must be above 0; got {self.max_seconds}.")
+        self.optimizing  # noqa: B018 - checks clip, ratio and decay
 
     def to_json(self) -> dict[str, Any]:
         """As cards and digests have it; a field that came later is left out at its default.
 
         So checkpoints, calibrations and ids of before stay what they are.
         """
-        told = asdict(self) | {"lora": self.lora.to_json()}
-        return {k: v for k, v in told.items() if k != "dropout" or v}
+        plain = asdict(self) | {"lora": self.lora.to_json()}
+        return {k: v for k, v in plain.items() if k != "dropout" or v}
 
     @property
-    def moving(self) -> OptimizerConfig:
+    def optimizing(self) -> OptimizerConfig:
         """The optimiser's part of this."""
         from lorewright.training.optimisers import OptimizerConfig
 
@@ -147,12 +147,12 @@ GENERALISING = (
 """Examples, dropout, weight decay: the ends of the ranges that practice gives by size of the data.
 
 Below 1,000 examples 0.1 to 0.15 and 0.05 to 0.1; to 10,000 0.05 to 0.1 and 0.01 to 0.05; to 100,000
-0 to 0.05 and 0.01; above, 0 and 0.01. Where the smallest data get most is not said: 100 is ours.
+0 to 0.05 and 0.01; above, 0 and 0.01. That the smallest data, with the most, end at 100 is ours.
 """
 
 
 def exact(config: WriteConfig, n_examples: int) -> WriteConfig:
-    """The settings as they are: a memory is to hold what it is told, which dropout hinders."""
+    """The settings as they are: for text that is to be recalled to the letter."""
     return config
 
 
@@ -165,7 +165,7 @@ def generalise(config: WriteConfig, n_examples: int) -> WriteConfig:
     import numpy as np
 
     if n_examples < 1:
-        raise ConfigError(f"a preset needs at least one example; found {n_examples}.")
+        raise ConfigError(f"a preset needs at least one example; got {n_examples}.")
     sizes, dropouts, decays = zip(*GENERALISING, strict=True)
     dropout, decay = (
         round(float(np.interp(math.log10(n_examples), np.log10(sizes), values)), 4)
@@ -179,11 +179,11 @@ def generalise(config: WriteConfig, n_examples: int) -> WriteConfig:
 
 
 def drill(config: WriteConfig, n_examples: int) -> WriteConfig:
-    """The settings that have facts by heart in the least time.
+    """The settings that recall facts after the least time.
 
     `whitened`; what is safe rests; the rate begins anew for what is left when it is gone. Chosen on
-    random numbers and short answers (`benchmarks/write_speed.py`); what else a memory takes up from
-    its text was not the aim. A `rest` that is set stays.
+    random numbers and short answers (`benchmarks/write_speed.py`), not for what transfers. A `rest`
+    that is set stays.
     """
     from lorewright.training.optimisers import WHITENED
 
@@ -192,7 +192,7 @@ def drill(config: WriteConfig, n_examples: int) -> WriteConfig:
 
 
 Preset = Callable[[WriteConfig, int], WriteConfig]
-"""Settings as asked and the number of examples, to the settings that are trained with."""
+"""(settings, number of examples) -> the settings that are trained with."""
 PRESETS: dict[str, Preset] = {"exact": exact, "drill": drill, "generalise": generalise}
 
 
@@ -210,23 +210,17 @@ class Job:
     examples: Sequence[Example]
     config: WriteConfig
     contexts: Sequence[str] = ()
-    """For `distill`: what the teacher reads before each prompt; an empty one is no document."""
+    """For an objective with a teacher: what that reads before each prompt; "" is no document."""
     start: Adapter | None = None
     """An adapter of config.lora's form to go on from; None = a first A drawn by its seed, B = 0."""
+    objective: Objective | None = None
+    """Used in place of the one that config.objective names; None = that one."""
 
     def check(self, which: str = "") -> None:
-        """Raise DataError when there is nothing to learn, or a teacher lacks contexts.
-
-        `which` begins the sentence.
-        """
+        """Raise DataError, beginning with `which`, when there is nothing to learn."""
         if not self.examples:
             raise DataError(
-                f"{which}write was asked to learn nothing: there are no examples; check the views."
-            )
-        if self.config.objective == "distill" and len(self.contexts) != len(self.examples):
-            raise DataError(
-                f"{which}distill needs one context for each of {len(self.examples)} examples (an "
-                f"empty one is no document); found {len(self.contexts)}."
+                f"{which}write got no examples, so it has nothing to learn; check the views."
             )
 
 
@@ -239,7 +233,7 @@ class Epoch:
     loss_nats: float
     """Mean loss per completion token of what was trained in the pass, before weighting."""
     n_recalled: int
-    """Examples whose every token had p > margin: after the epoch, or as they were last met."""
+    """Examples whose every token had p > margin: after the epoch, or when they last ran."""
     n_examples: int
     certified: bool
     """Whether n_recalled was counted after the epoch, with the weights as they are now."""
@@ -257,7 +251,7 @@ class Written:
     adapter: Adapter
     epochs: tuple[Epoch, ...]
     reason: str
-    """Why the loop ended: `recalled`, `budget`, `patience`, `seconds` or `nothing left` to do."""
+    """Why training ended: a name in `stopping.STOPS`."""
 
     @property
     def complete(self) -> bool:
@@ -271,41 +265,12 @@ class Diverged:
 
     why: str
     epochs: tuple[Epoch, ...]
-
-
-# Rates and endings: functions of the epochs so far, so that a resumed write agrees with itself
+    reason: str = "diverged"
+    """The name of one of `stopping.FAILURES`."""
 
 
 def rate(config: WriteConfig, records: Sequence[Epoch], epochs_done: float) -> float:
-    """The rate after so many epochs, of which `records` are the whole ones."""
-    done = min(1.0, epochs_done / config.epochs)
-    if config.schedule == "constant":
-        return config.lr
-    if config.schedule == "cosine":
-        return config.lr * (1 + math.cos(math.pi * done)) / 2
-    if config.schedule == "linear":
-        return config.lr * (1 - done)
-    if config.schedule == "restart":
-        if done < FIRST_CYCLE:
-            return config.lr * (1 - done / FIRST_CYCLE)
-        return config.lr * SECOND_PEAK * (1 - done) / (1 - FIRST_CYCLE)
+    """The learning rate after so many epochs, of which `records` are the whole ones."""
     nearly = (e.epoch for e in records if e.n_recalled >= NEARLY * e.n_examples)
-    held = min(next(nearly, math.inf), config.epochs * 2 / 3)
-    fallen = (epochs_done - held) / max(2.0, held / 3)
-    return config.lr * min(1.0, max(0.1, 1 - 0.9 * fallen))
-
-
-def ending(records: Sequence[Epoch], config: WriteConfig) -> str | None:
-    """Why the loop should end after these epochs; None to go on."""
-    if not records:
-        return None
-    last = records[-1]
-    if last.certified and last.n_recalled == last.n_examples:
-        return "recalled"
-    if last.epoch >= config.epochs:
-        return "budget"
-    if config.max_seconds is not None and last.seconds >= config.max_seconds:
-        return "seconds"
-    best = max(record.n_recalled for record in records)
-    since = last.epoch - next(record.epoch for record in records if record.n_recalled == best)
-    return "patience" if config.patience and since >= config.patience else None
+    elapsed = Elapsed(epochs_done, config.epochs, next(nearly, math.inf))
+    return SCHEDULES[config.schedule](config.lr, elapsed)

@@ -1,19 +1,18 @@
-"""What a model that reads the document would say: its likeliest next tokens, kept on disk.
+"""Context distillation: be, without the document, as the base is that reads it.
 
-Context distillation trains an adapter, without the document, towards the base with the document in
-its prompt. Per completion token the K likeliest tokens of the teacher are kept;
-`losses.distill_topk` compares with them and with the mass of all the rest. Irrelevant questions
-have no document: their teacher is the base as it is, so the adapter learns to leave it alone there.
+Per completion token the teacher's K likeliest next tokens are stored, and the mass of all others
+counts as one. A question without a context has the plain base as its teacher, so the adapter learns
+to leave it alone there.
 
-This room knows a Model, examples and rendered rows. It knows nothing of the loop.
+Knows a Model, examples and rendered rows; knows nothing of the loop.
 
-Shape letters: M completion tokens of all rows, K teacher tokens kept, C completion token, B row.
+Shape letters: M completion tokens of all rows, K teacher tokens stored, B row, C completion token,
+T token, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,22 +21,48 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
-from lorewright.errors import DataError, StorageError
-from lorewright.files import digest
+from lorewright.adapters.lora import Rows
+from lorewright.errors import DataError
+from lorewright.files import digest, store
 from lorewright.knowledge.data import Example
+from lorewright.models.backends.backend import Pass
 from lorewright.models.batching import by_length
 from lorewright.models.model import Model, Rendered
 
 TOP_K = 32
-"""Teacher tokens kept per position; the rest counts as one."""
+"""Teacher tokens stored per position."""
 TEACHER_TOKENS = 4096
+"""Padded tokens of a pass of the teacher, at most."""
 TEACHER = "teacher"
-"""What the teacher would say, in a run's folder: begins the file's name."""
+"""Begins the name of the file in a run's folder that holds the teacher's predictions."""
+
+
+def distill_topk(student_logits_BTV: Tensor, top_ids_BTK: Tensor, top_logp_BTK: Tensor) -> Tensor:
+    """KL(teacher || student) per token, in nats, on the teacher's K best tokens and all the rest.
+
+    KL_t = sum_{v in K} T(v) (log T(v) - log S(v)) + T_rest (log T_rest - log S_rest), where S is
+    the student's full softmax and rest = 1 - sum over K. Zero when the K probabilities agree.
+    Departure: the published top-K loss has no rest term, and so removes the tail's mass.
+
+    Shapes: (B, T, V), (B, T, K) ids, (B, T, K) teacher log-probabilities -> (B, T), float32.
+    Source: context distillation as in Doc-to-LoRA, arXiv 2602.15902.
+    """
+    logits_BTV = student_logits_BTV.float()
+    top_BTK = top_logp_BTK.detach().float().exp()
+    norm_BT1 = logits_BTV.logsumexp(-1, keepdim=True)
+    student_BTK = logits_BTV.gather(-1, top_ids_BTK) - norm_BT1
+    kl_BT = (torch.special.xlogy(top_BTK, top_BTK) - top_BTK * student_BTK).sum(-1)
+    if top_ids_BTK.shape[-1] == logits_BTV.shape[-1]:
+        return kl_BT
+    rest_BT = (1 - top_BTK.sum(-1)).clamp(min=0.0)
+    others_BTV = logits_BTV.scatter(-1, top_ids_BTK, -torch.inf)
+    student_rest_BT = others_BTV.logsumexp(-1) - norm_BT1.squeeze(-1)
+    return kl_BT + torch.special.xlogy(rest_BT, rest_BT) - rest_BT * student_rest_BT
 
 
 @dataclass(frozen=True)
 class SoftTargets:
-    """Teacher's K likeliest tokens at every completion token of the rows, in their order.
+    """The teacher's K likeliest tokens at every completion token of the rows, in their order.
 
     ids_MK; logp_MK in nats; starts: where each row's tokens begin in M, and the end of the last.
     """
@@ -46,40 +71,33 @@ class SoftTargets:
     logp_MK: Tensor
     starts: tuple[int, ...]
 
+    def costs(self, logits_BCV: Tensor, examples: Sequence[int]) -> Tensor:
+        """The student's distance to the teacher at every completion token (B, C), in nats."""
+        ids_BCK, logp_BCK = self.take(examples, logits_BCV.shape[1])
+        device = logits_BCV.device
+        return distill_topk(logits_BCV, ids_BCK.to(device), logp_BCK.to(device))
+
     def take(self, rows: Sequence[int], n_completion: int) -> tuple[Tensor, Tensor]:
         """ids_BCK and logp_BCK of some rows; beyond a row's end its last token is repeated."""
-        at_C = torch.arange(n_completion)
-        index = [
-            (self.starts[i] + at_C).clamp(max=self.starts[i + 1] - 1) for i in rows
-        ]  # masked there
-        index_BC = torch.stack(index)
+        start_B, end_B = (torch.tensor([self.starts[i + k] for i in rows]) for k in (0, 1))
+        at_BC = start_B[:, None] + torch.arange(n_completion)
+        index_BC = torch.minimum(at_BC, end_B[:, None] - 1)
         return self.ids_MK[index_BC], self.logp_MK[index_BC]
 
-    def save(self, path: Path, mark: str) -> None:
-        """Write to a safetensors file, with the digest of what the teacher was asked.
+    def save(self, path: Path, source: str) -> None:
+        """Write to a safetensors file with the digest of what the teacher read.
 
         Raises StorageError when the disk refuses; nothing half-written is left.
         """
         tensors = {"ids": self.ids_MK, "logp": self.logp_MK, "starts": torch.tensor(self.starts)}
-        part = path.with_suffix(".part")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(dump_tensors(tensors, {"asked": mark}))
-            part.replace(path)
-        except OSError as error:
-            with suppress(OSError):
-                part.unlink(missing_ok=True)
-            raise StorageError(
-                f"what the teacher said could not be kept in {path.parent}: {error}; free some "
-                "space and write again."
-            ) from error
+        store(dump_tensors(tensors, {"source": source}), path)
 
     @classmethod
-    def load(cls, path: Path, mark: str) -> SoftTargets | None:
-        """Read what `save` wrote; None when that cannot be read or was another question."""
+    def load(cls, path: Path, source: str) -> SoftTargets | None:
+        """Read what `save` wrote; None when it cannot be read or has another source."""
         try:
             with safe_open(path, "pt") as file:
-                if file.metadata()["asked"] != mark:
+                if file.metadata()["source"] != source:
                     return None
                 ids_MK, logp_MK, starts = (file.get_tensor(k) for k in ("ids", "logp", "starts"))
         except (OSError, SafetensorError, KeyError, TypeError):
@@ -89,7 +107,7 @@ class SoftTargets:
 
 @torch.no_grad()
 def soft_targets(model: Model, informed: Sequence[Rendered], *, top_k: int = TOP_K) -> SoftTargets:
-    """Ask the base, with what it may read in the prompt, for its K likeliest tokens per position.
+    """The base's K likeliest tokens per completion token, whatever adapters are attached.
 
     `informed` are the rows of the write with their documents before the prompts. Raises DataError
     when a row has no completion.
@@ -102,8 +120,9 @@ def soft_targets(model: Model, informed: Sequence[Rendered], *, top_k: int = TOP
     k = min(top_k, int(model.network.config.get_text_config().vocab_size))
     ids_MK = torch.zeros(starts[-1], k, dtype=torch.long)
     logp_MK = torch.zeros(starts[-1], k)
+    base_alone = Pass(Rows(torch.tensor([-1])))
     for chosen in by_length([len(row) for row in informed], TEACHER_TOKENS):
-        logits_BCV = model.completion_logits(model.batch([informed[i] for i in chosen]))
+        logits_BCV = model.completion_logits(model.batch([informed[i] for i in chosen]), base_alone)
         top = logits_BCV.log_softmax(-1).topk(k, dim=-1)
         for row, i in enumerate(chosen):
             span = slice(starts[i], starts[i + 1])
@@ -113,17 +132,19 @@ def soft_targets(model: Model, informed: Sequence[Rendered], *, top_k: int = TOP
 
 
 def teach(
-    model: Model,
-    examples: Sequence[Example],
-    contexts: Sequence[str],
-    folder: Path | None,
-    asked: dict[str, SoftTargets],
+    model: Model, examples: Sequence[Example], contexts: Sequence[str], run: Path | None
 ) -> SoftTargets:
-    """The teacher's word on examples, each with its context before the prompt: asked once.
+    """Soft targets of the base that reads each example's context before its prompt.
 
-    It is looked for in `asked`, which it is put into, then in the folder, where it is kept. Raises
-    DataError for an example without a prompt, or whose reply is tokenised in two ways.
+    With a run folder they are stored there and read back. Raises DataError unless there is a
+    context for each example, or for an example without a prompt or whose completion is tokenised
+    differently after the context.
     """
+    if len(contexts) != len(examples):
+        raise DataError(
+            f"distill needs one context for each of {len(examples)} examples (an empty one is no "
+            f"document); got {len(contexts)}; give `contexts`."
+        )
     informed = []
     for context, example in zip(contexts, examples, strict=True):
         prompt = f"{context}\n\n{example.prompt}" if context else example.prompt
@@ -135,13 +156,13 @@ def teach(
                 f"{example.completion[:40]!r} has no prompt or is tokenised in two ways; give "
                 "it a prompt, or use another objective for this view."
             )
+    if run is None:
+        return soft_targets(model, informed)
     tokens = [[*row.prompt_ids, -1, *row.completion_ids] for row in informed]
-    mark = digest([model.digest, tokens])
-    path = None if folder is None else folder / f"{TEACHER}-{mark[:12]}.safetensors"
-    found = asked.get(mark) or (SoftTargets.load(path, mark) if path else None)
-    if found is None:
-        found = soft_targets(model, informed)
-        if path is not None:
-            found.save(path, mark)
-    asked[mark] = found
-    return found
+    source = digest([model.digest, tokens])
+    path = run / f"{TEACHER}-{source[:12]}.safetensors"
+    stored = SoftTargets.load(path, source)
+    if stored is None:
+        stored = soft_targets(model, informed)
+        stored.save(path, source)
+    return stored

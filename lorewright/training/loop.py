@@ -1,63 +1,47 @@
 """Write examples into adapters: the one training loop, for one write or for many at once.
 
 N writes share one frozen base: their adapters are one stack, a step of the loop is one optimiser
-step of each, and each has its own examples, seed, rate, clip and stop. One that is done leaves and
-the stack shrinks. N written together equal N written alone.
+step of each, and each has its own examples, seed, rate, clip and end. One that ends leaves and the
+stack shrinks. N written together equal N written alone.
 
-The loop stops on recall, never on a loss: when greedy decoding is certain to reproduce every
-completion (p > margin at every token, one forward pass, no decoding). Examples that are safe may
-rest until they are checked again; layers below the first adapted one run once and never again. A
-checkpoint holds everything that the next step needs, so an interrupted run continues and gives the
-same bytes on the same machine.
+Training stops on recall, never on a loss: when greedy decoding is certain to reproduce every
+completion (p > margin at every token, one forward pass, no decoding).
 
-This room knows models, examples and objectives. It knows nothing of probes, folders of memories or
-reports; the verdict is taken elsewhere, on questions that were not trained.
+Knows models, examples and objectives. It knows nothing of probes, folders of memories or reports;
+the verdict is taken elsewhere, on questions that were not trained.
 
-Shape letters: N adapters, E distinct rows, B batch row, T token, C completion token, V vocabulary.
+Shape letters: N adapters, B batch row, C completion token, V vocabulary, P values of an adapter.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from lorewright.adapters.adapter import Adapter, capture, content_id, validate
-from lorewright.adapters.config import LoraConfig
+from lorewright.adapters.adapter import Adapter, capture, validate
 from lorewright.adapters.dropout import Masks
-from lorewright.adapters.lora import Stack, attach
+from lorewright.adapters.lora import Rows, Stack, attach
 from lorewright.errors import ConfigError, DataError, ModelError
-from lorewright.files import digest
 from lorewright.knowledge.data import Example
+from lorewright.models.backends.backend import Pass
 from lorewright.models.batching import by_length, pass_tokens
 from lorewright.models.model import Batch, Model
 from lorewright.models.nats import TokenNats, token_nats
-from lorewright.training import checkpoint, whitening
-from lorewright.training.config import (
-    NEARLY,
-    Diverged,
-    Epoch,
-    Job,
-    WriteConfig,
-    Written,
-    ending,
-    rate,
-)
-from lorewright.training.distil import SoftTargets, teach
-from lorewright.training.objectives import distill_topk, weighted_mean
+from lorewright.training import whitening
+from lorewright.training.checkpoint import Checkpoint, fingerprint
+from lorewright.training.config import NEARLY, Diverged, Epoch, Job, WriteConfig, Written
+from lorewright.training.objectives import Objective, StepOutcome, Targets, Teacher, weighted_mean
 from lorewright.training.optimisers import WHITENED, Optimizer
-from lorewright.training.progress import Progress
+from lorewright.training.state import WriteState
+from lorewright.training.stopping import FAILURES, Known, stop
+from lorewright.training.table import Table
 from lorewright.training.trunk import Trunk
-
-CHECKPOINT_SECONDS = 2.0
-"""Least time between two checkpoints, which cost more than an epoch of a few examples."""
 
 
 def write(
@@ -65,6 +49,7 @@ def write(
     examples: Sequence[Example],
     config: WriteConfig,
     *,
+    objective: Objective | None = None,
     contexts: Sequence[str] = (),
     start: Adapter | None = None,
     run: Path | None = None,
@@ -72,16 +57,18 @@ def write(
 ) -> Written:
     """Train one adapter on the examples until every completion is recalled or the budget is spent.
 
-    It goes on from `start`, whose form config.lora then is. With a `run` folder, metrics go to
-    metrics.jsonl and a checkpoint is kept; the same call on the same folder resumes, and reports
-    its past epochs again. Raises DataError for no examples or one that does not fit the context,
-    ConfigError when the folder holds another write's checkpoint or `start` has another form,
-    ModelError when loss or weights are no longer numbers or a layer learns nothing, StorageError
-    when the disk refuses. The network is as before in every case.
+    `objective` is used in place of the one that config.objective names. Training goes on from
+    `start`, whose form config.lora then is. With a `run` folder, metrics go to metrics.jsonl and
+    checkpoints are stored; the same call on the same folder resumes, and reports its past epochs
+    again. The network is as before in every case.
+
+    Raises DataError for no examples or one that does not fit the context, ConfigError when the
+    folder holds another write's checkpoint or `start` has another form, ModelError when loss or
+    weights are no longer numbers or a layer learns nothing, StorageError when the disk refuses.
     """
     (done,) = write_all(
         model,
-        [Job(examples, config, contexts, start)],
+        [Job(examples, config, contexts, start, objective)],
         run=run,
         on_epoch=lambda job, epoch: on_epoch(epoch),
     )
@@ -99,400 +86,274 @@ def write_all(
 ) -> list[Written | Diverged]:
     """Write several adapters on one base at once, each as it would be written alone.
 
-    Results are in the order of the jobs. One that diverges is dropped and said to have; the others
-    go on. `on_epoch` gets the job's index. Otherwise as `write`; all jobs of a call share the
+    Results are in the order of the jobs. One that fails is reported as `Diverged`; the others go
+    on. `on_epoch` gets the job's index. Otherwise as `write`; all jobs of a call share the
     optimiser.
     """
     if not jobs:
-        raise DataError("write_all was asked to write nothing: there are no jobs.")
+        raise DataError("write_all got no jobs, so there is nothing to write; give it some.")
     for i, job in enumerate(jobs):
         which = f"job {i}: " if len(jobs) > 1 else ""
         job.check(which)
         if job.start is not None:
-            _check_start(model, job.start, job.config.lora, which)
+            _check_start(model, job.start, job.config, which)
     stack = attach(model.network, [job.config.lora for job in jobs])
     try:
         with torch.enable_grad():  # whatever the caller has switched off
-            return _Loop(model, stack, jobs, run, on_epoch).run()
+            return _train(model, stack, jobs, run, on_epoch)
     finally:
         stack.detach()
 
 
-def _check_start(model: Model, start: Adapter, lora: LoraConfig, which: str) -> None:
-    """Raise ConfigError unless an adapter to go on from has the form that is asked for."""
+def _check_start(model: Model, start: Adapter, config: WriteConfig, which: str) -> None:
+    """Raise ConfigError unless an adapter to go on from has the form that config.lora has."""
     validate(start, model.network, model.digest)
-    here, asked = ((c.rank, c.scale, c.targets, c.layers, c.variant) for c in (start.config, lora))
-    if here != asked:
+    has, wanted = (
+        (c.rank, c.scale, c.targets, c.layers, c.variant) for c in (start.config, config.lora)
+    )
+    if has != wanted:
         raise ConfigError(
-            f"{which}the adapter to go on from has (rank, scale, targets, layers, variant) {here}; "
-            f"config.lora asks for {asked}; give its own config."
+            f"{which}the adapter to go on from has (rank, scale, targets, layers, variant) {has}; "
+            f"config.lora has {wanted}; give its own config."
         )
 
 
-class _Loop:
-    """The members of a stack on their way; see the module's first lines."""
+def _train(
+    model: Model,
+    stack: Stack,
+    jobs: Sequence[Job],
+    run: Path | None,
+    on_epoch: Callable[[int, Epoch], None],
+) -> list[Written | Diverged]:
+    """Step until every write has ended; results in the order of the jobs."""
+    started = time.monotonic()
 
-    def __init__(
-        self,
-        model: Model,
-        stack: Stack,
-        jobs: Sequence[Job],
-        run: Path | None,
-        on_epoch: Callable[[int, Epoch], None],
-    ) -> None:
-        self.model, self.stack, self.jobs, self.folder = model, stack, jobs, run
-        self.on_epoch = on_epoch
-        # Jobs of a sweep learn the same rows: they are tokenised, and their trunk computed, once.
-        pairs = dict.fromkeys((e.prompt, e.completion) for job in jobs for e in job.examples)
-        known = {pair: model.render(*pair) for pair in pairs}
-        rendered = [[known[e.prompt, e.completion] for e in job.examples] for job in jobs]
-        distinct = list(dict.fromkeys(row for rows in rendered for row in rows))
-        place = {row: i for i, row in enumerate(distinct)}
-        self.table = model.batch(distinct)
-        self.lengths = [len(row) for row in distinct]
-        self.n_completion = [len(row.completion_ids) for row in distinct]
-        self.members = [
-            Progress(i, job, [place[row] for row in rows], model.device)
-            for i, (job, rows) in enumerate(zip(jobs, rendered, strict=True))
-        ]
-        for i, job in enumerate(jobs):
-            if job.start is not None:
-                stack.load(i, job.start.tensors)
-        self.results: dict[int, Written | Diverged] = {}
-        self.optimizer = Optimizer(stack, [job.config.moving for job in jobs])
-        asked = [[[asdict(e) for e in j.examples], j.config.to_json(), [*j.contexts]] for j in jobs]
-        begun = [content_id(job.start) if job.start else None for job in jobs]
-        self.mark = digest(
-            [model.digest, model.template_digest, asked, *([begun] if any(begun) else [])]
-        )
-        self.started = time.monotonic()
-        self.saved_at, self.appending = -math.inf, False
-        self.soft: dict[int, SoftTargets] = {}
-        self.trunk: Trunk | None = None
-        self._resume()  # refuses a folder of another write before anything is computed
-        taught: dict[str, SoftTargets] = {}
-        for member in self.members:
-            if member.config.objective == "distill":
-                self.stack.bind(torch.full((1,), -1))  # the base alone
-                job = jobs[member.index]
-                self.soft[member.index] = teach(model, job.examples, job.contexts, run, taught)
-        if self.members:
-            self.trunk = self._frozen()
-            if self.members[0].config.optimizer == WHITENED:
-                rows_N = [[distinct[i] for i in member.rows] for member in self.members]
-                drawn_N = [not m.records and not jobs[m.index].start for m in self.members]
-                whitening.begin(model, stack, self.optimizer, rows_N, drawn_N)
+    # Prepare: the rows of all writes, what is known of each write, and what moves its adapter.
+    table = Table(model, jobs)
+    active = [WriteState(i, job, table.rows_of[i], model.device) for i, job in enumerate(jobs)]
+    for i, job in enumerate(jobs):
+        if job.start is not None:
+            stack.load(i, job.start.tensors)
+    optimizer = Optimizer(stack, [job.config.optimizing for job in jobs])
+    results: dict[int, Written | Diverged] = {}
 
-    def _frozen(self) -> Trunk | None:
-        """The trunk below the first adapted layer, if there is one and every job wants it."""
-        first = min(site.layer for found in self.stack.coverage for site in found.sites)
-        if first == 0 or not all(job.config.trunk for job in self.jobs):
-            return None
-        return Trunk(self.model, self.table, self.lengths, first, self.folder)
-
-    # -- the loop --------------------------------------------------------------------------------
-
-    def run(self) -> list[Written | Diverged]:
-        """Step until every write has ended; results in the order of the jobs."""
-        try:
-            with self.trunk.skipping() if self.trunk else nullcontext():
-                if self.trunk and self.members:
-                    rows = self.members[0].rows[:2]
-                    self.trunk.check(self._batch(rows), rows)
-                while self.members:
-                    for member in list(self.members):
-                        if member.cursor == len(member.groups):
-                            self._turn(member)
-                    if self.members:
-                        self._step()
-        finally:
-            if self.trunk:
-                self.trunk.close()
-        return [self.results[i] for i in range(len(self.jobs))]
-
-    def _turn(self, member: Progress) -> None:
-        """Between two epochs: close the one that is over, then end the write or begin the next."""
-        n_before = len(member.records)
-        reason = self._close_epoch(member) if member.groups else None
-        if member.index in self.results:
-            return
-        reason = reason or ending(member.records, member.config)
-        if reason:
-            self._leave(member, reason)
+    def leave(state: WriteState, reason: str, why: str) -> None:
+        """Take a write that has ended out of the stack, unless it is the last in it."""
+        n, epochs = active.index(state), tuple(state.epochs)
+        if reason in FAILURES:
+            results[state.index] = Diverged(why, epochs, reason)
         else:
-            if member.config.order == "curriculum" and not member.records:
-                self._check(member, range(len(member.rows)))
-            member.start_epoch(self.lengths)
-        if len(member.records) > n_before:
-            self._log(member, member.records[-1:])
-            self._save(force=reason is not None)
-            self.on_epoch(member.index, member.records[-1])
+            adapter = capture(stack, n, base_id=model.name, base_digest=model.digest)
+            results[state.index] = Written(adapter, epochs, reason)
+        active.remove(state)
+        if active:
+            stack.drop(n)
+            optimizer.drop(n)
 
-    def _step(self) -> None:
-        """One optimiser step of every member, on one batch in which each has as many rows."""
-        members = self.members
-        groups = [member.groups[member.cursor] for member in members]
-        size = max(map(len, groups))
-        index = [
-            member.rows[group[min(i, len(group) - 1)]]
-            for member, group in zip(members, groups, strict=True)
-            for i in range(size)
-        ]
-        batch = self._batch(index)
-        real_B = torch.tensor([i < len(group) for group in groups for i in range(size)])
-        mask_BC = batch.mask_BC * real_B[:, None].to(batch.mask_BC)
-        alone = len(members) == 1
-        self.stack.rows.whole_NP = self.optimizer.whole_NP
-        self.stack.bind(None if alone else torch.arange(len(members)).repeat_interleave(size))
-        nats, cost_BC = self._passed(replace(batch, mask_BC=mask_BC), index, groups, size)
-        loss_BC = nats.loss_BT.detach()
-        weight_BC = torch.zeros_like(loss_BC)
-        with torch.no_grad():
-            for n, (member, group) in enumerate(zip(members, groups, strict=True)):
-                rows = slice(n * size, n * size + len(group))
-                seen = TokenNats(loss_BC[rows], nats.correct_BT[rows])
-                weight_BC[rows] = member.weights(group, *seen)
-                member.met(group, seen, mask_BC[rows])
-            weight_BC *= mask_BC
-            sums = (loss_BC * mask_BC, mask_BC, (weight_BC > 0).float())
-            tally_N3 = torch.stack([part.view(len(members), -1).sum(1) for part in sums], 1)
-        group_B = None if alone else self.stack.rows.rows_B
-        loss = weighted_mean(cost_BC, weight_BC, mask_BC, group_B=group_B)
-        grads, whole_NP = self.optimizer.gradients(loss)
-        rates = [rate(m.config, m.records, m.epochs_done) for m in members]
-        self.optimizer.step(grads, rates, tally_N3[:, 2] > 0, whole_NP)
-        for member, tally_3 in zip(members, tally_N3, strict=True):
-            member.tally += tally_3
-            member.cursor += 1
+    # Resume; a folder of another write is refused before anything is computed.
+    checkpoint = Checkpoint(run, fingerprint(model, jobs))
+    ended = checkpoint.resume(active, stack, optimizer)
+    started -= max((epoch.seconds for state in active for epoch in state.epochs), default=0.0)
+    for state in list(active):
+        for past in state.epochs:
+            on_epoch(state.index, past)
+        if state.index in ended:
+            leave(state, *ended[state.index])
 
-    def _passed(
-        self, batch: Batch, index: Sequence[int], groups: list[list[int]], size: int
-    ) -> tuple[TokenNats, Tensor]:
-        """How the tokens of a step are met, in a pass without dropout, and what is minimised."""
-        masks = self._masks(groups, size)
-        self._feed(index, batch)
-        if masks is None:
-            return self._costs(batch, groups, size)
-        with torch.no_grad():
-            nats = self.model.completion_nats(batch)
-        self._feed(index, batch)
-        with self.stack.dropping(masks):
-            return nats, self._costs(batch, groups, size)[1]
+    # Compute once what the writes that go on need in every step.
+    targets = _targets(model, active, run)
+    if active and active[0].config.optimizer == WHITENED:
+        rows_N = [[table.rows[i] for i in state.rows] for state in active]
+        drawn_N = [not state.epochs and state.job.start is None for state in active]
+        whitening.begin(model, stack, optimizer, rows_N, drawn_N)
+    with _passes(model, stack, table, jobs, run) as passes:
+        while active:
+            # Epochs that are over: record, certify, end the write or begin the next epoch.
+            for state in [state for state in active if state.epoch_is_over]:
+                n, reason, why = active.index(state), "", ""
+                epoch: Epoch | None = None
+                if state.groups:
+                    certified = _certify(passes, state, n)
+                    seconds = time.monotonic() - started
+                    epoch, n_weighted = state.summary(certified=certified, seconds=seconds)
+                    layers = stack.coverage[n].sites
+                    known = Known(
+                        state.config,
+                        [*state.epochs, epoch],
+                        n_weighted,
+                        all(flat.weight_NP[n].isfinite().all() for flat in stack.flats),
+                        () if state.epochs else stack.idle(n),
+                        len(layers),
+                    )
+                    reason, why = stop(known)
+                    if reason in FAILURES:
+                        leave(state, reason, why)
+                        continue
+                    state.epochs.append(epoch)
+                if reason:
+                    leave(state, reason, why)
+                else:
+                    if state.config.order == "curriculum" and epoch is None:
+                        passes.measure(state, n, range(len(state.rows)))
+                    state.start_epoch(table.lengths)
+                if epoch is not None:
+                    checkpoint.log(state.index, [epoch], len(jobs))
+                    checkpoint.save(active, results, stack, optimizer, force=bool(reason))
+                    on_epoch(state.index, epoch)
+            if not active:
+                break
 
-    def _masks(self, groups: list[list[int]], size: int) -> Masks | None:
-        """What this step hides, of which adapter; None when no write has dropout."""
-        shares = [m.share(g, self.lengths) for m, g in zip(self.members, groups, strict=True)]
-        return Masks(shares, size) if any(share.rate for share in shares) else None
+            # A step of every write: the groups, a pass, weights, the gradient, and the move.
+            groups = [state.groups[state.cursor] for state in active]
+            size = max(map(len, groups))
+            filled = [[*group, *group[-1:] * (size - len(group))] for group in groups]
+            index = [
+                state.rows[i] for state, group in zip(active, filled, strict=True) for i in group
+            ]
+            batch = table.take(index)
+            real_B = torch.tensor([i < len(group) for group in groups for i in range(size)])
+            batch = replace(batch, mask_BC=batch.mask_BC * real_B[:, None].to(batch.mask_BC))
+            shares = [
+                s.share(group, table.lengths) for s, group in zip(active, groups, strict=True)
+            ]
+            dropout = Masks(shares, size) if any(share.rate for share in shares) else None
+            adapter_B = None
+            if len(active) > 1:
+                adapter_B = torch.arange(len(active)).repeat_interleave(size)
+            pass_ = passes.of(index, batch, Rows(adapter_B, len(active)), optimizer.whole_NP)
+            teachers = [targets.get(state.index) for state in active]
+            nats, cost_BC = _losses(model, batch, pass_, dropout, teachers, filled)
+            with torch.no_grad():
+                loss_BC, mask_BC = nats.loss_BT.detach(), batch.mask_BC
+                weight_BC = torch.zeros_like(loss_BC)
+                for n, (state, group) in enumerate(zip(active, groups, strict=True)):
+                    own = slice(n * size, n * size + len(group))
+                    outcome = StepOutcome(loss_BC[own], nats.correct_BT[own], mask_BC[own])
+                    weight_BC[own] = state.weights(group, outcome)
+                weight_BC *= mask_BC
+                sums = (loss_BC * mask_BC, mask_BC, (weight_BC > 0).float())
+                tally_N3 = torch.stack([part.view(len(active), -1).sum(1) for part in sums], 1)
+            loss = weighted_mean(cost_BC, weight_BC, mask_BC, group_B=adapter_B)
+            gradients = optimizer.gradients(loss)
+            optimizer.step(gradients, [state.rate for state in active], tally_N3[:, 2] > 0)
+            for state, tally_3 in zip(active, tally_N3, strict=True):
+                state.tally += tally_3
+                state.cursor += 1
+    return [results[i] for i in range(len(jobs))]
 
-    def _feed(self, index: Sequence[int], batch: Batch) -> None:
-        """Have the next pass over these rows start at the adapted layers, if there is a trunk."""
-        if self.trunk:
-            self.trunk.feed(index, batch.ids_BT.shape[1])
 
-    def _batch(self, index: Sequence[int]) -> Batch:
-        """Rows of the table, cut to the longest of them."""
-        return self.table.take(
-            torch.tensor(index, device=self.table.ids_BT.device),
-            max(self.lengths[i] for i in index),
-            max(self.n_completion[i] for i in index),
-        )
+# What a step needs
 
-    def _costs(self, batch: Batch, groups: list[list[int]], size: int) -> tuple[TokenNats, Tensor]:
-        """Loss of every token, and what is minimised: the same, or the distance to the teacher."""
-        if not any(member.index in self.soft for member in self.members):
-            nats = self.model.completion_nats(batch)
-            return nats, nats.loss_BT
-        logits_BCV = self.model.completion_logits(batch)
-        nats = token_nats(logits_BCV, torch.where(batch.mask_BC.bool(), batch.target_BC, -1))
-        costs = []
-        for n, (member, group) in enumerate(zip(self.members, groups, strict=True)):
-            rows = slice(n * size, (n + 1) * size)
-            soft = self.soft.get(member.index)
-            if soft is None:
-                costs.append(nats.loss_BT[rows])
-                continue
-            filled = [*group, *group[-1:] * (size - len(group))]
-            top = soft.take(filled, logits_BCV.shape[1])
-            ids_BCK, logp_BCK = (part.to(logits_BCV.device) for part in top)
-            costs.append(distill_topk(logits_BCV[rows], ids_BCK, logp_BCK))
-        return nats, torch.cat(costs)
 
-    # -- between epochs --------------------------------------------------------------------------
+@dataclass(frozen=True)
+class _Passes:
+    """Passes over rows of the table, which begin at the adapted layers where there is a trunk."""
 
-    def _close_epoch(self, member: Progress) -> str | None:
-        """Record the epoch that is over; why the write ends with it, if something odd ends it."""
-        n, n_rows = self.members.index(member), len(member.rows)
-        loss, n_tokens, n_active = member.tally.tolist()
-        if not math.isfinite(loss):
-            why = f"the loss is {loss} in epoch {len(member.records) + 1}; lower lr (it is "
-            return self._fail(member, f"{why}{member.config.lr}).")
-        idle = self.stack.idle(n) if not member.records else ()
-        if idle and member.n_recalled() < len(member.rows):
-            return self._fail(
-                member,
-                f"{len(idle)} of {len(self.stack.coverage[n].sites)} adapted layers got no "
-                f"gradient in a whole epoch, the first is {idle[0]!r}; leave them out of targets.",
-            )
-        certified = self._certify(member)
-        member.records.append(
-            Epoch(
-                len(member.records) + 1,
-                member.config.epochs,
-                loss / n_tokens,
-                member.n_recalled(),
-                len(member.rows),
-                certified,
-                rate(member.config, member.records, len(member.records) + 1),
-                round(time.monotonic() - self.started, 3),
-                sum(map(len, member.groups)),
-            )
-        )
-        member.groups, member.cursor = [], 0
-        # Safe in the batches that train and not in those that check: training would idle.
-        idles = n_active == 0 and member.config.rest is None and member.n_recalled() < n_rows
-        return "nothing left" if idles else None
+    model: Model
+    table: Table
+    trunk: Trunk | None
+    n_adapters: Callable[[], int]
 
-    def _certify(self, member: Progress) -> bool:
-        """Check what may be recalled; whether all was checked with the weights as they are."""
-        epoch, n_rows = len(member.records) + 1, len(member.rows)
-        trained = sorted({i for group in member.groups for i in group})
-        resting = sorted(set(range(n_rows)) - set(trained))
-        if epoch == member.config.epochs:
-            self._check(member, range(n_rows))
-            return True
-        # Examples are met before the step that may make them safe, so the count lags behind.
-        if member.n_recalled() >= NEARLY * n_rows - 2:
-            doubtful, safe = member.split(trained, member.config.margin)
-            self._check(member, doubtful)
-            if member.n_recalled() == n_rows:
-                self._check(member, [*safe, *resting])
-                return True
-        if epoch % member.config.recheck == 0:
-            self._check(member, resting)
-        return False
+    def of(
+        self, rows: Sequence[int], batch: Batch, adapters: Rows, whole_NP: Tensor | None = None
+    ) -> Pass:
+        """The pass over a batch of these rows."""
+        width = batch.ids_BT.shape[1]
+        entering = self.trunk.entering(rows, width) if self.trunk else None
+        return Pass(adapters, entering, whole_NP=whole_NP)
 
     @torch.no_grad()
-    def _check(self, member: Progress, examples: Sequence[int]) -> None:
-        """Meet examples without training them: one forward pass each."""
-        n = self.members.index(member)
-        stuck, anchor = (member.seen[name].clone() for name in ("stuck", "anchor"))
-        lengths = [self.lengths[member.rows[i]] for i in examples]
+    def measure(self, state: WriteState, n: int, examples: Sequence[int]) -> None:
+        """Run examples of the write that is n-th in the stack without training them."""
+        lengths = [self.table.lengths[state.rows[i]] for i in examples]
         for group in by_length(lengths, pass_tokens(self.model.device)):
             chosen = [examples[i] for i in group]
-            index = [member.rows[i] for i in chosen]
-            batch = self._batch(index)
-            self.stack.bind(torch.full((len(index),), n))
-            self._feed(index, batch)
-            member.met(chosen, self.model.completion_nats(batch), batch.mask_BC)
-        member.seen |= {"stuck": stuck, "anchor": anchor}  # visits are counted in training
+            rows = [state.rows[i] for i in chosen]
+            batch = self.table.take(rows)
+            adapters = Rows(torch.full((len(rows),), n), self.n_adapters())
+            nats = self.model.completion_nats(batch, self.of(rows, batch, adapters))
+            state.record(chosen, StepOutcome(nats.loss_BT, nats.correct_BT, batch.mask_BC))
 
-    def _fail(self, member: Progress, why: str) -> str:
-        """Take a member out that cannot go on."""
-        self.results[member.index] = Diverged(why, tuple(member.records))
-        self._drop(member)
-        return "failed"
 
-    def _leave(self, member: Progress, reason: str) -> None:
-        """Take a member out that is done, with its adapter."""
-        model, n = self.model, self.members.index(member)
-        adapter = capture(self.stack, n, base_id=model.name, base_digest=model.digest)
-        if not all(torch.isfinite(tensor).all() for tensor in adapter.tensors.values()):
-            lr = member.config.lr
-            self._fail(member, f"the last steps left weights of no number; lower lr ({lr}).")
-            return
-        self.results[member.index] = Written(adapter, tuple(member.records), reason)
-        self._drop(member)
+@contextmanager
+def _passes(
+    model: Model, stack: Stack, table: Table, jobs: Sequence[Job], run: Path | None
+) -> Iterator[_Passes]:
+    """With the trunk below the first adapted layer, if there is one and every job wants it."""
+    first = min(site.layer for coverage in stack.coverage for site in coverage.sites)
+    if first == 0 or not all(job.config.trunk for job in jobs):
+        yield _Passes(model, table, None, lambda: len(stack))
+        return
+    trunk = Trunk(model, table.batch, table.lengths, first, run)
+    try:
+        with trunk.skipping():
+            rows = list(range(len(table.rows)))[:2]
+            trunk.check(table.take(rows), rows)
+            yield _Passes(model, table, trunk, lambda: len(stack))
+    finally:
+        trunk.close()
 
-    def _drop(self, member: Progress) -> None:
-        """The stack shrinks by a member, unless it is the last, which `detach` takes."""
-        n = self.members.index(member)
-        del self.members[n]
-        if self.members:
-            self.stack.drop(n)
-            self.optimizer.drop(n)
 
-    # -- on disk ---------------------------------------------------------------------------------
+def _targets(model: Model, active: Sequence[WriteState], run: Path | None) -> dict[int, Targets]:
+    """Soft targets of the writes whose objective has a teacher, asked once for equal questions."""
+    known: dict[tuple[Teacher, tuple[Example, ...], tuple[str, ...]], Targets] = {}
+    targets = {}
+    for state in active:
+        if (teacher := state.objective.teacher) is not None:
+            examples, contexts = tuple(state.job.examples), tuple(state.job.contexts)
+            key = teacher, examples, contexts
+            if key not in known:
+                known[key] = teacher(model, examples, contexts, run)
+            targets[state.index] = known[key]
+    return targets
 
-    def _log(self, member: Progress, rows: Sequence[Epoch]) -> None:
-        """Add to metrics.jsonl; the first time after a start or a resume, begin it anew."""
-        if self.folder is None:
-            return
-        logged = [(member.index, row) for row in rows]
-        if not self.appending:  # drops epochs that the checkpoint lacks
-            done = [(i, result.epochs) for i, result in self.results.items()]
-            going = [(m.index, tuple(m.records)) for m in self.members]
-            logged = [(i, row) for i, epochs in sorted([*done, *going]) for row in epochs]
-        tags = [{"job": i} if len(self.jobs) > 1 else {} for i, _ in logged]
-        checkpoint.log(
-            self.folder,
-            [asdict(row) | tag for (_, row), tag in zip(logged, tags, strict=True)],
-            append=self.appending,
+
+def _losses(
+    model: Model,
+    batch: Batch,
+    pass_: Pass,
+    dropout: Masks | None,
+    teachers: Sequence[Targets | None],
+    groups: Sequence[Sequence[int]],
+) -> tuple[TokenNats, Tensor]:
+    """How the tokens come out in a pass without dropout, and what is minimised at each (B, C).
+
+    `teachers` and `groups` are of the stack's adapters in order; every group has as many examples.
+    """
+    if dropout is not None:
+        with torch.no_grad():
+            nats = model.completion_nats(batch, pass_)
+        pass_ = replace(pass_, dropout=dropout)
+        return nats, _losses(model, batch, pass_, None, teachers, groups)[1]
+    if all(teacher is None for teacher in teachers):
+        nats = model.completion_nats(batch, pass_)
+        return nats, nats.loss_BT
+    logits_BCV = model.completion_logits(batch, pass_)
+    nats = token_nats(logits_BCV, torch.where(batch.mask_BC.bool(), batch.target_BC, -1))
+    costs = []
+    for n, (teacher, group) in enumerate(zip(teachers, groups, strict=True)):
+        own = slice(n * len(group), (n + 1) * len(group))
+        costs.append(
+            nats.loss_BT[own] if teacher is None else teacher.costs(logits_BCV[own], group)
         )
-        self.appending = True
-
-    def _save(self, *, force: bool) -> None:
-        """Keep all that the next step needs, unless that was done a moment ago."""
-        if self.folder is None:
-            return
-        if not force and time.monotonic() - self.saved_at < CHECKPOINT_SECONDS:
-            return
-        tensors: dict[str, Tensor] = {}
-        about: list[dict[str, Any]] = [{} for _ in self.jobs]
-        for n, member in enumerate(self.members):
-            parts = {
-                "weight": self.stack.tensors(n),
-                "state": self.optimizer.tensors(n),
-                "seen": {**member.seen, "tally": member.tally},
-            }
-            about[member.index] = {
-                "epochs": [asdict(record) for record in member.records],
-                "groups": member.groups,
-                "cursor": member.cursor,
-            }
-            for part, found in parts.items():
-                tensors |= {f"{member.index}.{part}.{k}": t.cpu() for k, t in found.items()}
-        for i, result in self.results.items():
-            about[i] = {"epochs": [asdict(record) for record in result.epochs]}
-            if isinstance(result, Diverged):
-                about[i]["why"] = result.why
-            else:
-                about[i]["reason"] = result.reason
-                tensors |= {f"{i}.weight.{k}": t for k, t in result.adapter.tensors.items()}
-        tensors = {key: tensor.contiguous() for key, tensor in tensors.items()}
-        checkpoint.save(self.folder, self.mark, tensors, {"members": about})
-        self.saved_at = time.monotonic()
-
-    def _resume(self) -> None:
-        """Put every member where the checkpoint has it, and report its epochs again."""
-        found = None if self.folder is None else checkpoint.load(self.folder, self.mark)
-        if found is None:
-            return
-        tensors, about = found
-        spent = 0.0
-        for member, entry in zip(list(self.members), about["members"], strict=True):
-            start = f"{member.index}."
-            own = {k.removeprefix(start): t for k, t in tensors.items() if k.startswith(start)}
-            member.records = [Epoch(**row) for row in entry["epochs"]]
-            spent = max([spent, *(record.seconds for record in member.records)])
-            for record in member.records:
-                self.on_epoch(member.index, record)
-            if "why" in entry:
-                self._fail(member, entry["why"])
-                continue
-            n = self.members.index(member)
-            self.stack.load(n, _part(own, "weight."))
-            if "reason" in entry:
-                self._leave(member, entry["reason"])
-                continue
-            self.optimizer.load(n, _part(own, "state."))
-            for name, tensor in _part(own, "seen.").items():
-                if name == "tally":
-                    member.tally = tensor.to(member.device)
-                else:
-                    member.seen[name] = tensor.to(member.device)
-            member.groups, member.cursor = entry["groups"], entry["cursor"]
-        self.started -= spent
+    return nats, torch.cat(costs)
 
 
-def _part(tensors: Mapping[str, Tensor], start: str) -> dict[str, Tensor]:
-    return {k.removeprefix(start): t for k, t in tensors.items() if k.startswith(start)}
+def _certify(passes: _Passes, state: WriteState, n: int) -> bool:
+    """Check what may be recalled; whether all was checked with the weights as they are."""
+    epoch, n_rows, config = len(state.epochs) + 1, len(state.rows), state.config
+    trained = sorted({i for group in state.groups for i in group})
+    resting = sorted(set(range(n_rows)) - set(trained))
+    if epoch == config.epochs:
+        passes.measure(state, n, range(n_rows))
+        return True
+    # Examples run before the step that may make them safe, so the count lags behind.
+    if state.n_recalled() >= NEARLY * n_rows - 2:
+        doubtful, safe = state.split(trained, config.margin)
+        passes.measure(state, n, doubtful)
+        if state.n_recalled() == n_rows:
+            passes.measure(state, n, [*safe, *resting])
+            return True
+    if epoch % config.recheck == 0:
+        passes.measure(state, n, resting)
+    return False

@@ -1,29 +1,35 @@
-"""Objectives on answer tokens: cross-entropy in nats, and which tokens it is spent on.
+"""Objectives: which completion tokens a step is spent on, and what is minimised there.
 
     L = sum_t w_t L_t / (sum_t w_t + eps)        w from detached losses
 
-This room knows logits, target ids and masks. It knows nothing about models, adapters, optimisers or
-the history of a run: what must be remembered between steps (how long an example has been stuck) is
-an argument, kept per example by the caller.
+The loop calls an `Objective` once for every step of a write, with the outcome of a pass and the
+state that it has of the examples. A new objective is one class and, to be named in settings and on
+the command line, an entry in OBJECTIVES.
 
-Shape letters: B batch row, T answer token, V vocabulary, K teacher tokens kept per position.
+Knows losses, masks and indices of examples; knows nothing of adapters, optimisers or the loop.
+
+Shape letters: B batch row, C completion token (T in trainers of others), V vocabulary.
 
 Paper: How LoRA Remembers (MemFT), arXiv 2605.30260.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from lorewright.errors import ConfigError
+from lorewright.knowledge.data import Example
 from lorewright.knowledge.scoring import SAFE_NATS
+from lorewright.models.model import Model
 from lorewright.models.nats import token_nats
-
-Weighting = Callable[[Tensor, Tensor], Tensor]
-"""(loss_BT in nats, correct_BT) -> weight_BT, detached."""
+from lorewright.training.distil import teach
 
 EPS = 1e-8
 KAPPA = 10.0  # slope of the window weighting around SAFE_NATS, per nat
@@ -34,89 +40,176 @@ PATIENCE = 3  # steps with the first error unmoved, after which the window widen
 WIDEST = 4.0  # times WIDTH
 
 
-# Weightings
+class StepOutcome(NamedTuple):
+    """Completion tokens of some examples in a pass without dropout; nothing carries gradient.
+
+    loss_BC in nats; correct_BC: whether greedy decoding picks the target; mask_BC: 1 on real
+    tokens. Padding has loss 0 and counts as correct.
+    """
+
+    loss_BC: Tensor
+    correct_BC: Tensor
+    mask_BC: Tensor
 
 
-def uniform(loss_BT: Tensor, correct_BT: Tensor) -> Tensor:
-    """Weight every token 1: plain supervised fine-tuning."""
-    return torch.ones_like(loss_BT)
+class Targets(Protocol):
+    """What a teacher predicts for the examples of a write."""
+
+    def costs(self, logits_BCV: Tensor, examples: Sequence[int]) -> Tensor:
+        """What is minimised at every completion token of these examples (B, C), in nats."""
 
 
-def below_threshold(loss_BT: Tensor, correct_BT: Tensor) -> Tensor:
-    """Weight 1 on tokens not yet safe under greedy decoding, else 0 (MemFT-OT).
+Teacher = Callable[[Model, Sequence[Example], Sequence[str], Path | None], Targets]
+"""(model, examples, a context for each, run folder) -> targets; called once before training."""
 
-    w_t = 1[L_t > ln 2]. p > 1/2 is sufficient, not necessary, for greedy recall: a token may be
-    correct and still weighted. All zeros when everything is safe: the caller stops.
+
+class Objective(Protocol):
+    """What one write is trained towards."""
+
+    @property
+    def name(self) -> str:
+        """Tells it, settings included, from others: a checkpoint of another name is refused."""
+
+    @property
+    def teacher(self) -> Teacher | None:
+        """What to learn from instead of the completions themselves; None = cross-entropy."""
+
+    def state(self, n_examples: int, device: torch.device) -> dict[str, Tensor]:
+        """What it remembers of each example between steps, before the first; may be empty.
+
+        Tensors whose first axis is the examples; they are stored in checkpoints.
+        """
+
+    def weights(
+        self, outcome: StepOutcome, state: Mapping[str, Tensor], examples: Tensor
+    ) -> Tensor:
+        """Weight_BC >= 0 of every token, without gradient; all zeros when nothing is left.
+
+        `examples` (B) are the rows of `state`, which may be changed in place: this is called once
+        for each step. Weights of padding are ignored.
+        """
+
+
+# Weights
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Every token counts: supervised fine-tuning, or distillation when there is a teacher."""
+
+    name: str = "sft"
+    teacher: Teacher | None = None
+
+    def state(self, n_examples: int, device: torch.device) -> dict[str, Tensor]:
+        """Nothing."""
+        return {}
+
+    def weights(
+        self, outcome: StepOutcome, state: Mapping[str, Tensor], examples: Tensor
+    ) -> Tensor:
+        """Ones."""
+        return torch.ones_like(outcome.loss_BC)
+
+
+@dataclass(frozen=True)
+class Threshold(Uniform):
+    """Only tokens not yet safe count (MemFT-OT): w_t = 1[L_t > safe_nats].
+
+    At ln 2 a token is safe under greedy decoding (p > 1/2 is sufficient, not necessary), but
+    merging or quantising may flip it: -ln 0.9, say, leaves a distance. All zeros when every token
+    is safe.
 
     Paper: How LoRA Remembers, arXiv 2605.30260, MemFT objective.
     """
-    return (loss_BT.detach() > SAFE_NATS).to(loss_BT.dtype)
+
+    name: str = "memft_threshold"
+    safe_nats: float = SAFE_NATS
+
+    def weights(
+        self, outcome: StepOutcome, state: Mapping[str, Tensor], examples: Tensor
+    ) -> Tensor:
+        """1 above the threshold, else 0."""
+        return (outcome.loss_BC > self.safe_nats).to(outcome.loss_BC.dtype)
 
 
-def threshold(safe_nats: float) -> Weighting:
-    """Make `below_threshold` with a margin: w_t = 1[L_t > safe_nats].
+@dataclass(frozen=True)
+class Window(Uniform):
+    """Tokens at and after the first error count most (MemFT-SW, spatial); see `window`.
 
-    At ln 2 answers end up at the edge, where merging or quantising flips them; -ln 0.9 keeps them
-    recalled with some room.
+    The state has for each example the position of its first error and for how many steps that has
+    not moved.
     """
 
-    def above(loss_BT: Tensor, correct_BT: Tensor) -> Tensor:
-        return (loss_BT.detach() > safe_nats).to(loss_BT.dtype)
+    name: str = "memft_window"
 
-    return above
+    def state(self, n_examples: int, device: torch.device) -> dict[str, Tensor]:
+        """`first_error`, -1 before the first step, and `stuck`, in steps."""
+        first_error = torch.full((n_examples,), -1, device=device)
+        return {"first_error": first_error, "stuck": torch.zeros_like(first_error)}
+
+    def weights(
+        self, outcome: StepOutcome, state: Mapping[str, Tensor], examples: Tensor
+    ) -> Tensor:
+        """The window by how long each example has been stuck before this step."""
+        stuck_B = state["stuck"][examples]
+        first_B = first_mismatch(outcome.correct_BC | (outcome.mask_BC == 0))
+        moved_B = first_B != state["first_error"][examples]
+        state["stuck"][examples] = torch.where(moved_B, 0, stuck_B + 1)
+        state["first_error"][examples] = first_B
+        return window(outcome.loss_BC, outcome.correct_BC, window_width(stuck_B))
 
 
-def window(width_B: Tensor | None = None) -> Weighting:
-    """Make the weighting that works on the tokens at and after the first error (MemFT-SW, spatial).
+def window(loss_BC: Tensor, correct_BC: Tensor, width_B: Tensor) -> Tensor:
+    """Weight the tokens at and after the first error of every row.
 
     w_t = sigmoid(KAPPA (L_t - ln 2)) f_t with, for the first argmax mismatch a of the same forward,
     f_t = 1 before a; exp(-(t - a) / tau) for a <= t < a + width; FLOOR beyond. f = 1 everywhere if
-    nothing mismatches. `width_B` (tokens, per row; `window_width` gives it) defaults to WIDTH.
+    nothing mismatches. `width_B` in tokens.
 
     Departure: tau grows with the width (TAU at WIDTH, as in the paper), so a wider window never
     lowers a weight; with a fixed tau the decay falls under the floor after 92 tokens.
 
     Paper: How LoRA Remembers, arXiv 2605.30260, MemFT-SW.
     """
-
-    def near_first_error(loss_BT: Tensor, correct_BT: Tensor) -> Tensor:
-        width = torch.full(loss_BT.shape[:1], WIDTH) if width_B is None else width_B
-        width_B1 = width.to(loss_BT.device, torch.float32)[:, None]
-        at_T = torch.arange(loss_BT.shape[-1], device=loss_BT.device)
-        after_BT = at_T - first_mismatch(correct_BT)[:, None]
-        decay_BT = torch.exp(-after_BT.clamp(min=0) * WIDTH / (TAU * width_B1))
-        factor_BT = torch.where(after_BT < width_B1, decay_BT, FLOOR)
-        return torch.sigmoid(KAPPA * (loss_BT.detach() - SAFE_NATS)) * factor_BT
-
-    return near_first_error
+    width_B1 = width_B.to(loss_BC.device, torch.float32)[:, None]
+    at_C = torch.arange(loss_BC.shape[-1], device=loss_BC.device)
+    after_BC = at_C - first_mismatch(correct_BC)[:, None]
+    decay_BC = torch.exp(-after_BC.clamp(min=0) * WIDTH / (TAU * width_B1))
+    factor_BC = torch.where(after_BC < width_B1, decay_BC, FLOOR)
+    return torch.sigmoid(KAPPA * (loss_BC - SAFE_NATS)) * factor_BC
 
 
-def first_mismatch(correct_BT: Tensor) -> Tensor:
-    """Return the position of the first wrong token per row (B), T if there is none."""
-    n_tokens = correct_BT.shape[-1]
-    at_T = torch.arange(n_tokens, device=correct_BT.device)
-    return torch.where(correct_BT, n_tokens, at_T).amin(-1)
+def first_mismatch(correct_BC: Tensor) -> Tensor:
+    """Position of the first wrong token per row (B); C if there is none."""
+    n_tokens = correct_BC.shape[-1]
+    at_C = torch.arange(n_tokens, device=correct_BC.device)
+    return torch.where(correct_BC, n_tokens, at_C).amin(-1)
 
 
-def window_width(stuck_steps_B: Tensor) -> Tensor:
+def window_width(stuck_B: Tensor) -> Tensor:
     """Widen the window of examples whose first error has not moved: WIDTH x 1, 1.5, 2 ... 4.
 
-    `stuck_steps_B` counts steps per example (not per batch slot); each PATIENCE of them adds half.
+    `stuck_B` counts steps per example; each PATIENCE of them adds half.
     """
-    halves_B = torch.div(stuck_steps_B, PATIENCE, rounding_mode="floor")
+    halves_B = torch.div(stuck_B, PATIENCE, rounding_mode="floor")
     return WIDTH * (1 + 0.5 * halves_B).clamp(max=WIDEST)
+
+
+OBJECTIVES: dict[str, Callable[[float], Objective]] = {
+    "sft": lambda margin: Uniform(),
+    # At the paper's ln 2 a token between 1/2 and the margin has no weight and stays there.
+    "memft_threshold": lambda margin: Threshold(safe_nats=-math.log(margin)),
+    "memft_window": lambda margin: Window(),
+    "distill": lambda margin: Uniform("distill", teach),
+}
+"""Made with the margin: the p above which a token is recalled."""
 
 
 # Means
 
 
 def weighted_mean(
-    loss_BT: Tensor,
-    weight_BT: Tensor,
-    mask_BT: Tensor,
-    *,
-    group_B: Tensor | None = None,
-    eps: float = EPS,
+    loss_BC: Tensor, weight_BC: Tensor, mask_BC: Tensor, *, group_B: Tensor | None = None
 ) -> Tensor:
     """Average tokens within each example, then the examples that have any weight.
 
@@ -125,64 +218,37 @@ def weighted_mean(
     all gradients are exactly zero. With `group_B` (one adapter index per row, -1 = none) the means
     of the groups are summed: each adapter of a stack gets the gradient it would get alone.
     """
-    mask_BT = _taken(mask_BT, group_B)
+    mask_BC = mask_BC.bool()
+    if group_B is not None:
+        mask_BC = mask_BC & (group_B >= 0).to(mask_BC.device)[:, None]
     with torch.no_grad():
-        weight_BT = torch.where(mask_BT, weight_BT, 0.0)
-        total_B = weight_BT.sum(-1)
-        n_active_B = _sum_of_group((total_B > 0).to(weight_BT.dtype), group_B)
-        share_BT = weight_BT / (total_B + eps)[:, None] / (n_active_B + EPS)[:, None]
-    return _spent(loss_BT, share_BT, mask_BT)
+        weight_BC = torch.where(mask_BC, weight_BC, 0.0)
+        total_B = weight_BC.sum(-1)
+        active_B = (total_B > 0).to(weight_BC.dtype)
+        if group_B is None:
+            n_active_B = active_B.sum().expand_as(active_B)
+        else:  # selected, not multiplied by 0: what is no number in one group stays out of others
+            same_BB = (group_B == group_B[:, None]).to(active_B.device)
+            n_active_B = torch.where(same_BB, active_B, 0.0).sum(-1)
+        share_BC = weight_BC / (total_B + EPS)[:, None] / (n_active_B + EPS)[:, None]
+    return (torch.where(mask_BC, loss_BC, 0.0) * share_BC).sum()
 
 
-def weighted_mean_pooled(
-    loss_BT: Tensor,
-    weight_BT: Tensor,
-    mask_BT: Tensor,
-    *,
-    group_B: Tensor | None = None,
-    eps: float = EPS,
-) -> Tensor:
-    """Average all tokens of the batch together, as the paper does: long, hard examples dominate.
-
-    Scalar; arguments and zero behaviour as in `weighted_mean`.
-    """
-    mask_BT = _taken(mask_BT, group_B)
-    with torch.no_grad():
-        weight_BT = torch.where(mask_BT, weight_BT, 0.0)
-        share_BT = weight_BT / (_sum_of_group(weight_BT.sum(-1), group_B) + eps)[:, None]
-    return _spent(loss_BT, share_BT, mask_BT)
-
-
-def _taken(mask_BT: Tensor, group_B: Tensor | None) -> Tensor:
-    """The mask as bool, without the rows of group -1."""
-    mask_BT = mask_BT.bool()
-    return mask_BT if group_B is None else mask_BT & (group_B >= 0).to(mask_BT.device)[:, None]
-
-
-def _sum_of_group(value_B: Tensor, group_B: Tensor | None) -> Tensor:
-    """For every row the sum over the rows of its group.
-
-    Rows are selected, not multiplied by 0: what is no number in one group stays out of the others.
-    """
-    if group_B is None:
-        return value_B.sum().expand_as(value_B)
-    same_BB = (group_B == group_B[:, None]).to(value_B.device)
-    return torch.where(same_BB, value_B, 0.0).sum(-1)
-
-
-def _spent(loss_BT: Tensor, share_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Sum of the losses by their shares."""
-    return (torch.where(mask_BT, loss_BT, 0.0) * share_BT).sum()
-
-
-def trainer_loss(weighting: Weighting) -> Callable[..., Tensor]:
-    """Make a `compute_loss_func` of a weighting, for Transformers' Trainer and TRL's SFTTrainer.
+def trainer_loss(objective: Objective) -> Callable[..., Tensor]:
+    """Make a `compute_loss_func` for Transformers' Trainer and TRL's SFTTrainer.
 
     Labels are -100 where nothing is learnt, as those trainers have them, and are shifted here. With
-    gradient accumulation a micro-batch counts by its share of the label tokens. A trainer shows no
-    example's identity, so `memft_window` keeps its first width; and weights come from the forward
-    pass that trains, so adapters should have no dropout.
+    gradient accumulation a micro-batch counts by its share of the label tokens. A trainer names no
+    examples, so nothing is remembered of them and `memft_window` stays at its first width; and
+    weights come from the forward pass that trains, so adapters should have no dropout.
+
+    Raises ConfigError for an objective with a teacher.
     """
+    if objective.teacher is not None:
+        raise ConfigError(
+            f"objective {objective.name!r} has a teacher, which a trainer of labels does not ask; "
+            "write with lorewright, or use another objective."
+        )
 
     def compute_loss(
         outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None
@@ -191,44 +257,13 @@ def trainer_loss(weighting: Weighting) -> Callable[..., Tensor]:
         target_BT = labels[:, 1:]
         nats = token_nats(logits_BTV[:, :-1], target_BT)
         mask_BT = (target_BT >= 0).float()
-        weight_BT = weighting(nats.loss_BT.detach(), nats.correct_BT)
-        loss = weighted_mean(nats.loss_BT, weight_BT, mask_BT)
+        n_rows, device = len(labels), labels.device
+        outcome = StepOutcome(nats.loss_BT.detach(), nats.correct_BT, mask_BT)
+        state, examples = objective.state(n_rows, device), torch.arange(n_rows, device=device)
+        loss = weighted_mean(nats.loss_BT, objective.weights(outcome, state, examples), mask_BT)
         if num_items_in_batch is None:
             return loss
         n_all = torch.as_tensor(num_items_in_batch, device=loss.device).clamp(min=1)
         return loss * (mask_BT.sum() / n_all).clamp(max=1.0)
 
     return compute_loss
-
-
-# Distillation
-
-
-def distill_topk(student_logits_BTV: Tensor, top_ids_BTK: Tensor, top_logp_BTK: Tensor) -> Tensor:
-    """KL(teacher || student) per token, in nats, on the teacher's K best tokens and all the rest.
-
-    KL_t = sum_{v in K} T(v) (log T(v) - log S(v)) + T_rest (log T_rest - log S_rest), where S is
-    the student's full softmax and rest = 1 - sum over K. Zero when the K probabilities agree.
-    Departure: the published top-K loss has no rest term, and so removes the tail's mass.
-
-    Shapes: (B, T, V), (B, T, K) ids, (B, T, K) teacher log-probabilities -> (B, T), float32.
-    Source: context distillation as in Doc-to-LoRA, arXiv 2602.15902.
-    """
-    logits_BTV = student_logits_BTV.float()
-    top_BTK = top_logp_BTK.detach().float().exp()
-    norm_BT1 = logits_BTV.logsumexp(-1, keepdim=True)
-    student_BTK = logits_BTV.gather(-1, top_ids_BTK) - norm_BT1
-    kl_BT = (torch.special.xlogy(top_BTK, top_BTK) - top_BTK * student_BTK).sum(-1)
-    if top_ids_BTK.shape[-1] == logits_BTV.shape[-1]:
-        return kl_BT
-    rest_BT = (1 - top_BTK.sum(-1)).clamp(min=0.0)
-    others_BTV = logits_BTV.scatter(-1, top_ids_BTK, -torch.inf)
-    student_rest_BT = others_BTV.logsumexp(-1) - norm_BT1.squeeze(-1)
-    return kl_BT + torch.special.xlogy(rest_BT, rest_BT) - rest_BT * student_rest_BT
-
-
-WEIGHTINGS: dict[str, Weighting] = {
-    "sft": uniform,
-    "memft_threshold": below_threshold,
-    "memft_window": window(),
-}

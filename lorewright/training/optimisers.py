@@ -1,12 +1,12 @@
 """Optimisers whose every quantity is per adapter: rate, clip, decay, step count, whether it steps.
 
-Trained in one stack, adapters must not notice each other: gradients are clipped by each adapter's
+Trained in one stack, adapters must not affect each other: gradients are clipped by each adapter's
 own norm, moments and step counts are its own, and an adapter that has nothing to learn in a step
 does not move. All A and B lie in one buffer (`lora.Flat`), so an update is a handful of vector
 operations.
 
-This room knows a stack's buffers and gradients. It knows nothing of losses, examples or schedules:
-the rate of a step is an argument.
+Knows a stack's buffers and gradients. It knows nothing of losses, examples or schedules: the rate
+of a step is an argument.
 
 Shape letters: N adapters, P values of one adapter, R rank, I in-features, O out-features.
 """
@@ -19,11 +19,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lorewright.adapters.lora import Flat, Stack
 from lorewright.errors import ConfigError
 from lorewright.models.backends.compiled import Matrices, Mover, load
+from lorewright.training.bases import Bases, Group, grouped
 
 BETAS = (0.9, 0.999)
 EPS = 1e-8
@@ -31,6 +31,10 @@ MUON_MOMENTUM = 0.95
 WHITENED = "whitened"
 RIDGE = 0.05
 """Added to the Gram matrices of `preconditioned`, as a share of their largest diagonal entry."""
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+Gradients = Sequence[Tensor | None] | Tensor
+"""One by one, in the order of the parameters, where None is zero; or of the whole buffer (N, P)."""
 
 
 @dataclass(frozen=True)
@@ -54,77 +58,9 @@ class OptimizerConfig:
             )
         for name, value in (("lr_ratio", self.lr_ratio), ("clip", self.clip)):
             if not value > 0:
-                raise ConfigError(f"{name} must be above 0; found {value}.")
+                raise ConfigError(f"{name} must be above 0; got {value}.")
         if not self.weight_decay >= 0:
-            raise ConfigError(f"weight_decay must be at least 0; found {self.weight_decay}.")
-
-
-class Basis(NamedTuple):
-    """A symmetric matrix W (I, I) = rest + U gain U', by which a layer's inputs are seen."""
-
-    side_IK: Tensor
-    gain_K: Tensor
-    rest: float
-
-    def to(self, device: torch.device) -> Basis:
-        """The same on a device."""
-        return Basis(self.side_IK.to(device), self.gain_K.to(device), self.rest)
-
-
-Bases = Mapping[str, Basis]
-"""By the names of a stack's layers."""
-
-
-class Group(NamedTuple):
-    """Values in a flat buffer of those A that have bases of one width, equally many to a basis."""
-
-    spans: list[slice]
-    whole_LII: Tensor | None
-    """Every W itself, where a product with it costs no more than with its factors."""
-    side_LIK: Tensor
-    gain_L1K: Tensor
-    rest_L11: Tensor
-
-    @classmethod
-    def of(cls, bases: Sequence[Basis], spans_L: Sequence[Sequence[slice]]) -> Group:
-        """Bases with the spans that each is for; fewer sides are filled up with zeros."""
-        most = max(len(basis.gain_K) for basis in bases)
-        filled = [(basis, (0, most - len(basis.gain_K))) for basis in bases]
-        rests = torch.tensor([basis.rest for basis in bases], device=bases[0].side_IK.device)
-        side_LIK = torch.stack([F.pad(basis.side_IK, end) for basis, end in filled])
-        gain_L1K = torch.stack([F.pad(basis.gain_K, end) for basis, end in filled])[:, None]
-        whole_LII = None
-        if (width := side_LIK.shape[1]) <= 2 * most:
-            whole_LII = torch.bmm(side_LIK * gain_L1K, side_LIK.mT)
-            whole_LII += rests[:, None, None] * torch.eye(width, device=rests.device)
-        spans = [span for spans in spans_L for span in spans]
-        return cls(spans, whole_LII, side_LIK, gain_L1K, rests[:, None, None])
-
-    def whole(self) -> Tensor:
-        """Every W (L, I, I)."""
-        if self.whole_LII is not None:
-            return self.whole_LII
-        eye_II = torch.eye(self.side_LIK.shape[1], device=self.rest_L11.device)
-        return torch.bmm(self.side_LIK * self.gain_L1K, self.side_LIK.mT) + self.rest_L11 * eye_II
-
-    def turn_exactly(self, values_P: Tensor) -> None:
-        """`turn` in float64, whose rounding does not depend on how many rows the A have."""
-        each = len(self.spans) // len(self.side_LIK)
-        for i, basis_II in enumerate(self.whole().double()):
-            for span in self.spans[each * i : each * (i + 1)]:
-                a_RI = values_P[span].view(-1, len(basis_II))
-                a_RI.copy_(a_RI.double() @ basis_II)
-
-    def turn(self, values_P: Tensor) -> None:
-        """Replace every A by A W."""
-        parts = [values_P[span] for span in self.spans]
-        x_LXI = torch.cat(parts).view(len(self.side_LIK), -1, self.side_LIK.shape[1])
-        if self.whole_LII is not None:
-            x_LXI = torch.bmm(x_LXI, self.whole_LII)
-        else:
-            inner_LXK = torch.bmm(x_LXI, self.side_LIK).mul_(self.gain_L1K)
-            x_LXI.mul_(self.rest_L11).baddbmm_(inner_LXK, self.side_LIK.mT)
-        torch._foreach_copy_(parts, x_LXI.flatten().split(list(map(len, parts))))
+            raise ConfigError(f"weight_decay must be at least 0; got {self.weight_decay}.")
 
 
 class Optimizer:
@@ -137,115 +73,88 @@ class Optimizer:
         names = {config.name for config in configs}
         if len(names) != 1:
             raise ConfigError(
-                f"the adapters of one stack need one optimizer; found {', '.join(sorted(names))}; "
+                f"the adapters of one stack need one optimizer; got {', '.join(sorted(names))}; "
                 "write them in separate stacks."
             )
         self.stack = stack
         self.configs = list(configs)
         self.bases: list[Bases] = [{}] * len(configs)
         self.direction = OPTIMIZERS[names.pop()]
-        self.movers: list[Mover] | None = None
-        self._rebind()
+        self._bind()
         self.steps_N1 = torch.zeros(len(configs), 1, device=self.grads[0].device)
         self.moments = [{name: torch.zeros_like(g) for name in MOMENTS} for g in self.grads]
 
-    def _rebind(self) -> None:
-        self.grads = [torch.zeros_like(flat.weight_NP) for flat in self.stack.flats]
+    def _bind(self) -> None:
+        """Work on the stack's buffers as they are now."""
+        flats = self.stack.flats
+        self.grads = [torch.zeros_like(flat.weight_NP) for flat in flats]
         self.views = [
             grad_NP[:, span].unflatten(1, shape)
-            for flat, grad_NP in zip(self.stack.flats, self.grads, strict=True)
+            for flat, grad_NP in zip(flats, self.grads, strict=True)
             for span, shape in flat.spans
         ]
-        self.ratios = [self._ratios(flat) for flat in self.stack.flats]
-        self.groups = [self._grouped(flat) for flat in self.stack.flats]
         device = self.grads[0].device
-        decays = [config.weight_decay for config in self.configs]
-        self.clip_N = torch.tensor([config.clip for config in self.configs], device=device)
-        self.decay_N1 = torch.tensor(decays, device=device)[:, None]
-        self.decays = any(decays)
-        self.movers = None
+        per_adapter = [(c.clip, c.weight_decay, c.lr_ratio) for c in self.configs]
+        values_N3 = torch.tensor(per_adapter, dtype=torch.float32, device=device)
+        self.clip_N, decay_N, ratio_N = values_N3.unbind(1)
+        self.decay_N1, self.decays = decay_N[:, None], bool(decay_N.any())
+        self.ratios: list[Tensor | None] = [None] * len(flats)
+        """Rate of every value over its adapter's rate (N, P); None when all are 1."""
+        if (ratio_N != 1).any():
+            self.ratios = [
+                torch.where(flat.is_B_P, ratio_N.to(flat.weight_NP.device)[:, None], 1.0)
+                for flat in flats
+            ]
         self.whole_NP: Tensor | None = None
-        """All parameters in one: a pass that is told of it (`Rows`) may give it their gradient."""
-        if len(self.stack.flats) == 1:
-            self.whole_NP = self.stack.flats[0].weight_NP.detach().requires_grad_()
+        """All parameters in one: a `Pass` that is given it may return their gradient at once."""
+        if len(flats) == 1:
+            self.whole_NP = flats[0].weight_NP.detach().requires_grad_()
+        self.whiten(self.bases)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """What gradients are taken of."""
+        """What gradients are of."""
         return [weight for flat in self.stack.flats for weight in flat.parameters]
 
-    def gradients(self, loss: Tensor) -> tuple[Sequence[Tensor | None], Tensor | None]:
-        """What `step` takes: gradients one by one or, from a pass that has it, the whole."""
+    def gradients(self, loss: Tensor) -> Gradients:
+        """What `step` needs: of the whole buffer where the pass has it, or one by one."""
         if self.whole_NP is None:
-            return torch.autograd.grad(loss, self.parameters, allow_unused=True), None
+            return torch.autograd.grad(loss, self.parameters, allow_unused=True)
         every = [*self.parameters, self.whole_NP]
         *grads, whole_NP = torch.autograd.grad(loss, every, allow_unused=True)
-        return grads, whole_NP
+        return grads if whole_NP is None else whole_NP
 
     def whiten(self, bases: Sequence[Bases]) -> None:
-        """Give every adapter the bases in which `whitened` moves it; of those that learn the same
-        rows they may be one object."""
+        """Give every adapter the bases in which `whitened` moves it; {} for none.
+
+        Adapters that learn the same rows may share one object.
+        """
         self.bases = list(bases)
-        self.groups = [self._grouped(flat) for flat in self.stack.flats]
-        self.movers = None
+        self.groups = [grouped(self.stack, flat, bases) for flat in self.stack.flats]
+        self.movers: list[Mover] | None = None
 
-    def _grouped(self, flat: Flat) -> list[list[Group]]:
-        """Of every adapter the A with bases, by width."""
-        device = flat.weight_NP.device
-        layers = [name for name, x in self.stack.modules.items() if x.A_NRI.device == device]
-        places = list(zip(layers, flat.spans[::2], strict=True)) if any(self.bases) else []
-        made: dict[int, list[Group]] = {}
-        for bases in self.bases:
-            if id(bases) in made:
-                continue
-            # Layers of one input share a basis.
-            spans_of: dict[tuple[int, int], tuple[Basis, list[slice]]] = {}
-            for name, (span, _) in places:
-                basis, size = bases[name], span.stop - span.start  # ranks differ between layers
-                spans_of.setdefault((id(basis), size), (basis, []))[1].append(span)
-            alike: dict[tuple[int, int, int], list[tuple[Basis, list[slice]]]] = {}
-            for (_, size), (basis, spans) in spans_of.items():
-                key = len(basis.side_IK), len(spans), size
-                alike.setdefault(key, []).append((basis, spans))
-            made[id(bases)] = [Group.of(*zip(*parts, strict=True)) for parts in alike.values()]
-        return [made[id(bases)] for bases in self.bases]
-
-    def turn(self, n: int) -> None:
-        """Bring adapter n's A, as drawn, into its bases; alike whatever it is stacked with."""
+    def bring_into_bases(self, n: int) -> None:
+        """Replace adapter n's A, as drawn, by A W; the same whatever it is stacked with."""
         for flat, groups_N in zip(self.stack.flats, self.groups, strict=True):
             for group in groups_N[n]:
-                group.turn_exactly(flat.weight_NP[n])
-
-    def _ratios(self, flat: Flat) -> Tensor | None:
-        """Rate of every value over its adapter's rate (N, P); None when all are 1."""
-        ratios = [config.lr_ratio for config in self.configs]
-        if all(ratio == 1 for ratio in ratios):
-            return None
-        ratio_N1 = torch.tensor(ratios, device=flat.weight_NP.device)[:, None]
-        return torch.where(flat.is_B_P, ratio_N1, 1.0)
+                group.apply_exactly(flat.weight_NP[n])
 
     @torch.no_grad()
-    def step(
-        self,
-        grads: Sequence[Tensor | None],
-        lr_N: Sequence[float],
-        live_N: Tensor,
-        whole_NP: Tensor | None = None,
-    ) -> None:
+    def step(self, grads: Gradients, lr_N: Sequence[float], live_N: Tensor) -> None:
         """Move every live adapter at its rate; the others and their state stay as they are.
 
-        `grads` belong to `parameters`, in their order; None is zero. `whole_NP`, the gradient of
-        the buffer, stands for all of them. In torch nothing is read back from the device.
+        In torch nothing is read back from the device.
         """
-        if self._compiled():
-            if whole_NP is None:
-                self._gather(grads)
-            self._step_compiled(self.grads[0] if whole_NP is None else whole_NP, lr_N, live_N)
+        compiled = self._compiled()
+        if not isinstance(grads, Tensor):
+            for view, grad in zip(self.views, grads, strict=True):
+                view.zero_() if grad is None else view.copy_(grad)
+        elif not compiled:
+            self.grads[0].copy_(grads)  # it is written to, and may be the pass's own buffer
+        if compiled:
+            grad_NP = grads if isinstance(grads, Tensor) else self.grads[0]
+            self._step_compiled(grad_NP, lr_N, live_N)
             return
-        if whole_NP is None:
-            self._gather(grads)
-        else:
-            self.grads[0].copy_(whole_NP)
         here = live_N.device
         sizes = [torch.linalg.vector_norm(g, dim=1).to(here) for g in self.grads]
         norm_N = sizes[0] if len(sizes) == 1 else torch.stack(sizes).square().sum(0).sqrt()
@@ -263,75 +172,61 @@ class Optimizer:
             update = self.direction(flat, grad_NP, state)
             if self.decays:
                 shrink = rate * self.decay_N1.to(device)
-                flat.weight_NP.mul_(
-                    1 - (shrink if flat.decayed_P is None else shrink * flat.decayed_P)
-                )
+                shrink = shrink if flat.decayed_P is None else shrink * flat.decayed_P
+                flat.weight_NP.mul_(1 - shrink)
             rate = rate if ratio_NP is None else rate * ratio_NP
             flat.weight_NP.addcmul_(update, rate, value=-1)
 
-    def _gather(self, grads: Sequence[Tensor | None]) -> None:
-        for view, grad in zip(self.views, grads, strict=True):
-            if grad is None:
-                view.zero_()
-            else:
-                view.copy_(grad)
-
     def _compiled(self) -> bool:
-        """Whether the step is one that compiled code has, where there is any: Adam on a CPU."""
+        """Whether compiled code can do the step, and is there: Adam of one buffer on a CPU."""
         if self.direction not in (adamw, whitened) or len(self.stack.flats) != 1:
             return False
         (flat,), (groups_N,) = self.stack.flats, self.groups
         if flat.weight_NP.device.type != "cpu" or flat.decayed_P is not None:
             return False
-        every = [group for groups in groups_N for group in groups]
         if self.direction is whitened and not all(groups_N):
             return False
-        if any(group.whole_LII is None for group in every):  # wide layers: factors cost less
+        # For wide layers the factors of a basis cost less than the matrix that compiled code takes.
+        if any(group.whole_LII is None for groups in groups_N for group in groups):
             return False
         if self.movers is None:
             library = load().library
             if library is None:
                 return False
-            made: dict[int, Tensor] = {}
+            shared: dict[int, Tensor] = {}
             parts_N = [self._matrices(flat, n) for n in range(len(self.configs))]
-            self.movers = [Mover(library, parts, made) for parts in parts_N]
+            self.movers = [Mover(library, parts, shared) for parts in parts_N]
         return True
 
     def _matrices(self, flat: Flat, n: int) -> list[Matrices]:
         """Adapter n's A by basis, then all else."""
-        rest, found = [span for span, _ in flat.spans], []
+        rest, parts = [span for span, _ in flat.spans], []
         if self.direction is whitened:
             for group in self.groups[0][n]:
-                each = len(group.spans) // len(group.side_LIK)
-                for i, basis_II in enumerate(group.whole()):
-                    spans = group.spans[each * i : each * (i + 1)]
+                for basis_II, spans in group.by_basis():
                     width = len(basis_II)
+                    n_rows = (spans[0].stop - spans[0].start) // width
                     starts = [span.start for span in spans]
-                    rows = (spans[0].stop - starts[0]) // width
-                    found.append(Matrices(starts, rows, width, basis_II, 1.0))
-            rest = [span for i, (span, _) in enumerate(flat.spans) if i % 2]
+                    parts.append(Matrices(starts, n_rows, width, basis_II, 1.0))
+            rest = rest[1::2]
         ratio = self.configs[n].lr_ratio
         for span in rest:
-            of_B = bool(flat.is_B_P[span.start])
-            size = span.stop - span.start
-            found.append(Matrices([span.start], 1, size, None, ratio if of_B else 1.0))
-        return found
+            own = ratio if flat.is_B_P[span.start] else 1.0
+            parts.append(Matrices([span.start], 1, span.stop - span.start, None, own))
+        return parts
 
     def _step_compiled(self, grad_NP: Tensor, lr_N: Sequence[float], live_N: Tensor) -> None:
         assert self.movers is not None
         (flat,), (moments,) = self.stack.flats, self.moments
         self.steps_N1 += live_N[:, None]
-        steps = self.steps_N1[:, 0].tolist()
-        for n, (mover, config, live) in enumerate(
-            zip(self.movers, self.configs, live_N.tolist(), strict=True)
-        ):
-            if live:
+        for n, (mover, config) in enumerate(zip(self.movers, self.configs, strict=True)):
+            if live_N[n]:
                 mover.move(
                     flat.weight_NP[n],
                     [moments[name][n] for name in MOMENTS],
                     grad_NP[n],
                     clip=config.clip,
-                    steps=steps[n],
+                    steps=self.steps_N1[n].item(),
                     betas=BETAS,
                     eps=EPS,
                     rate=lr_N[n],
@@ -339,7 +234,7 @@ class Optimizer:
                 )
 
     def drop(self, n: int) -> None:
-        """Forget adapter n, after `Stack.drop(n)` took it out."""
+        """Forget adapter n, after `Stack.drop(n)` has removed it."""
         keep = [i for i in range(len(self.configs)) if i != n]
         self.configs = [self.configs[i] for i in keep]
         self.bases = [self.bases[i] for i in keep]
@@ -347,22 +242,24 @@ class Optimizer:
         self.moments = [
             {name: moment[keep] for name, moment in moments.items()} for moments in self.moments
         ]
-        self._rebind()
+        self._bind()
 
     def tensors(self, n: int) -> dict[str, Tensor]:
         """Adapter n's state: step count and moments, copied to the CPU."""
-        found = {"steps": self.steps_N1[n].to("cpu", copy=True)}
-        for i, moments in enumerate(self.moments):
-            for name, moment in moments.items():
-                found[f"{name}.{i}"] = moment[n].to("cpu", copy=True)
-        return found
+        return {name: view.to("cpu", copy=True) for name, view in self._state(n).items()}
 
     def load(self, n: int, tensors: Mapping[str, Tensor]) -> None:
         """Copy what `tensors` returned into adapter n's state."""
-        self.steps_N1[n] = tensors["steps"].to(self.steps_N1.device)
-        for i, moments in enumerate(self.moments):
-            for name, moment in moments.items():
-                moment[n] = tensors[f"{name}.{i}"].to(moment.device)
+        for name, view in self._state(n).items():
+            view.copy_(tensors[name])
+
+    def _state(self, n: int) -> dict[str, Tensor]:
+        views = {
+            f"{name}.{i}": moment[n]
+            for i, moments in enumerate(self.moments)
+            for name, moment in moments.items()
+        }
+        return {"steps": self.steps_N1[n], **views}
 
 
 # Directions: gradient and state -> what is subtracted, before the rate
@@ -380,7 +277,6 @@ class State(NamedTuple):
 
 Direction = Callable[[Flat, Tensor, State], Tensor]
 """(flat, grad_NP, state) -> update_NP; the gradient may be overwritten."""
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def adamw(flat: Flat, grad_NP: Tensor, state: State) -> Tensor:
@@ -425,9 +321,9 @@ def _solve(gram_NRR: Tensor, g_NRX: Tensor) -> Tensor:
     largest_N = gram_NRR.diagonal(dim1=1, dim2=2).amax(1)
     eye_RR = torch.eye(gram_NRR.shape[-1], device=gram_NRR.device)
     ridge_N11 = (1e-8 + RIDGE * largest_N)[:, None, None]
-    found = torch.linalg.solve(gram_NRR + ridge_N11 * eye_RR, g_NRX)
-    norms = [x.flatten(1).norm(dim=1).clamp(min=1e-30) for x in (g_NRX, found)]
-    return found * (norms[0] / norms[1])[:, None, None]
+    solved = torch.linalg.solve(gram_NRR + ridge_N11 * eye_RR, g_NRX)
+    norms = [x.flatten(1).norm(dim=1).clamp(min=1e-30) for x in (g_NRX, solved)]
+    return solved * (norms[0] / norms[1])[:, None, None]
 
 
 def whitened(flat: Flat, grad_NP: Tensor, state: State) -> Tensor:
@@ -436,23 +332,20 @@ def whitened(flat: Flat, grad_NP: Tensor, state: State) -> Tensor:
     With W = (C + ridge)^(-1/2), C the inputs' second moments, A = A' W and Adam moves A': all
     directions of the inputs are learnt at one pace, not the large ones first. The input factor of
     K-FAC (arXiv 1503.05671) at the start of the write, with Adam (as SOAP, arXiv 2409.11321, has it
-    in the basis of the gradients) on top. Raises ConfigError when no bases were given.
+    in the basis of the gradients) on top. Raises ConfigError when no adapter has bases.
     """
     if not any(state.groups_N):
         raise ConfigError(
             "optimizer 'whitened' has no bases to move in; give it some with `whiten`."
         )
-    _turn(grad_NP, state.groups_N)
-    update_NP = adamw(flat, grad_NP, state)
-    _turn(update_NP, state.groups_N)
-    return update_NP
 
+    def in_bases(values_NP: Tensor) -> Tensor:
+        for values_P, groups in zip(values_NP, state.groups_N, strict=True):
+            for group in groups:
+                group.apply(values_P)
+        return values_NP
 
-def _turn(values_NP: Tensor, groups_N: Sequence[Sequence[Group]]) -> None:
-    """Replace every A of every adapter by A W."""
-    for values_P, groups in zip(values_NP, groups_N, strict=True):
-        for group in groups:
-            group.turn(values_P)
+    return in_bases(adamw(flat, in_bases(grad_NP), state))
 
 
 def muon(flat: Flat, grad_NP: Tensor, state: State) -> Tensor:
@@ -466,9 +359,9 @@ def muon(flat: Flat, grad_NP: Tensor, state: State) -> Tensor:
     update = torch.empty_like(grad_NP)
     for i, (span, shape) in enumerate(flat.spans):
         heavy = grad_NP[:, span] + MUON_MOMENTUM * velocity[:, span]
-        found = orthogonalised(heavy.unflatten(1, shape))
+        even = orthogonalised(heavy.unflatten(1, shape))
         wide = shape[1] if i % 2 == 0 else shape[0]  # of A and of B; not the rank, which is padded
-        update[:, span] = (0.2 * wide**0.5 * found).flatten(1)
+        update[:, span] = (0.2 * wide**0.5 * even).flatten(1)
     return update
 
 

@@ -1,11 +1,11 @@
-"""What adapted layers read of some rows, as bases in which `optim.whitened` moves their A.
+"""What adapted layers read of some rows, as bases in which `optimisers.whitened` moves their A.
 
 The inputs of a layer lie nearly in one direction: what tells two names apart is a small part of
 their size. In a basis that makes the inputs of the rows to be learnt white, a step of A moves all
 of their differences alike; and an A that is drawn there sees all of them from the start.
 
-This room runs the base over rows and listens at the layers of a stack. It knows nothing of losses
-or of how an optimiser moves.
+Runs the base over rows with hooks on the layers of a stack; knows nothing of losses or of how an
+optimiser moves.
 
 Shape letters: B batch row, T token, S tokens looked at, I in-features, K directions kept.
 """
@@ -19,15 +19,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorewright.adapters.lora import Stack, Stacked
+from lorewright.adapters.lora import Rows, Stack, Stacked
+from lorewright.models.backends.backend import Pass
 from lorewright.models.batching import by_length, pass_tokens
 from lorewright.models.model import Model, Rendered
-from lorewright.training.optimisers import Bases, Basis, Optimizer
+from lorewright.training.bases import Bases, Basis
+from lorewright.training.optimisers import Optimizer
 
 ROWS, TOKENS = 256, 1024
 """Rows that are run and tokens that are looked at, at most; evenly spaced, so no draw is needed."""
 DIRECTIONS = 256
-"""Of a layer's inputs the largest so many are told apart; all others count as equal."""
+"""Of a layer's inputs so many, the largest, have a gain of their own; the others share one."""
 RIDGE = 0.03
 """Added to every direction's variance, as a share of their mean."""
 
@@ -49,7 +51,7 @@ def begin(
     optimizer.whiten(bases_N)
     for n, drawn in enumerate(drawn_N):
         if drawn:
-            optimizer.turn(n)
+            optimizer.bring_into_bases(n)
 
 
 @torch.no_grad()
@@ -57,27 +59,26 @@ def measure(model: Model, stack: Stack, rows: Sequence[Rendered]) -> Bases:
     """A basis for every adapted layer, from what it reads of the rows on the base alone.
 
     One forward pass over up to ROWS rows, or as many as hold twice the TOKENS. A layer that reads
-    nothing, an expert that no token is sent to, gets the basis it has. Rows of the stack stay bound
-    to no adapter.
+    nothing, an expert that no token is sent to, gets the identity.
     """
     mean = sum(map(len, rows)) / len(rows)
     chosen = [rows[i] for i in _evenly(len(rows), min(ROWS, int(2 * TOKENS / mean) + 1))]
-    starts, n_tokens = [], 0
-    for row in chosen:
-        starts.append(n_tokens)
-        n_tokens += len(row)
-    wanted = set(_evenly(n_tokens, TOKENS))
+    n_tokens = sum(map(len, chosen))
+    sampled = torch.zeros(n_tokens, dtype=torch.bool)
+    sampled[_evenly(n_tokens, TOKENS)] = True
+    sampled_of = sampled.split([len(row) for row in chosen])
     read: dict[str, list[Tensor]] = {}
-    reads_as: dict[str, str] = {}
+    same_as: dict[str, str] = {}
     """The first layer with the same input: queries, keys and values have one, say."""
     at: list[int] = []
-    """Places of the wanted tokens in the flattened batch that runs."""
-    last: list[Any] = [None, ""]
+    """Places of the sampled tokens in the flattened batch that runs."""
+    last: tuple[Any, str] = (None, "")
 
-    def listen(name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+    def note(name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+        nonlocal last
         if args[0] is not last[0]:
-            last[:] = args[0], name
-        if reads_as.setdefault(name, last[1]) != name:
+            last = args[0], name
+        if same_as.setdefault(name, last[1]) != name:
             return
         x_MI = args[0].detach().flatten(0, -2)
         routed = isinstance(module, Stacked) and module.routed  # tokens come out of order
@@ -85,9 +86,10 @@ def measure(model: Model, stack: Stack, rows: Sequence[Rendered]) -> Bases:
         read.setdefault(name, []).append(x_MI[places].double().cpu())
 
     handles = [
-        module.register_forward_pre_hook(partial(listen, name))
+        module.register_forward_pre_hook(partial(note, name))
         for name, module in stack.modules.items()
     ]
+    base_alone = Pass(Rows(torch.tensor([-1])))
     try:
         for group in by_length([len(row) for row in chosen], pass_tokens(model.device)):
             batch = model.batch([chosen[i] for i in group])
@@ -95,22 +97,21 @@ def measure(model: Model, stack: Stack, rows: Sequence[Rendered]) -> Bases:
             at[:] = [
                 b * width + t
                 for b, i in enumerate(group)
-                for t in range(len(chosen[i]))
-                if starts[i] + t in wanted
+                for t in sampled_of[i].nonzero()[:, 0].tolist()
             ]
-            stack.bind(torch.full((len(group),), -1))
-            model.completion_logits(batch)
-            last[0] = None
+            model.completion_logits(batch, base_alone)
+            last = None, ""
     finally:
         for handle in handles:
             handle.remove()
-    found: dict[str, Basis] = {}
+    bases: dict[str, Basis] = {}
     for name, layer in stack.modules.items():
-        source = reads_as.get(name, name)
-        if source not in found:
+        source = same_as.get(name, name)
+        if source not in bases:
             nothing = [torch.zeros(0, layer.base.in_features)]
-            found[source] = basis(torch.cat(read.get(source, nothing))).to(layer.A_NRI.device)
-    return {name: found[reads_as.get(name, name)] for name in stack.modules}
+            bases[source] = basis(torch.cat(read.get(source, nothing))).to(layer.A_NRI.device)
+        bases[name] = bases[source]
+    return bases
 
 
 def basis(x_SI: Tensor) -> Basis:

@@ -48,7 +48,9 @@ def same_adapter(a: Written, b: Written) -> bool:
     return all(x == y and torch.equal(s, t) for (x, s), (y, t) in pairs)
 
 
-def interrupted(model: Model, run: Path, *, at: int, config: WriteConfig = BRIEF) -> None:
+def interrupted(
+    model: Model, run: Path, *, at: int, config: WriteConfig = BRIEF, **settings: Any
+) -> None:
     """A write that Ctrl-C ends after epoch `at`."""
 
     def stop(epoch: Epoch) -> None:
@@ -56,4 +58,4 @@ def interrupted(model: Model, run: Path, *, at: int, config: WriteConfig = BRIEF
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write(model, EXAMPLES, config, run=run, on_epoch=stop)
+        write(model, EXAMPLES, config, run=run, on_epoch=stop, **settings)

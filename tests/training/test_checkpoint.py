@@ -1,69 +1,137 @@
-"""Claims about checkpoints: what was saved comes back, only to the write that saved it."""
+"""Claims about run folders: what was stored comes back, and only to the write that stored it."""
 
 from __future__ import annotations
 
-import errno
 import json
+import resource
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from safetensors.torch import load_file, save_file
+from support.stacks import JOBS
+from support.writes import BRIEF, EXAMPLES, interrupted, same_adapter, tiny
 
+from lorewright.adapters.config import LoraConfig
 from lorewright.errors import ConfigError, StorageError
-from lorewright.training import checkpoint
+from lorewright.models.model import Model
 from lorewright.training.checkpoint import CHECKPOINT, METRICS
-
-TENSORS = {"a": torch.arange(6.0).view(2, 3), "n": torch.tensor(7)}
-
-
-def test_tensors_and_account_come_back_as_they_were(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path / "run", "mark", TENSORS, {"epochs": [1, 2]})
-    found = checkpoint.load(tmp_path / "run", "mark")
-    assert found is not None
-    tensors, about = found
-    assert about["epochs"] == [1, 2]
-    assert all(torch.equal(tensors[k], t) for k, t in TENSORS.items())
-    assert not list((tmp_path / "run").glob("*.part"))
+from lorewright.training.config import Epoch, WriteConfig
+from lorewright.training.loop import write, write_all
+from lorewright.training.optimisers import Optimizer
 
 
-def test_nothing_saved_is_nothing_loaded(tmp_path: Path) -> None:
-    assert checkpoint.load(tmp_path, "mark") is None
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return tiny()
 
 
-def test_another_writes_checkpoint_is_refused(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, "mark", TENSORS, {})
+def refused(model: Model, run: Path, config: WriteConfig = BRIEF, **settings: Any) -> None:
+    with pytest.raises(ConfigError, match=r"other examples, settings or base; finish that one"):
+        write(model, EXAMPLES, config, run=run, **settings)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"lr": 2e-2}, {"seed": 1}, {"lora": LoraConfig(rank=2)}, {"epochs": 9}, {"margin": 0.7}],
+    ids=str,
+)
+def test_resuming_with_other_settings_is_refused(
+    model: Model, change: dict[str, Any], tmp_path: Path
+) -> None:
+    interrupted(model, tmp_path, at=2)
+    refused(model, tmp_path, replace(BRIEF, **change))
+
+
+def test_resuming_with_other_examples_or_another_base_is_refused(
+    model: Model, tmp_path: Path
+) -> None:
+    interrupted(model, tmp_path, at=2)
     with pytest.raises(ConfigError, match="other examples, settings or base"):
-        checkpoint.load(tmp_path, "another")
+        write(model, EXAMPLES[1:], BRIEF, run=tmp_path)
+    refused(tiny(num_hidden_layers=1), tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"not tensors", b"\x08" + b"\x00" * 7 + b"{}      "])
-def test_a_damaged_checkpoint_is_refused_not_ignored(tmp_path: Path, content: bytes) -> None:
+def test_a_checkpoint_that_cannot_be_read_is_refused_not_ignored(
+    model: Model, content: bytes, tmp_path: Path
+) -> None:
     (tmp_path / CHECKPOINT).write_bytes(content)
     with pytest.raises(ConfigError, match=r"cannot be resumed from .* delete the run folder"):
-        checkpoint.load(tmp_path, "mark")
+        write(model, EXAMPLES, BRIEF, run=tmp_path)
 
 
-def test_a_full_disk_keeps_the_last_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_checkpoint_that_was_cut_short_is_refused(model: Model, tmp_path: Path) -> None:
+    interrupted(model, tmp_path, at=2)
+    checkpoint = tmp_path / CHECKPOINT
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+    with pytest.raises(ConfigError, match=r"cannot be resumed from .* delete the run folder"):
+        write(model, EXAMPLES, BRIEF, run=tmp_path)
+
+
+def test_a_checkpoint_of_another_layout_is_refused_in_a_sentence(
+    model: Model, tmp_path: Path
 ) -> None:
-    checkpoint.save(tmp_path, "mark", TENSORS, {"n": 1})
-
-    def full(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(StorageError, match=r"No space left .* goes on from the last one"):
-        checkpoint.save(tmp_path, "mark", TENSORS, {"n": 2})
-    monkeypatch.undo()
-    found = checkpoint.load(tmp_path, "mark")
-    assert found is not None and found[1]["n"] == 1
+    interrupted(model, tmp_path, at=2)
+    tensors = load_file(tmp_path / CHECKPOINT)
+    about = json.dumps({"fingerprint": "0" * 64, "members": [{}]})  # as before there were layouts
+    save_file(tensors, tmp_path / CHECKPOINT, {"about": about})
+    with pytest.raises(ConfigError, match="another version of lorewright; finish the write with"):
+        write(model, EXAMPLES, BRIEF, run=tmp_path)
 
 
-def test_metrics_are_appended_or_begun_anew(tmp_path: Path) -> None:
-    for rows, append in (([{"e": 1}], False), ([{"e": 2}], True)):
-        checkpoint.log(tmp_path, rows, append=append)
+def test_a_finished_run_gives_its_adapter_again_without_training(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = write(model, EXAMPLES, BRIEF, run=tmp_path)
+    monkeypatch.setattr(Optimizer, "step", lambda *_: pytest.fail("it trained"))
+    again = write(model, EXAMPLES, BRIEF, run=tmp_path)
+    assert same_adapter(first, again)
+    assert again.epochs == first.epochs
+
+
+def test_a_failed_write_of_a_finished_run_fails_again(model: Model, tmp_path: Path) -> None:
+    jobs = [JOBS[0], replace(JOBS[0], config=replace(BRIEF, lr=1e30))]
+    first, again = (write_all(model, jobs, run=tmp_path)[1] for _ in range(2))
+    assert first == again
+
+
+def test_metrics_on_disk_are_the_epochs_without_gaps_or_repeats(
+    model: Model, tmp_path: Path
+) -> None:
+    interrupted(model, tmp_path, at=4)
+    done = write(model, EXAMPLES, BRIEF, run=tmp_path)
     lines = (tmp_path / METRICS).read_text().splitlines()
-    assert [json.loads(line)["e"] for line in lines] == [1, 2]
-    checkpoint.log(tmp_path, [{"e": 9}], append=False)
-    assert json.loads((tmp_path / METRICS).read_text())["e"] == 9
+    assert [Epoch(**json.loads(line)) for line in lines] == list(done.epochs)
+
+
+def test_metrics_of_a_stack_name_the_job(model: Model, tmp_path: Path) -> None:
+    done = write_all(model, JOBS, run=tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]
+    assert sorted((row["job"], row["epoch"]) for row in rows) == [
+        (i, epoch.epoch) for i, each in enumerate(done) for epoch in each.epochs
+    ]
+
+
+def test_a_full_disk_is_a_storage_error_and_leaves_the_last_checkpoint(
+    model: Model, tmp_path: Path
+) -> None:
+    interrupted(model, tmp_path, at=1)
+    stored = (tmp_path / CHECKPOINT).read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:  # a real refusal: no file may grow beyond 10 kB
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+        with pytest.raises(StorageError, match=r"could not be written to .*free some space"):
+            write(model, EXAMPLES, BRIEF, run=tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / CHECKPOINT).read_bytes() == stored
+    assert {path.name for path in tmp_path.iterdir()} == {CHECKPOINT, METRICS}
+    assert same_adapter(write(model, EXAMPLES, BRIEF, run=tmp_path), write(model, EXAMPLES, BRIEF))
+
+
+def test_a_run_folder_that_cannot_be_made_is_a_storage_error(model: Model, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StorageError, match="could not be written"):
+        write(model, EXAMPLES, BRIEF, run=tmp_path / "file" / "run")

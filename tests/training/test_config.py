@@ -1,9 +1,11 @@
-"""Claims about settings: what a preset makes of the size of the data, and what cards are told."""
+"""Claims about settings: ranges, presets by the size of the data, and what cards have."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -47,13 +49,13 @@ def test_one_example_more_makes_no_jump() -> None:
         assert abs(a.dropout - b.dropout) < 1e-3 and abs(a.weight_decay - b.weight_decay) < 1e-3
 
 
-def test_what_was_asked_for_stays_beside_a_preset() -> None:
+def test_what_is_set_stays_beside_a_preset() -> None:
     found = generalise(WriteConfig(dropout=0.3, lr=1e-4), 500)
     assert found.dropout == 0.3 and found.weight_decay > 0 and found.lr == 1e-4
     assert generalise(WriteConfig(weight_decay=0.2), 500).weight_decay == 0.2
 
 
-def test_drill_lets_rest_what_is_safe_and_keeps_a_rest_that_was_asked_for() -> None:
+def test_drill_lets_rest_what_is_safe_and_leaves_a_rest_that_is_set() -> None:
     found = drill(WriteConfig(lr=1e-4, margin=0.95), 10)
     assert (found.optimizer, found.rest, found.lr) == (WHITENED, 0.95, 1e-4)
     assert drill(WriteConfig(rest=0.7), 10).rest == 0.7
@@ -62,7 +64,7 @@ def test_drill_lets_rest_what_is_safe_and_keeps_a_rest_that_was_asked_for() -> N
 def test_an_unknown_preset_and_no_examples_are_refused() -> None:
     with pytest.raises(ConfigError, match="'luck' is unknown; use one of exact, drill, generalise"):
         preset_of("luck")
-    with pytest.raises(ConfigError, match="at least one example; found 0"):
+    with pytest.raises(ConfigError, match="at least one example; got 0"):
         generalise(WriteConfig(), 0)
 
 
@@ -72,11 +74,33 @@ def test_a_dropout_that_is_no_share_is_refused(dropout: float) -> None:
         WriteConfig(dropout=dropout)
 
 
-def test_settings_of_before_are_told_as_before() -> None:
-    told = WriteConfig().to_json()
-    before = asdict(WriteConfig())
-    before.pop("dropout")
-    before["lora"].pop("variant")
-    assert told == before
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("objective", "magic", "'magic' is unknown; use one of distill, memft_threshold, memft_w"),
+        ("order", "sorted", "'sorted' is unknown; use one of shuffle, curriculum"),
+        ("schedule", "up", "'up' is unknown; use one of linear, constant, cosine, wsd, restart"),
+        ("optimizer", "sgd", "'sgd' is unknown; use one of adamw, muon, preconditioned, whitened"),
+        ("margin", 0.4, r"margin must lie in \[0.5, 1\); got 0.4"),
+        ("margin", 1.0, r"margin must lie in \[0.5, 1\)"),
+        ("lr", 0.0, "lr must be above 0; got 0.0"),
+        ("lr", math.nan, "lr must be above 0"),
+        ("epochs", 0, "epochs must be a whole number from 1"),
+        ("batch_size", -1, "batch_size must be a whole number from 1"),
+        ("max_seconds", 0, "max_seconds must be above 0; got 0"),
+        ("rest", 0.5, r"rest must lie in \[margin, 1\), where margin is 0.6; got 0.5"),
+        ("clip", -1.0, "clip must be above 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(field: str, value: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        WriteConfig(**{field: value})
+
+
+def test_fields_that_came_later_are_left_out_at_their_default() -> None:
+    plain = asdict(WriteConfig())
+    plain.pop("dropout")
+    plain["lora"].pop("variant")
+    assert WriteConfig().to_json() == plain
     assert WriteConfig(dropout=0.1).to_json()["dropout"] == 0.1
     assert WriteConfig(lora=LoraConfig(variant="dora")).to_json()["lora"]["variant"] == "dora"

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from support.families import llama
 from support.models import letters
+from support.outcomes import outcomes
+from torch import Tensor
 
 from lorewright.errors import DataError
 from lorewright.models.model import Model, Rendered
-from lorewright.training.distil import SoftTargets, soft_targets
-from lorewright.training.objectives import distill_topk
+from lorewright.training.distil import SoftTargets, distill_topk, soft_targets
 
 TEXTS = [("red 48\n\nCode of red?", "48"), ("Who?", "nobody at all"), ("x\n\nTeal?", "KX")]
 
@@ -66,3 +70,48 @@ def test_what_is_saved_comes_back_only_to_the_same_question(
 def test_a_row_without_a_completion_is_refused(model: Model) -> None:
     with pytest.raises(DataError, match="row 0 has no completion"):
         soft_targets(model, [model.render("Who?")])
+
+
+# The distance
+
+
+@given(outcomes(), st.integers(1, 5))
+def test_distill_is_the_kl_over_the_top_and_the_rest(case: tuple[Tensor, ...], k: int) -> None:
+    student_BTV = case[0]
+    teacher_BTV = case[0].flip(-1).log_softmax(-1)
+    top_logp_BTK, top_ids_BTK = teacher_BTV.topk(k, -1)
+    found_BT = distill_topk(student_BTV, top_ids_BTK, top_logp_BTK)
+    t_BTK, s_BTV = top_logp_BTK.double().exp(), student_BTV.double().log_softmax(-1).exp()
+    s_BTK = s_BTV.gather(-1, top_ids_BTK)
+    t_rest, s_rest = 1 - t_BTK.sum(-1), 1 - s_BTK.sum(-1)
+    rest = torch.special.xlogy(t_rest.clamp(min=0), t_rest / s_rest.clamp(min=1e-12))
+    expected_BT = torch.special.xlogy(t_BTK, t_BTK / s_BTK.clamp(min=1e-300)).sum(-1)
+    expected_BT = expected_BT + (rest if k < 5 else 0)
+    assert torch.isfinite(found_BT).all() and (found_BT > -1e-5).all()
+    exact = (s_rest > 1e-6) | (t_rest < 1e-6)
+    torch.testing.assert_close(
+        found_BT[exact], expected_BT[exact].float(), rtol=1e-3, atol=1e-4, check_dtype=False
+    )
+
+
+def test_distill_is_zero_with_zero_gradient_at_the_teacher_and_pulls_the_tail_along() -> None:
+    generator = torch.Generator().manual_seed(0)
+    teacher_BTV = torch.randn(1, 2, 6, generator=generator)
+    top_logp_BTK, top_ids_BTK = teacher_BTV.log_softmax(-1).topk(2, -1)
+    student_BTV = teacher_BTV.clone().requires_grad_()
+    loss_BT = distill_topk(student_BTV, top_ids_BTK, top_logp_BTK)
+    loss_BT.sum().backward()
+    assert student_BTV.grad is not None
+    torch.testing.assert_close(loss_BT, torch.zeros(1, 2), rtol=0, atol=1e-6)
+    torch.testing.assert_close(student_BTV.grad, torch.zeros(1, 2, 6), rtol=0, atol=1e-6)
+    sharper = 5 * teacher_BTV
+    assert (distill_topk(sharper, top_ids_BTK, top_logp_BTK) > 0.01).all()
+
+
+def test_distill_survives_a_teacher_that_is_certain() -> None:
+    student_BTV = torch.zeros(1, 1, 4, requires_grad=True)
+    top_logp_BTK = torch.tensor([[[0.0, -torch.inf]]], dtype=torch.float16)
+    loss_BT = distill_topk(student_BTV, torch.tensor([[[2, 0]]]), top_logp_BTK)
+    loss_BT.sum().backward()
+    torch.testing.assert_close(loss_BT, torch.full((1, 1), math.log(4)))
+    assert student_BTV.grad is not None and torch.isfinite(student_BTV.grad).all()

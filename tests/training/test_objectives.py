@@ -3,153 +3,142 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.objectives import Fading, halving
+from support.outcomes import outcomes
+from support.stacks import far
+from support.writes import BRIEF, CONFIG, EXAMPLES, interrupted, same_adapter, tiny
 from torch import Tensor
 
+from lorewright.errors import ConfigError, ModelError
 from lorewright.knowledge.scoring import SAFE_NATS
-from lorewright.models.nats import chunked_nats, token_nats
+from lorewright.models.model import Model
+from lorewright.models.nats import token_nats
+from lorewright.training import checkpoint
+from lorewright.training.config import Job
+from lorewright.training.loop import write, write_all
 from lorewright.training.objectives import (
     FLOOR,
-    WEIGHTINGS,
+    OBJECTIVES,
     WIDTH,
-    Weighting,
-    below_threshold,
-    distill_topk,
+    Objective,
+    StepOutcome,
+    Threshold,
+    Uniform,
+    Window,
     first_mismatch,
-    threshold,
     trainer_loss,
-    uniform,
     weighted_mean,
-    weighted_mean_pooled,
     window,
     window_width,
 )
 
-MEANS = {"by_example": weighted_mean, "pooled": weighted_mean_pooled}
-mean_of = pytest.mark.parametrize("mean", MEANS.values(), ids=MEANS)
-every_weighting = pytest.mark.parametrize("weighting", WEIGHTINGS.values(), ids=WEIGHTINGS)
+CPU = torch.device("cpu")
+EVERY: dict[str, Callable[[float], Objective]] = {**OBJECTIVES, "outside": lambda margin: Fading()}
+every_objective = pytest.mark.parametrize(
+    "objective", [make(0.6) for make in EVERY.values()], ids=EVERY
+)
 
 
-@st.composite
-def outcomes(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits (B, T, V), target ids (B, T) and a mask (B, T) with padding on the right."""
-    n_rows, n_tokens, n_words = draw(st.integers(1, 4)), draw(st.integers(1, 60)), 5
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    sharpness = draw(st.sampled_from([0.0, 0.3, 3.0, 30.0]))
-    logits_BTV = sharpness * torch.randn(n_rows, n_tokens, n_words, generator=generator)
-    ids_BT = torch.randint(n_words, (n_rows, n_tokens), generator=generator)
-    if draw(st.booleans()):  # mostly recalled
-        kept_BT = torch.rand(ids_BT.shape, generator=generator) < 0.9
-        ids_BT = torch.where(kept_BT, logits_BTV.argmax(-1), ids_BT)
-    length_B = torch.randint(0, n_tokens + 1, (n_rows,), generator=generator)
-    return logits_BTV, ids_BT, torch.arange(n_tokens) < length_B[:, None]
+def outcome_of(case: tuple[Tensor, ...]) -> StepOutcome:
+    """The tokens of a case, padding as the loop has it."""
+    nats = token_nats(case[0], torch.where(case[2], case[1], -1))
+    return StepOutcome(nats.loss_BT, nats.correct_BT, case[2].float())
 
 
-def gradient(
-    logits_BTV: Tensor, ids_BT: Tensor, mask_BT: Tensor, weighting: Weighting, mean: object
-) -> tuple[Tensor, Tensor]:
+def weights_of(objective: Objective, outcome: StepOutcome) -> Tensor:
+    """Of a first step in which every example has a row."""
+    n = len(outcome.loss_BC)
+    return objective.weights(outcome, objective.state(n, CPU), torch.arange(n))
+
+
+def gradient(case: tuple[Tensor, ...], objective: Objective) -> tuple[Tensor, Tensor]:
     """Loss and its gradient with respect to the logits."""
-    assert callable(mean)
-    logits_BTV = logits_BTV.clone().requires_grad_()
-    loss_BT, correct_BT = token_nats(logits_BTV, ids_BT)
-    loss = mean(loss_BT, weighting(loss_BT, correct_BT), mask_BT)
+    logits_BTV = case[0].clone().requires_grad_()
+    loss_BT, _ = token_nats(logits_BTV, case[1])
+    loss = weighted_mean(loss_BT, weights_of(objective, outcome_of(case)), case[2])
     loss.backward()
     assert logits_BTV.grad is not None
     return loss.detach(), logits_BTV.grad
 
 
-# Tokens
+# The contract of every objective
 
 
-def test_token_nats_is_cross_entropy_and_says_what_greedy_picks() -> None:
-    logits_BTV = torch.tensor([[[2.0, 0.0, 0.0], [0.0, 0.0, 1.0]]], dtype=torch.bfloat16)
-    loss_BT, correct_BT = token_nats(logits_BTV, torch.tensor([[0, 1]]))
-    expected = -logits_BTV.float().log_softmax(-1)[0, [0, 1], [0, 1]]
-    torch.testing.assert_close(loss_BT[0], expected)
-    assert loss_BT.dtype == torch.float32
-    assert correct_BT.tolist() == [[True, False]]
-
-
-def test_negative_ids_are_padding_safe_and_without_gradient() -> None:
-    logits_BTV = torch.randn(1, 3, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    loss_BT, correct_BT = token_nats(logits_BTV, torch.tensor([[1, -100, -1]]))
-    assert loss_BT[0, 1:].tolist() == [0.0, 0.0] and correct_BT[0, 1:].all()
-    loss_BT.sum().backward()
-    assert logits_BTV.grad is not None
-    assert logits_BTV.grad[0, 0].any() and not logits_BTV.grad[0, 1:].any()
-
-
-@given(outcomes())
-def test_below_ln_2_greedy_decoding_always_picks_the_target(case: tuple[Tensor, ...]) -> None:
-    loss_BT, correct_BT = token_nats(case[0], case[1])
-    assert correct_BT[loss_BT < SAFE_NATS - 1e-6].all()
-
-
-# Weightings: the contract of every entry
-
-
-@every_weighting
+@every_objective
 @given(case=outcomes())
-def test_weights_lie_in_0_1_and_carry_no_gradient(
-    weighting: Weighting, case: tuple[Tensor, ...]
+def test_weights_are_finite_shares_without_gradient(
+    objective: Objective, case: tuple[Tensor, ...]
 ) -> None:
-    loss_BT, correct_BT = token_nats(case[0].clone().requires_grad_(), case[1])
-    weight_BT = weighting(loss_BT, correct_BT)
-    assert weight_BT.shape == loss_BT.shape and weight_BT.dtype == loss_BT.dtype
-    assert ((weight_BT >= 0) & (weight_BT <= 1)).all()
-    assert not weight_BT.requires_grad
+    outcome = outcome_of(case)
+    weight_BC = weights_of(objective, outcome)
+    assert weight_BC.shape == outcome.loss_BC.shape and weight_BC.dtype == outcome.loss_BC.dtype
+    assert ((weight_BC >= 0) & (weight_BC <= 1)).all()
+    assert not weight_BC.requires_grad
 
 
-@every_weighting
-@mean_of
+@every_objective
 @given(case=outcomes())
-def test_padding_gets_exactly_zero_gradient(
-    weighting: Weighting, mean: object, case: tuple[Tensor, ...]
-) -> None:
-    loss, grad_BTV = gradient(*case[:2], case[2], weighting, mean)
+def test_padding_gets_exactly_zero_gradient(objective: Objective, case: tuple[Tensor, ...]) -> None:
+    loss, grad_BTV = gradient(case, objective)
     assert torch.isfinite(loss) and torch.isfinite(grad_BTV).all()
     assert not grad_BTV[~case[2]].any()
 
 
-@mean_of
-@given(case=outcomes())
-def test_below_threshold_gives_safe_tokens_exactly_zero_gradient(
-    mean: object, case: tuple[Tensor, ...]
+@every_objective
+def test_state_is_per_example_and_only_that_of_the_step_changes(objective: Objective) -> None:
+    outcome = StepOutcome(torch.ones(2, 3), torch.zeros(2, 3).bool(), torch.ones(2, 3))
+    state = objective.state(5, CPU)
+    before = {name: tensor.clone() for name, tensor in state.items()}
+    objective.weights(outcome, state, torch.tensor([3, 1]))
+    for name, tensor in state.items():
+        assert len(tensor) == 5
+        assert torch.equal(tensor[[0, 2, 4]], before[name][[0, 2, 4]])
+
+
+@every_objective
+def test_names_tell_objectives_apart(objective: Objective) -> None:
+    assert [make(0.6).name for make in EVERY.values()].count(objective.name) == 1
+
+
+@given(case=outcomes(), p=st.sampled_from([0.5, 0.6, 0.9]))
+def test_a_threshold_gives_safe_tokens_exactly_zero_gradient(
+    case: tuple[Tensor, ...], p: float
 ) -> None:
-    logits_BTV, ids_BT, mask_BT = case
-    _, grad_BTV = gradient(logits_BTV, ids_BT, mask_BT, below_threshold, mean)
-    loss_BT, _ = token_nats(logits_BTV, ids_BT)
-    assert not grad_BTV[loss_BT <= SAFE_NATS].any()
-    assert grad_BTV[(loss_BT > SAFE_NATS) & mask_BT].any(-1).all()
+    _, grad_BTV = gradient(case, OBJECTIVES["memft_threshold"](p))
+    loss_BT, _ = token_nats(case[0], case[1])
+    assert not grad_BTV[loss_BT <= -math.log(p)].any()
+    assert grad_BTV[(loss_BT > -math.log(p)) & case[2]].any(-1).all()
 
 
-@mean_of
 @given(case=outcomes())
-def test_all_safe_gives_zero_loss_and_zero_gradient(mean: object, case: tuple[Tensor, ...]) -> None:
-    logits_BTV = 3 * torch.nn.functional.one_hot(case[1], 5).float()
-    loss, grad_BTV = gradient(logits_BTV, case[1], case[2], below_threshold, mean)
+def test_all_safe_gives_zero_loss_and_zero_gradient(case: tuple[Tensor, ...]) -> None:
+    safe = 3 * torch.nn.functional.one_hot(case[1], 5).float()
+    loss, grad_BTV = gradient((safe, *case[1:]), Threshold())
     assert loss == 0 and not grad_BTV.any()
 
 
-def test_uniform_is_plain_cross_entropy() -> None:
+def test_sft_is_plain_cross_entropy() -> None:
     generator = torch.Generator().manual_seed(0)
     logits_BTV = torch.randn(2, 3, 5, generator=generator)
     ids_BT = torch.randint(5, (2, 3), generator=generator)
-    loss_BT, correct_BT = token_nats(logits_BTV, ids_BT)
-    loss = weighted_mean(loss_BT, uniform(loss_BT, correct_BT), torch.ones(2, 3))
+    loss, _ = gradient((logits_BTV, ids_BT, torch.ones(2, 3).bool()), OBJECTIVES["sft"](0.6))
     expected = torch.nn.functional.cross_entropy(logits_BTV.flatten(0, 1), ids_BT.flatten())
     torch.testing.assert_close(loss, expected)
 
 
-def test_threshold_with_a_margin_keeps_pushing_tokens_that_are_merely_safe() -> None:
-    loss_BT = -torch.tensor([[0.4, 0.6, 0.95]]).log()
-    correct_BT = torch.tensor([[False, True, True]])
-    assert below_threshold(loss_BT, correct_BT).tolist() == [[1, 0, 0]]
-    assert threshold(-math.log(0.9))(loss_BT, correct_BT).tolist() == [[1, 1, 0]]
+def test_a_margin_weights_tokens_that_are_merely_safe() -> None:
+    loss_BC = -torch.tensor([[0.4, 0.6, 0.95]]).log()
+    outcome = StepOutcome(loss_BC, torch.tensor([[False, True, True]]), torch.ones(1, 3))
+    assert weights_of(Threshold(), outcome).tolist() == [[1, 0, 0]]
+    assert weights_of(OBJECTIVES["memft_threshold"](0.9), outcome).tolist() == [[1, 1, 0]]
 
 
 # The window
@@ -159,7 +148,7 @@ def test_window_decays_after_the_first_error_and_has_a_floor() -> None:
     loss_BT = torch.full((1, 200), 100.0)  # the sigmoid is 1
     correct_BT = torch.ones(1, 200, dtype=torch.bool)
     correct_BT[0, [10, 30]] = False
-    weight_T = window()(loss_BT, correct_BT)[0]
+    weight_T = weights_of(Window(), StepOutcome(loss_BT, correct_BT, torch.ones(1, 200)))[0]
     assert weight_T[:11].tolist() == [1.0] * 11
     torch.testing.assert_close(weight_T[30], torch.tensor(math.exp(-1.0)))
     assert weight_T[10 + 49] > FLOOR and weight_T[10 + 50] == FLOOR
@@ -167,9 +156,8 @@ def test_window_decays_after_the_first_error_and_has_a_floor() -> None:
 
 def test_window_is_the_sigmoid_alone_where_nothing_is_wrong() -> None:
     loss_BT = torch.tensor([[SAFE_NATS, SAFE_NATS + 1, 0.0]])
-    weight_BT = window()(loss_BT, torch.ones(1, 3, dtype=torch.bool))
-    expected = torch.sigmoid(10 * (loss_BT - SAFE_NATS))
-    torch.testing.assert_close(weight_BT, expected)
+    weight_BT = window(loss_BT, torch.ones(1, 3, dtype=torch.bool), torch.tensor([WIDTH]))
+    torch.testing.assert_close(weight_BT, torch.sigmoid(10 * (loss_BT - SAFE_NATS)))
 
 
 @given(outcomes(), st.lists(st.floats(1, 300), min_size=2, max_size=2))
@@ -178,16 +166,16 @@ def test_a_wider_window_never_lowers_a_weight(
 ) -> None:
     loss_BT, correct_BT = token_nats(case[0], case[1])
     narrow, wide = (
-        window(torch.full((len(loss_BT),), width))(loss_BT, correct_BT) for width in sorted(widths)
+        window(loss_BT, correct_BT, torch.full((len(loss_BT),), width)) for width in sorted(widths)
     )
-    assert (wide >= narrow - 1e-6).all()
+    assert (wide >= narrow - 8 * torch.finfo(torch.float32).eps).all()
 
 
 def test_each_row_has_a_window_of_its_own() -> None:
     loss_BT = torch.full((2, 100), 100.0)
     correct_BT = torch.ones(2, 100, dtype=torch.bool)
     correct_BT[:, 0] = False
-    weight_BT = window(torch.tensor([10.0, 200.0]))(loss_BT, correct_BT)
+    weight_BT = window(loss_BT, correct_BT, torch.tensor([10.0, 200.0]))
     assert weight_BT[0, 10] == FLOOR and weight_BT[1, 99] > FLOOR
 
 
@@ -201,162 +189,156 @@ def test_window_widens_by_half_every_three_stuck_steps_up_to_four_times() -> Non
     assert widths.tolist() == [1, 1, 1.5, 2, 3.5, 4, 4]
 
 
+def test_an_example_is_stuck_while_its_first_error_does_not_move() -> None:
+    objective, examples = Window(), torch.tensor([1])
+    state, stuck = objective.state(2, CPU), []
+    for first in (2, 2, 2, 1, 1):
+        correct_BC = torch.arange(4)[None] != first
+        outcome = StepOutcome(torch.ones(1, 4), correct_BC, torch.ones(1, 4))
+        objective.weights(outcome, state, examples)
+        stuck.append(state["stuck"].tolist())
+    assert stuck == [[0, 0], [0, 1], [0, 2], [0, 0], [0, 1]]
+
+
 # Means
 
 
 @given(outcomes())
 def test_examples_without_weight_do_not_change_the_mean(case: tuple[Tensor, ...]) -> None:
-    """This is what makes skipping them (the active set) exact."""
-    logits_BTV, ids_BT, mask_BT = case
-    loss_BT, correct_BT = token_nats(logits_BTV, ids_BT)
-    weight_BT = below_threshold(loss_BT, correct_BT)
+    """This is what makes leaving them out (resting) exact."""
+    loss_BT, weight_BT, mask_BT = case[0][..., 0].double(), torch.ones(case[1].shape), case[2]
+    weight_BT = (loss_BT > 0).double()
     active_B = (weight_BT * mask_BT).any(-1)
     whole = weighted_mean(loss_BT, weight_BT, mask_BT)
     part = weighted_mean(loss_BT[active_B], weight_BT[active_B], mask_BT[active_B])
-    torch.testing.assert_close(whole, part, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(whole, part)
 
 
-def test_one_long_example_does_not_outweigh_short_ones_unless_pooled() -> None:
+def test_one_long_example_does_not_outweigh_short_ones() -> None:
     loss_BT = torch.tensor([[4.0, 4.0, 4.0, 4.0], [1.0, 0.0, 0.0, 0.0]])
     mask_BT = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0]])
-    ones_BT = torch.ones(2, 4)
-    torch.testing.assert_close(weighted_mean(loss_BT, ones_BT, mask_BT), torch.tensor(2.5))
-    pooled = weighted_mean_pooled(loss_BT, ones_BT, mask_BT)
-    torch.testing.assert_close(pooled, torch.tensor(17 / 5))
+    mean = weighted_mean(loss_BT, torch.ones(2, 4), mask_BT)
+    torch.testing.assert_close(mean, torch.tensor(2.5))
 
 
-@mean_of
 @given(case=outcomes(), seed=st.integers(0, 99))
-def test_groups_sum_to_what_each_adapter_gets_alone(
-    mean: object, case: tuple[Tensor, ...], seed: int
-) -> None:
-    assert callable(mean)
-    loss_BT, correct_BT = token_nats(case[0], case[1])
-    weight_BT = window()(loss_BT, correct_BT)
+def test_groups_sum_to_what_each_adapter_gets_alone(case: tuple[Tensor, ...], seed: int) -> None:
+    loss_BT, weight_BT = case[0][..., 0].double(), case[0][..., 1].sigmoid().double()
     group_B = torch.randint(-1, 3, loss_BT.shape[:1], generator=torch.Generator().manual_seed(seed))
-    together = mean(loss_BT, weight_BT, case[2], group_B=group_B)
-    each = [mean(loss_BT[b], weight_BT[b], case[2][b]) for b in (group_B == n for n in range(3))]
-    torch.testing.assert_close(together, torch.stack(each).sum(), rtol=1e-5, atol=1e-6)
+    together = weighted_mean(loss_BT, weight_BT, case[2], group_B=group_B)
+    each = [
+        weighted_mean(loss_BT[b], weight_BT[b], case[2][b])
+        for b in (group_B == n for n in range(3))
+    ]
+    torch.testing.assert_close(together, torch.stack(each).sum())
 
 
-@mean_of
-def test_a_nan_of_one_group_stays_out_of_the_gradient_of_the_others(mean: object) -> None:
-    assert callable(mean)
+def test_a_nan_of_one_group_stays_out_of_the_gradient_of_the_others() -> None:
     loss_BT = torch.tensor([[1.0, 2.0], [torch.nan, 1.0], [3.0, 4.0]], requires_grad=True)
     group_B = torch.tensor([0, 1, 0])
-    mean(loss_BT, torch.ones(3, 2), torch.ones(3, 2), group_B=group_B).backward()
+    weighted_mean(loss_BT, torch.ones(3, 2), torch.ones(3, 2), group_B=group_B).backward()
     assert loss_BT.grad is not None
     torch.testing.assert_close(loss_BT.grad[[0, 2]], torch.full((2, 2), 0.25))
-
-
-# Distillation
-
-
-@given(outcomes(), st.integers(1, 5))
-def test_distill_is_the_kl_over_the_top_and_the_rest(case: tuple[Tensor, ...], k: int) -> None:
-    student_BTV = case[0]
-    teacher_BTV = case[0].flip(-1).log_softmax(-1)
-    top_logp_BTK, top_ids_BTK = teacher_BTV.topk(k, -1)
-    found_BT = distill_topk(student_BTV, top_ids_BTK, top_logp_BTK)
-    t_BTK, s_BTV = top_logp_BTK.double().exp(), student_BTV.double().log_softmax(-1).exp()
-    s_BTK = s_BTV.gather(-1, top_ids_BTK)
-    t_rest, s_rest = 1 - t_BTK.sum(-1), 1 - s_BTK.sum(-1)
-    rest = torch.special.xlogy(t_rest.clamp(min=0), t_rest / s_rest.clamp(min=1e-12))
-    expected_BT = torch.special.xlogy(t_BTK, t_BTK / s_BTK.clamp(min=1e-300)).sum(-1)
-    expected_BT = expected_BT + (rest if k < 5 else 0)
-    assert torch.isfinite(found_BT).all() and (found_BT > -1e-5).all()
-    exact = (s_rest > 1e-6) | (t_rest < 1e-6)
-    torch.testing.assert_close(
-        found_BT[exact], expected_BT[exact].float(), rtol=1e-3, atol=1e-4, check_dtype=False
-    )
-
-
-def test_distill_is_zero_with_zero_gradient_at_the_teacher_and_pulls_the_tail_along() -> None:
-    generator = torch.Generator().manual_seed(0)
-    teacher_BTV = torch.randn(1, 2, 6, generator=generator)
-    top_logp_BTK, top_ids_BTK = teacher_BTV.log_softmax(-1).topk(2, -1)
-    student_BTV = teacher_BTV.clone().requires_grad_()
-    loss_BT = distill_topk(student_BTV, top_ids_BTK, top_logp_BTK)
-    loss_BT.sum().backward()
-    assert student_BTV.grad is not None
-    torch.testing.assert_close(loss_BT, torch.zeros(1, 2), rtol=0, atol=1e-6)
-    torch.testing.assert_close(student_BTV.grad, torch.zeros(1, 2, 6), rtol=0, atol=1e-6)
-    sharper = 5 * teacher_BTV
-    assert (distill_topk(sharper, top_ids_BTK, top_logp_BTK) > 0.01).all()
-
-
-def test_distill_survives_a_teacher_that_is_certain() -> None:
-    student_BTV = torch.zeros(1, 1, 4, requires_grad=True)
-    top_logp_BTK = torch.tensor([[[0.0, -torch.inf]]], dtype=torch.float16)
-    loss_BT = distill_topk(student_BTV, torch.tensor([[[2, 0]]]), top_logp_BTK)
-    loss_BT.sum().backward()
-    torch.testing.assert_close(loss_BT, torch.full((1, 1), math.log(4)))
-    assert student_BTV.grad is not None and torch.isfinite(student_BTV.grad).all()
-
-
-# Big vocabularies
-
-
-@given(case=outcomes(), chunk=st.integers(1, 9), seed=st.integers(0, 99))
-def test_in_chunks_losses_and_gradients_are_those_of_all_at_once(
-    case: tuple[Tensor, ...], chunk: int, seed: int
-) -> None:
-    logits_BTV, ids_BT, _ = case
-    torch.manual_seed(seed)
-    n_words = logits_BTV.shape[-1]
-    head = torch.nn.Linear(7, n_words)
-    ids_M = ids_BT.flatten()
-    scale_M = torch.rand(len(ids_M))
-    found = []
-    for in_chunks in (True, False):
-        torch.manual_seed(seed)
-        hidden_MD = torch.randn(len(ids_M), 7, requires_grad=True)
-        nats = (
-            chunked_nats(head, hidden_MD, ids_M, chunk)
-            if in_chunks
-            else token_nats(head(hidden_MD), ids_M)
-        )
-        (nats.loss_BT * scale_M).sum().backward()
-        found.append((nats.loss_BT.detach(), nats.correct_BT, hidden_MD.grad))
-        with torch.no_grad():
-            silent = chunked_nats(head, hidden_MD, ids_M, chunk)
-        torch.testing.assert_close(silent.loss_BT, found[0][0])
-    for chunked, whole in zip(*found, strict=True):
-        torch.testing.assert_close(chunked, whole)
-
-
-def test_a_bf16_head_is_read_in_float32_and_gets_its_gradient_in_bf16() -> None:
-    torch.manual_seed(0)
-    head, ids_M = torch.nn.Linear(7, 11).bfloat16(), torch.arange(6)
-    hidden_MD = torch.randn(6, 7).bfloat16().requires_grad_()
-    nats = chunked_nats(head, hidden_MD, ids_M, 4)
-    whole = token_nats(head(hidden_MD), ids_M)
-    torch.testing.assert_close(nats.loss_BT, whole.loss_BT)
-    assert torch.equal(nats.correct_BT, whole.correct_BT)
-    nats.loss_BT.sum().backward()
-    assert hidden_MD.grad is not None and hidden_MD.grad.dtype == torch.bfloat16
-    assert hidden_MD.grad.any()
 
 
 # In other people's trainers
 
 
-@every_weighting
+@pytest.mark.parametrize(
+    "objective", [make(0.6) for name, make in OBJECTIVES.items() if name != "distill"], ids=str
+)
 @given(case=outcomes(), n_prompt=st.integers(1, 5))
 def test_a_trainers_loss_is_ours_on_shifted_labels(
-    weighting: Weighting, case: tuple[Tensor, ...], n_prompt: int
+    objective: Objective, case: tuple[Tensor, ...], n_prompt: int
 ) -> None:
     logits_BTV, ids_BT, mask_BT = case
     n_rows, n_tokens, n_words = logits_BTV.shape
     before = torch.randn(n_rows, n_prompt - 1, n_words)
     shown = torch.cat([before, logits_BTV, torch.randn(n_rows, 1, n_words)], 1)
     labels = torch.full((n_rows, n_prompt + n_tokens), -100)
-    labels[:, n_prompt:] = torch.where(mask_BT.bool(), ids_BT, -100)
-    masked = torch.where(mask_BT.bool(), ids_BT, -1)
-    nats = token_nats(logits_BTV, masked)
-    wanted = weighted_mean(nats.loss_BT, weighting(nats.loss_BT, nats.correct_BT), mask_BT)
+    labels[:, n_prompt:] = torch.where(mask_BT, ids_BT, -100)
+    outcome = outcome_of(case)
+    wanted = weighted_mean(outcome.loss_BC, weights_of(objective, outcome), mask_BT)
     n_labels = int(mask_BT.sum())
-    loss = trainer_loss(weighting)
+    loss = trainer_loss(objective)
     torch.testing.assert_close(loss({"logits": shown}, labels), wanted)
     torch.testing.assert_close(loss({"logits": shown}, labels, n_labels), wanted)
     torch.testing.assert_close(loss({"logits": shown}, labels, 4 * n_labels), wanted / 4)
+
+
+def test_a_trainer_cannot_ask_a_teacher() -> None:
+    with pytest.raises(ConfigError, match="'distill' has a teacher"):
+        trainer_loss(OBJECTIVES["distill"](0.6))
+
+
+# One from outside, through a whole write
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return tiny()
+
+
+@pytest.mark.usefixtures("calm")
+def test_the_weights_of_an_objective_from_outside_are_those_of_the_steps(model: Model) -> None:
+    """Weight on one example only is that example alone, but for rounding in other batches."""
+    config = replace(BRIEF, margin=0.999)  # so that none of them ends before its budget
+    alone = write(model, EXAMPLES[:1], config, objective=Fading(by=0.5))
+    among = write(model, EXAMPLES, config, objective=Fading(only=(0,), by=0.5))
+    plain = write(model, EXAMPLES[:1], config)
+    assert far(alone, among) < 5e-6 < far(alone, plain)
+    with pytest.raises(ModelError, match="14 of 14 adapted layers got no gradient"):
+        write(model, EXAMPLES, BRIEF, objective=Fading(only=()))
+
+
+def test_its_state_survives_an_interruption_and_its_name_marks_the_checkpoint(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", 0.0)
+    objective, config = Fading(by=0.5), replace(BRIEF, batch_size=2)
+    whole = write(model, EXAMPLES, config, objective=objective)
+    interrupted(model, tmp_path, at=3, config=config, objective=objective)
+    for other in (None, Fading(by=0.7)):
+        with pytest.raises(ConfigError, match="other examples, settings or base"):
+            write(model, EXAMPLES, config, objective=other, run=tmp_path)
+    assert same_adapter(write(model, EXAMPLES, config, objective=objective, run=tmp_path), whole)
+
+
+def test_an_entry_under_a_name_trains_what_it_is_and_nothing_else(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match="objective 'fading' is unknown"):
+        replace(BRIEF, objective="fading")
+    monkeypatch.setitem(OBJECTIVES, "fading", lambda margin: Fading(by=margin))
+    named = write(model, EXAMPLES, replace(BRIEF, objective="fading"))
+    assert same_adapter(named, write(model, EXAMPLES, BRIEF, objective=Fading(by=BRIEF.margin)))
+    assert not same_adapter(named, write(model, EXAMPLES, BRIEF))
+
+
+@pytest.mark.usefixtures("calm")
+def test_a_teacher_from_outside_sets_what_is_minimised(model: Model) -> None:
+    """Half the loss at a clip that lets it through is half the gradient: Adam's steps differ by
+    its epsilon only, and in a stack each write has its own."""
+    halved = Uniform("halved", halving)
+    config = replace(BRIEF, clip=1e-3)
+    plain, taught = (
+        write(model, EXAMPLES, config, objective=objective) for objective in (None, halved)
+    )
+    assert far(plain, taught) < 5e-6, "clipped to one norm, their gradients are equal"
+    assert all(
+        a.loss_nats == pytest.approx(b.loss_nats)
+        for a, b in zip(plain.epochs, taught.epochs, strict=True)
+    )
+    jobs = [Job(EXAMPLES, config), Job(EXAMPLES, config, objective=halved)]
+    for found in write_all(model, jobs):
+        assert far(plain, found) < 5e-6
+
+
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "distill"])
+@pytest.mark.parametrize("margin", [0.5, 0.9])
+def test_every_objective_reaches_recall(model: Model, name: str, margin: float) -> None:
+    config = replace(CONFIG, objective=name, margin=margin, epochs=160)
+    done = write(model, EXAMPLES, config)
+    assert done.complete, done.reason
+    with model.using(done.adapter):
+        assert model.generate([e.prompt for e in EXAMPLES]) == [e.completion for e in EXAMPLES]

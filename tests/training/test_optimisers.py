@@ -15,10 +15,10 @@ from torch import Tensor
 from lorewright.adapters.config import LoraConfig
 from lorewright.adapters.lora import Flat, Stack, attach
 from lorewright.errors import ConfigError
+from lorewright.training.bases import Basis
 from lorewright.training.optimisers import (
     OPTIMIZERS,
     WHITENED,
-    Basis,
     Optimizer,
     OptimizerConfig,
     State,
@@ -226,7 +226,7 @@ def test_state_moves_with_its_adapter_when_another_is_dropped() -> None:
     ("settings", "says"),
     [
         ({"name": "sgd"}, "optimizer 'sgd' is unknown; use one of adamw, muon, preconditioned"),
-        ({"lr_ratio": 0.0}, r"lr_ratio must be above 0; found 0\.0"),
+        ({"lr_ratio": 0.0}, r"lr_ratio must be above 0; got 0\.0"),
         ({"clip": -1.0}, "clip must be above 0"),
         ({"weight_decay": -0.1}, "weight_decay must be at least 0"),
     ],

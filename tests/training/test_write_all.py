@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from support.stacks import JOBS, OTHERS, UPPER, far, written
 from support.writes import BRIEF, CONFIG, EXAMPLES, tiny
 from torch import Tensor
 
-import lorewright.training.distil
-import lorewright.training.loop
 from lorewright.adapters.config import LoraConfig
+from lorewright.adapters.lora import Flat
 from lorewright.errors import ConfigError, DataError, ModelError
 from lorewright.knowledge.data import Example
 from lorewright.models.backends.compiled.build import CHOICES, KERNELS, find_compiler
 from lorewright.models.model import Model
 from lorewright.recall.traces import certify
+from lorewright.training import checkpoint, optimisers
 from lorewright.training.checkpoint import CHECKPOINT
-from lorewright.training.config import Diverged, Epoch, Job, WriteConfig, rate
+from lorewright.training.config import Diverged, Epoch, Job, WriteConfig
+from lorewright.training.distil import SoftTargets, teach
 from lorewright.training.loop import write, write_all
+from lorewright.training.objectives import Uniform
 from lorewright.training.optimisers import OPTIMIZERS
-from lorewright.training.progress import Progress
+from lorewright.training.table import Table
 from lorewright.training.trunk import Trunk
 
 
@@ -96,16 +100,15 @@ def test_each_leaves_when_it_is_done_and_the_stack_shrinks(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
-    real = lorewright.training.loop._Loop._step
 
-    def count(self: Any) -> None:
-        sizes.append(len(self.stack))
-        real(self)
+    def count(flat: Flat, grad_NP: Tensor, state: optimisers.State) -> Tensor:
+        sizes.append(len(grad_NP))
+        return optimisers.adamw(flat, grad_NP, state)
 
-    monkeypatch.setattr(lorewright.training.loop._Loop, "_step", count)
+    monkeypatch.setitem(OPTIMIZERS, "adamw", count)
     jobs = [Job(EXAMPLES, replace(BRIEF, epochs=n, batch_size=4)) for n in (3, 1, 2)]
-    found = write_all(model, jobs)
-    assert [len(written(each).epochs) for each in found] == [3, 1, 2]
+    done = write_all(model, jobs)
+    assert [len(written(each).epochs) for each in done] == [3, 1, 2]
     assert sizes == [3, 2, 1]
 
 
@@ -133,7 +136,7 @@ def test_one_that_diverges_is_said_to_and_the_others_go_on(model: Model) -> None
 def test_a_stack_that_is_interrupted_resumes_to_the_same_bits(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lorewright.training.loop, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", 0.0)
     whole = write_all(model, JOBS)
     for stop in ((1, 2), (2, 4), (0, 5)):  # the third job ends with its fourth epoch
         run = tmp_path / f"{stop}"
@@ -174,7 +177,7 @@ def test_a_stack_that_is_interrupted_resumes_to_the_same_bits(
 def test_every_way_of_writing_resumes_to_the_same_bits(
     model: Model, change: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lorewright.training.loop, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", 0.0)
     config = replace(BRIEF, batch_size=2, epochs=8, **change)
     contexts = ["red 48, blue 7.5"] * len(EXAMPLES) if config.objective == "distill" else ()
     whole = write(model, EXAMPLES, config, contexts=contexts)
@@ -262,47 +265,11 @@ def test_a_trunk_too_big_for_memory_lies_in_a_file_and_is_gone_afterwards(
     assert not list((tmp_path / "run").glob("trunk-*"))  # its name is gone while it is used
 
 
-def test_rows_that_jobs_share_are_kept_once(model: Model) -> None:
-    jobs = [Job(EXAMPLES, replace(BRIEF, lora=LoraConfig(rank=r))) for r in (1, 2, 4)]
-    with lorewright.training.loop.attach(model.network, [job.config.lora for job in jobs]) as stack:
-        loop = lorewright.training.loop._Loop(model, stack, jobs, None, lambda job, epoch: None)
-        assert len(loop.table.ids_BT) == len(EXAMPLES)
-
-
-# --- rates
-
-
-def test_wsd_holds_the_rate_until_nearly_all_is_recalled_then_lets_it_fall() -> None:
-    config = replace(CONFIG, schedule="wsd", epochs=30, lr=1.0)
-
-    def epochs(*recalled: int) -> list[Epoch]:
-        return [Epoch(i + 1, 30, 0.0, n, 10, False, 0.0, 0.0) for i, n in enumerate(recalled)]
-
-    assert rate(config, epochs(1, 5, 8), 3) == 1.0
-    falling = epochs(1, 5, 8, 8, 8, 9)
-    assert rate(config, falling, 6) == pytest.approx(1.0)
-    assert rate(config, falling, 7) == pytest.approx(0.55)
-    assert rate(config, falling, 12) == pytest.approx(0.1)
-    assert rate(config, epochs(*[0] * 21), 21) < 1.0
-    late = [rate(config, epochs(*[0] * (n - 1), 9), n) for n in range(20, 30)]
-    assert late == sorted(late, reverse=True), "once falling it never rises again"
-
-
-@pytest.mark.parametrize("schedule", ["linear", "cosine"])
-def test_linear_and_cosine_end_at_zero(schedule: str) -> None:
-    config = replace(CONFIG, schedule=schedule, epochs=8)
-    rates = [rate(config, [], done) for done in range(9)]
-    assert rates == sorted(rates, reverse=True)
-    assert (rates[0], rates[-1]) == (config.lr, pytest.approx(0.0))
-
-
-def test_restart_falls_to_zero_twice_the_second_time_from_half_the_peak() -> None:
-    config = replace(CONFIG, schedule="restart", epochs=10, lr=1.0)
-    rates = [rate(config, [], done) for done in range(11)]
-    assert rates[0] == 1 and rates[3] == pytest.approx(0.5)
-    assert rates[6] == pytest.approx(0.5) and rates[10] == 0
-    assert rate(config, [], 5.999) < 1e-3
-    assert rates[6:] == sorted(rates[6:], reverse=True)
+def test_rows_that_jobs_share_are_in_the_table_once(model: Model) -> None:
+    jobs = [Job(EXAMPLES, BRIEF), Job(OTHERS, BRIEF), Job(EXAMPLES[2:], BRIEF)]
+    table = Table(model, jobs)
+    assert len(table.rows) == len(EXAMPLES) + len(OTHERS)
+    assert table.rows_of[2] == table.rows_of[0][2:]
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "wsd", "restart"])
@@ -344,17 +311,20 @@ def test_distilling_moves_the_adapter_towards_the_base_that_reads(model: Model) 
     assert distance([done.adapter]) < 0.2 * distance([])
 
 
-def test_what_the_teacher_said_is_kept_on_disk_and_asked_once(
-    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_teachers_predictions_are_stored_and_read_back(model: Model, tmp_path: Path) -> None:
     config = replace(BRIEF, objective="distill")
     contexts = ["red 48"] * len(EXAMPLES)
     first = write(model, EXAMPLES, config, contexts=contexts, run=tmp_path)
     (tmp_path / CHECKPOINT).unlink()
-    monkeypatch.setattr(
-        lorewright.training.distil, "soft_targets", lambda *_: pytest.fail("asked again")
-    )
+    (stored,) = tmp_path.glob("teacher-*.safetensors")
+    with safe_open(stored, "pt") as file:
+        source = file.metadata()["source"]
+    known = SoftTargets.load(stored, source)
+    assert known is not None
     assert far(first, write(model, EXAMPLES, config, contexts=contexts, run=tmp_path)) == 0
+    replace(known, logp_MK=known.logp_MK.flip(1)).save(stored, source)
+    (tmp_path / CHECKPOINT).unlink()
+    assert far(first, write(model, EXAMPLES, config, contexts=contexts, run=tmp_path)) > 0
 
 
 def test_distilling_what_has_no_prompt_is_refused(model: Model) -> None:
@@ -364,37 +334,21 @@ def test_distilling_what_has_no_prompt_is_refused(model: Model) -> None:
         write(model, plain, config, contexts=["The code of red is 48."])
 
 
-def test_jobs_that_ask_the_same_of_the_teacher_ask_once(
-    model: Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[int] = []
-    real = lorewright.training.distil.soft_targets
-    spy = lambda *a: (asked.append(1), real(*a))[1]  # noqa: E731
-    monkeypatch.setattr(lorewright.training.distil, "soft_targets", spy)
-    config = replace(BRIEF, objective="distill", epochs=1)
-    job = Job(EXAMPLES, config, ["red 48"] * len(EXAMPLES))
-    write_all(model, [job, replace(job, config=replace(config, lr=5e-3))])
-    assert asked == [1]
+def test_jobs_with_the_same_questions_share_the_teachers_answers(model: Model) -> None:
+    questions: list[int] = []
+
+    def counting(
+        model: Model, examples: Sequence[Example], contexts: Sequence[str], run: Path | None
+    ) -> SoftTargets:
+        questions.append(len(examples))
+        return teach(model, examples, contexts, run)
+
+    contexts = ["red 48"] * len(EXAMPLES)
+    job = Job(EXAMPLES, replace(BRIEF, epochs=1), contexts, objective=Uniform("mine", counting))
+    write_all(model, [job, replace(job, config=replace(job.config, lr=5e-3))])
+    assert questions == [len(EXAMPLES)]
 
 
 def test_distilling_without_contexts_is_refused(model: Model) -> None:
     with pytest.raises(DataError, match="one context for each of 4 examples"):
         write(model, EXAMPLES, replace(BRIEF, objective="distill"))
-
-
-@pytest.mark.parametrize(
-    ("n_rows", "n_awake", "n_batches", "n_visits"),
-    [(40, 40, 5, 1), (40, 20, 3, 1), (40, 9, 6, 3), (40, 2, 16, 16), (6, 6, 1, 1), (6, 2, 4, 4)],
-)
-def test_few_that_are_awake_are_met_several_times_in_an_epoch(
-    n_rows: int, n_awake: int, n_batches: int, n_visits: int
-) -> None:
-    examples = [Example(f"Where is {i}?", str(i)) for i in range(n_rows)]
-    config = WriteConfig(rest=0.9, batch_size=8, epochs=10)
-    member = Progress(0, Job(examples, config), list(range(n_rows)), torch.device("cpu"))
-    member.seen["worst"][n_awake:] = 0.01
-    member.start_epoch([5] * n_rows)
-    met = [i for group in member.groups for i in group]
-    assert len(member.groups) == n_batches
-    assert sorted(met) == sorted(list(range(n_awake)) * n_visits)
-    assert not any(len(set(group)) < len(group) for group in member.groups)

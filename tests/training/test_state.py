@@ -1,0 +1,69 @@
+"""Claims about one write's state: its epochs, its examples' record, what is stored of it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lorewright.knowledge.data import Example
+from lorewright.training.config import Job, WriteConfig
+from lorewright.training.objectives import StepOutcome
+from lorewright.training.state import WriteState
+
+CPU = torch.device("cpu")
+
+
+def state_of(n_rows: int, config: WriteConfig) -> WriteState:
+    examples = [Example(f"Where is {i}?", str(i)) for i in range(n_rows)]
+    return WriteState(0, Job(examples, config), list(range(n_rows)), CPU)
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "n_awake", "n_batches", "n_visits"),
+    [(40, 40, 5, 1), (40, 20, 3, 1), (40, 9, 6, 3), (40, 2, 16, 16), (6, 6, 1, 1), (6, 2, 4, 4)],
+)
+def test_few_that_do_not_rest_are_trained_several_times_in_an_epoch(
+    n_rows: int, n_awake: int, n_batches: int, n_visits: int
+) -> None:
+    state = state_of(n_rows, WriteConfig(rest=0.9, batch_size=8, epochs=10))
+    state.worst_nats[n_awake:] = 0.01
+    state.start_epoch([5] * n_rows)
+    visited = [i for group in state.groups for i in group]
+    assert len(state.groups) == n_batches
+    assert sorted(visited) == sorted(list(range(n_awake)) * n_visits)
+    assert not any(len(set(group)) < len(group) for group in state.groups)
+
+
+def test_the_record_of_an_example_leaves_padding_out() -> None:
+    state = state_of(3, WriteConfig(margin=0.6))
+    loss_BC = torch.tensor([[0.2, 0.4, 9.0], [0.3, 0.9, 0.3]])
+    mask_BC = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]])
+    state.record([2, 0], StepOutcome(loss_BC, torch.ones(2, 3).bool(), mask_BC))
+    assert state.mean_nats.tolist() == pytest.approx([0.5, float("inf"), 0.3])
+    assert state.worst_nats.tolist() == pytest.approx([0.9, float("inf"), 0.4])
+    assert state.n_recalled() == 1
+    assert state.split([0, 1, 2], 0.6) == ([0, 1], [2])
+
+
+def test_what_is_no_number_is_not_recalled_and_does_not_rest() -> None:
+    state = state_of(2, WriteConfig(rest=0.9))
+    state.worst_nats[:] = torch.tensor([float("nan"), 0.0])
+    assert state.n_recalled() == 1
+    state.start_epoch([5, 5])
+    assert {i for group in state.groups for i in group} == {0}
+
+
+def test_tensors_come_back_as_they_were() -> None:
+    config = WriteConfig(objective="memft_window", batch_size=2)
+    state, other = state_of(3, config), state_of(3, config)
+    outcome = StepOutcome(torch.rand(2, 4), torch.rand(2, 4) > 0.5, torch.ones(2, 4))
+    state.weights([0, 2], outcome)
+    state.tally += 3
+    stored = {name: tensor.clone() for name, tensor in state.tensors().items()}
+    other.load(stored)
+    assert {"tally", "mean", "worst", "objective.stuck", "objective.first_error"} == stored.keys()
+    for name, tensor in other.tensors().items():
+        assert torch.equal(tensor, stored[name])
+    state.weights([0, 2], outcome)
+    other.weights([0, 2], outcome)
+    assert torch.equal(state.remembered["stuck"], other.remembered["stuck"])
