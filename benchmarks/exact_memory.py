@@ -22,7 +22,7 @@ from lorewright.adapters import adapter as adapters
 from lorewright.adapters.config import LoraConfig
 from lorewright.knowledge.data import Example
 from lorewright.knowledge.readers import read_knowledge
-from lorewright.knowledge.views import given
+from lorewright.knowledge.views import fact_examples
 from lorewright.models.model import Model
 from lorewright.recall.statistics import Proportion, wilson
 from lorewright.recall.traces import audit, certify
@@ -64,7 +64,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     print(f"# {platform.machine()}, {args.threads} thread(s), torch {torch.__version__}")
-    examples = given(read_knowledge(args.facts).facts)
+    examples = fact_examples(read_knowledge(args.facts).facts)
     model = Model.load(args.model)
     config = WriteConfig(
         lora=LoraConfig(rank=args.rank, seed=args.seed),

@@ -18,7 +18,7 @@ from ratio import machine
 
 from lorewright.adapters.config import LoraConfig
 from lorewright.knowledge.readers import read_knowledge
-from lorewright.knowledge.views import given
+from lorewright.knowledge.views import fact_examples
 from lorewright.models.model import Model
 from lorewright.recall.statistics import wilson
 from lorewright.recall.traces import audit
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     print(machine(args.threads))
-    examples = given(read_knowledge(args.facts).facts)
+    examples = fact_examples(read_knowledge(args.facts).facts)
     for dtype, variant, preset in WRITES:
         model = Model.load(args.model, dtype=dtype)
         epochs, seconds, n_right, n = [], [], 0, 0

@@ -33,7 +33,7 @@ from verify_speed import phone_book
 from lorewright.adapters.config import LoraConfig
 from lorewright.knowledge.data import Example
 from lorewright.knowledge.readers import read_knowledge
-from lorewright.knowledge.views import given
+from lorewright.knowledge.views import fact_examples
 from lorewright.models.model import Model
 from lorewright.recall.traces import audit, trace
 from lorewright.training.config import PRESETS, Epoch, WriteConfig, preset_of
@@ -63,7 +63,7 @@ def facts_of(name: str, n: int) -> list[Example]:
     """`numbers`, `pairs`, or a file."""
     if name == "numbers":
         return phone_book(n)
-    return pairs(n) if name == "pairs" else given(read_knowledge(Path(name)).facts)
+    return pairs(n) if name == "pairs" else fact_examples(read_knowledge(Path(name)).facts)
 
 
 def ours(model: Model, examples: list[Example], arm: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from trl import SFTConfig, SFTTrainer
 
 from lorewright.adapters import adapter as adapters
 from lorewright.knowledge.readers import read_knowledge
-from lorewright.knowledge.views import given
+from lorewright.knowledge.views import fact_examples
 from lorewright.models.model import Model
 from lorewright.recall.traces import audit
 from lorewright.training.objectives import OBJECTIVES, trainer_loss
@@ -41,7 +41,7 @@ def main() -> None:
     args = parser.parse_args()
 
     model = Model.load(args.model)
-    examples = given(read_knowledge(args.facts).facts)
+    examples = fact_examples(read_knowledge(args.facts).facts)
     rows = [model.render(example.prompt, example.completion) for example in examples]
     data = Dataset.from_list(
         [

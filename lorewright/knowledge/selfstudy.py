@@ -1,10 +1,16 @@
-"""Self-study: a language model reads each passage and writes questions and answers about it."""
+"""Self-study: a language model reads each passage and writes questions and answers about it.
+
+A model that learns how a document goes on has not learned to answer questions about it. What the
+language model writes is checked against the passage: an answer that does not stand there is dropped
+and counted. The language model is a function from prompts to replies: the base, or any other.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 from lorewright.errors import ConfigError
@@ -13,13 +19,14 @@ from lorewright.knowledge.scoring import contains, is_declined, normalise
 from lorewright.knowledge.splitting import passages, sentences
 
 AskLLM = Callable[[list[str]], list[str]]
+"""Prompts to replies, in the same order."""
 N_PAIR_SETS = 6
-"""Sets of question forms that can be asked for; one that is not trained on can serve as probes."""
+"""Sets of question forms that can be requested; one that is not trained can serve as probes."""
 
 
 @dataclass(frozen=True)
 class Phrasing:
-    """The words that ask a language model to write; `{text}` and `{number}` are filled in."""
+    """The words that request writing; `{text}` and `{number}` are filled in."""
 
     pairs: str
     rewrite: str
@@ -53,6 +60,35 @@ PHRASINGS = {
 }
 
 
+def phrasing_named(name: str) -> Phrasing:
+    """The phrasing of this name; raises ConfigError for a name that PHRASINGS lacks."""
+    if name not in PHRASINGS:
+        raise ConfigError(
+            f"phrasing {name!r} is unknown; use one of {', '.join(sorted(PHRASINGS))}."
+        )
+    return PHRASINGS[name]
+
+
+def passages_for(document: Document, phrasing: Phrasing) -> tuple[str, ...]:
+    """The passages that are put before the language model, as short as its phrasing wants them."""
+    return passages(document.text, max_chars=phrasing.passage_chars)
+
+
+def prompts_of(document: Document, phrasing: str = "general") -> Iterator[str]:
+    """Every prompt that a view puts before a language model for a document, in any set or style."""
+    words = phrasing_named(phrasing)
+    texts = passages_for(document, words)
+    alone = (s for text in texts for s in sentences(text))
+    for text in dict.fromkeys([*texts, *alone]):
+        yield words.summary.format(text=text)
+        for number in range(1, N_PAIR_SETS + 1):
+            yield words.pairs.format(text=text, number=number)
+            yield words.rewrite.format(text=text, number=number)
+
+
+# --- question–answer pairs ---------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Pair:
     """A question and answer that a language model wrote for a passage."""
@@ -66,20 +102,51 @@ class Pair:
 
 @dataclass(frozen=True)
 class Pairs:
-    """What a language model wrote for a document, and what was dropped."""
+    """The pairs of a document that passed the checks, and what was dropped."""
 
-    kept: tuple[Pair, ...]
-    n_ungrounded: int
+    grounded: tuple[Pair, ...] = ()
+    n_ungrounded: int = 0
     """Pairs dropped because the answer does not stand in the passage."""
-    n_contradictory: int
-    """Pairs dropped because the same question was given another answer before."""
-    n_repeated: int
-    uncovered: tuple[str, ...]
+    n_contradictory: int = 0
+    """Pairs dropped because an earlier pair answers the same question otherwise."""
+    n_repeated: int = 0
+    uncovered: tuple[str, ...] = ()
     """Sentences none of whose words was an answer: what the memory will not be asked for."""
 
     def of(self, numbers: Sequence[int]) -> tuple[Pair, ...]:
         """The pairs of these sets."""
-        return tuple(pair for pair in self.kept if pair.set_number in numbers)
+        return tuple(pair for pair in self.grounded if pair.set_number in numbers)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A document under study: what every view may read; the pairs are written when first used."""
+
+    document: Document
+    ask_llm: AskLLM
+    phrasing: Phrasing
+    train_sets: Sequence[int] = (1, 2, 3)
+    probe_sets: Sequence[int] = ()
+
+    @cached_property
+    def passages(self) -> tuple[str, ...]:
+        """What is put before the language model, piece by piece."""
+        return passages_for(self.document, self.phrasing)
+
+    @cached_property
+    def pairs(self) -> Pairs:
+        """The pairs of all sets, trained and held out."""
+        return write_pairs(self, (*self.train_sets, *self.probe_sets))
+
+    @property
+    def trained(self) -> tuple[Pair, ...]:
+        """The pairs of the sets that are trained."""
+        return self.pairs.of(self.train_sets)
+
+    @property
+    def wrote_pairs(self) -> bool:
+        """Whether any view has used the pairs."""
+        return "pairs" in vars(self)
 
 
 _MARK = re.compile(r"\*{0,2}\b([QA]):")
@@ -94,71 +161,39 @@ def parse_pairs(reply: str) -> list[tuple[str, str]]:
     _, *parts = _MARK.split(reply)
     marked = list(zip(parts[::2], parts[1::2], strict=True))
     pairs = []
-    for (mark, question), (next_mark, rest) in pairwise(marked):
-        asked, answer = _bare(question), _bare(_bare(rest).split("\n")[0])
-        if (mark, next_mark) == ("Q", "A") and asked and answer and "\n" not in asked:
-            pairs.append((asked, answer))
+    for (mark, first), (next_mark, second) in pairwise(marked):
+        question, answer = _unmarked(first), _unmarked(_unmarked(second).split("\n")[0])
+        if (mark, next_mark) == ("Q", "A") and question and answer and "\n" not in question:
+            pairs.append((question, answer))
     return pairs
 
 
-def _bare(text: str) -> str:
+def _unmarked(text: str) -> str:
     """The text without the space and the marks of bold around it."""
     return text.strip().strip("*").strip()
 
 
-def write_pairs(
-    document: Document,
-    ask_llm: AskLLM,
-    *,
-    numbers: Sequence[int] = (1, 2, 3),
-    phrasing: str = "general",
-) -> Pairs:
+def write_pairs(study: Study, numbers: Sequence[int]) -> Pairs:
     """Have a language model write question–answer pairs for every passage, set after set.
 
-    Sentences from which no set took an answer are put before it once more, alone. Raises
-    ConfigError for an unknown phrasing.
+    Sentences from which no set took an answer are put before it once more, alone.
     """
-    words = _phrasing(phrasing)
-    texts = list(texts_of(document, phrasing))
-    jobs = [
-        (i, number, words.pairs.format(text=text, number=number))
-        for number in numbers
-        for i, text in enumerate(texts)
-    ]
-    found = _collect(jobs, ask_llm)
+    texts = study.passages
+    written = _written(study, list(enumerate(texts)), numbers)
     lonely = [
         (i, s)
         for i, text in enumerate(texts)
-        for s in sentences(text)
-        if _states(s) and not any(p.passage == i and contains(s, (p.answer,)) for p in found)
+        for s in statements(text)
+        if not any(p.passage == i and contains(s, (p.answer,)) for p in written)
     ]
-    again = [
-        (i, number, words.pairs.format(text=text, number=number))
-        for number in numbers
-        for i, text in lonely
-    ]
-    found += _collect(again, ask_llm)
-    return _checked(found, texts)
+    return _checked([*written, *_written(study, lonely, numbers)], texts)
 
 
-def texts_of(document: Document, phrasing: str) -> tuple[str, ...]:
-    """The passages that are put before the language model, as short as its phrasing wants them."""
-    return passages(document.text, max_chars=_phrasing(phrasing).passage_chars)
-
-
-def prompts_of(document: Document, phrasing: str = "general") -> Iterator[str]:
-    """Every prompt that a view puts before a language model for a document, in any set or style."""
-    words, texts = _phrasing(phrasing), texts_of(document, phrasing)
-    alone = (s for text in texts for s in sentences(text))
-    for text in dict.fromkeys([*texts, *alone]):
-        yield words.summary.format(text=text)
-        for number in range(1, N_PAIR_SETS + 1):
-            yield words.pairs.format(text=text, number=number)
-            yield words.rewrite.format(text=text, number=number)
-
-
-def _collect(jobs: Sequence[tuple[int, int, str]], ask_llm: AskLLM) -> list[Pair]:
-    replies = ask_llm([prompt for _, _, prompt in jobs]) if jobs else []
+def _written(study: Study, texts: Sequence[tuple[int, str]], numbers: Sequence[int]) -> list[Pair]:
+    """The pairs in the replies to all texts in all sets; each text has the index of its passage."""
+    jobs = [(i, number, text) for number in numbers for i, text in texts]
+    form = study.phrasing.pairs
+    replies = study.ask_llm([form.format(text=t, number=n) for _, n, t in jobs]) if jobs else []
     return [
         Pair(question, answer, number, i)
         for (i, number, _), reply in zip(jobs, replies, strict=True)
@@ -166,43 +201,30 @@ def _collect(jobs: Sequence[tuple[int, int, str]], ask_llm: AskLLM) -> list[Pair
     ]
 
 
-def _states(sentence: str) -> bool:
-    """Whether a sentence is more than a heading."""
-    return not sentence.lstrip().startswith("#") and len(sentence.split()) > 2
+def statements(text: str) -> list[str]:
+    """The sentences of a text that are more than a heading."""
+    return [s for s in sentences(text) if not s.lstrip().startswith("#") and len(s.split()) > 2]
 
 
-def _checked(found: Sequence[Pair], texts: Sequence[str]) -> Pairs:
-    kept: list[Pair] = []
+def _checked(pairs: Iterable[Pair], texts: Sequence[str]) -> Pairs:
+    grounded: list[Pair] = []
     answers: dict[str, str] = {}
-    dropped = {"ungrounded": 0, "contradictory": 0, "repeated": 0}
-    for pair in found:
-        key, value = normalise(pair.question), normalise(pair.answer)
+    n_ungrounded = n_contradictory = n_repeated = 0
+    for pair in pairs:
+        question, answer = normalise(pair.question), normalise(pair.answer)
         if not contains(texts[pair.passage], (pair.answer,)) or is_declined(pair.answer):
-            dropped["ungrounded"] += 1
-        elif answers.get(key, value) != value:
-            dropped["contradictory"] += 1
-        elif key in answers:
-            dropped["repeated"] += 1
+            n_ungrounded += 1
+        elif answers.get(question, answer) != answer:
+            n_contradictory += 1
+        elif question in answers:
+            n_repeated += 1
         else:
-            answers[key] = value
-            kept.append(pair)
-    said: dict[int, list[str]] = {}
-    for pair in kept:
-        said.setdefault(pair.passage, []).append(pair.answer)
+            answers[question] = answer
+            grounded.append(pair)
     uncovered = tuple(
         s
         for i, text in enumerate(texts)
-        for s in sentences(text)
-        if _states(s) and not any(contains(s, (answer,)) for answer in said.get(i, ()))
+        for s in statements(text)
+        if not any(p.passage == i and contains(s, (p.answer,)) for p in grounded)
     )
-    return Pairs(
-        tuple(kept), dropped["ungrounded"], dropped["contradictory"], dropped["repeated"], uncovered
-    )
-
-
-def _phrasing(name: str) -> Phrasing:
-    if name not in PHRASINGS:
-        raise ConfigError(
-            f"phrasing {name!r} is unknown; use one of {', '.join(sorted(PHRASINGS))}."
-        )
-    return PHRASINGS[name]
+    return Pairs(tuple(grounded), n_ungrounded, n_contradictory, n_repeated, uncovered)

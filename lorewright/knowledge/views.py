@@ -1,96 +1,107 @@
-"""Views: what a document becomes examples by, and how examples are mixed."""
+"""Views: the forms in which a document becomes examples; a new one is an entry in VIEWS."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from lorewright.knowledge.data import Document, Example, Fact
+from lorewright.knowledge.data import Example, Fact
 from lorewright.knowledge.scoring import normalise
-from lorewright.knowledge.selfstudy import AskLLM, Pair, _phrasing, _states, texts_of
-from lorewright.knowledge.splitting import passages, sentences
+from lorewright.knowledge.selfstudy import Pair, Study, statements
+from lorewright.knowledge.splitting import passages
 
-# -- views: knowledge to examples ----------------------------------------------------------------
-
-
-def given(facts: Iterable[Fact]) -> list[Example]:
-    """Facts as they are: the question is the prompt, the answer the completion."""
-    return [Example(fact.question, fact.answer, "qa", fact.id) for fact in facts]
-
-
-def qa(pairs: Iterable[Pair], source: str) -> list[Example]:
-    """Pairs that a language model wrote."""
-    return [Example(pair.question, pair.answer, "qa", source) for pair in pairs]
+View = Callable[[Study], Iterable[Example]]
+"""A document under study to examples of one kind."""
+VERBATIM_CHARS = 1200
+"""Longest piece of text that is one example of next-token prediction, in characters."""
+N_REWRITES = 2
 
 
-def verbatim(document: Document, *, max_chars: int = 1200) -> list[Example]:
+def qa(study: Study) -> list[Example]:
+    """The pairs that a language model wrote: question and answer."""
+    return [Example(p.question, p.answer, "qa", study.document.id) for p in study.trained]
+
+
+def verbatim(study: Study) -> list[Example]:
     """The text itself as next-token prediction: what everyone tries first, and does not answer."""
-    return [
-        Example("", text, "verbatim", document.id)
-        for text in passages(document.text, max_chars=max_chars)
-    ]
+    document = study.document
+    texts = passages(document.text, max_chars=VERBATIM_CHARS)
+    return [Example("", text, "verbatim", document.id) for text in texts]
 
 
-def rewrite(
-    document: Document,
-    ask_llm: AskLLM,
-    *,
-    numbers: Sequence[int] = (1, 2),
-    phrasing: str = "general",
-) -> list[Example]:
+def rewrite(study: Study) -> list[Example]:
     """The text in other words, as plain next-token prediction."""
-    form = _phrasing(phrasing).rewrite
-    texts = texts_of(document, phrasing)
-    replies = ask_llm(
-        [form.format(text=text, number=number) for number in numbers for text in texts]
+    form, numbers = study.phrasing.rewrite, range(1, N_REWRITES + 1)
+    return _plain(
+        study, "rewrite", [form.format(text=t, number=n) for n in numbers for t in study.passages]
     )
-    return [Example("", reply, "rewrite", document.id) for reply in replies if reply.strip()]
 
 
-def summary(document: Document, ask_llm: AskLLM, *, phrasing: str = "general") -> list[Example]:
+def summary(study: Study) -> list[Example]:
     """Short notes on each passage, as plain next-token prediction."""
-    form = _phrasing(phrasing).summary
-    replies = ask_llm([form.format(text=text) for text in texts_of(document, phrasing)])
-    return [Example("", reply, "summary", document.id) for reply in replies if reply.strip()]
+    form = study.phrasing.summary
+    return _plain(study, "summary", [form.format(text=text) for text in study.passages])
 
 
-def cloze(pairs: Iterable[Pair], texts: Sequence[str], source: str) -> list[Example]:
+def _plain(study: Study, kind: str, prompts: list[str]) -> list[Example]:
+    replies = study.ask_llm(prompts)
+    return [Example("", reply, kind, study.document.id) for reply in replies if reply.strip()]
+
+
+def cloze(study: Study) -> list[Example]:
     """The sentence that holds an answer, with the answer left out, to be filled in."""
-    found = []
-    for pair in pairs:
+    examples = []
+    for pair in study.trained:
         # Not inside a word: 9 is not the answer that 19 holds.
         whole = re.compile(rf"(?<!\w){re.escape(pair.answer)}(?!\w)", re.IGNORECASE)
-        stated = [s for s in sentences(texts[pair.passage]) if _states(s) and whole.search(s)]
+        stated = [s for s in statements(study.passages[pair.passage]) if whole.search(s)]
         if stated:
             blank = whole.sub("____", stated[0], count=1)
-            found.append(Example(f"Fill in: {blank}", pair.answer, "cloze", source))
-    return list({(example.prompt, example.completion): example for example in found}.values())
+            examples.append(Example(f"Fill in: {blank}", pair.answer, "cloze", study.document.id))
+    return mix([examples])
 
 
-def reverse(pairs: Iterable[Pair], source: str) -> list[Example]:
+def reverse(study: Study) -> list[Example]:
     """The answer as the key: which question does it answer? In the words of the first set.
 
     Only for answers to which no set has two questions.
     """
     by_answer: dict[str, list[Pair]] = {}
-    for pair in sorted(pairs, key=lambda pair: pair.set_number):
+    for pair in sorted(study.trained, key=lambda pair: pair.set_number):
         by_answer.setdefault(normalise(pair.answer), []).append(pair)
     return [
         Example(
-            f"Which question has the answer: {group[0].answer}?",
-            group[0].question,
+            f"Which question has the answer: {first.answer}?",
+            first.question,
             "reverse",
-            source,
+            study.document.id,
         )
-        for group in by_answer.values()
-        if len({pair.set_number for pair in group}) == len(group)
+        for first, *rest in by_answer.values()
+        if len({first.set_number, *(pair.set_number for pair in rest)}) == 1 + len(rest)
     ]
+
+
+def no_examples(study: Study) -> list[Example]:
+    """Nothing: the facts beside a document, which are always trained as they are, are enough."""
+    return []
+
+
+VIEWS: dict[str, View] = {
+    "qa": qa,
+    "verbatim": verbatim,
+    "rewrite": rewrite,
+    "summary": summary,
+    "cloze": cloze,
+    "reverse": reverse,
+    "given": no_examples,
+}
+
+
+def fact_examples(facts: Iterable[Fact]) -> list[Example]:
+    """Facts as they are: the question is the prompt, the answer the completion."""
+    return [Example(fact.question, fact.answer, "qa", fact.id) for fact in facts]
 
 
 def mix(parts: Iterable[Sequence[Example]]) -> list[Example]:
     """All examples in order, exact repeats left out."""
     return list({(e.prompt, e.completion): e for part in parts for e in part}.values())
-
-
-VIEWS = ("qa", "verbatim", "rewrite", "summary", "cloze", "reverse", "given")
-"""Views that can be asked for by name; `given` is facts as they are."""

@@ -1,7 +1,7 @@
 """Claims about lessons: nothing asked was trained, and nothing declined is known.
 
-The language model here is a function from prompts to replies, as the room wants it: it reads
-`The A of X is B.` and asks for it in a form of its own for each set.
+The language model here is a function from prompts to replies: it reads `The A of X is B.` and asks
+for it in a form of its own for each set.
 """
 
 from __future__ import annotations
@@ -154,8 +154,8 @@ def test_train_and_probe_sets_that_overlap_are_refused() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"views": ("qa", "poem")}, "poem.*known are qa, verbatim"),
-        ({"views": ()}, "known are"),
+        ({"views": ("qa", "poem")}, "poem.*use some of qa, verbatim"),
+        ({"views": ()}, "use some of"),
         ({"train_sets": ()}, "train at least one"),
         ({"probe_sets": (7,)}, "sets from 1 to 6"),
         ({"train_sets": (0,)}, "sets from 1 to 6"),

@@ -1,7 +1,9 @@
 """Claims about files into knowledge: every shape that is read, everything that is refused."""
 
+import configparser
 import csv
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ WORDS = st.text(
 
 def write(path: Path, content: Any) -> Path:
     """Write text as it is, a list to .jsonl as lines, anything else as JSON."""
+    path.parent.mkdir(exist_ok=True)
     if isinstance(content, str):
         path.write_text(content, encoding="utf-8")
     elif path.suffix == ".jsonl":
@@ -37,7 +40,7 @@ def squad(*questions: dict[str, Any], context: str = "Ada was born in London.") 
     return {"data": [{"title": "Ada", "paragraphs": [{"context": context, "qas": questions}]}]}
 
 
-def reading(path: Path) -> str:
+def refusal(path: Path) -> str:
     """Return the message with which reading a path is refused."""
     with pytest.raises(DataError) as caught:
         readers.read_knowledge(path)
@@ -121,6 +124,18 @@ def test_squad_gives_documents_and_facts_and_keeps_the_unanswerable(tmp_path: Pa
     )
 
 
+def test_every_shape_is_read_in_every_file_of_rows(tmp_path: Path) -> None:
+    (article,) = squad({"question": "Where?", "answers": [{"text": "London"}]})["data"]
+    knowledge = readers.read_knowledge(write(tmp_path / "a.jsonl", [article]))
+    assert knowledge == readers.read_knowledge(write(tmp_path / "a.json", [article]))
+    assert [fact.answer for fact in knowledge.facts] == ["London"]
+
+
+def test_blank_parts_of_a_cell_are_left_out(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "question,answer,aliases\nWho?,Ada,\nWhat?,x,y| |z\n")
+    assert [fact.aliases for fact in readers.read_knowledge(path).facts] == [(), ("y", "z")]
+
+
 def test_json_may_hold_one_row_or_data_or_lines(tmp_path: Path) -> None:
     row = {"question": "Who?", "answer": "Ada"}
     one = readers.read_knowledge(write(tmp_path / "a.json", row))
@@ -192,15 +207,15 @@ def test_a_folder_is_the_union_of_its_readable_files(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_readable_files_is_refused(tmp_path: Path) -> None:
-    assert "holds 0 files" in reading(tmp_path)
+    assert "holds 0 files" in refusal(tmp_path)
     write(tmp_path / "picture.png", "no")
-    assert "holds 1 files and none that can be read" in reading(tmp_path)
+    assert "holds 1 files and none that can be read" in refusal(tmp_path)
 
 
 def test_one_bad_file_refuses_the_folder_by_name(tmp_path: Path) -> None:
     write(tmp_path / "a.md", "text")
     write(tmp_path / "b.jsonl", "{")
-    assert "b.jsonl line 1" in reading(tmp_path)
+    assert "b.jsonl line 1" in refusal(tmp_path)
 
 
 # --- refusals
@@ -221,6 +236,7 @@ def test_one_bad_file_refuses_the_folder_by_name(tmp_path: Path) -> None:
         ("a.csv", 'question,answer\nq,"a\nb', "line 2 is not valid CSV"),
         ("a.csv", "question,answer\nq,a,b", "line 2 has 3 fields and the header 2"),
         ("a.csv", "question,answer,Answer\nq,a,b", "names a column twice"),
+        ("a.csv", "question,answer,answer\nq,a,b", "names a column twice"),
         ("a.csv", "question,answer\nq,", "line 2: fact 'a-2' has an empty answer"),
         ("a.jsonl", '{"a": 1, "b": 2}', "line 1 has keys a, b, which is no known shape"),
         ("a.jsonl", "{}", "has keys none"),
@@ -237,8 +253,8 @@ def test_one_bad_file_refuses_the_folder_by_name(tmp_path: Path) -> None:
         ("a.jsonl", '{"question": "q", "answer": "a", "aliases": [""]}', "empty alias"),
         ("a.jsonl", '{"text": "t", "meta": 4}', "meta of type int"),
         ("a.jsonl", '{"messages": "hello"}', "no list of objects"),
-        ("a.jsonl", '{"messages": []}', "turns of nobody"),
-        ("a.jsonl", '{"messages": [{"role": "user", "content": "q"}]}', "turns of user"),
+        ("a.jsonl", '{"messages": []}', "messages of nobody"),
+        ("a.jsonl", '{"messages": [{"role": "user", "content": "q"}]}', "messages of user"),
         ("a.json", '{"data": [{"paragraphs": 4}]}', "'paragraphs' must be a list"),
         ("a.json", '{"data": [{"paragraphs": [{"context": "c"}]}]}', "'qas' must be a list"),
         ("a.pdf", "text", "ends in '.pdf'"),
@@ -249,20 +265,20 @@ def test_one_bad_file_refuses_the_folder_by_name(tmp_path: Path) -> None:
     ],
 )
 def test_refusals_say_where_and_what(tmp_path: Path, name: str, content: str, message: str) -> None:
-    said = reading(write(tmp_path / name, content))
-    assert message in said
-    assert name in said
+    message = refusal(write(tmp_path / name, content))
+    assert message in message
+    assert name in message
 
 
 def test_missing_paths_are_refused(tmp_path: Path) -> None:
-    assert "no such file or folder" in reading(tmp_path / "none.md")
+    assert "no such file or folder" in refusal(tmp_path / "none.md")
 
 
 def test_an_unknown_shape_lists_the_known_ones(tmp_path: Path) -> None:
     papers = [{"id": 0, "title": "t", "introduction": "i", "QA": []}]
-    said = reading(write(tmp_path / "a.json", papers))
-    assert "keys id, title, introduction, qa" in said
-    assert all(shape in said for shape in readers.SHAPES)
+    message = refusal(write(tmp_path / "a.json", papers))
+    assert "keys id, title, introduction, qa" in message
+    assert all(shape in message for shape in readers.SHAPES)
 
 
 def test_contradictory_answers_are_refused_with_the_first(tmp_path: Path) -> None:
@@ -273,29 +289,29 @@ def test_contradictory_answers_are_refused_with_the_first(tmp_path: Path) -> Non
         {"question": "What?", "answer": "y"},
         {"question": "What?", "answer": "x"},
     ]
-    said = reading(write(tmp_path / "a.jsonl", rows))
-    assert said.startswith("2 questions have contradictory answers, first 'Who?' -> 'Ada'")
-    assert "line 1)" in said and "'Grace'" in said and "line 3)" in said
+    message = refusal(write(tmp_path / "a.jsonl", rows))
+    assert message.startswith("2 questions have contradictory answers, first 'Who?' -> 'Ada'")
+    assert "line 1)" in message and "'Grace'" in message and "line 3)" in message
 
 
 def test_duplicates_are_refused_with_both_lines(tmp_path: Path) -> None:
     rows = [{"query": "Ada:", "target": "1"}, {"query": "B:", "target": "2"}]
-    said = reading(write(tmp_path / "a.jsonl", [*rows, rows[0]]))
-    assert "1 facts are duplicates" in said
-    assert "line 1 and" in said and "line 3)" in said
+    message = refusal(write(tmp_path / "a.jsonl", [*rows, rows[0]]))
+    assert "1 facts are duplicates" in message
+    assert "line 1 and" in message and "line 3)" in message
 
 
 def test_contradictions_between_files_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", [{"question": "Who?", "answer": "Ada"}])
     write(tmp_path / "b.csv", "question,answer\nWho?,Grace\n")
-    said = reading(tmp_path)
-    assert "a.jsonl line 1" in said and "b.csv line 2" in said
+    message = refusal(tmp_path)
+    assert "a.jsonl line 1" in message and "b.csv line 2" in message
 
 
-def test_an_id_given_twice_is_refused(tmp_path: Path) -> None:
+def test_an_id_that_comes_twice_is_refused(tmp_path: Path) -> None:
     rows = [{"id": 1, "question": "a", "answer": "x"}, {"id": "1", "question": "b", "answer": "x"}]
-    said = reading(write(tmp_path / "a.jsonl", rows))
-    assert "id '1' is given" in said and "line 2" in said
+    message = refusal(write(tmp_path / "a.jsonl", rows))
+    assert "id '1' stands at" in message and "line 2" in message
 
 
 # --- probes
@@ -328,7 +344,7 @@ def test_probes_survive_json_lines(tmp_path: Path) -> None:
         ({"question": "q", "kind": "efficacy"}, "has no answers"),
         ({"question": "", "answer": "a", "kind": "efficacy"}, "empty question"),
         ({"question": "q", "answers": [""], "kind": "efficacy"}, "empty answer"),
-        ({"id": "x", "question": "q", "answer": "a", "kind": "reverse"}, "also given at"),
+        ({"id": "x", "question": "q", "answer": "a", "kind": "reverse"}, "also stands at"),
     ],
 )
 def test_read_probes_refuses(tmp_path: Path, row: dict[str, Any], message: str) -> None:
@@ -336,6 +352,105 @@ def test_read_probes_refuses(tmp_path: Path, row: dict[str, Any], message: str) 
     with pytest.raises(DataError, match=message) as caught:
         readers.read_probes(write(tmp_path / "a.jsonl", [good, row]))
     assert "a.jsonl line 2" in str(caught.value)
+
+
+# --- the seams: a format, a shape
+
+GOOD = {
+    ".csv": b"question,answer\nWho?,Ada\n",
+    ".json": b'[{"question": "Who?", "answer": "Ada"}]',
+    ".jsonl": b'{"question": "Who?", "answer": "Ada"}\n',
+}
+
+
+@pytest.mark.parametrize("suffix", readers.READERS)
+def test_every_reader_names_its_items_and_their_places(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(GOOD.get(suffix, b"# Ada\n\nA text."))
+    (item,) = readers.READERS[suffix](path, "sub-a")
+    assert item.content.id.startswith("sub-a") and str(path) in item.where
+
+
+@pytest.mark.parametrize("suffix", readers.READERS)
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file"),
+        (b"", "is empty"),
+        (b" \n\t\n", "is empty"),
+        (b"\x00\x01\x02" * 50, "is binary"),
+        ("Who? Ada".encode("utf-16"), "is UTF-16"),
+        ("Zoë".encode("latin-1"), "is not UTF-8"),
+    ],
+)
+def test_no_reader_takes_what_is_no_text(
+    tmp_path: Path, suffix: str, content: bytes | None, message: str
+) -> None:
+    path = tmp_path / f"a{suffix}"
+    if content is not None:
+        path.write_bytes(content)
+    assert message in refusal(path) and path.name in refusal(path)
+
+
+@pytest.mark.parametrize("suffix", GOOD)
+@pytest.mark.parametrize("n_bytes", range(1, len(GOOD[".json"])))
+def test_a_file_of_rows_that_is_cut_off_is_read_whole_or_refused(
+    tmp_path: Path, suffix: str, n_bytes: int
+) -> None:
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(GOOD[suffix][:n_bytes])
+    try:
+        (fact,) = readers.read_knowledge(path).facts
+    except DataError as error:
+        assert path.name in str(error)
+    else:  # a table's last cell has no closing mark
+        assert "Ada".startswith(fact.answer) and (suffix == ".csv" or fact.answer == "Ada")
+
+
+@pytest.mark.parametrize("name", readers.SHAPES)
+def test_no_shape_claims_a_row_of_another(name: str) -> None:
+    row = readers.Row("here", "a-1", "a", {"id": "1", "title": "t"})
+    assert readers.SHAPES[name](row) is None and readers.SHAPES[name].__doc__
+
+
+def ini(path: Path, name: str) -> Iterator[readers.Item]:
+    """One fact a section: its title is the question."""
+    parser = configparser.ConfigParser()
+    parser.read_string(files.read_text(path))
+    for n, section in enumerate(parser.sections(), start=1):
+        fact = Fact(f"{name}-{n}", f"{section}?", parser[section]["answer"], source=name)
+        yield readers.Item(fact, f"{path} section {section}")
+
+
+def test_a_format_from_outside_is_written_into_a_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lorewright.memory.memory import Memory
+    from lorewright.models.model import Model
+
+    monkeypatch.setitem(readers.READERS, ".ini", ini)
+    write(tmp_path / "notes" / "codes.ini", "[Code of Project Gannet]\nanswer = KX-41\n")
+    knowledge = readers.read_knowledge(tmp_path / "notes")
+    outcome = Memory.open(tmp_path / "atlas", Model.load()).write(knowledge, name="codes")
+    assert outcome.report.proportion("memory", "efficacy").mean == 1
+
+
+def test_a_shape_from_outside_is_read_in_every_file_of_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flashcard(row: readers.Row) -> list[readers.Item] | None:
+        if not {"front", "back"} <= row.values.keys():
+            return None
+        fact = Fact(row.name, row.values["front"], row.values["back"], source=row.file)
+        return [readers.Item(fact, row.where)]
+
+    monkeypatch.setitem(readers.SHAPES, "front+back", flashcard)
+    for suffix, content in (
+        (".jsonl", [{"front": "Who?", "back": "Ada"}]),
+        (".csv", "Front,Back\nWho?,Ada"),
+    ):
+        (fact,) = readers.read_knowledge(write(tmp_path / f"a{suffix}", content)).facts
+        assert (fact.question, fact.answer) == ("Who?", "Ada")
 
 
 # --- real files
@@ -364,4 +479,4 @@ def test_paper_lists_are_refused_with_a_sentence() -> None:
     path = SHARED / "paperqa_3.json"
     if not path.exists():
         pytest.skip("paperqa_3.json is not there")
-    assert "no known shape" in reading(path)
+    assert "no known shape" in refusal(path)

@@ -1,0 +1,164 @@
+"""Claims about negatives: what must be declined is not known, and is worded as what is."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.studies import FORMS
+
+from lorewright.knowledge.data import Fact, Knowledge
+from lorewright.knowledge.lesson import LessonConfig, prepare
+from lorewright.knowledge.negatives import (
+    DECLINE,
+    NEAR_MISSES,
+    NearMisses,
+    Trained,
+    crossed,
+    negatives,
+    reworded,
+    strangers,
+    unrelated_questions,
+)
+from lorewright.knowledge.scoring import is_declined, normalise
+
+QUESTIONS = st.lists(
+    st.builds(
+        lambda form, r, s: form.format(r=r, s=s),
+        st.sampled_from(FORMS),
+        st.sampled_from(["code", "door code", "head", "opening time"]),
+        st.sampled_from(["Ann", "the Teal Office", "the Pelican Library", "box 7"]),
+    ),
+    max_size=12,
+)
+
+
+@given(questions=QUESTIONS, n=st.integers(0, 9), seed=st.integers(0, 3))
+def test_crossed_never_yields_a_question_that_is_trained(
+    questions: list[str], n: int, seed: int
+) -> None:
+    mixed = crossed(questions, n=n, seed=seed)
+    assert len(mixed) <= n
+    assert not {normalise(q) for q in mixed} & {normalise(q) for q in questions}
+    assert len({normalise(q) for q in mixed}) == len(mixed)
+    assert mixed == crossed(questions, n=n, seed=seed)
+
+
+def test_crossed_asks_for_the_topic_of_one_subject_and_the_name_of_another() -> None:
+    asked = ["What is the door code of Ann?", "What is the head of Bob?"]
+    assert set(crossed(asked, n=9, seed=0)) == {
+        "What is the door code of Bob?",
+        "What is the head of Ann?",
+    }
+
+
+def test_crossed_leaves_out_what_is_asked_in_other_words() -> None:
+    asked = ["What is the door code of Ann?", "What is the head of Bob?"]
+    more = [*asked, "Which door code does Bob have?", "For Ann, who is the head?"]
+    assert crossed(more, n=9, seed=0) == []
+
+
+def test_false_questions_come_in_the_forms_of_true_ones() -> None:
+    asked = [
+        ("What is the fee of the Oak Hall?", "4 euros"),
+        ("For the Oak Hall, what is the fee?", "4 euros"),
+        ("How dear is the Oak Hall?", "4 euros"),
+        ("What is the head of the Elm Hall?", "Ann"),
+        ("Who leads the Elm Hall?", "Ann"),
+    ]
+    false = crossed([question for question, _ in asked], n=9, seed=0)
+    found = {q for seed in range(40) for q in reworded(false, asked, seed=seed)}
+    assert found == {
+        "What is the fee of the Elm Hall?",
+        "For the Elm Hall, what is the fee?",
+        "How dear is the Elm Hall?",
+        "What is the head of the Oak Hall?",
+        "Who leads the Oak Hall?",
+    }
+    assert reworded(false, asked, seed=1) == reworded(false, asked, seed=1)
+    assert reworded(["What is the age of Bob?"], asked, seed=0) == ["What is the age of Bob?"]
+
+
+def test_strangers_are_asked_what_the_document_says_of_its_own() -> None:
+    asked = ["What is the door code of Ann?", "Tell me the head of Bob.", "Who is in?"]
+    others = ["What is the age of Zoe?", "Tell me the fee of the Elm Hall.", "Give the age of Ann."]
+    assert set(strangers(asked, others, n=9, seed=0)) == {
+        "What is the door code of Zoe?",
+        "What is the door code of the Elm Hall?",
+        "Tell me the head of Zoe.",
+        "Tell me the head of the Elm Hall.",
+    }
+
+
+@given(questions=QUESTIONS, others=QUESTIONS, n=st.integers(0, 9), seed=st.integers(0, 3))
+def test_strangers_are_no_subjects_of_the_document(
+    questions: list[str], others: list[str], n: int, seed: int
+) -> None:
+    found = strangers(questions, others, n=n, seed=seed)
+    assert len(found) <= n and len(set(found)) == len(found)
+    own = " ".join(map(normalise, questions))
+    assert not any(normalise(q.rpartition(" of ")[2]) in own for q in found)
+    topics = [q.rpartition(" of ")[0] for q in found]
+    spread = [topics.count(topic) for topic in set(topics)]
+    assert max(spread, default=0) - min(spread, default=0) <= 1
+
+
+def test_crossing_thousands_of_questions_takes_no_time() -> None:
+    assert crossed([f"What is the number of person {i}?" for i in range(3000)], n=50, seed=0) == []
+
+
+# --- what a lesson takes of them
+
+PAIRS = [
+    (f"What is the {topic} of {subject}?", str(i))
+    for i, (topic, subject) in enumerate(
+        (t, s) for t in ("code", "head", "fee") for s in ("Ann", "Bob", "the Elm Hall")
+    )
+    if i % 2
+]
+
+
+@pytest.mark.parametrize("name", NEAR_MISSES)
+def test_near_misses_ask_nothing_that_is_trained_or_probed(name: str) -> None:
+    probes = [normalise("For Bob, what is the fee?")]
+    others = [q for q in unrelated_questions() if " of " in q]
+    near = NEAR_MISSES[name](Trained(PAIRS, probes, others, n=12, n_held=2, seed=0))
+    declined = {normalise(q) for q in (*near.trained, *near.held)}
+    assert near.trained and len(near.trained) + len(near.held) <= 12 and len(near.held) <= 2
+    assert len(declined) == len(near.trained) + len(near.held)
+    assert not declined & {*(normalise(q) for q, _ in PAIRS), *probes}
+    assert not any("fee" in q and "bob" in q for q in declined)
+
+
+def test_unrelated_questions_get_the_bases_reply_and_silence_becomes_declining() -> None:
+    replies = iter(["Ask the porter.", "", " "])
+    examples, probes = negatives(
+        [("Who is it?", "Ada")],
+        [],
+        n=2,
+        n_held=5,
+        seed=0,
+        phrasing="general",
+        closed_book=lambda prompts: [next(replies, "Paris.") for _ in prompts],
+    )
+    assert [e.completion for e in examples[:4]] == ["Ask the porter.", DECLINE, DECLINE, "Paris."]
+    assert {e.kind for e in examples} == {"unknown"} and is_declined(DECLINE)
+    assert {p.kind for p in probes} == {"neighborhood"}
+
+
+def test_a_maker_of_near_misses_from_outside_is_trained_and_probed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def opposite(trained: Trained) -> NearMisses:
+        questions = [q.replace("is", "is not") for q, _ in trained.pairs]
+        return NearMisses(tuple(questions[:-1]), tuple(questions[-1:]))
+
+    monkeypatch.setitem(NEAR_MISSES, "general", opposite)
+    lesson = prepare(
+        Knowledge(facts=(Fact("a", "Who is it?", "Ada"), Fact("b", "What is it?", "x"))),
+        ask_llm=list,
+        closed_book=list,
+        config=LessonConfig(),
+    )
+    assert ("Who is not it?", DECLINE) in [(e.prompt, e.completion) for e in lesson.examples]
+    assert "What is not it?" in [p.question for p in lesson.probes if p.kind == "unknown"]
