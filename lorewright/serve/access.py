@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lorewright.serve.config import LOOPBACK, ServeConfig
 from lorewright.serve.metrics import Metrics
-from lorewright.serve.protocol import APIError
+from lorewright.serve.protocol import APIError, too_many
 
 log = logging.getLogger("lorewright.serve")
 
@@ -173,12 +173,7 @@ class LimitRequests:
         try:
             body = await self._read(connection, receive)
             if self._n_requests >= self.max_requests:
-                raise APIError(
-                    429,
-                    f"{self._n_requests} requests are under way; try again later.",
-                    code="rate_limit_exceeded",
-                    retry_after_seconds=1,
-                )
+                raise too_many(f"{self._n_requests} requests are under way")
         except APIError as error:
             await ErrorResponse(error, connection)(scope, receive, send)
             return
@@ -201,14 +196,12 @@ class LimitRequests:
                     body += message.get("body", b"")
                     more = message.get("more_body", False) and len(body) <= limit
         except TimeoutError as error:
-            raise APIError(
-                408, f"the body did not arrive within {self.seconds:g} s.", code="timeout"
-            ) from error
+            why = f"the body did not arrive within {self.seconds:g} s."
+            raise APIError(408, why, code="timeout") from error
         if more or len(body) > limit:
             await _drain(receive, LARGE_BODIES * limit, min(5.0, self.seconds))
-            raise APIError(
-                413, f"the body has more than {limit} bytes; send less.", code="body_too_large"
-            )
+            why = f"the body has more than {limit} bytes; send less."
+            raise APIError(413, why, code="body_too_large")
         return bytes(body)
 
 

@@ -14,6 +14,7 @@ O out-features, B batch row, L rows with an adapter, T token.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
@@ -168,7 +169,7 @@ class AdapterCache:
         self.layers: dict[str, SlotLinear] = {}
         self.slots: dict[str, int] = {}
         """Content id to slot, least recently used first."""
-        self._n_users: dict[str, int] = {}
+        self._n_users = Counter[str]()
         sites = survey(model.network)[0]
         self.batches = not any("experts" in site.projection.split(".") for site in sites)
         """False where experts receive tokens out of order, so that rows cannot be told apart."""
@@ -190,14 +191,12 @@ class AdapterCache:
             slot = self._free_slot()
             self._fill(slot, adapter)
         self.slots[adapter_id] = slot
-        self._n_users[adapter_id] = self._n_users.get(adapter_id, 0) + 1
+        self._n_users[adapter_id] += 1
         return slot
 
     def release(self, adapter_id: str) -> None:
         """End one use of an adapter; it stays in its slot until another one needs it."""
-        self._n_users[adapter_id] -= 1
-        if not self._n_users[adapter_id]:
-            del self._n_users[adapter_id]
+        self._n_users -= Counter([adapter_id])  # leaves no zeros
 
     def retain(self, adapter_ids: Collection[str]) -> None:
         """Empty the slots of all other adapters that are not in use."""
@@ -212,7 +211,8 @@ class AdapterCache:
         """Put the original layers back; twice is harmless."""
         for name, layer in self.layers.items():
             self.model.network.set_submodule(name, layer.base)
-        self.layers, self.slots, self._n_users = {}, {}, {}
+        self.layers, self.slots = {}, {}
+        self._n_users.clear()
 
     def _free_slot(self) -> int:
         free = set(range(self.n_slots)) - set(self.slots.values())

@@ -21,28 +21,11 @@ from starlette.responses import Response
 
 from lorewright import __version__
 from lorewright.errors import LorewrightError
-from lorewright.serve.access import (
-    ErrorResponse,
-    KeyAuthentication,
-    LimitRequests,
-    RecordRequests,
-    deny,
-    log,
-)
+from lorewright.serve import access, protocol
 from lorewright.serve.backends import Backend
 from lorewright.serve.config import ServeConfig
 from lorewright.serve.metrics import Metrics
-from lorewright.serve.protocol import (
-    AddMemory,
-    APIError,
-    ChatRequest,
-    GenerationRequest,
-    LoadAdapter,
-    TextRequest,
-    UnloadAdapter,
-    api_error,
-    validation_error,
-)
+from lorewright.serve.protocol import APIError, api_error
 from lorewright.serve.registry import AUTO, Registry
 from lorewright.serve.replies import DONE, Completion, event
 
@@ -63,14 +46,19 @@ def build(registry: Registry, backend: Backend, config: ServeConfig, metrics: Me
         finally:
             await backend.stop()
 
+    keys = access.KeyAuthentication(config)
     app = FastAPI(
         title="Lorewright",
         version=__version__,
         lifespan=lifespan,
         middleware=[
-            Middleware(RecordRequests, metrics=metrics, seconds=config.seconds),
-            Middleware(AuthenticationMiddleware, backend=KeyAuthentication(config), on_error=deny),
-            Middleware(LimitRequests, config=config, metrics=metrics),
+            Middleware(access.RecordRequests, metrics=metrics, seconds=config.seconds),
+            Middleware(
+                AuthenticationMiddleware,
+                backend=access.KeyAuthentication(config),
+                on_error=access.deny,
+            ),
+            Middleware(access.LimitRequests, config=config, metrics=metrics),
         ],
         # no pages that load scripts from elsewhere: everything works without a network
         docs_url=None,
@@ -91,12 +79,12 @@ def _add_error_handlers(app: FastAPI, registry: Registry) -> None:
 
     def handle(kind: type[Exception], convert: Callable[[Any], APIError]) -> None:
         async def handler(request: Request, error: Exception) -> JSONResponse:
-            return ErrorResponse(convert(error), request)
+            return access.ErrorResponse(convert(error), request)
 
         app.add_exception_handler(kind, handler)
 
     handle(LorewrightError, lambda error: api_error(error, registry.folder))
-    handle(RequestValidationError, lambda error: validation_error(error.errors()))
+    handle(RequestValidationError, lambda error: protocol.validation_error(error.errors()))
     handle(HTTPException, lambda error: APIError(error.status_code, f"{error.detail}."))
     handle(  # the traceback is logged by whatever runs the application
         Exception,
@@ -141,7 +129,7 @@ def _add_models(app: FastAPI, registry: Registry) -> None:
 
 
 def _add_completions(app: FastAPI, registry: Registry, backend: Backend, metrics: Metrics) -> None:
-    async def reply(http: Request, request: GenerationRequest) -> Response:
+    async def reply(http: Request, request: protocol.GenerationRequest) -> Response:
         if request.model == AUTO:
             target = await asyncio.to_thread(registry.routed, request.question())
             metrics.count_routed(chosen=bool(target.adapter_id))
@@ -160,12 +148,12 @@ def _add_completions(app: FastAPI, registry: Registry, backend: Backend, metrics
         )
 
     @app.post("/v1/chat/completions")
-    async def chat(http: Request, request: ChatRequest) -> Response:
+    async def chat(http: Request, request: protocol.ChatRequest) -> Response:
         """Answer the last message of a conversation."""
         return await reply(http, request)
 
     @app.post("/v1/completions")
-    async def completions(http: Request, request: TextRequest) -> Response:
+    async def completions(http: Request, request: protocol.TextRequest) -> Response:
         """Continue plain text."""
         return await reply(http, request)
 
@@ -185,7 +173,7 @@ async def _events(first: Completion, chunks: Any, registry: Registry) -> AsyncIt
                 yield event(chunk.to_json())
         except LorewrightError as error:
             failure = api_error(error, registry.folder)
-            log.warning("%s in a stream: %s", failure.status, failure.detail or failure)
+            access.log.warning("%s in a stream: %s", failure.status, failure.detail or failure)
             yield event(json.dumps(failure.to_json()).encode())
         yield DONE
 
@@ -226,7 +214,7 @@ def _add_admin(app: FastAPI, registry: Registry, backend: Backend) -> None:
         return listing()
 
     @app.post("/admin/memories")
-    async def add(body: AddMemory) -> dict[str, Any]:
+    async def add(body: protocol.AddMemory) -> dict[str, Any]:
         """Serve an adapter of the folder under a name, until the end or a reload."""
         await load(body.name, body.adapter, body.replace)
         return listing()
@@ -244,13 +232,13 @@ def _add_admin(app: FastAPI, registry: Registry, backend: Backend) -> None:
         return listing()
 
     @app.post("/v1/load_lora_adapter")
-    async def load_lora_adapter(body: LoadAdapter) -> PlainTextResponse:
+    async def load_lora_adapter(body: protocol.LoadAdapter) -> PlainTextResponse:
         """Serve an adapter of the folder under a name, as vLLM has it."""
         await load(body.lora_name, body.lora_path, body.load_inplace)
         return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
     @app.post("/v1/unload_lora_adapter")
-    async def unload_lora_adapter(body: UnloadAdapter) -> PlainTextResponse:
+    async def unload_lora_adapter(body: protocol.UnloadAdapter) -> PlainTextResponse:
         """Stop serving a name, as vLLM has it."""
         registry.hide(body.lora_name)
         return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")

@@ -66,31 +66,16 @@ def open_backend(
 def _local(
     registry: Registry, config: ServeConfig, metrics: Metrics, model: Model | None
 ) -> Backend:
-    from lorewright.memory.memory import Memory
-    from lorewright.serve.local import LocalBackend
+    from lorewright.serve.local import LocalBackend  # loads torch
 
-    if config.engine_url:
-        raise ConfigError("engine local generates in this process; leave --engine-url out.")
-    model = Memory.open(registry.folder, model, create=False).model
-    return LocalBackend(registry, model, config, metrics)
-
-
-def _upstream(
-    registry: Registry,
-    config: ServeConfig,
-    metrics: Metrics,
-    model: Model | None,
-    *,
-    engine: str,
-) -> Backend:
-    return Upstream(registry, config, metrics, engine=engine)
+    return LocalBackend(registry, config, metrics, model)
 
 
 DETECT = "detect"
 """The entry for another server that reports itself what it is."""
 BACKENDS: dict[str, OpenBackend] = {
     "local": _local,
-    DETECT: partial(_upstream, engine=""),
-    **{name: partial(_upstream, engine=name) for name in ENGINES},
+    DETECT: partial(Upstream, engine=""),
+    **{name: partial(Upstream, engine=name) for name in ENGINES},
 }
 """Every backend by the name that --engine takes."""

@@ -8,18 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 
 from lorewright.adapters.adapter import Adapter, content_id, load
-from lorewright.errors import AdapterError, LorewrightError, StorageError
+from lorewright.errors import AdapterError, ConfigError, LorewrightError, StorageError
+from lorewright.memory.memory import Memory
 from lorewright.models.model import Model
 from lorewright.serve.adapter_cache import check
 from lorewright.serve.config import ServeConfig
+from lorewright.serve.loads import Loads
 from lorewright.serve.metrics import Metrics
-from lorewright.serve.protocol import MAX_CHOICES, APIError, ChatRequest, GenerationRequest
+from lorewright.serve.protocol import (
+    MAX_CHOICES,
+    APIError,
+    ChatRequest,
+    GenerationRequest,
+    too_many,
+)
 from lorewright.serve.registry import Registry, Target
 from lorewright.serve.replies import Completion, Delta, ReplyFormat, TokenText, Usage
 from lorewright.serve.scheduler import Job, Output, Scheduler
@@ -33,9 +41,12 @@ class LocalBackend:
     """Replies of a base and adapters in this process."""
 
     def __init__(
-        self, registry: Registry, model: Model, config: ServeConfig, metrics: Metrics
+        self, registry: Registry, config: ServeConfig, metrics: Metrics, model: Model | None = None
     ) -> None:
-        """Put the scheduler on the base; it starts and stops with the server."""
+        """Put the scheduler on the folder's base, loaded unless given; raises as `Memory.open`."""
+        if config.engine_url:
+            raise ConfigError("engine local generates in this process; leave --engine-url out.")
+        model = Memory.open(registry.folder, model, create=False).model
         self.registry = registry
         self.model = model
         self.metrics = metrics
@@ -47,7 +58,7 @@ class LocalBackend:
         self._tokenizer_thread = ThreadPoolExecutor(1, "tokenizer")
         # tokenizers are not made for two threads at once: replies have a copy
         self._tokenizer = copy.deepcopy(model.tokenizer)
-        self._adapters: OrderedDict[str, asyncio.Task[Adapter]] = OrderedDict()
+        self._adapters: Loads[Adapter] = Loads()
         self._version = registry.version
 
     async def start(self) -> None:
@@ -126,12 +137,7 @@ class LocalBackend:
                 )
                 generation.jobs.append(job)
         if not self.scheduler.submit(generation.jobs):
-            raise APIError(
-                429,
-                f"{self.scheduler.n_waiting} replies wait already; try again later.",
-                code="rate_limit_exceeded",
-                retry_after_seconds=1,
-            )
+            raise too_many(f"{self.scheduler.n_waiting} replies wait already")
         return generation
 
     async def _adapter_of(self, target: Target) -> tuple[Adapter | None, Target]:
@@ -151,18 +157,11 @@ class LocalBackend:
 
     async def _adapter(self, adapter_id: str) -> Adapter:
         """An adapter by content id, read and checked once for all who wait for it."""
-        task = self._adapters.get(adapter_id)
-        if task is None:
-            task = asyncio.create_task(asyncio.to_thread(self._read, adapter_id))
-            self._adapters[adapter_id] = task
+        read = partial(asyncio.to_thread, self._read, adapter_id)
+        adapter = await self._adapters.load(adapter_id, read)
+        if len(self._adapters) > MAX_ADAPTERS:
             self._evict()
-        self._adapters.move_to_end(adapter_id)
-        try:
-            return await asyncio.shield(task)  # a client that leaves must not cancel the others'
-        except Exception:
-            if self._adapters.get(adapter_id) is task:  # it may be repaired: read it again then
-                del self._adapters[adapter_id]
-            raise
+        return adapter
 
     def _evict(self) -> None:
         """Drop adapters without a name, and the least recently used."""
@@ -268,11 +267,9 @@ class _Generation:
         try:
             return await asyncio.wait_for(self._outputs.get(), max(seconds_left, 0.001))
         except TimeoutError as error:
-            raise APIError(
-                504,
-                f"no reply within {self.backend.seconds:g} s; request fewer tokens, or try later.",
-                code="timeout",
-            ) from error
+            seconds = f"{self.backend.seconds:g} s"
+            message = f"no reply within {seconds}; request fewer tokens, or try later."
+            raise APIError(504, message, code="timeout") from error
 
     def _delta(self, index: int, output: Output) -> Delta:
         text, n_used = self._texts[index], len(output.tokens)

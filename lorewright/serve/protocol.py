@@ -19,7 +19,6 @@ from pydantic import (
     Field,
     ValidationError,
     ValidatorFunctionWrapHandler,
-    WithJsonSchema,
     WrapValidator,
     model_validator,
 )
@@ -105,6 +104,22 @@ class APIError(LorewrightError):
         }
 
 
+def unknown_model(message: str, param: str = "model") -> APIError:
+    """The error for a name that is not served."""
+    return APIError(404, message, code="model_not_found", param=param)
+
+
+def unavailable(message: str, detail: str = "") -> APIError:
+    """The error for a memory that cannot be served now."""
+    return APIError(503, message, code="memory_unavailable", param="model", detail=detail)
+
+
+def too_many(what: str) -> APIError:
+    """The error for a request beyond a limit on how many there may be at once."""
+    message = f"{what}; try again later."
+    return APIError(429, message, code="rate_limit_exceeded", retry_after_seconds=1)
+
+
 def redacted(message: str, folder: Path | None = None) -> str:
     """The message without paths of this machine and addresses of engines; `folder` is served."""
     if folder is not None:
@@ -118,9 +133,9 @@ def api_error(error: LorewrightError, folder: Path) -> APIError:
         return error
     public, detail = redacted(str(error), folder), str(error)
     if isinstance(error, UnknownMemory):
-        return APIError(404, public, code="model_not_found", param="model", detail=detail)
+        return unknown_model(public)
     if isinstance(error, AdapterError | StorageError):
-        return APIError(503, public, code="memory_unavailable", param="model", detail=detail)
+        return unavailable(public, detail)
     if isinstance(error, ModelError):
         return APIError(503, public, code="engine_failed", retry_after_seconds=5, detail=detail)
     return APIError(400, public, detail=detail)
@@ -188,20 +203,22 @@ class Body(BaseModel):
         return fields
 
 
+class TextPart(Body):
+    """A part of a message's content; no other type is supported."""
+
+    type: Literal["text"]
+    text: Text
+
+
 def _joined(content: Any) -> Any:
     """The text of content parts, joined by line breaks."""
     if not isinstance(content, list):
         return content
-    texts = []
     for number, part in enumerate(content):
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind != "text" or not isinstance(part.get("text"), str):
-            kind = f"type {kind!r}"[:60]
-            raise InvalidField(
-                str(number), f"a content part of {kind} is not supported; send text parts"
-            )
-        texts.append(part["text"])
-    return "\n".join(texts)
+        if isinstance(part, dict) and part.get("type") != "text":
+            kind = str(part.get("type"))[:40]
+            raise InvalidField(f"{number}", f"content of type {kind!r} is not supported; send text")
+    return "\n".join(TextPart.model_validate(part).text for part in content)
 
 
 class Message(Body):
@@ -215,26 +232,7 @@ class Message(Body):
         "function_call": (),
     }
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Annotated[
-        Text,
-        BeforeValidator(_joined),
-        WithJsonSchema(
-            {
-                "anyOf": [
-                    {"type": "string"},
-                    {
-                        "type": "array",
-                        "items": {
-                            "type": "object",
-                            "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
-                            "required": ["type", "text"],
-                            "additionalProperties": False,
-                        },
-                    },
-                ]
-            }
-        ),
-    ] = ""
+    content: Annotated[Text, BeforeValidator(_joined, str | list[TextPart])] = ""
     tool_calls: list[dict[str, Any]] = []
     """Calls by an assistant in an earlier turn; the base's chat template must show them."""
     tool_call_id: str | None = None
@@ -253,7 +251,7 @@ class StreamOptions(Body):
     include_usage: bool = False
 
 
-class GenerationRequest(Body):
+class _Request(Body):
     """What both kinds of completion have in common."""
 
     ignored = IGNORED
@@ -269,7 +267,7 @@ class GenerationRequest(Body):
     """Replies to each prompt."""
     stop: Annotated[
         tuple[Annotated[Text, Field(min_length=1)], ...],
-        BeforeValidator(lambda stop: (stop,) if isinstance(stop, str) else stop),
+        BeforeValidator(lambda s: (s,) if isinstance(s, str) else s, str | list[str]),
         Field(max_length=MAX_STOPS),
     ] = ()
     """Texts that end the reply and are not part of it."""
@@ -278,33 +276,24 @@ class GenerationRequest(Body):
     ignore_eos: bool = False
     """Generate max_tokens tokens whatever they are, as other engines have it: for measuring."""
 
-    @model_validator(mode="after")
-    def _check_stream_options(self) -> Self:
-        if self.stream_options is not None and not self.stream:
-            raise InvalidField("stream_options", "stream_options needs stream to be true")
-        return self
-
     @property
     def token_limit(self) -> int | None:
         """Most tokens to generate; None = as many as the server allows."""
         return self.max_tokens
 
     @property
-    def n_top(self) -> int | None:
-        """Alternatives to list for each token; None = no log-probabilities."""
-        raise NotImplementedError
-
-    @property
     def include_usage(self) -> bool:
         """Whether a stream ends with a chunk that counts the tokens."""
         return self.stream_options is not None and self.stream_options.include_usage
 
-    def question(self) -> str:
-        """The text that `auto` routes by."""
-        raise NotImplementedError
+    @model_validator(mode="after")
+    def _check_stream_options(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise InvalidField("stream_options", "stream_options needs stream to be true")
+        return self
 
 
-class ChatRequest(GenerationRequest):
+class ChatRequest(_Request):
     """The body of POST /v1/chat/completions."""
 
     messages: list[Message] = Field(min_length=1)
@@ -343,9 +332,8 @@ class ChatRequest(GenerationRequest):
 
 def _prompts(prompt: Any, validate: ValidatorFunctionWrapHandler) -> Any:
     """One prompt as a list of one; every prompt a text or token ids, none of them empty."""
-    if isinstance(prompt, str) or (isinstance(prompt, list) and isinstance(prompt[:1], list)):
-        single = isinstance(prompt, str) or (prompt and isinstance(prompt[0], int))
-        prompt = [prompt] if single else prompt
+    if isinstance(prompt, str) or (isinstance(prompt, list) and isinstance((*prompt, "")[0], int)):
+        prompt = [prompt]
     try:
         prompts = validate(prompt)
     except ValidationError as error:
@@ -355,11 +343,12 @@ def _prompts(prompt: Any, validate: ValidatorFunctionWrapHandler) -> Any:
     return prompts
 
 
-class TextRequest(GenerationRequest):
+class TextRequest(_Request):
     """The body of POST /v1/completions."""
 
     prompt: Annotated[list[Text | list[int]], WrapValidator(_prompts)]
     """Texts or token ids, one for each prompt."""
+    max_tokens: int = Field(DEFAULT_TEXT_TOKENS, ge=1)
     logprobs: int | None = Field(None, ge=0, le=MAX_TEXT_LOGPROBS)
 
     @model_validator(mode="after")
@@ -367,11 +356,6 @@ class TextRequest(GenerationRequest):
         if len(self.prompt) * self.n > MAX_CHOICES:
             raise InvalidField("prompt", f"at most {MAX_CHOICES} replies are generated at once")
         return self
-
-    @property
-    def token_limit(self) -> int | None:
-        """Most tokens to generate."""
-        return self.max_tokens or DEFAULT_TEXT_TOKENS
 
     @property
     def n_top(self) -> int | None:
@@ -385,14 +369,14 @@ class TextRequest(GenerationRequest):
         return self.prompt[0]
 
 
+GenerationRequest = ChatRequest | TextRequest
+
+
 def check_token_limit(requested: int | None, limit: int) -> None:
     """Raise APIError 400 when more tokens were requested than the server generates."""
     if requested is not None and requested > limit:
-        raise APIError(
-            400,
-            f"max_tokens is {requested}; this server generates at most {limit}; request fewer.",
-            param="max_tokens",
-        )
+        message = f"max_tokens is {requested}; this server generates at most {limit}; lower it."
+        raise APIError(400, message, param="max_tokens")
 
 
 class AddMemory(Body):

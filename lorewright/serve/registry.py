@@ -17,7 +17,7 @@ from typing import Any
 
 from lorewright.errors import DataError, StorageError, UnknownMemory
 from lorewright.memory.folder import INDEX_FILE, index
-from lorewright.serve.protocol import APIError, redacted
+from lorewright.serve.protocol import APIError, redacted, unavailable, unknown_model
 from lorewright.serve.replies import Source
 
 AUTO = "auto"
@@ -93,7 +93,7 @@ class Registry:
         if model in by_id:
             return Target(by_id[model], model)
         few = ", ".join([self.base, *list(names)[:5], *(["..."] if len(names) > 5 else [])])
-        raise _unknown(f"there is no model {model[:100]!r} here; there are: {few}.")
+        raise unknown_model(f"there is no model {model[:100]!r} here; there are: {few}.")
 
     def routed(self, question: str) -> Target:
         """Return what answers a question to `auto`: a memory, or the base where none does.
@@ -101,18 +101,15 @@ class Registry:
         Raises APIError 404 without a router, 503 when the folder's index cannot be read.
         """
         if self.route is None:
-            raise _unknown(f"this server does not route; request another model than {AUTO!r}.")
+            raise unknown_model(f"this server does not route; request another model than {AUTO!r}.")
         try:
             name = self.route(question)
         except (DataError, StorageError, UnknownMemory) as error:
             reason = redacted(str(error), self.folder).rstrip(".")
-            raise APIError(
-                503,
+            raise unavailable(
                 f"{AUTO!r} cannot choose a memory ({reason}); repair the folder, or request a "
                 "memory by name.",
-                code="memory_unavailable",
-                param="model",
-                detail=str(error),
+                str(error),
             ) from error
         names = self.names
         if name is None or name not in names:  # or was removed since the router was built
@@ -182,7 +179,7 @@ class Registry:
     def hide(self, name: str) -> None:
         """Stop serving a name, until the end or `reload`. Raises APIError for one not served."""
         if name not in self.names:
-            raise _unknown(f"{name[:100]!r} is not served here.", param="name")
+            raise unknown_model(f"{name[:100]!r} is not served here.", param="name")
         self._added.pop(name, None)
         self._hidden.add(name)
         self._update()
@@ -223,7 +220,3 @@ class Registry:
         self.version += 1
         every = {**self._folder_names, **self._added}
         self._names = {name: every[name] for name in sorted(every) if name not in self._hidden}
-
-
-def _unknown(message: str, param: str = "model") -> APIError:
-    return APIError(404, message, code="model_not_found", param=param)

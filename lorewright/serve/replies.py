@@ -125,43 +125,40 @@ class ReplyFormat:
         choices = []
         for index, parts in sorted(by_index.items()):
             text = "".join(part.text for part in parts)
-            tokens = [token for part in parts for token in part.tokens]
+            tokens = tuple(token for part in parts for token in part.tokens)
             message = AssistantMessage(role="assistant", content=text, refusal=None)
-            choices.append(
-                Choice(
-                    index=index,
-                    **({"message": message} if self.chat else {"text": text}),
-                    logprobs=self._logprobs(tokens) if self.logprobs else None,
-                    finish_reason=parts[-1].finish_reason,
-                )
-            )
+            whole = Delta(index, text, tokens, parts[-1].finish_reason)
+            choices.append(self._choice(whole, {"message": message}, logprobs=self.logprobs))
         return self._completion("chat.completion", choices, usage=usage)
 
     def opening(self, n_choices: int) -> Iterator[Completion]:
         """The first chunks of a chat: the role of each choice."""
         for index in range(n_choices if self.chat else 0):
-            delta = AssistantMessage(role="assistant", content="", refusal=None)
-            yield self._chunk(Choice(index=index, delta=delta, logprobs=None, finish_reason=None))
+            added = AssistantMessage(role="assistant", content="", refusal=None)
+            yield self._chunk(Delta(index, ""), added)
 
     def chunk(self, delta: Delta) -> Completion:
         """A chunk with what one choice gained."""
         empty = not delta.text and not delta.tokens
-        added = AssistantMessage() if empty else AssistantMessage(content=delta.text)
         return self._chunk(
-            Choice(
-                index=delta.index,
-                **({"delta": added} if self.chat else {"text": delta.text}),
-                logprobs=self._logprobs(delta.tokens) if delta.tokens else None,
-                finish_reason=delta.finish_reason,
-            )
+            delta, AssistantMessage() if empty else AssistantMessage(content=delta.text)
         )
 
     def ending(self, usage: Usage) -> Completion:
         """The chunk after the last one, which counts the tokens."""
         return self._completion("chat.completion.chunk", [], usage=usage)
 
-    def _chunk(self, choice: Choice) -> Completion:
+    def _chunk(self, delta: Delta, added: AssistantMessage) -> Completion:
+        choice = self._choice(delta, {"delta": added}, logprobs=bool(delta.tokens))
         return self._completion("chat.completion.chunk", [choice])
+
+    def _choice(self, delta: Delta, chat: dict[str, Any], *, logprobs: bool) -> Choice:
+        return Choice(
+            index=delta.index,
+            **(chat if self.chat else {"text": delta.text}),
+            logprobs=self._logprobs(delta.tokens) if logprobs else None,
+            finish_reason=delta.finish_reason,
+        )
 
     def _completion(self, kind: str, choices: list[Choice], **more: Any) -> Completion:
         return Completion(

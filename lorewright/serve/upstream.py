@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import httpx
@@ -26,6 +28,7 @@ from pydantic import ValidationError
 
 from lorewright.errors import ConfigError
 from lorewright.serve.config import ServeConfig
+from lorewright.serve.loads import Loads
 from lorewright.serve.metrics import Metrics
 from lorewright.serve.protocol import (
     APIError,
@@ -34,6 +37,7 @@ from lorewright.serve.protocol import (
     TextRequest,
     check_token_limit,
     redacted,
+    unavailable,
 )
 from lorewright.serve.registry import AUTO, Registry, Target
 from lorewright.serve.replies import Completion
@@ -61,7 +65,7 @@ class Upstream:
     """Replies of another server."""
 
     def __init__(
-        self, registry: Registry, config: ServeConfig, metrics: Metrics, *, engine: str = ""
+        self, registry: Registry, config: ServeConfig, metrics: Metrics, _: object, *, engine: str
     ) -> None:
         """`engine` is an entry of ENGINES, empty = as the server reports. Raises ConfigError."""
         if not config.engine_url.startswith(("http://", "https://")):
@@ -77,8 +81,8 @@ class Upstream:
         self.seconds = config.seconds
         self._key = config.engine_key
         self._base = ""
-        self._loaded: dict[str, asyncio.Task[None]] = {}
-        self._n_users: dict[str, int] = {}
+        self._loaded: Loads[None] = Loads()
+        self._n_users = Counter[str]()
         self._client: httpx.AsyncClient | None = None
         self._n_requests = 0
         self._unloading: set[asyncio.Task[None]] = set()
@@ -229,21 +233,15 @@ class Upstream:
             yield {"model": self._base}
             return
         if not api.load:
-            raise APIError(
-                503,
-                f"an engine of kind {self.engine} takes no adapters; request "
-                f"{self.registry.base!r}.",
-                code="memory_unavailable",
-                param="model",
+            raise unavailable(
+                f"an engine of kind {self.engine} takes no adapters; use {self.registry.base!r}."
             )
-        self._n_users[adapter_id] = self._n_users.get(adapter_id, 0) + 1
+        self._n_users[adapter_id] += 1
         try:
-            await self._ensure_loaded(adapter_id, api)
+            await self._loaded.load(adapter_id, partial(self._load, adapter_id, api))
             yield api.fields(self._base, adapter_id)
         finally:
             self._n_users[adapter_id] -= 1
-            if not self._n_users[adapter_id]:
-                del self._n_users[adapter_id]
             self._unload_unnamed(api)
 
     async def _identify(self) -> None:
@@ -259,19 +257,6 @@ class Upstream:
         self.engine = self.engine or (owner if owner in ENGINES else "openai")
         self._base = base
 
-    async def _ensure_loaded(self, adapter_id: str, api: EngineAPI) -> None:
-        """Load an adapter unless it is there; once for all who wait for it."""
-        task = self._loaded.get(adapter_id)
-        if task is None:
-            task = asyncio.create_task(self._load(adapter_id, api))
-            self._loaded[adapter_id] = task
-        try:
-            await asyncio.shield(task)
-        except APIError:
-            if self._loaded.get(adapter_id) is task:
-                del self._loaded[adapter_id]
-            raise
-
     async def _load(self, adapter_id: str, api: EngineAPI) -> None:
         body = {"lora_name": adapter_id, "lora_path": str(self.registry.path(adapter_id))}
         try:
@@ -281,29 +266,24 @@ class Upstream:
                 return
             if error.code in ("timeout", "engine_unavailable"):
                 raise
-            raise APIError(
-                503,
+            raise unavailable(
                 f"the engine did not load adapter {adapter_id} ({str(error).rstrip('.')}); it must "
                 "see this folder, take adapters while it runs (vLLM: --enable-lora and "
-                "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True), and take this rank.",
-                code="memory_unavailable",
-                param="model",
+                "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True), and take this rank."
             ) from error
 
     def _unload_unnamed(self, api: EngineAPI) -> None:
         """Have the engine unload adapters that have no name any more and no user."""
         named = set(self.registry.names.values())
-        for adapter_id in [i for i in self._loaded if i not in named and i not in self._n_users]:
+        for adapter_id in [i for i in self._loaded if i not in named and not self._n_users[i]]:
             del self._loaded[adapter_id]
             task = asyncio.create_task(self._unload(adapter_id, api))
             self._unloading.add(task)
             task.add_done_callback(self._unloading.discard)
 
     async def _unload(self, adapter_id: str, api: EngineAPI) -> None:
-        try:
+        with suppress(APIError):  # it is gone, or the engine is: it is not served either way
             await self._json("POST", api.unload, {"lora_name": adapter_id})
-        except APIError:
-            return  # it is gone, or the engine is: nothing is served from it either way
 
     async def _scales(self, path: str, adapter_id: str) -> dict[str, Any]:
         """Scales of the adapters that llama.cpp was started with: 1 for this one, 0 for others.
@@ -316,12 +296,9 @@ class Upstream:
             for each in await self._json("GET", path) or ()
         ]
         if adapter_id and sum(each["scale"] for each in scales) != 1:
-            raise APIError(
-                503,
+            raise unavailable(
                 f"llama.cpp was not started with adapter {adapter_id}; write it with lore export "
-                f"FOLDER/NAME --to gguf, and give llama-server --lora NAME-{adapter_id}.gguf too.",
-                code="memory_unavailable",
-                param="model",
+                f"FOLDER/NAME --to gguf, and give llama-server --lora NAME-{adapter_id}.gguf too."
             )
         return {"lora": scales, "cache_prompt": False}
 
