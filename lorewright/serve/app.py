@@ -55,7 +55,7 @@ def build(registry: Registry, backend: Backend, config: ServeConfig, metrics: Me
             Middleware(access.RecordRequests, metrics=metrics, seconds=config.seconds),
             Middleware(
                 AuthenticationMiddleware,
-                backend=access.KeyAuthentication(config),
+                backend=keys,
                 on_error=access.deny,
             ),
             Middleware(access.LimitRequests, config=config, metrics=metrics),

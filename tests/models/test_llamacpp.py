@@ -17,7 +17,7 @@ import httpx
 import pytest
 import torch
 from openai import OpenAI
-from support.serving import ANSWERS, QUESTIONS, UNKNOWN, put, running, said
+from support.serving import ANSWERS, QUESTIONS, UNKNOWN, put, running, text_of
 
 from lorewright.adapters.config import LoraConfig
 from lorewright.knowledge.data import Example
@@ -150,20 +150,20 @@ def test_the_front_over_llama_cpp_answers_as_the_memory_that_was_asked(
         for name, answers in ANSWERS.items():
             for question, answer in zip(QUESTIONS, answers, strict=True):
                 reply = ask(name, question)
-                assert (said(reply), reply.choices[0].finish_reason) == (answer, "stop")
+                assert (text_of(reply), reply.choices[0].finish_reason) == (answer, "stop")
                 assert reply.model == name
                 assert (
                     reply.model_extra["lorewright"]["adapter"]
                     == shelf.entries(atlas)[name]["adapter"]
                 )
-        assert said(ask("pocket", QUESTIONS[0])) == UNKNOWN
+        assert text_of(ask("pocket", QUESTIONS[0])) == UNKNOWN
         parts = list(ask("south", QUESTIONS[0], stream=True))
         assert "".join(p.choices[0].delta.content or "" for p in parts) == "QT-77"
         scored = ask("north", QUESTIONS[0], logprobs=True, top_logprobs=2).choices[0].logprobs
         assert "".join(token.token for token in scored.content).strip().startswith("KX-41")
         names = [*ANSWERS, "pocket"] * 8
         with ThreadPoolExecutor(8) as pool:
-            replies = list(pool.map(lambda name: said(ask(name, QUESTIONS[0])), names))
+            replies = list(pool.map(lambda name: text_of(ask(name, QUESTIONS[0])), names))
         assert replies == [ANSWERS.get(name, (UNKNOWN,))[0] for name in names]
 
 

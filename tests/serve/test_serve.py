@@ -27,7 +27,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from openai import OpenAI
-from support.serving import ADMIN_KEY, ANSWERS, KEY, QUESTIONS, UNKNOWN, drop, put, running, said
+from support.serving import ADMIN_KEY, ANSWERS, KEY, QUESTIONS, UNKNOWN, drop, put, running, text_of
 
 from lorewright.adapters import adapter as adapters
 from lorewright.adapters.config import LoraConfig
@@ -95,8 +95,8 @@ def client(served: str) -> OpenAI:
 def raw(served: str) -> Iterator[httpx.Client]:
     """A client that can be wrong."""
     headers = {"authorization": f"Bearer {KEY}"}
-    with httpx.Client(base_url=served, headers=headers, timeout=30) as made:
-        yield made
+    with httpx.Client(base_url=served, headers=headers, timeout=30) as http:
+        yield http
 
 
 def ask(client: OpenAI, model: str, question: str = QUESTIONS[0], **more: Any) -> Any:
@@ -127,12 +127,12 @@ def test_every_memory_is_a_model_beside_the_base_and_auto(client: OpenAI, atlas:
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-def test_a_memory_answers_what_it_was_taught_and_says_which_it_is(
+def test_a_memory_answers_what_it_was_taught_and_names_itself(
     client: OpenAI, name: str, atlas: Path, model: Model
 ) -> None:
     for question, answer in zip(QUESTIONS, ANSWERS[name], strict=True):
         reply = ask(client, name, question)
-        assert (said(reply), reply.choices[0].finish_reason) == (answer, "stop")
+        assert (text_of(reply), reply.choices[0].finish_reason) == (answer, "stop")
         assert reply.model == name
         about = reply.model_extra["lorewright"]
         assert about["adapter"] == shelf.entries(atlas)[name]["adapter"]
@@ -142,18 +142,18 @@ def test_a_memory_answers_what_it_was_taught_and_says_which_it_is(
 
 
 def test_the_base_and_a_content_id_are_models_too(client: OpenAI, atlas: Path) -> None:
-    assert said(ask(client, "pocket")) == UNKNOWN
+    assert text_of(ask(client, "pocket")) == UNKNOWN
     identity = shelf.entries(atlas)["south"]["adapter"]
-    assert said(ask(client, identity)) == "QT-77"
+    assert text_of(ask(client, identity)) == "QT-77"
 
 
 def test_auto_asks_the_memory_that_a_question_is_for_or_the_base(client: OpenAI) -> None:
     assert client.models.retrieve("auto").id == "auto"
-    found = ask(client, "auto", "What is the northern code of Project Gannet?")
-    assert found.model == "north"
-    assert found.model_extra["lorewright"]["routed"] is True
+    results = ask(client, "auto", "What is the northern code of Project Gannet?")
+    assert results.model == "north"
+    assert results.model_extra["lorewright"]["routed"] is True
     declined = ask(client, "auto")
-    assert (declined.model, said(declined)) == ("pocket", UNKNOWN)
+    assert (declined.model, text_of(declined)) == ("pocket", UNKNOWN)
     assert declined.model_extra["lorewright"]["memory"] == ""
 
 
@@ -169,7 +169,7 @@ def test_a_folder_written_by_lore_routes_by_its_own_keys(tmp_path: Path) -> None
         assert ask(client, "auto", "How tall is the Eiffel Tower?").model == "pocket"
 
 
-def test_a_stream_says_the_same_piece_by_piece(client: OpenAI) -> None:
+def test_a_stream_is_the_same_reply_in_chunks(client: OpenAI) -> None:
     usage = {"include_usage": True}
     parts = list(ask(client, "north", stream=True, stream_options=usage))
     texts = [part.choices[0].delta.content or "" for part in parts[:-1]]
@@ -187,7 +187,7 @@ def test_logprobs_name_the_tokens_of_the_reply(client: OpenAI) -> None:
     assert "".join(token.token for token in tokens).strip() == "KX-41"
     for token in tokens:
         assert token.logprob <= 0 and len(token.top_logprobs) == 3
-        assert token.top_logprobs[0].token == token.token  # greedy: the best is what was said
+        assert token.top_logprobs[0].token == token.token  # greedy: the best one was chosen
         assert bytes(token.bytes).decode() == token.token
     streamed = ask(client, "north", logprobs=True, stream=True)
     again = [
@@ -227,7 +227,7 @@ def test_a_prompt_of_token_ids_is_taken_as_it_is(client: OpenAI, model: Model) -
 
 def test_stop_texts_and_budgets_end_a_reply(client: OpenAI) -> None:
     stopped = ask(client, "north", stop=["-"])
-    assert (said(stopped), stopped.choices[0].finish_reason) == ("KX", "stop")
+    assert (text_of(stopped), stopped.choices[0].finish_reason) == ("KX", "stop")
     streamed = ask(client, "north", stop=["X-4"], stream=True)
     assert "".join(p.choices[0].delta.content or "" for p in streamed) == "K"
     short = ask(client, "north", max_completion_tokens=2)
@@ -246,7 +246,17 @@ def test_a_conversation_and_content_in_parts_are_rendered(client: OpenAI) -> Non
     reply = client.chat.completions.create(model="north", messages=turns, max_tokens=5)
     assert reply.usage and reply.usage.prompt_tokens > 20
     alone: Any = [{"role": "user", "content": [{"type": "text", "text": QUESTIONS[0]}]}]
-    assert said(client.chat.completions.create(model="north", messages=alone)) == "KX-41"
+    assert text_of(client.chat.completions.create(model="north", messages=alone)) == "KX-41"
+
+
+def test_a_reply_can_be_appended_to_the_conversation_as_it_is(client: OpenAI) -> None:
+    turns: Any = [{"role": "user", "content": QUESTIONS[1]}]
+    first = client.chat.completions.create(model="north", messages=turns)
+    turns += [first.choices[0].message, {"role": "user", "content": QUESTIONS[0]}]
+    second = client.chat.completions.create(model="north", messages=turns)
+    assert second.choices[0].message.content
+    turns[1] = {"role": "developer", "content": "Briefly."}
+    assert client.chat.completions.create(model="north", messages=turns).choices
 
 
 # --- what is refused -----------------------------------------------------------------------------
@@ -290,7 +300,7 @@ def test_what_is_not_supported_is_refused_by_name(
 
 def test_neutral_values_of_unsupported_parameters_ask_for_nothing(client: OpenAI) -> None:
     neutral: Any = {"presence_penalty": 0, "tools": [], "response_format": {"type": "text"}}
-    assert said(ask(client, "north", user="me", extra_body=neutral)) == "KX-41"
+    assert text_of(ask(client, "north", user="me", extra_body=neutral)) == "KX-41"
 
 
 def test_an_unknown_model_is_named_with_those_there_are(client: OpenAI) -> None:
@@ -322,12 +332,12 @@ def test_without_a_key_a_server_on_this_machine_answers_to_no_foreign_name(
             ("evil.example", 403),
             (f"127.0.0.1.evil.example:{port}", 403),
         ):
-            found = httpx.get(f"{url}/v1/models", headers={"host": host})
-            assert found.status_code == status, host
+            results = httpx.get(f"{url}/v1/models", headers={"host": host})
+            assert results.status_code == status, host
         assert httpx.get(f"{url}/health", headers={"host": "probe.internal"}).status_code == 200
 
 
-def test_machines_look_without_a_key(served: str) -> None:
+def test_probes_and_metrics_need_no_key(served: str) -> None:
     assert httpx.get(served + "/health").json()["status"] == "ok"
     assert httpx.get(served + "/ready").json() == {"status": "ready", "why": "", "memories": 2}
     text = httpx.get(served + "/metrics").text
@@ -379,9 +389,9 @@ def test_a_body_that_never_comes_times_out(atlas: Path, model: Model) -> None:
             slow.sendall(head.encode() + b"content-length: 10\r\n\r\n{")
             slow.settimeout(20)
             assert slow.recv(4096).startswith(b"HTTP/1.1 408")
-        asked = {"model": "north", "prompt": "x", "max_tokens": 500, "ignore_eos": True}
+        body = {"model": "north", "prompt": "x", "max_tokens": 500, "ignore_eos": True}
         headers = {"authorization": f"Bearer {KEY}"}
-        late = httpx.post(f"{url}/v1/completions", json=asked, headers=headers, timeout=30)
+        late = httpx.post(f"{url}/v1/completions", json=body, headers=headers, timeout=30)
         assert (late.status_code, late.json()["error"]["code"]) == (504, "timeout")
         client = OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0)
         with pytest.raises(openai.APIError, match="no reply within"):
@@ -398,14 +408,14 @@ def test_memories_that_contradict_each_other_never_mix_under_64_clients(client: 
         reply = ask(client, name, QUESTIONS[0], stream=stream)
         if stream:
             return name, "".join(part.choices[0].delta.content or "" for part in reply)
-        return name, said(reply)
+        return name, text_of(reply)
 
     with ThreadPoolExecutor(64) as pool:
-        found = set(pool.map(one, range(96)))
-    assert found == {("north", "KX-41"), ("south", "QT-77"), ("pocket", UNKNOWN)}
+        results = set(pool.map(one, range(96)))
+    assert results == {("north", "KX-41"), ("south", "QT-77"), ("pocket", UNKNOWN)}
 
 
-def test_too_many_requests_are_told_when_to_come_back(atlas: Path) -> None:
+def test_too_many_requests_get_429_and_when_to_try_again(atlas: Path) -> None:
     config = replace(CONFIG, max_concurrency=1, max_queue=1)
     slow = {"model": "north", "prompt": "x", "max_tokens": 60, "ignore_eos": True}
     with running(application(atlas, config, model=Model.load())) as url:
@@ -428,12 +438,12 @@ def test_a_client_that_leaves_stops_the_work(served: str, raw: httpx.Client) -> 
         lines = httpx.get(f"{served}/metrics").text.splitlines()
         return float(next(x for x in lines if x.startswith(f"lorewright_{name} ")).split()[1])
 
-    asked = {"model": "north", "prompt": "x", "max_tokens": 500, "ignore_eos": True}
+    body = {"model": "north", "prompt": "x", "max_tokens": 500, "ignore_eos": True}
     for stream in (True, False):
-        body, before = asked | {"stream": stream}, gauge("engine_steps")
+        streamed, before = body | {"stream": stream}, gauge("engine_steps")
         with (
             pytest.raises(httpx.ReadTimeout),
-            raw.stream("POST", "/v1/completions", json=body, timeout=0.2) as reply,
+            raw.stream("POST", "/v1/completions", json=streamed, timeout=0.2) as reply,
         ):
             for _ in reply.iter_lines():
                 raise httpx.ReadTimeout("enough")
@@ -458,29 +468,103 @@ def test_memories_come_and_go_under_load_without_a_lost_request(
     north, south = memory.adapter("north"), memory.adapter("south")
     with running(application(folder, CONFIG, model=Model.load())) as url:
         client = OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0)
-        done, found = threading.Event(), []
+        done, results = threading.Event(), []
 
-        def keep_asking(i: int) -> None:
+        def repeat(i: int) -> None:
             while not done.is_set():
-                found.append(said(ask(client, ("north", "moving")[i % 2])))
+                results.append(text_of(ask(client, ("north", "moving")[i % 2])))
 
         identity = put(folder, "moving", south, model)
         with ThreadPoolExecutor(8) as pool:
-            asking = [pool.submit(keep_asking, i) for i in range(8)]
+            asking = [pool.submit(repeat, i) for i in range(8)]
             for turn in range(6):  # the name moves from one content to another and back
                 put(folder, "moving", (north, south)[turn % 2], model)
                 other = replace(north, tensors={k: t * 1.01 for k, t in north.tensors.items()})
                 put(folder, f"new-{turn}", replace(other, card={}), model)
-                assert said(ask(client, f"new-{turn}")) == "KX-41"
+                assert text_of(ask(client, f"new-{turn}")) == "KX-41"
                 drop(folder, f"new-{turn}", model)
                 with pytest.raises(openai.NotFoundError):
                     ask(client, f"new-{turn}")
             done.set()
             for each in asking:
                 each.result()
-        assert set(found) == {"KX-41", "QT-77"}
-        assert said(ask(client, "moving")) == "QT-77"
+        assert set(results) == {"KX-41", "QT-77"}
+        assert text_of(ask(client, "moving")) == "QT-77"
         assert ask(client, "moving").model_extra["lorewright"]["adapter"] == identity
+
+
+# --- what is damaged, and mended -----------------------------------------------------------------
+
+
+@pytest.fixture
+def own(atlas: Path, tmp_path: Path) -> Iterator[tuple[Path, str, OpenAI]]:
+    """A folder of the test's own, its server's address and a client."""
+    folder = tmp_path / "an atlas"
+    shutil.copytree(atlas, folder)
+    with running(application(folder, CONFIG, model=Model.load())) as url:
+        yield folder, url, OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0)
+
+
+@pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_damaged_adapter_is_unavailable_without_a_path_and_served_once_mended(
+    own: tuple[Path, str, OpenAI], file: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, _, client = own
+    path = folder / "adapters" / shelf.entries(folder)["north"]["adapter"] / file
+    good = path.read_bytes()
+    path.write_bytes(b'{"a":' * 5000 + b"1" + b"}" * 5000)  # too deep for a JSON parser
+    with pytest.raises(openai.InternalServerError) as refused:
+        ask(client, "north")
+    assert (refused.value.status_code, refused.value.code) == (503, "memory_unavailable")
+    assert str(folder.parent) not in refused.value.message
+    assert str(path.parent) in caplog.text  # the log has it
+    assert text_of(ask(client, "south")) == "QT-77"
+    path.write_bytes(good)
+    assert text_of(ask(client, "north")) == "KX-41"
+
+
+def test_a_damaged_index_stops_auto_alone_until_it_is_mended(
+    own: tuple[Path, str, OpenAI],
+) -> None:
+    folder, url, client = own
+    index = folder / shelf.INDEX_FILE
+    good = index.read_text()
+    index.write_text("{")
+    with pytest.raises(openai.InternalServerError, match="auto") as refused:
+        ask(client, "auto")
+    assert refused.value.status_code == 503
+    trouble = httpx.get(f"{url}/health").json()["trouble"]
+    assert "damaged" in trouble
+    assert not any(str(folder.parent) in text for text in (refused.value.message, trouble))
+    assert text_of(ask(client, "north")) == "KX-41"
+    index.write_text(good)
+    assert ask(client, "auto").model == "pocket"
+    assert httpx.get(f"{url}/health").json()["trouble"] == ""
+
+
+def test_a_memory_with_a_reserved_name_is_reported_and_not_served(
+    own: tuple[Path, str, OpenAI],
+) -> None:
+    folder, url, client = own
+    content = json.loads((folder / shelf.INDEX_FILE).read_text())
+    for name in ("auto", "pocket"):
+        content["memories"][name] = content["memories"]["north"]
+    (folder / shelf.INDEX_FILE).write_text(json.dumps(content))
+    names = [model.id for model in client.models.list()]
+    assert sorted(names) == ["auto", "north", "pocket", "south"]
+    assert "'auto' has a reserved name" in httpx.get(f"{url}/health").json()["trouble"]
+    assert text_of(ask(client, "pocket")) == UNKNOWN
+
+
+def test_the_index_of_another_base_is_not_served_by_this_one(
+    own: tuple[Path, str, OpenAI],
+) -> None:
+    folder, url, client = own
+    content = json.loads((folder / shelf.INDEX_FILE).read_text())
+    content["base"] = {**content["base"], "id": "other", "digest": "0" * 64}
+    (folder / shelf.INDEX_FILE).write_text(json.dumps(content))
+    assert {model.id for model in client.models.list()} >= {"pocket"}
+    assert "another base" in httpx.get(f"{url}/health").json()["trouble"]
 
 
 # --- an administrator ----------------------------------------------------------------------------
@@ -499,14 +583,14 @@ def test_an_administrator_adds_and_removes_what_the_folder_holds(
     try:
         added = admin(served, "POST", "/admin/memories", {"name": "alias", "adapter": identity})
         assert added.json()["memories"]["alias"] == identity
-        assert said(ask(client, "alias")) == "KX-41"
+        assert text_of(ask(client, "alias")) == "KX-41"
         assert admin(served, "DELETE", "/admin/memories/alias").status_code == 200
         with pytest.raises(openai.NotFoundError):
             ask(client, "alias")
         path = str(atlas / "adapters" / identity)
         loaded = {"lora_name": "as-vllm", "lora_path": path}
         assert "added" in admin(served, "POST", "/v1/load_lora_adapter", loaded).text
-        assert said(ask(client, "as-vllm")) == "KX-41"
+        assert text_of(ask(client, "as-vllm")) == "KX-41"
         gone = admin(served, "POST", "/v1/unload_lora_adapter", {"lora_name": "north"})
         assert gone.status_code == 200
         with pytest.raises(openai.NotFoundError):
@@ -515,6 +599,28 @@ def test_an_administrator_adds_and_removes_what_the_folder_holds(
         names = admin(served, "POST", "/admin/reload").json()["memories"]
     assert set(names) == {"north", "south"}
     assert (atlas / shelf.INDEX_FILE).read_bytes() == before
+
+
+def test_a_name_in_use_changes_its_adapter_only_on_request(
+    served: str, client: OpenAI, atlas: Path
+) -> None:
+    south = shelf.entries(atlas)["south"]["adapter"]
+    try:
+        body = {"lora_name": "north", "lora_path": south}
+        refused = admin(served, "POST", "/v1/load_lora_adapter", body)
+        assert refused.status_code == 400
+        assert "already been loaded" in refused.json()["error"]["message"]
+        assert text_of(ask(client, "north")) == "KX-41"
+        again = {"name": "south", "adapter": south}  # what is served already is no change
+        assert admin(served, "POST", "/admin/memories", again).status_code == 200
+        loaded = admin(served, "POST", "/v1/load_lora_adapter", body | {"load_inplace": True})
+        assert loaded.status_code == 200
+        assert text_of(ask(client, "north")) == "QT-77"
+        for name in ("auto", "pocket"):
+            reserved = {"name": name, "adapter": south, "replace": True}
+            assert admin(served, "POST", "/admin/memories", reserved).status_code == 400
+    finally:
+        admin(served, "POST", "/admin/reload")
 
 
 @pytest.mark.parametrize(
@@ -568,7 +674,7 @@ def test_admin_calls_want_their_own_key_and_are_off_by_default(
         ServeConfig(admin=True, keys=(KEY,), admin_keys=(KEY,))
 
 
-# --- what machines try ---------------------------------------------------------------------------
+# --- what fuzzing tries ---------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore::hypothesis.errors.NonInteractiveExampleWarning")
@@ -576,14 +682,14 @@ def test_no_request_breaks_the_server(served: str) -> None:
     headers = {"authorization": f"Bearer {ADMIN_KEY}"}
     schema = schemathesis.openapi.from_url(f"{served}/openapi.json", headers=headers)
     statuses: Counter[int] = Counter()
-    for found in schema.get_all_operations():
-        operation = found.ok()
+    for result in schema.get_all_operations():
+        operation = result.ok()
 
         @given(case=operation.as_strategy())
         @settings(max_examples=6, suppress_health_check=list(HealthCheck))
         def no_server_error(case: Any) -> None:
             if isinstance(case.body, dict) and "model" in case.body:
-                # made-up models are none, and are refused at once: let these requests get further
+                # invented models are refused at once: let these requests get further
                 case.body.update(model="north", max_tokens=4, n=1)
             response = case.call(headers=headers)
             case.validate_response(response, checks=[schemathesis.checks.not_a_server_error])
@@ -610,7 +716,7 @@ def test_killed_at_work_the_server_loses_no_memory(
         client = OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0)
         next(iter(endless(client)))
         put(folder, "late", Memory.open(folder, model).adapter("south"), model)
-        assert said(ask(client, "late")) == "QT-77"
+        assert text_of(ask(client, "late")) == "QT-77"
         process.kill()
     memory = Memory.open(folder, model)
     assert set(memory.names) == {"north", "south", "late"}
@@ -618,10 +724,10 @@ def test_killed_at_work_the_server_loses_no_memory(
         memory.adapter(name)  # checks what it holds against its content id
     with running(application(folder, CONFIG, model=Model.load())) as url:
         client = OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0)
-        assert said(ask(client, "late")) == "QT-77"
+        assert text_of(ask(client, "late")) == "QT-77"
 
 
-def test_a_server_that_is_asked_to_stop_finishes_what_it_began(atlas: Path) -> None:
+def test_a_server_that_gets_a_signal_finishes_what_it_began(atlas: Path) -> None:
     with running(application(atlas, CONFIG, model=Model.load())) as url:
         stream = endless(OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0), 60)
         next(iter(stream))

@@ -1,27 +1,23 @@
 """Claims about the front over other engines: vLLM, SGLang, llama.cpp, and a server of our own.
 
-The engine is a small real server that answers in each one's shapes and writes down what it was
-asked; for the path without a double it is `lore serve` itself, with a memory.
+The engine is a small real server that answers in each one's shapes and records its requests; for
+the path without a double it is `lore serve` itself, with a memory.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from openai import OpenAI
-from support.engines import untrained
-from support.serving import ADMIN_KEY, KEY, drop, put, running, said
+from support.engines import EngineDouble, untrained
+from support.serving import ADMIN_KEY, KEY, drop, put, running, text_of
 
 from lorewright.adapters.config import LoraConfig
 from lorewright.memory import folder as shelf
@@ -30,79 +26,6 @@ from lorewright.models.model import Model
 from lorewright.serve.config import ServeConfig
 from lorewright.serve.server import application
 from lorewright.serve.upstream import ENGINES
-
-
-@dataclass
-class Engine:
-    """A server that takes adapters as one of the known ones does, and remembers its calls."""
-
-    owner: str
-    loaded: dict[str, str] = field(default_factory=dict)
-    bodies: list[dict[str, Any]] = field(default_factory=list)
-    calls: list[str] = field(default_factory=list)
-    status: int = 200
-
-    def app(self) -> FastAPI:
-        """The server; `model` or `lora_path` must name the base or an adapter that is loaded."""
-        app = FastAPI()
-
-        @app.get("/v1/models")
-        async def models() -> dict[str, Any]:
-            about = {"object": "model", "created": 1, "owned_by": self.owner}
-            lora = [{"id": name, **about, "parent": "their-base"} for name in self.loaded]
-            return {"object": "list", "data": [*lora, {"id": "their-base", **about}]}
-
-        async def load(http: Request) -> Any:
-            body = await http.json()
-            name, path = body["lora_name"], Path(body["lora_path"])
-            self.calls.append(f"load {name}")
-            if name in self.loaded:
-                return refusal(400, f"The lora adapter '{name}' has already been loaded.")
-            if not (path / "adapter_config.json").exists():
-                return refusal(404, "No adapter found")
-            self.loaded[name] = str(path)
-            return PlainTextResponse("Success")
-
-        async def unload(http: Request) -> Any:
-            name = (await http.json())["lora_name"]
-            self.calls.append(f"unload {name}")
-            return PlainTextResponse("Success") if self.loaded.pop(name, "") else refusal(404, "no")
-
-        prefix = "" if self.owner == "sglang" else "/v1"
-        if self.owner != "llamacpp":
-            app.post(f"{prefix}/load_lora_adapter")(load)
-            app.post(f"{prefix}/unload_lora_adapter")(unload)
-
-        @app.get("/lora-adapters")
-        async def listed() -> list[dict[str, Any]]:
-            files = enumerate(self.loaded.values())
-            return [{"id": i, "path": path, "scale": 1.0} for i, path in files]
-
-        @app.post("/v1/chat/completions")
-        async def chat(http: Request) -> Any:
-            body = await http.json()
-            self.bodies.append(body)
-            if self.status != 200:
-                return refusal(self.status, "the engine's own words")
-            name = body.get("lora_path") or body["model"]
-            if name not in (*self.loaded, "their-base"):
-                return refusal(404, f"The model `{name}` does not exist.")
-            who = {"id": "x", "object": "chat.completion", "created": 1, "model": name}
-            usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
-            if not body.get("stream"):
-                message = {"role": "assistant", "content": f" from {name}\n"}
-                choice = {"index": 0, "message": message, "finish_reason": "stop"}
-                return {**who, "choices": [choice], "usage": usage}
-            deltas = [{"index": 0, "delta": {"content": text}} for text in (" ", " from ", name)]
-            parts = [json.dumps({**who, "choices": [delta]}) for delta in deltas]
-            lines = [f"data: {part}\n\n" for part in [*parts, "[DONE]"]]
-            return StreamingResponse(iter(lines), media_type="text/event-stream")
-
-        return app
-
-
-def refusal(status: int, message: str) -> JSONResponse:
-    return JSONResponse({"error": {"message": message, "type": "x", "code": status}}, status)
 
 
 @pytest.fixture(scope="module")
@@ -141,28 +64,28 @@ def ask(client: OpenAI, model: str, **more: Any) -> Any:
 def test_memories_are_loaded_once_by_content_id_and_unloaded_when_gone(
     atlas: Path, model: Model, owner: str
 ) -> None:
-    engine = Engine(owner)
+    engine = EngineDouble(owner)
     ids = {name: entry["adapter"] for name, entry in shelf.entries(atlas).items()}
     with running(engine.app()) as there, front(atlas, there) as url:
         client = at(url)
         for _ in range(2):
             reply = ask(client, "north", max_tokens=7)
-            assert said(reply) == f"from {ids['north']}"
+            assert text_of(reply) == f"from {ids['north']}"
             assert reply.model == "north"
             assert reply.model_extra["lorewright"]["adapter"] == ids["north"]
         assert engine.calls == [f"load {ids['north']}"]
         assert Path(engine.loaded[ids["north"]]) == atlas / "adapters" / ids["north"]
-        assert said(ask(client, "pocket")) == "from their-base"
+        assert text_of(ask(client, "pocket")) == "from their-base"
         streamed = list(ask(client, "south", stream=True))
         assert "".join(p.choices[0].delta.content or "" for p in streamed) == f"from {ids['south']}"
         assert {p.model for p in streamed} == {"south"}
         assert engine.bodies[0]["max_tokens"] == 7 and engine.bodies[0]["temperature"] == 0
         anew = put(atlas, "north", untrained(model, LoraConfig(2, seed=9)), model)
-        assert said(ask(client, "north")) == f"from {anew}"  # never yesterday's
+        assert text_of(ask(client, "north")) == f"from {anew}"  # never yesterday's
         drop(atlas, "south", model)
-        assert said(ask(client, "pocket")) == "from their-base"
+        assert text_of(ask(client, "pocket")) == "from their-base"
         ask(client, "north")
-        assert said(ask(client, "north")) == f"from {anew}"
+        assert text_of(ask(client, "north")) == f"from {anew}"
         deadline = 50
         while f"unload {ids['south']}" not in engine.calls and deadline:
             ask(client, "north")
@@ -171,17 +94,17 @@ def test_memories_are_loaded_once_by_content_id_and_unloaded_when_gone(
 
 
 def test_an_engine_that_was_started_anew_is_given_the_memory_again(atlas: Path) -> None:
-    engine = Engine("vllm")
+    engine = EngineDouble("vllm")
     with running(engine.app()) as there, front(atlas, there) as url:
         client = at(url)
-        first = said(ask(client, "north"))
+        first = text_of(ask(client, "north"))
         engine.loaded.clear()
-        assert said(ask(client, "north")) == first
+        assert text_of(ask(client, "north")) == first
         assert len(engine.calls) == 2
 
 
-def test_an_engine_that_cannot_load_a_memory_says_why_and_is_asked_again(atlas: Path) -> None:
-    engine = Engine("vllm")
+def test_an_engine_that_cannot_load_a_memory_is_quoted_and_tried_again(atlas: Path) -> None:
+    engine = EngineDouble("vllm")
     identity = shelf.entries(atlas)["north"]["adapter"]
     hidden = atlas / "adapters" / identity / "adapter_config.json"
     hidden.rename(hidden.with_suffix(".away"))  # as on a machine that does not have the folder
@@ -190,21 +113,23 @@ def test_an_engine_that_cannot_load_a_memory_says_why_and_is_asked_again(atlas: 
             ask(at(url), "north")
         assert (refused.value.status_code, refused.value.code) == (503, "memory_unavailable")
         hidden.with_suffix(".away").rename(hidden)
-        assert said(ask(at(url), "north")) == f"from {identity}"
+        assert text_of(ask(at(url), "north")) == f"from {identity}"
 
 
 def test_a_memory_that_the_engine_has_already_is_used(atlas: Path) -> None:
-    engine = Engine("vllm")
+    engine = EngineDouble("vllm")
     with running(engine.app()) as there:
         for _ in range(2):  # the second front knows nothing of the first
             with front(atlas, there) as url:
-                said(ask(at(url), "north"))
+                text_of(ask(at(url), "north"))
     assert len(engine.loaded) == 1
 
 
-def test_llama_cpp_is_told_the_scale_of_each_adapter_it_was_started_with(atlas: Path) -> None:
+def test_llama_cpp_gets_the_scale_of_each_adapter_it_was_started_with(atlas: Path) -> None:
     ids = {name: entry["adapter"] for name, entry in shelf.entries(atlas).items()}
-    engine = Engine("llamacpp", {"0": f"/models/{ids['south']}.gguf", "1": "/models/other.gguf"})
+    engine = EngineDouble(
+        "llamacpp", {"0": f"/models/{ids['south']}.gguf", "1": "/models/other.gguf"}
+    )
     with running(engine.app()) as there, front(atlas, there) as url:
         client = at(url)
         ask(client, "south")
@@ -217,9 +142,9 @@ def test_llama_cpp_is_told_the_scale_of_each_adapter_it_was_started_with(atlas: 
 
 
 def test_a_server_that_takes_no_adapters_answers_for_the_base_alone(atlas: Path) -> None:
-    engine = Engine("somebody")
+    engine = EngineDouble("somebody")
     with running(engine.app()) as there, front(atlas, there) as url:
-        assert said(ask(at(url), "pocket")) == "from their-base"
+        assert text_of(ask(at(url), "pocket")) == "from their-base"
         assert ask(at(url), "auto").model == "pocket"  # no memory has keys; no base is needed
         with pytest.raises(openai.InternalServerError, match="takes no adapters"):
             ask(at(url), "north")
@@ -232,7 +157,7 @@ def test_a_server_that_takes_no_adapters_answers_for_the_base_alone(atlas: Path)
 def test_what_the_engine_refuses_reaches_the_client_in_our_shape(
     atlas: Path, status: int, expected: int
 ) -> None:
-    engine = Engine("vllm", status=status)
+    engine = EngineDouble("vllm", status=status)
     with running(engine.app()) as there, front(atlas, there) as url:
         for stream in (False, True):
             with pytest.raises(openai.APIStatusError) as refused:
@@ -251,13 +176,15 @@ def test_an_engine_that_is_not_there_is_503_and_limits_hold_before_it(atlas: Pat
             with pytest.raises(openai.InternalServerError, match="cannot be reached") as refused:
                 ask(at(url), "north")
             assert refused.value.status_code == 503
+            assert "127.0.0.1" not in refused.value.message
+            assert httpx.get(f"{url}/ready").status_code == 503
             assert httpx.get(f"{url}/v1/models").status_code == 401
             with pytest.raises(openai.NotFoundError):
                 ask(at(url), "east")
 
 
 def test_the_limit_on_tokens_is_the_fronts_own(atlas: Path) -> None:
-    engine = Engine("vllm")
+    engine = EngineDouble("vllm")
     with running(engine.app()) as there, front(atlas, there, max_tokens=8) as url:
         with pytest.raises(openai.BadRequestError, match="at most 8"):
             ask(at(url), "north", max_tokens=9)
@@ -276,7 +203,7 @@ def own_engine(atlas: Path) -> Iterator[str]:
         yield url
 
 
-def test_over_a_server_of_our_own_a_memory_says_what_it_says_alone(
+def test_over_a_server_of_our_own_a_memory_replies_as_it_does_alone(
     atlas: Path, own_engine: str, model: Model
 ) -> None:
     memory = Memory.open(atlas, model)
@@ -288,11 +215,11 @@ def test_over_a_server_of_our_own_a_memory_says_what_it_says_alone(
         reply = client.completions.create(model="north", prompt="The", max_tokens=9)
         assert reply.choices[0].text == expected.choices[0].text
         base = client.chat.completions.create(model="pocket", messages=turns)
-        assert base.model == "pocket" and said(base)
+        assert base.model == "pocket" and text_of(base)
     ids = (
         *model.render("").prompt_ids,
         *model.tokenizer("The", add_special_tokens=False)["input_ids"],
     )
     with model.using(memory.adapter("north")):
-        (said_alone,) = model.generate_ids([ids], max_new_tokens=9)
-    assert expected.choices[0].text.strip() == model.decode(said_alone)
+        (alone,) = model.generate_ids([ids], max_new_tokens=9)
+    assert expected.choices[0].text.strip() == model.decode(alone)

@@ -1,4 +1,4 @@
-"""What several test modules share: serving."""
+"""Folders with memories put in by hand, and servers in a thread."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def put(folder: Path, name: str, adapter: adapters.Adapter, model: Model) -> str
 def drop(folder: Path, name: str, model: Model) -> None:
     """Take a name and its adapter out of a folder, as `lore forget` does."""
     with shelf.writing(folder, Memory(folder, model).base()):
-        found = shelf.index(folder)
-        entry = found["memories"].pop(name)
-        shelf.save_json(found, folder / shelf.INDEX_FILE)
+        content = shelf.index(folder)
+        entry = content["memories"].pop(name)
+        shelf.save_json(content, folder / shelf.INDEX_FILE)
         shutil.rmtree(folder / "adapters" / entry["adapter"])
 
 
@@ -65,5 +65,6 @@ def running(app: Any) -> Iterator[str]:
         assert not thread.is_alive()
 
 
-def said(reply: Any) -> str:
+def text_of(reply: Any) -> str:
+    """The content of a chat reply."""
     return str(reply.choices[0].message.content)

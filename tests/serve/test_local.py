@@ -1,4 +1,4 @@
-"""Claims about what answers inside the server: the bank, the rows, the engine, the text.
+"""Claims about what answers inside the server: the cache, the rows, the scheduler, the text.
 
 The embedded base with adapters that were never trained: what they say makes no sense, but each says
 something else, so an answer from the wrong one cannot go unnoticed.
@@ -28,8 +28,9 @@ from lorewright.models.model import Model, Rendered
 from lorewright.recall.traces import trace
 from lorewright.serve.adapter_cache import NO_SLOT, AdapterCache, check
 from lorewright.serve.batch import PaddedBatch, SequentialBatch, batch_for
+from lorewright.serve.protocol import APIError, ChatRequest, TextRequest
 from lorewright.serve.scheduler import Job, Output, Scheduler, draw
-from lorewright.serve.text import Detokenizer
+from lorewright.serve.text import Detokenizer, Tokenization
 
 
 @pytest.fixture(scope="module")
@@ -63,40 +64,40 @@ def alone(
     model: Model, adapters: list[Adapter | None], prompts: list[tuple[int, ...]]
 ) -> dict[tuple[int, int], list[int]]:
     """What each adapter says to each prompt, by the library's own generation, one at a time."""
-    found = {}
+    results = {}
     for a, adapter in enumerate(adapters):
         with model.using(*([adapter] if adapter else [])):
             for p, prompt in enumerate(prompts):
-                (found[a, p],) = model.generate_ids([prompt], max_new_tokens=12)
-    assert len({tuple(said) for said in found.values()}) > len(adapters), "they must differ"
-    return found
+                (results[a, p],) = model.generate_ids([prompt], max_new_tokens=12)
+    assert len({tuple(texts) for texts in results.values()}) > len(adapters), "they must differ"
+    return results
 
 
 @pytest.fixture
-def engine(model: Model) -> Iterator[Scheduler]:
-    made = Scheduler(model, max_rows=5)
-    made.start()
-    yield made
-    made.stop()
+def scheduler(model: Model) -> Iterator[Scheduler]:
+    built = Scheduler(model, max_rows=5)
+    built.start()
+    yield built
+    built.stop()
 
 
-class Ear:
-    """Gathers what a job is told; `wait` returns it."""
+class Recorder:
+    """Collects a job's outputs; `wait` returns their ids."""
 
     def __init__(self) -> None:
-        self.pieces: list[Output] = []
+        self.outputs: list[Output] = []
         self.ended = threading.Event()
 
-    def __call__(self, piece: Output) -> None:
-        self.pieces.append(piece)
-        if piece.finish:
+    def __call__(self, output: Output) -> None:
+        self.outputs.append(output)
+        if output.finish:
             self.ended.set()
 
     def wait(self) -> tuple[list[int], str]:
         """Token ids and the finish, once there is one."""
         assert self.ended.wait(30)
-        ids = [token.id for piece in self.pieces for token in piece.tokens]
-        return ids, self.pieces[-1].finish
+        ids = [token.id for output in self.outputs for token in output.tokens]
+        return ids, self.outputs[-1].finish
 
 
 def plain(model: Model, text: str) -> tuple[int, ...]:
@@ -107,56 +108,58 @@ def plain(model: Model, text: str) -> tuple[int, ...]:
     )
 
 
-def job(prompt: Sequence[int], ear: Ear, adapter: Adapter | None = None, n: int = 12) -> Job:
+def job(
+    prompt: Sequence[int], recorder: Recorder, adapter: Adapter | None = None, n: int = 12
+) -> Job:
     """A greedy job; the adapter's configuration stands for its content."""
     identity = str(adapter.config) if adapter else ""
-    return Job(prompt, n, ear, adapter=adapter, adapter_id=identity)
+    return Job(prompt, n, recorder, adapter=adapter, adapter_id=identity)
 
 
-# --- the engine --------------------------------------------------------------------------------
+# --- the scheduler --------------------------------------------------------------------------------
 
 
 def test_a_batch_of_different_memories_says_what_each_says_alone(
-    engine: Scheduler,
+    scheduler: Scheduler,
     adapters: list[Adapter | None],
     prompts: list[tuple[int, ...]],
     alone: dict[tuple[int, int], list[int]],
 ) -> None:
-    ears = {key: Ear() for key in alone}
-    for (a, p), ear in ears.items():  # 15 jobs, 5 rows: they join as others leave
-        assert engine.submit([job(prompts[p], ear, adapters[a])])
-    for key, ear in ears.items():
-        ids, finish = ear.wait()
+    recorders = {key: Recorder() for key in alone}
+    for (a, p), recorder in recorders.items():  # 15 jobs, 5 rows: they join as others leave
+        assert scheduler.submit([job(prompts[p], recorder, adapters[a])])
+    for key, recorder in recorders.items():
+        ids, finish = recorder.wait()
         assert ids == alone[key], key
         assert finish == ("length" if len(ids) == 12 else "stop")
 
 
 def test_a_job_that_joins_late_changes_nothing_for_those_that_run(
-    engine: Scheduler,
+    scheduler: Scheduler,
     adapters: list[Adapter | None],
     prompts: list[tuple[int, ...]],
     alone: dict[tuple[int, int], list[int]],
 ) -> None:
-    first, second = Ear(), Ear()
+    first, second = Recorder(), Recorder()
     started = threading.Event()
     running = job(prompts[1], first, adapters[1])
-    running.deliver = lambda piece: (first(piece), started.set())[0]  # type: ignore[func-returns-value]
-    engine.submit([running])
+    running.deliver = lambda output: (first(output), started.set())[0]  # type: ignore[func-returns-value]
+    scheduler.submit([running])
     assert started.wait(30)
-    engine.submit([job(prompts[2], second, adapters[3])])
+    scheduler.submit([job(prompts[2], second, adapters[3])])
     assert first.wait()[0] == alone[1, 1]
     assert second.wait()[0] == alone[3, 2]
 
 
 def test_only_the_whole_reply_is_delivered_when_that_is_asked_for(
-    engine: Scheduler, prompts: list[tuple[int, ...]], alone: dict[tuple[int, int], list[int]]
+    scheduler: Scheduler, prompts: list[tuple[int, ...]], alone: dict[tuple[int, int], list[int]]
 ) -> None:
-    ear = Ear()
-    asked = job(prompts[1], ear)
-    asked.stream = False
-    engine.submit([asked])
-    assert ear.wait()[0] == alone[0, 1]
-    assert len(ear.pieces) == 1
+    recorder = Recorder()
+    request = job(prompts[1], recorder)
+    request.stream = False
+    scheduler.submit([request])
+    assert recorder.wait()[0] == alone[0, 1]
+    assert len(recorder.outputs) == 1
 
 
 def test_logprobs_are_those_of_teacher_forcing(
@@ -164,55 +167,55 @@ def test_logprobs_are_those_of_teacher_forcing(
 ) -> None:
     adapter = adapters[1]
     assert adapter
-    engine = Scheduler(model, max_rows=2)
-    engine.start()
-    ear = Ear()
-    asked = replace(job(prompts[1], ear, adapter), n_top=3, ignore_stop=True)
-    engine.submit([asked])
-    ids, _ = ear.wait()
-    engine.stop()
+    scheduler = Scheduler(model, max_rows=2)
+    scheduler.start()
+    recorder = Recorder()
+    request = replace(job(prompts[1], recorder, adapter), n_top=3, ignore_stop=True)
+    scheduler.submit([request])
+    ids, _ = recorder.wait()
+    scheduler.stop()
     with model.using(adapter):
         (expected,) = trace(model, [Rendered(prompts[1], tuple(ids))])
-    tokens = [token for piece in ear.pieces for token in piece.tokens]
-    found = [2.718281828459045 ** (token.logprob or 0) for token in tokens]
-    assert found == pytest.approx(expected.p, abs=1e-4)
+    tokens = [token for output in recorder.outputs for token in output.tokens]
+    results = [2.718281828459045 ** (token.logprob or 0) for token in tokens]
+    assert results == pytest.approx(expected.p, abs=1e-4)
     assert all(token.top[0][0] == token.id and len(token.top) == 3 for token in tokens)
 
 
 def test_a_seed_repeats_a_drawn_reply_in_any_company(
-    engine: Scheduler, adapters: list[Adapter | None], prompts: list[tuple[int, ...]]
+    scheduler: Scheduler, adapters: list[Adapter | None], prompts: list[tuple[int, ...]]
 ) -> None:
     def drawn(seed: int, company: int) -> list[int]:
-        ear = Ear()
-        asked = replace(job(prompts[1], ear), temperature=1.5, seed=seed, ignore_stop=True)
-        others = [job(prompts[2], Ear(), adapters[i + 1]) for i in range(company)]
-        engine.submit([*others, asked])
-        return ear.wait()[0]
+        recorder = Recorder()
+        request = replace(job(prompts[1], recorder), temperature=1.5, seed=seed, ignore_stop=True)
+        others = [job(prompts[2], Recorder(), adapters[i + 1]) for i in range(company)]
+        scheduler.submit([*others, request])
+        return recorder.wait()[0]
 
     assert drawn(7, 0) == drawn(7, 3)
     assert drawn(7, 0) != drawn(8, 0)
 
 
-def test_a_cancelled_job_makes_room_and_is_told_nothing_more(
+def test_a_cancelled_job_makes_room_and_gets_nothing_more(
     model: Model, prompts: list[tuple[int, ...]]
 ) -> None:
-    engine = Scheduler(model, max_rows=1)
-    engine.start()
-    endless, started, next_one = Ear(), threading.Event(), Ear()
+    scheduler = Scheduler(model, max_rows=1)
+    scheduler.start()
+    endless, started, next_one = Recorder(), threading.Event(), Recorder()
 
-    def hear(piece: Output) -> None:
-        endless(piece)
+    def record(output: Output) -> None:
+        endless(output)
         started.set()
 
-    long = replace(job(prompts[0], endless, n=500), deliver=hear, ignore_stop=True)
-    engine.submit([long])
+    long = replace(job(prompts[0], endless, n=500), deliver=record, ignore_stop=True)
+    scheduler.submit([long])
     assert started.wait(30)
-    engine.cancel(long)
-    engine.submit([job(prompts[1], next_one)])
+    scheduler.cancel(long)
+    scheduler.submit([job(prompts[1], next_one)])
     next_one.wait()
-    engine.stop()
+    scheduler.stop()
     assert not endless.ended.is_set()
-    assert sum(len(piece.tokens) for piece in endless.pieces) < 500
+    assert sum(len(output.tokens) for output in endless.outputs) < 500
 
 
 def test_stopping_finishes_what_was_taken_and_gives_the_base_back(
@@ -221,40 +224,42 @@ def test_stopping_finishes_what_was_taken_and_gives_the_base_back(
     ids = torch.tensor([prompts[1]])
     with torch.no_grad():
         before = model.network(ids).logits
-    engine = Scheduler(model, max_rows=2)
-    engine.start()
-    ears = [Ear() for _ in range(6)]
-    for i, ear in enumerate(ears):
-        engine.submit([job(prompts[i % 3], ear, adapters[i % 5])])
-    engine.stop()
-    assert all(ear.ended.is_set() for ear in ears)
+    scheduler = Scheduler(model, max_rows=2)
+    scheduler.start()
+    recorders = [Recorder() for _ in range(6)]
+    for i, recorder in enumerate(recorders):
+        scheduler.submit([job(prompts[i % 3], recorder, adapters[i % 5])])
+    scheduler.stop()
+    assert all(recorder.ended.is_set() for recorder in recorders)
     with torch.no_grad():
         assert torch.equal(model.network(ids).logits, before)
     with pytest.raises(ModelError, match="has ended"):
-        engine.submit([job(prompts[0], Ear())])
+        scheduler.submit([job(prompts[0], Recorder())])
 
 
 def test_a_full_queue_takes_none_of_several_jobs(
     model: Model, prompts: list[tuple[int, ...]]
 ) -> None:
-    engine = Scheduler(model, max_rows=1, max_waiting=3)  # not started: everything waits
+    scheduler = Scheduler(model, max_rows=1, max_waiting=3)  # not started: everything waits
     try:
-        assert engine.submit([job(prompts[0], Ear())] * 2)
-        assert not engine.submit([job(prompts[0], Ear())] * 2)
-        assert engine.n_waiting == 2
+        assert scheduler.submit([job(prompts[0], Recorder())] * 2)
+        assert not scheduler.submit([job(prompts[0], Recorder())] * 2)
+        assert scheduler.n_waiting == 2
     finally:
-        engine.stop()
+        scheduler.stop()
 
 
-def test_jobs_that_cannot_fit_are_refused_before_they_wait(engine: Scheduler, model: Model) -> None:
+def test_jobs_that_cannot_fit_are_refused_before_they_wait(
+    scheduler: Scheduler, model: Model
+) -> None:
     with pytest.raises(ConfigError, match="do not fit"):
-        engine.submit([job([1] * model.context, Ear())])
+        scheduler.submit([job([1] * model.context, Recorder())])
     with pytest.raises(ConfigError, match="do not fit"):
-        engine.submit([job([], Ear())])
+        scheduler.submit([job([], Recorder())])
 
 
 def test_a_step_that_fails_ends_its_jobs_and_no_others(
-    engine: Scheduler,
+    scheduler: Scheduler,
     prompts: list[tuple[int, ...]],
     alone: dict[tuple[int, int], list[int]],
     monkeypatch: pytest.MonkeyPatch,
@@ -263,16 +268,47 @@ def test_a_step_that_fails_ends_its_jobs_and_no_others(
         monkeypatch.undo()
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(engine.batch, "step", broken)
-    unlucky, lucky = Ear(), Ear()
-    engine.submit([job(prompts[0], unlucky)])
+    monkeypatch.setattr(scheduler.batch, "step", broken)
+    unlucky, lucky = Recorder(), Recorder()
+    scheduler.submit([job(prompts[0], unlucky)])
     assert unlucky.wait()[1] == "failed"
-    assert "out of memory" in str(unlucky.pieces[-1].error)
-    engine.submit([job(prompts[1], lucky)])
+    assert "out of memory" in str(unlucky.outputs[-1].error)
+    scheduler.submit([job(prompts[1], lucky)])
     assert lucky.wait()[0] == alone[0, 1]
 
 
-# --- the bank ----------------------------------------------------------------------------------
+def test_a_job_whose_logits_are_not_finite_fails_alone_and_leaves_its_row_clean(
+    scheduler: Scheduler,
+    poison: Adapter,
+    adapters: list[Adapter | None],
+    prompts: list[tuple[int, ...]],
+    alone: dict[tuple[int, int], list[int]],
+) -> None:
+    for _ in range(2):  # the second time in the rows that the first one left
+        failing = Recorder()
+        recorders = {(a, 1): Recorder() for a in range(1, 5)}
+        long = [*prompts[1], *prompts[2]]  # longer than the prompts that take its row after it
+        jobs = [job(prompts[p], recorder, adapters[a]) for (a, p), recorder in recorders.items()]
+        assert scheduler.submit([job(long, failing, poison), *jobs])
+        assert failing.wait()[1] == "failed"
+        assert "not finite" in str(failing.outputs[-1].error)
+        for key, recorder in recorders.items():
+            assert recorder.wait()[0] == alone[key], key
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-308, 1e-9, 1e-4])
+def test_a_tiny_temperature_is_greedy(
+    scheduler: Scheduler,
+    prompts: list[tuple[int, ...]],
+    alone: dict[tuple[int, int], list[int]],
+    temperature: float,
+) -> None:
+    recorder = Recorder()
+    assert scheduler.submit([replace(job(prompts[1], recorder), temperature=temperature)])
+    assert recorder.wait()[0] == alone[0, 1]
+
+
+# --- the adapter cache --------------------------------------------------------------------------
 
 
 def test_slots_are_reused_least_recent_first_and_never_while_held(
@@ -280,21 +316,21 @@ def test_slots_are_reused_least_recent_first_and_never_while_held(
 ) -> None:
     _, a, b, c, d = adapters
     assert a and b and c and d
-    bank = AdapterCache(model, 2)
+    cache = AdapterCache(model, 2)
     try:
-        slot = bank.acquire("a", a)
-        assert bank.acquire("b", b) != slot
+        slot = cache.acquire("a", a)
+        assert cache.acquire("b", b) != slot
         with pytest.raises(AdapterError, match="all 2 slots are in use"):
-            bank.acquire("c", c)
-        bank.release("a")
-        assert bank.acquire("c", c) == slot
-        assert set(bank.slots) == {"b", "c"}
-        assert bank.acquire("b", b) != slot
-        bank.release("b")
+            cache.acquire("c", c)
+        cache.release("a")
+        assert cache.acquire("c", c) == slot
+        assert set(cache.slots) == {"b", "c"}
+        assert cache.acquire("b", b) != slot
+        cache.release("b")
         with pytest.raises(AdapterError, match="in use"):
-            bank.acquire("d", d)  # b is held once more
+            cache.acquire("d", d)  # b is held once more
     finally:
-        bank.close()
+        cache.close()
 
 
 def test_a_slot_that_is_filled_anew_keeps_nothing_of_what_it_held(
@@ -303,29 +339,29 @@ def test_a_slot_that_is_filled_anew_keeps_nothing_of_what_it_held(
     wide, narrow = adapters[1], adapters[2]  # all layers at rank 4; attention only at rank 2
     assert wide and narrow
     ids = torch.tensor([prompts[1]])
-    found = []
+    results = []
     for order in ([narrow], [wide, narrow]):
-        bank = AdapterCache(model, 1)
+        cache = AdapterCache(model, 1)
         for adapter in order:
-            bank.binding.bind([bank.acquire(str(adapter.config), adapter)])
-            bank.release(str(adapter.config))
+            cache.binding.bind([cache.acquire(str(adapter.config), adapter)])
+            cache.release(str(adapter.config))
         with torch.no_grad():
-            found.append(model.network(ids).logits)
-        bank.close()
-    assert torch.allclose(*found, atol=1e-3)
+            results.append(model.network(ids).logits)
+        cache.close()
+    assert torch.allclose(*results, atol=1e-3)
 
 
 @pytest.fixture(scope="module")
-def bank(adapters: list[Adapter | None]) -> Iterator[AdapterCache]:
-    """A bank, on a base of its own, with the four adapters in slots 0 to 3 and one in slot 8."""
-    made = AdapterCache(Model.load(), 9)
+def cache(adapters: list[Adapter | None]) -> Iterator[AdapterCache]:
+    """A cache, on a base of its own, with the four adapters in slots 0 to 3 and one in slot 8."""
+    built = AdapterCache(Model.load(), 9)
     for n in range(8):
         adapter = adapters[1 + n % 4]
         assert adapter
-        made.acquire(str(n), adapter)
-    assert adapters[1] and made.acquire("far", adapters[1]) == 8
-    yield made
-    made.close()
+        built.acquire(str(n), adapter)
+    assert adapters[1] and built.acquire("far", adapters[1]) == 8
+    yield built
+    built.close()
 
 
 @pytest.fixture(scope="module")
@@ -333,13 +369,13 @@ def by_slot(
     model: Model, adapters: list[Adapter | None], prompts: list[tuple[int, ...]]
 ) -> dict[tuple[int, int], torch.Tensor]:
     """Logits of 3 and of 1 token of the second prompt, by slot."""
-    found = {}
+    results = {}
     for slot, a in ((NO_SLOT, 0), (0, 1), (1, 2), (2, 3), (3, 4), (8, 1)):
         adapter = adapters[a]
         with model.using(*([adapter] if adapter else [])), torch.no_grad():
             for width in (3, 1):
-                found[slot, width] = model.network(torch.tensor([prompts[1][:width]])).logits[0]
-    return found
+                results[slot, width] = model.network(torch.tensor([prompts[1][:width]])).logits[0]
+    return results
 
 
 @given(slots=st.lists(st.sampled_from([NO_SLOT, 0, 1, 2, 3, 8]), min_size=1, max_size=7))
@@ -349,15 +385,15 @@ def by_slot(
 @pytest.mark.parametrize("width", [1, 3])
 def test_a_row_gets_its_own_slot_whatever_the_others_use(
     by_slot: dict[tuple[int, int], torch.Tensor],
-    bank: AdapterCache,
+    cache: AdapterCache,
     prompts: list[tuple[int, ...]],
     width: int,
     slots: list[int],
 ) -> None:
-    bank.binding.bind(slots)
+    cache.binding.bind(slots)
     with torch.no_grad():
-        found = bank.model.network(torch.tensor([prompts[1][:width]] * len(slots))).logits
-    for row_TV, slot in zip(found, slots, strict=True):
+        results = cache.model.network(torch.tensor([prompts[1][:width]] * len(slots))).logits
+    for row_TV, slot in zip(results, slots, strict=True):
         assert torch.allclose(row_TV, by_slot[slot, width], atol=1e-3)
 
 
@@ -366,21 +402,21 @@ def test_a_slot_filled_anew_between_two_passes_of_the_same_rows_is_used(
 ) -> None:
     one, two, three = adapters[1], adapters[2], adapters[4]
     assert one and two and three
-    bank, ids = AdapterCache(model, 9), torch.tensor([prompts[1][:1]] * 2)
+    cache, ids = AdapterCache(model, 9), torch.tensor([prompts[1][:1]] * 2)
     try:
         for n in range(9):  # rows 0 and 8 of nine slots: copies, not views
-            bank.acquire(str(n), one if n else two)
-        bank.binding.bind([0, 8])
+            cache.acquire(str(n), one if n else two)
+        cache.binding.bind([0, 8])
         with torch.no_grad():
             before = model.network(ids).logits
             for n in (0, 8):
-                bank.release(str(n))
-            bank.retain([str(n) for n in range(1, 8)])
-            assert {bank.acquire("new", three), bank.acquire("newer", three)} == {0, 8}
-            bank.binding.bind([0, 8])
+                cache.release(str(n))
+            cache.retain([str(n) for n in range(1, 8)])
+            assert {cache.acquire("new", three), cache.acquire("newer", three)} == {0, 8}
+            cache.binding.bind([0, 8])
             after = model.network(ids).logits
     finally:
-        bank.close()
+        cache.close()
     assert not torch.allclose(before, after, atol=1e-2)
     assert torch.allclose(after[0], after[1], atol=1e-3)
 
@@ -396,21 +432,64 @@ def test_a_layer_that_meets_its_first_adapter_below_a_slot_in_use_has_room_for_b
     for adapter in (mlp, attention):
         with model.using(adapter), torch.no_grad():
             expected.append(model.network(ids[:1]).logits[0])
-    bank = AdapterCache(model, 2)
+    cache = AdapterCache(model, 2)
     try:
-        bank.acquire("idle", attention)
-        high = bank.acquire("busy", attention)
-        bank.release("idle")
-        slots = [bank.acquire("mlp", mlp), high]
+        cache.acquire("idle", attention)
+        high = cache.acquire("busy", attention)
+        cache.release("idle")
+        slots = [cache.acquire("mlp", mlp), high]
         assert slots == [0, 1]
         for rows in (slots, [*slots, 0]):  # apart, and shared
-            bank.binding.bind(rows)
+            cache.binding.bind(rows)
             with torch.no_grad():
-                found = model.network(ids[:1].expand(len(rows), -1)).logits
-            for row_TV, wanted_TV in zip(found, expected, strict=False):
+                results = model.network(ids[:1].expand(len(rows), -1)).logits
+            for row_TV, wanted_TV in zip(results, expected, strict=False):
                 assert torch.allclose(row_TV, wanted_TV, atol=1e-3)
     finally:
-        bank.close()
+        cache.close()
+
+
+@pytest.fixture(scope="module")
+def poison(adapters: list[Adapter | None]) -> Adapter:
+    """An adapter of finite numbers whose product with any input overflows float32."""
+    fine = adapters[1]
+    assert fine
+    largest = 3e38
+    tensors = {
+        name: torch.full_like(t, largest) if ".lora_A." in name else t * 1e-6
+        for name, t in fine.tensors.items()
+    }
+    return replace(fine, tensors=tensors, config=replace(fine.config, seed=99))
+
+
+@pytest.mark.parametrize("width", [1, 3])
+@pytest.mark.parametrize("slots", [[0, 8, NO_SLOT, 1], [8, 0, 0, 8, 1], [3, 8], [8, NO_SLOT, 8]])
+def test_a_row_that_overflows_leaves_every_other_row_as_it_is(
+    cache: AdapterCache,
+    poison: Adapter,
+    by_slot: dict[tuple[int, int], torch.Tensor],
+    adapters: list[Adapter | None],
+    prompts: list[tuple[int, ...]],
+    slots: list[int],
+    width: int,
+) -> None:
+    cache.release("far")
+    cache.retain([str(n) for n in range(8)])
+    try:
+        assert cache.acquire("poison", poison) == 8
+        cache.binding.bind(slots)
+        with torch.no_grad():
+            logits = cache.model.network(torch.tensor([prompts[1][:width]] * len(slots))).logits
+        for row_TV, slot in zip(logits, slots, strict=True):
+            if slot == 8:
+                assert not row_TV.isfinite().all()
+            else:
+                assert torch.allclose(row_TV, by_slot[slot, width], atol=1e-3)
+    finally:
+        cache.release("poison")
+        cache.retain([str(n) for n in range(8)])
+        assert adapters[1]
+        cache.acquire("far", adapters[1])
 
 
 def test_what_is_not_retained_leaves_nothing_in_memory(
@@ -418,19 +497,19 @@ def test_what_is_not_retained_leaves_nothing_in_memory(
 ) -> None:
     _, a, b, *_ = adapters
     assert a and b
-    bank = AdapterCache(model, 2)
+    cache = AdapterCache(model, 2)
     try:
-        bank.acquire("a", a)
-        bank.acquire("b", b)
-        bank.release("a")
-        bank.retain(())
-        assert set(bank.slots) == {"b"}  # it is held
-        bank.release("b")
-        bank.retain(())
-        left = [layer.A_SIR for layer in bank.layers.values() if layer.A_SIR is not None]
+        cache.acquire("a", a)
+        cache.acquire("b", b)
+        cache.release("a")
+        cache.retain(())
+        assert set(cache.slots) == {"b"}  # it is held
+        cache.release("b")
+        cache.retain(())
+        left = [layer.A_SIR for layer in cache.layers.values() if layer.A_SIR is not None]
         assert left and not any(A_SIR.any() for A_SIR in left)
     finally:
-        bank.close()
+        cache.close()
 
 
 def test_a_memory_that_does_not_fit_or_changes_nothing_is_not_served(
@@ -470,56 +549,56 @@ def test_every_family_says_in_company_what_it_says_alone(family: str) -> None:
     build: Callable[[], torch.nn.Module] = vars(families)[family]
     model = Model(build(), letters(), family)  # type: ignore[arg-type]
     targets = ("attention",) if family == "qwen3_moe" else ("all-linear",)
-    made = [untrained(model, LoraConfig(2, targets=targets, seed=seed), 0.5) for seed in (1, 2)]
+    built = [untrained(model, LoraConfig(2, targets=targets, seed=seed), 0.5) for seed in (1, 2)]
     prompts = [[5, 6, 7], [8, 9, 10, 11, 12, 13], [4] * 20]
     expected = []
-    for adapter, prompt in zip([None, *made], prompts, strict=True):
+    for adapter, prompt in zip([None, *built], prompts, strict=True):
         with model.using(*([adapter] if adapter else [])):
             ids = list(prompt)
             for _ in range(6):
                 with torch.no_grad():
                     ids.append(int(model.network(torch.tensor([ids])).logits[0, -1].argmax()))
             expected.append(ids[len(prompt) :])
-    bank = AdapterCache(model, 2)
+    cache = AdapterCache(model, 2)
     try:
-        rows = batch_for(model, bank)
+        rows = batch_for(model, cache)
         assert type(rows) is KINDS[family]
-        slots = [NO_SLOT, *(bank.acquire(str(i), adapter) for i, adapter in enumerate(made))]
-        found = [[int(id)] for id in rows.add(prompts, slots).argmax(-1)]
-        while len(found[0]) < 6:
-            step = rows.step([said[-1] for said in found]).argmax(-1)
-            for said, id in zip(found, step.tolist(), strict=True):
-                said.append(id)
+        slots = [NO_SLOT, *(cache.acquire(str(i), adapter) for i, adapter in enumerate(built))]
+        results = [[int(id)] for id in rows.add(prompts, slots).argmax(-1)]
+        while len(results[0]) < 6:
+            step = rows.step([ids[-1] for ids in results]).argmax(-1)
+            for ids, id in zip(results, step.tolist(), strict=True):
+                ids.append(id)
     finally:
-        bank.close()
-    assert found == expected
+        cache.close()
+    assert results == expected
 
 
 def test_rows_that_leave_are_filled_from_the_end(
     model: Model, prompts: list[tuple[int, ...]]
 ) -> None:
-    bank = AdapterCache(model, 1)
+    cache = AdapterCache(model, 1)
     try:
-        rows = batch_for(model, bank)
+        rows = batch_for(model, cache)
         first = rows.add([*prompts, *prompts], [NO_SLOT] * 6).argmax(-1).tolist()
         order = rows.keep([1, 4, 5])
         assert sorted(order) == [1, 4, 5] and len(rows) == 3
-        found = rows.step([first[i] for i in order])
-        expected = batch_for(model, bank).add(
+        results = rows.step([first[i] for i in order])
+        expected = batch_for(model, cache).add(
             [[*prompts[i % 3], first[i]] for i in order], [-1] * 3
         )
-        assert torch.allclose(found, expected, atol=1e-3)
+        assert torch.allclose(results, expected, atol=1e-3)
     finally:
-        bank.close()
+        cache.close()
 
 
 def test_many_prompts_are_read_in_several_passes(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompts = [[5 + i] * n for i, n in enumerate((30, 40, 90, 20, 20, 200, 10))]
-    bank = AdapterCache(model, 1)
+    cache = AdapterCache(model, 1)
     try:
-        rows = batch_for(model, bank)
+        rows = batch_for(model, cache)
         whole = rows.add(prompts, [NO_SLOT] * len(prompts))
         rows.keep([])
         monkeypatch.setattr(lorewright.serve.batch, "PREFILL_TOKENS", 100)
@@ -529,20 +608,20 @@ def test_many_prompts_are_read_in_several_passes(
         )
         assert passes == [2, 1, 2, 1, 1]
     finally:
-        bank.close()
+        cache.close()
 
 
 def list_passes(model: Model, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of rows of every pass from now on."""
-    found: list[int] = []
+    results: list[int] = []
     forward = model.network.forward
 
     def counted(*args: Any, **named: Any) -> Any:
-        found.append(len(named["input_ids"]))
+        results.append(len(named["input_ids"]))
         return forward(*args, **named)
 
     monkeypatch.setattr(model.network, "forward", counted)
-    return found
+    return results
 
 
 # --- tokens ------------------------------------------------------------------------------------
@@ -554,15 +633,27 @@ def list_passes(model: Model, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_a_draw_stays_inside_the_nucleus(logits: list[float], top_p: float, seed: int) -> None:
     logits_V = torch.tensor(logits)
     p = torch.softmax(logits_V.double(), -1)
-    found = draw(logits_V, 1.0, top_p, torch.Generator().manual_seed(seed))
-    before = float(p[p > p[found]].sum())  # mass of what is more probable than the drawn one
+    results = draw(logits_V, 1.0, top_p, torch.Generator().manual_seed(seed))
+    before = float(p[p > p[results]].sum())  # mass of what is more probable than the drawn one
     assert before <= top_p + 1e-9
 
 
 def test_a_low_temperature_is_nearly_greedy() -> None:
     logits = torch.tensor([1.0, 1.2, 0.9])
-    found = [draw(logits, 0.01, 1.0, torch.Generator().manual_seed(i)) for i in range(20)]
-    assert set(found) == {1}
+    results = [draw(logits, 0.01, 1.0, torch.Generator().manual_seed(i)) for i in range(20)]
+    assert set(results) == {1}
+
+
+@pytest.mark.parametrize("name", ["messages", "prompt"])
+def test_a_long_text_is_refused_by_its_characters_before_it_is_tokenised(
+    model: Model, name: str
+) -> None:
+    text = "a" * 1_000_000
+    body = {"messages": [{"role": "user", "content": text}]} if name == "messages" else {name: text}
+    request = (ChatRequest if name == "messages" else TextRequest)(model="pocket", **body)
+    with pytest.raises(APIError, match="1000000 characters are too many") as refused:
+        Tokenization(model, 512).prompts(request)
+    assert (refused.value.code, refused.value.param) == ("context_length_exceeded", name)
 
 
 # --- text --------------------------------------------------------------------------------------
@@ -571,7 +662,7 @@ TEXTS = st.text(alphabet="ab .STOP\n", max_size=24)
 
 
 @given(TEXTS, st.integers(1, 5), st.booleans())
-def test_a_reply_heard_in_pieces_is_the_reply_heard_at_once(
+def test_a_reply_decoded_in_pieces_is_the_reply_decoded_at_once(
     text: str, step: int, strip: bool
 ) -> None:
     model = Model.load() if not MODELS else MODELS[0]
@@ -579,11 +670,11 @@ def test_a_reply_heard_in_pieces_is_the_reply_heard_at_once(
     ids = list(model.tokenizer(text, add_special_tokens=False)["input_ids"])
     whole = model.tokenizer.decode(ids, skip_special_tokens=True)
     expected = whole.partition("STOP")[0]
-    speaker = Detokenizer(model.tokenizer, ["STOP"], strip=strip)
-    said = [speaker.push(ids[at : at + step]) for at in range(0, len(ids), step)]
-    said.append(speaker.finish())
-    assert "".join(said) == (expected.strip() if strip else expected)
-    assert speaker.stopped == ("STOP" in whole)
+    detokenizer = Detokenizer(model.tokenizer, ["STOP"], strip=strip)
+    texts = [detokenizer.push(ids[at : at + step]) for at in range(0, len(ids), step)]
+    texts.append(detokenizer.finish())
+    assert "".join(texts) == (expected.strip() if strip else expected)
+    assert detokenizer.stopped == ("STOP" in whole)
 
 
 MODELS: list[Model] = []
@@ -593,7 +684,7 @@ def test_half_a_character_waits_for_the_other_half(model: Model) -> None:
     text = "naïve 🜚 end"
     ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
     whole = model.tokenizer.decode(ids, skip_special_tokens=True)
-    speaker = Detokenizer(model.tokenizer)
-    said = [speaker.push([id]) for id in ids]
-    assert "".join(said) + speaker.finish() == whole
-    assert not any("\ufffd" in each for each in said) or "\ufffd" in whole
+    detokenizer = Detokenizer(model.tokenizer)
+    texts = [detokenizer.push([id]) for id in ids]
+    assert "".join(texts) + detokenizer.finish() == whole
+    assert not any("\ufffd" in each for each in texts) or "\ufffd" in whole
