@@ -55,8 +55,8 @@ wheel: $(STAMP) ## build dist/lorewright-*.whl
 	$(BIN)/python -m pip wheel . --no-deps --no-build-isolation --wheel-dir dist
 
 clean: ## remove what the other targets made, .venv included
-	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find lorewright tests pocket -type d -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf $(VENV) dist build .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find lorewright tests pocket docs experiments -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # The stamp is written last: it exists only if the installation finished. hatchling comes first so
 # that the package itself is built without an isolated, unpinned, network-bound build environment.
