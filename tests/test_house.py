@@ -248,6 +248,15 @@ def test_every_dict_of_functions_is_called() -> None:
     )
 
 
+def test_contributing_names_the_dicts_of_the_seams() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = re.findall(r"`lorewright/([\w/]+)\.py`,\s+`([A-Z_]+)`", page)
+    assert len(named) >= 10
+    for path, name in named:
+        module = importlib.import_module(f"lorewright.{path.replace('/', '.')}")
+        assert vars(module).get(name), f"lorewright/{path}.py has no {name}"
+
+
 def _looked_into(node: ast.AST) -> ast.expr | None:
     """The expression that is indexed, or whose values or items are taken, here."""
     if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load):
