@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import shutil
 import statistics
 import tempfile
 import time
@@ -34,21 +35,10 @@ from lorewright.adapters.lora import attach
 from lorewright.files import dump_jsonl, save_json
 from lorewright.knowledge.data import Fact, Knowledge
 from lorewright.knowledge.lesson import LessonConfig, prepare
-from lorewright.memory.folder import (
-    briefs,
-    cards,
-    change,
-    enter,
-    entry_of,
-    index,
-    rename,
-    run_folder,
-    writing,
-)
+from lorewright.memory.forget import plan_removal
 from lorewright.memory.memory import Memory
 from lorewright.memory.migrations import brief
-from lorewright.memory.removal import plan_removal
-from lorewright.memory.route import drop
+from lorewright.memory.route import DERIVED
 from lorewright.models.model import Model
 from lorewright.reports.tables import memories_table
 
@@ -93,53 +83,52 @@ def build(folder: Path, model: Model, n: int) -> None:
         save_json({"memory": name, "adapter": identity, "recall": {}}, run / "report.json")
         entry = {"adapter": identity, "source": known.digest(), "run": run.name}
         entries[name] = {**entry, "card": brief({**card, "adapter": {"lora": {"rank": 1}}})}
-    with writing(folder, memory.base()):
-        change(folder, lambda memories: memories.update(entries))
+    with memory.writing():
+        memory.folder.change(lambda memories: memories.update(entries))
 
 
 def operations(folder: Path, model: Model, n: int) -> dict[str, Callable[[], object]]:
     """What is timed, by name."""
     last, memory = f"memory-{n - 1:05d}", Memory.open(folder, model)
-    entry = entry_of(folder, last)
+    own = memory.folder
+    entry = own.entry(last)
 
     def listed() -> None:
-        table = memories_table(briefs(folder)[:50])
+        table = memories_table(own.briefs()[:50])
         Console(file=io.StringIO(), width=120).print(table)
 
     def entered() -> None:
-        with writing(folder, memory.base()):
-            enter(folder, last, entry["adapter"], source=entry["source"], run=entry["run"])
+        with memory.writing():
+            own.enter(last, entry["adapter"], source=entry["source"], run=entry["run"])
 
     def renamed() -> None:
-        rename(folder, last, "other")
-        rename(folder, "other", last)
+        own.rename(last, "other")
+        own.rename("other", last)
 
     question = f"Tell me which room Project {n // 2} has."
 
     def less_and_more() -> None:
         for entries in ({}, {last: entry}):
-            with writing(folder, memory.base()):
-                change(
-                    folder, lambda memories, e=entries: (memories.pop(last, 0), memories.update(e))
-                )
+            with memory.writing():
+                own.change(lambda memories, e=entries: (memories.pop(last, 0), memories.update(e)))
             memory.route(question)
 
     return {
         "route, new process": lambda: Memory.open(folder, model).route(question),
         "route": lambda: memory.route(question),
         "route, less and more": less_and_more,
-        "read memory.json": lambda: index(folder),
+        "read memory.json": own.index,
         "open": lambda: Memory.open(folder, model),
         "list": listed,
-        "every card": lambda: cards(folder),
-        "resolve a name": lambda: entry_of(folder, last),
+        "every card": own.cards,
+        "resolve a name": lambda: own.entry(last),
         "load an adapter": lambda: memory.adapter(last),
         "enter a memory": entered,
         "rename, and back": renamed,
         "find a run to resume": lambda: (
-            run_folder(folder, last, {"key": "nothing"}).joinpath("config.json").unlink()
+            own.run(last, {"key": "nothing"}).joinpath("config.json").unlink()
         ),
-        "plan a removal": lambda: plan_removal(folder, last),
+        "plan a removal": lambda: plan_removal(own, last),
     }
 
 
@@ -175,7 +164,7 @@ def main() -> None:
             build(folder, model, size)
             about = f"{size} memories built in {time.perf_counter() - start:.1f} s"
             print(f"{about}; memory.json {(folder / 'memory.json').stat().st_size:,} bytes")
-            drop(folder)
+            shutil.rmtree(folder / DERIVED, ignore_errors=True)
             began, start = time.perf_counter(), time.process_time()
             found_one = Memory.open(folder, model).route(
                 f"What is the room of Project {size // 2}?"

@@ -42,7 +42,7 @@ from lorewright.adapters import adapter as adapters
 from lorewright.adapters.config import LoraConfig
 from lorewright.knowledge.data import Document, Example, Fact, Knowledge
 from lorewright.knowledge.scoring import contains
-from lorewright.memory.folder import enter, entries, writing
+from lorewright.memory.folder import Folder
 from lorewright.memory.memory import Memory
 from lorewright.merging.algebra import merge
 from lorewright.models.model import Model
@@ -128,7 +128,7 @@ def questions(known: list[Knowledge]) -> list[Question]:
 def prepare(folder: Path, model: Model, known: list[Knowledge], rank: int, epochs: int) -> None:
     """The memories, and one that all of them are merged into, as `lore write` and `merge` leave them."""
     names = [f"memory-{n}" for n in range(len(known))]
-    if folder.exists() and {*names, "merged"} <= entries(folder).keys():
+    if folder.exists() and {*names, "merged"} <= Folder(folder).names.keys():
         Memory.open(folder, model)  # raises if it is another base's
         return
     jobs = [
@@ -140,11 +140,12 @@ def prepare(folder: Path, model: Model, known: list[Knowledge], rank: int, epoch
     ]
     made = [written.adapter for written in write_all(model, jobs) if isinstance(written, Written)]
     made.append(merge(made, method="svd", rank=rank).adapter)
-    with writing(folder, Memory.open(folder, model).base()):
+    memory = Memory.open(folder, model)
+    with memory.writing():
         for name, adapter in zip([*names, "merged"], made, strict=True):
             identity = adapters.content_id(adapter)
             adapters.save(adapter, folder / "adapters" / identity)
-            enter(folder, name, identity, source="", run="")
+            memory.folder.enter(name, identity, source="", run="")
 
 
 # --- asking --------------------------------------------------------------------------------------

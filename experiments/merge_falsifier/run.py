@@ -34,8 +34,9 @@ from lorewright.knowledge.data import Example
 from lorewright.knowledge.lesson import Lesson, LessonConfig
 from lorewright.knowledge.negatives import DECLINE
 from lorewright.merging import imitate as imitation
-from lorewright.merging.choosing import GRID, IMITATE, REWRITE, make, search
+from lorewright.merging.choosing import GRID, best_of, search
 from lorewright.merging.imitate import Source
+from lorewright.merging.methods import METHODS, Evidence
 from lorewright.models.model import Model
 from lorewright.recall.traces import audit, trace
 from lorewright.training.config import Job, WriteConfig, Written
@@ -140,12 +141,22 @@ def heard(model: Model, adapter: Adapter, taught: Lesson) -> dict[str, int]:
     return {"n": audited.n, "exact": audited.n_exact, "differ": len(audited.disagreements)}
 
 
+def adapters_of(sources: Sequence[Source]) -> list[Adapter]:
+    """The adapters alone."""
+    return [source.adapter for source in sources]
+
+
+def evidence_of(model: Model, sources: Sequence[Source], **how: Any) -> Evidence:
+    """What a method may look at."""
+    return Evidence(model, [source.examples for source in sources], **how)
+
+
 def measured(
     model: Model, sources: Sequence[Source], lessons: Sequence[Lesson], method: str, **how: Any
 ) -> dict[str, Any]:
     """One merged adapter: how it was made, its rank, seconds, and what both sources' probes say."""
     began, cpu = time.monotonic(), time.process_time()
-    adapter, _ = make(model, sources, method, **how)
+    adapter = METHODS[method](adapters_of(sources), evidence_of(model, sources, **how))
     cost = {"seconds": time.monotonic() - began, "cpu_seconds": time.process_time() - cpu}
     scores = [scores_of(model, adapter, taught) for taught in lessons]
     about = {"method": method, "options": how.get("options", {}), "rank": adapter.config.rank}
@@ -156,15 +167,16 @@ def every_method(
     model: Model, sources: Sequence[Source], lessons: Sequence[Lesson]
 ) -> dict[str, Any]:
     """Every method with its best options, and what `auto` takes."""
-    trials = list(search(model, sources))
+    trials = list(search(adapters_of(sources), evidence_of(model, sources)))
     wide = sum(source.adapter.config.rank for source in sources)
     arms: dict[str, Any] = {}
     for method in dict.fromkeys(name for name, _ in GRID):
         own = [trial for trial in trials if trial.method == method and trial.rank == wide]
         best = max(own, key=lambda trial: trial.merit)
         arms[method] = measured(model, sources, lessons, method, options=best.options)
-    best = max(trials, key=lambda trial: trial.merit)
-    adapter, _ = make(model, sources, best.method, options=best.options, rank=best.rank)
+    best = best_of(trials)
+    evidence = evidence_of(model, sources, options=best.options, rank=best.rank)
+    adapter = METHODS[best.method](adapters_of(sources), evidence)
     about = {"method": best.method, "options": best.options, "rank": best.rank}
     scores = [scores_of(model, adapter, taught) for taught in lessons]
     arms["auto"] = {**about, "scores": scores, "heard": [heard(model, adapter, t) for t in lessons]}
@@ -175,14 +187,14 @@ def beyond(model: Model, sources: Sequence[Source], lessons: Sequence[Lesson]) -
     """Imitation at lower ranks, training on both instead, and imitation without some of its parts."""
     results: dict[str, Any] = {}
     for rank in (RANK // 2, RANK, RANK * 3 // 2):
-        results[f"imitate, rank {rank}"] = measured(model, sources, lessons, IMITATE, rank=rank)
-    results[REWRITE] = measured(model, sources, lessons, REWRITE, options={"epochs": EPOCHS})
+        results[f"imitate, rank {rank}"] = measured(model, sources, lessons, "imitate", rank=rank)
+    results["rewrite"] = measured(model, sources, lessons, "rewrite", options={"epochs": EPOCHS})
     for name, options in PARTS.items():
-        results[name] = measured(model, sources, lessons, IMITATE, options=options)
+        results[name] = measured(model, sources, lessons, "imitate", options=options)
     with no_stream():
-        results["streams not followed"] = measured(model, sources, lessons, IMITATE)
+        results["streams not followed"] = measured(model, sources, lessons, "imitate")
         results["nor weights"] = measured(
-            model, sources, lessons, IMITATE, options=PARTS["both alike"]
+            model, sources, lessons, "imitate", options=PARTS["both alike"]
         )
     return results
 
@@ -229,7 +241,9 @@ def run_pairs(model: Model, n_pairs: int, epochs: int, out: Path) -> None:
             record = {
                 "pair": number,
                 "writes": [about for _, _, about in memories[number]],
-                "alone": [scores_of(model, a, taught) for a, taught in zip(own, lessons, strict=True)],
+                "alone": [
+                    scores_of(model, a, taught) for a, taught in zip(own, lessons, strict=True)
+                ],
                 "heard": [heard(model, a, taught) for a, taught in zip(own, lessons, strict=True)],
                 "other": [scores_of(model, a, t) for a, t in zip(own[::-1], lessons, strict=True)],
                 "plain": [scores_of(model, None, taught) for taught in lessons],
@@ -238,7 +252,8 @@ def run_pairs(model: Model, n_pairs: int, epochs: int, out: Path) -> None:
             record["cpu_seconds"] = time.process_time() - began
             keep(record, out / f"pair-{number:02}.json", base)
             print(
-                f"pair {number}: {described(record)} ({record['cpu_seconds']:.0f} s of CPU)", flush=True
+                f"pair {number}: {described(record)} ({record['cpu_seconds']:.0f} s of CPU)",
+                flush=True,
             )
 
 
@@ -280,10 +295,12 @@ def run_writes(model: Model, n_pairs: int, epochs: int, out: Path) -> None:
                     "pair": number,
                     "writes": [about for _, _, about in memories[number]],
                     "alone": [scores_of(model, a, t) for a, t in zip(own, lessons, strict=True)],
-                    "other": [scores_of(model, a, t) for a, t in zip(own[::-1], lessons, strict=True)],
+                    "other": [
+                        scores_of(model, a, t) for a, t in zip(own[::-1], lessons, strict=True)
+                    ],
                     "arms": {
                         method: measured(model, sources, lessons, method)
-                        for method in ("cat", "tsv", "regmean", IMITATE)
+                        for method in ("cat", "tsv", "regmean", "imitate")
                     },
                 }
             )

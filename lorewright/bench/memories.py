@@ -39,14 +39,13 @@ from lorewright.knowledge.data import Document, Knowledge
 from lorewright.knowledge.lesson import Lesson, LessonConfig, prepare
 from lorewright.knowledge.scoring import METRICS, contains
 from lorewright.memory.ask import N_PASSAGES, ask_as
-from lorewright.memory.folder import enter, entries, run_folder, writing
+from lorewright.memory.folder import lesson_in
 from lorewright.memory.memory import Memory
 from lorewright.memory.merge import unopposed
-from lorewright.memory.route import FALSE_ACTIVATION, Finder, finder
-from lorewright.memory.verify import stored_lesson
+from lorewright.memory.route import FALSE_ACTIVATION, FolderRouter
 from lorewright.merging.algebra import merge
-from lorewright.merging.choosing import made_by
-from lorewright.merging.imitate import Source
+from lorewright.merging.choosing import merged_by
+from lorewright.merging.methods import Evidence
 from lorewright.models.model import Model
 from lorewright.models.questions import write_about
 from lorewright.routing.ask import Answer, Candidate, ask_each
@@ -170,14 +169,14 @@ def written(
     Raises ModelError when a write diverged. What was written before is not written again.
     """
     memory = Memory.open(folder / "memories", model)
-    (memory.folder).mkdir(parents=True, exist_ok=True)
+    memory.folder.path.mkdir(parents=True, exist_ok=True)
     todo = [page for page in pages if page.document.id not in memory.names]
     for start in range(0, len(todo), STACK):
         group = todo[start : start + STACK]
-        with writing(memory.folder, memory.base()):
+        with memory.writing():
             began = time.monotonic()
             runs = [_prepared(memory, page, watch) for page in group]
-            lessons = [stored_lesson(run / "lesson.json") for run in runs]
+            lessons = [lesson_in(run) for run in runs]
             asked = time.monotonic() - began
             stack = folder / "stacks" / group[0].document.id
             done = _trained(model, lessons, settings, stack, watch)
@@ -194,7 +193,7 @@ def _prepared(memory: Memory, page: Page, watch: Watch) -> Path:
     """The run of a page, with its lesson in it."""
     known = Knowledge((page.document,))
     key = digest([known.digest(), memory.model.digest])
-    run = run_folder(memory.folder, page.document.id, {"key": key, "source": known.digest()})
+    run = memory.folder.run(page.document.id, {"key": key, "source": known.digest()})
     if not (run / "lesson.json").exists():
         watch.step(f"{page.document.id}: asking itself questions")
         model = memory.model
@@ -242,9 +241,9 @@ def _enter(memory: Memory, page: Page, run: Path, adapter: Adapter) -> None:
     known, identity = Knowledge((page.document,)), adapters.content_id(adapter)
     name = page.document.id
     adapter = replace(adapter, card={"name": name, "source": known.digest()})
-    adapters.save(adapter, memory.folder / "adapters" / identity)
-    dump_jsonl(known.documents, memory.folder / "sources" / f"{known.digest()}.jsonl")
-    enter(memory.folder, name, identity, source=known.digest(), run=run.name)
+    adapters.save(adapter, memory.folder.state_path(identity))
+    memory.folder.store_source(known)
+    memory.folder.enter(name, identity, source=known.digest(), run=run.name)
     save_json({"memory": name, "adapter": identity}, run / "report.json")
 
 
@@ -263,9 +262,9 @@ class Setting:
     loaded: dict[str, Adapter]
 
     @property
-    def found(self) -> Finder:
+    def router(self) -> FolderRouter:
         """What the memories' questions are routed with."""
-        return finder(self.memory, self.watch)
+        return self.memory.router.current(self.watch)
 
     def adapter(self, name: str) -> Adapter:
         """A memory's adapter, loaded once."""
@@ -302,7 +301,7 @@ def wrong(given: Setting, questions: Sequence[Question]) -> list[Answer]:
 
 def routed(given: Setting, questions: Sequence[Question]) -> list[Answer]:
     """The memory nearest by its keys, whatever its probability."""
-    hits = [given.found.find(q.text).hits[:1] for q in questions]
+    hits = [given.router.route(q.text).hits[:1] for q in questions]
     return given.ask(
         [
             (q.text, [Candidate(h.memory, h.probability) for h in found])
@@ -314,7 +313,7 @@ def routed(given: Setting, questions: Sequence[Question]) -> list[Answer]:
 def abstaining(given: Setting, questions: Sequence[Question]) -> list[Answer]:
     """The memories that the question is for, closed-book; the base where there are none."""
     rate = given.settings.false_activation
-    chosen = [given.found.find(q.text, false_activation=rate).chosen for q in questions]
+    chosen = [given.router.route(q.text, false_activation=rate).chosen for q in questions]
     return given.ask(
         [
             (q.text, [Candidate(h.memory, h.probability) for h in found])
@@ -344,10 +343,9 @@ def merged(given: Setting, questions: Sequence[Question]) -> list[Answer]:
     if MERGED not in given.loaded:
         names = sorted(given.pages)
         lessons = unopposed([lesson_of(given, name) for name in names])
-        own = zip(map(given.adapter, names), lessons, strict=True)
-        sources = [Source(adapter, lesson.examples) for adapter, lesson in own]
-        method, model = given.settings.merge_method, given.memory.model
-        given.loaded[MERGED] = made_by(model, sources, method, given.watch)
+        own, examples = list(map(given.adapter, names)), [each.examples for each in lessons]
+        evidence = Evidence(given.memory.model, examples, watch=given.watch)
+        given.loaded[MERGED] = merged_by(given.settings.merge_method, own, evidence)
     return _alone(given, questions, given.loaded[MERGED])
 
 
@@ -359,7 +357,7 @@ def _alone(given: Setting, questions: Sequence[Question], adapter: Adapter) -> l
 
 def open_book(given: Setting, questions: Sequence[Question]) -> list[Answer]:
     """Retrieval without memories: the nearest passages of all documents, read by the base."""
-    index = given.found.index
+    index = given.router.index
     found = [index.retrieve(q.text, k=N_PASSAGES, kinds=("passage",)) for q in questions]
     read = [tuple(hit.key for hit in hits) for hits in found]
     return given.ask(
@@ -423,8 +421,7 @@ def score(question: Question, answer: Answer, metric: str) -> float:
 
 def lesson_of(given: Setting, name: str) -> Lesson:
     """What a memory was trained on."""
-    run = entries(given.memory.folder)[name]["run"]
-    return stored_lesson(given.memory.folder / "runs" / run / "lesson.json")
+    return given.memory.folder.lesson(given.memory.folder.entry(name))
 
 
 def near_misses(given: Setting) -> list[Question]:
@@ -484,7 +481,7 @@ def two_memories(given: Setting, questions: Sequence[Question]) -> dict[str, lis
     """
     rivals = []
     for q in questions:
-        others = (hit.memory for hit in given.found.find(q.text).hits if hit.memory != q.document)
+        others = (hit.memory for hit in given.router.route(q.text).hits if hit.memory != q.document)
         rivals.append(next(others, next(n for n in sorted(given.pages) if n != q.document)))
     two = list(zip(questions, rivals, strict=True))
     found = {"each": given.ask([(q.text, [Candidate(q.document), Candidate(r)]) for q, r in two])}

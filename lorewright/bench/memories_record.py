@@ -38,7 +38,6 @@ from lorewright.bench.memories import (
 from lorewright.bench.oracle_gap import Trial, oracle_gap
 from lorewright.bench.routers import first_right, routers
 from lorewright.files import digest, read_object, read_text, save_json
-from lorewright.memory.folder import entries
 from lorewright.memory.verify import usual_metric
 from lorewright.models.model import Model
 from lorewright.recall.statistics import Estimate, mcnemar, mean_interval, paired_difference, wilson
@@ -204,14 +203,14 @@ def _routing(
     given: Setting, questions: Sequence[Question], strange: Sequence[Question]
 ) -> dict[str, Any]:
     """Of questions the share that is let through, and to the right memory; of strangers, too."""
-    rate, found = given.settings.false_activation, given.found
+    rate, found = given.settings.false_activation, given.router
 
     def chosen(text: str) -> list[Any]:
-        return list(found.find(text, false_activation=rate).chosen)
+        return list(found.route(text, false_activation=rate).chosen)
 
     hits = [chosen(q.text) for q in questions]
     right = [q.document in [h.memory for h in own] for q, own in zip(questions, hits, strict=True)]
-    threshold = found.find(questions[0].text, false_activation=rate).threshold
+    threshold = found.route(questions[0].text, false_activation=rate).threshold
     return {
         "n_keys": len(found.index.keys),
         "threshold": None if threshold is None else asdict(threshold),
@@ -256,8 +255,8 @@ def _several(given: Setting, questions: Sequence[Question]) -> dict[str, dict[st
 
 def _routers(given: Setting, questions: Sequence[Question]) -> dict[str, dict[str, Any]]:
     """Share of questions whose first memory is the right one, by router."""
-    found, index = entries(given.memory.folder), given.found.index
-    ids = {name: found[name]["adapter"] for name in given.pages}
+    index = given.router.index
+    ids = {name: given.memory.names[name] for name in given.pages}
     own = {
         ids[key]: [e.prompt for e in lesson_of(given, key).examples if e.kind == "qa"]
         for key in sorted(ids)

@@ -14,7 +14,7 @@ from lorewright.cli.options import Base, Folder, Json, Name, Of, Threads, open_m
 from lorewright.cli.output import console_for, print_json, watching
 
 if TYPE_CHECKING:
-    from lorewright.memory.modes import Standing
+    from lorewright.memory.modes import Comparison
     from lorewright.routing.ask import Answer
     from lorewright.routing.gate import Decision
 
@@ -158,24 +158,24 @@ def modes(
     console = console_for(threads)
     opened = open_memory(folder, model)
     with watching(console) as watch:
-        standing = opened.compare(n=n, seed=seed, watch=watch)
+        comparison = opened.compare(n=n, seed=seed, watch=watch)
     if as_json:
-        print_json(standing.to_json())
+        print_json(comparison.to_json())
     else:
-        _print_standing(standing)
+        _print_comparison(comparison)
 
 
-def _print_standing(standing: Standing) -> None:
+def _print_comparison(comparison: Comparison) -> None:
     shown = Table("probes", "closed", "open", "hybrid", box=None, pad_edge=False)
-    for kind, by_mode in standing.kinds.items():
+    for kind, by_mode in comparison.kinds.items():
         shown.add_row(*map(Text, (kind, *(str(by_mode[m]) for m in ("closed", "open", "hybrid")))))
     out = Console()
     out.print(shown)
-    verdict = "worse than" if standing.hybrid_is_worse else "no worse than"
+    verdict = "worse than" if comparison.hybrid_is_worse else "no worse than"
     out.print(
         Text(
-            f"Hybrid is {verdict} its better half ({standing.better_half}), p = "
-            f"{standing.p_against_half:.3g}; `lore ask` uses {standing.best} here."
+            f"Hybrid is {verdict} its better half ({comparison.better_half}), p = "
+            f"{comparison.p_against_half:.3g}; `lore ask` uses {comparison.best} here."
         ),
         soft_wrap=True,
     )

@@ -39,7 +39,7 @@ def doctor(
     [dim]lore doctor checkpoints/my-lora --model Qwen/Qwen3-0.6B --facts facts.jsonl[/]
     """
     from lorewright.knowledge.readers import read_knowledge, read_probes
-    from lorewright.memory.diagnose import doctor as examine
+    from lorewright.memory.diagnose import diagnose as examine
 
     console_for(threads)
     known = read_knowledge(facts) if facts else None

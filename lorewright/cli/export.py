@@ -42,7 +42,7 @@ def export(
     if not (folder / INDEX_FILE).is_file() and (folder.parent / INDEX_FILE).is_file():
         folder, name = folder.parent, name or folder.name
     opened = open_memory(folder, model)
-    chosen = slug(name) if name else opened.only()
+    chosen = slug(name) if name else opened.folder.only()
     found = write(opened.adapter(chosen), opened.model, out, to=to, name=chosen)
     if as_json:
         print_json(found.to_json())

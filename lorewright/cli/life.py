@@ -98,9 +98,9 @@ def rename(
     [dim]lore rename atlas handbook staff-handbook[/]
     """
     from lorewright.files import slug
-    from lorewright.memory.folder import rename as move
+    from lorewright.memory.folder import Folder as MemoryFolder
 
-    move(folder, slug(old), slug(new))
+    MemoryFolder(folder).rename(slug(old), slug(new))
     Console(soft_wrap=True).print(
         f"{escape(slug(old))} is now {escape(slug(new))}", highlight=False
     )
@@ -131,10 +131,11 @@ def forget(
     from dataclasses import asdict
 
     from lorewright.files import slug
-    from lorewright.memory.removal import plan_removal
+    from lorewright.memory.folder import Folder as MemoryFolder
+    from lorewright.memory.forget import plan_removal
 
     if dry_run:
-        plan = asdict(plan_removal(folder, slug(name), with_merged=with_merged))
+        plan = asdict(plan_removal(MemoryFolder(folder), slug(name), with_merged=with_merged))
         if as_json:
             print_json(plan)
         else:
@@ -176,10 +177,10 @@ def _print_forgotten(found: Forgotten) -> None:
     out.print(
         f"{seen.n_files} files, {seen.n_bytes:,} bytes, searched for {len(asked.runs)} runs of "
         f"words from {asked.n_texts} texts ({asked.n_short} too short; {len(found.shared)} runs "
-        f"more stand in what others were written from): {len(seen.traces)} found",
+        f"more stand in what others were written from): {len(seen.leftovers)} found",
         highlight=False,
     )
-    for trace in seen.traces[:10]:
+    for trace in seen.leftovers[:10]:
         said = escape(f"{trace.path}: {' '.join(trace.words)}")
         out.print(f"[red]{said}[/]", highlight=False)
     for name in found.above_base:
@@ -272,7 +273,7 @@ def _print_superseded(found: Superseded) -> None:
     if found.kept_as:
         out.print(f"the old one is kept as {escape(found.kept_as)}", highlight=False)
     elif found.scan is not None:
-        n = len(found.scan.traces)
+        n = len(found.scan.leftovers)
         out.print(f"the old one is gone; files that hold what only it said: {n}", highlight=False)
     out.print("[b green]superseded[/]" if found.holds else "[b red]not as it should be[/]")
 
@@ -294,9 +295,10 @@ def contradictions(
     """
     from lorewright.files import slug
     from lorewright.memory.contradictions import NEAR, contradictions_in
+    from lorewright.memory.folder import Folder as MemoryFolder
 
     only = slug(name) if name else ""
-    found = contradictions_in(folder, near=NEAR if near is None else near, only=only)
+    found = contradictions_in(MemoryFolder(folder), near=NEAR if near is None else near, only=only)
     if as_json:
         print_json({"folder": str(folder), "contradictions": [c.to_json() for c in found]})
         return

@@ -77,7 +77,7 @@ from lorewright.cli.output import console_for, print_json, say_coverage, watchin
 from lorewright.errors import LorewrightError
 
 if TYPE_CHECKING:
-    from lorewright.memory.outcome import Outcome
+    from lorewright.memory.write import Outcome
 
 REFUSED = 2
 """Exit code when something cannot be done as asked; also typer's own for wrong usage."""
@@ -293,13 +293,13 @@ def show(
 
     [dim]lore show atlas[/]
     """
-    from lorewright.memory.folder import briefs, cards
+    from lorewright.memory.folder import Folder as MemoryFolder
     from lorewright.reports.tables import memories_table
 
     if as_json:
-        print_json({"folder": str(folder), "memories": cards(folder)})
+        print_json({"folder": str(folder), "memories": MemoryFolder(folder).cards()})
         return
-    found = briefs(folder)
+    found = MemoryFolder(folder).briefs()
     shown = found[: limit or None]
     table = memories_table(shown)
     if len(shown) < len(found):

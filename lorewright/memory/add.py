@@ -1,42 +1,37 @@
 """The verb `add`: an adapter that was made elsewhere becomes a memory of the folder.
 
 It is read, checked against this base, proved to move its logits and entered under the id of its
-content. What it knows is not known: give the source it was made from, or probes, and the verdict is
-taken as after a write; without them it can only be asked by name.
+content. What it knows is not known: with the source it was made from, or with probes, the verdict
+is taken as after a write; without them it can only be asked by name.
 """
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
-
-from lorewright import __version__
 from lorewright.adapters import adapter as adapters
 from lorewright.adapters.adapter import Adapter, Proof
 from lorewright.errors import ConfigError
-from lorewright.files import digest, dump_jsonl, save_json, slug
+from lorewright.files import digest, save_json, slug
 from lorewright.knowledge.data import Knowledge, Probe
 from lorewright.knowledge.lesson import Lesson, LessonConfig, contexts, prepare
-from lorewright.knowledge.negatives import unrelated_questions
-from lorewright.memory.folder import enter, entries, run_folder, writing
-from lorewright.memory.verify import take, usual_metric
-from lorewright.memory.write import set_aside_damaged
+from lorewright.memory.commit import commit
+from lorewright.memory.folder import LESSON_FILE
+from lorewright.memory.opened import OpenFolder
+from lorewright.memory.verify import usual_metric, verdict
+from lorewright.models.model import Model
 from lorewright.recall.verify import RecallReport
 from lorewright.training.watch import Watch
-
-if TYPE_CHECKING:
-    from lorewright.memory.memory import Memory
+from lorewright.writers.adapter import AdapterState
+from lorewright.writers.writer import State
 
 
 @dataclass(frozen=True)
 class Added:
-    """What taking in an adapter came to."""
+    """What adding an adapter came to."""
 
     name: str
     adapter_id: str
@@ -65,8 +60,8 @@ class Added:
 
 
 def add(
-    memory: Memory,
-    place: Path,
+    memory: OpenFolder,
+    place: Path | str,
     *,
     name: str = "",
     knowledge: Knowledge | None = None,
@@ -74,68 +69,51 @@ def add(
     metric: str = "",
     watch: Watch | None = None,
 ) -> Added:
-    """Take in an adapter folder; see `Memory.add`."""
+    """Enter an adapter folder that was made elsewhere, once it is proved to move this base.
+
+    `knowledge` is what it was made from, `probes` what it can be asked: without either there is no
+    verdict. Raises AdapterError, WrongBase or NoEffect for what cannot be bound or does nothing,
+    ConfigError for a name that is taken.
+    """
     place, watch = Path(place), watch or Watch()
     name = slug(name or place.absolute().name)
     known = knowledge or Knowledge()
-    if name in (entries(memory.folder) if memory.folder.is_dir() else ()):
-        raise ConfigError(
-            f"asked to add {place} as {name!r}; that name is taken; give another with --name."
-        )
-    found = adapters.load(place)
+    if name in memory.names:
+        raise ConfigError(f"add {place} as {name!r}: that name is taken; give another with --name.")
+    original = adapters.load(place)
     made = _lesson(known, probes)
+    notes = _notes(original, memory.model)
     watch.step("proving that it moves this base")
-    proof = prove(memory, found)
-    notes = _notes(memory, found)
-    adapter = replace(found, base_id=memory.model.name, base_digest=memory.model.digest)
-    source = known.digest() if known != Knowledge() else ""
-    metric = metric or usual_metric(memory.model)
-    with writing(memory.folder, memory.base()):
-        identity = adapters.content_id(adapter)
-        key = digest([identity, source, name])
-        run = run_folder(memory.folder, name, {"key": key, "verb": "add", "source": source})
-        save_json(made, run / "lesson.json")
-        report = take(memory, name, adapter, source, made, metric, watch)
-        folder = memory.folder / "adapters" / identity
-        outcome = Added(name, identity, folder, proof, report, tuple(notes))
-        set_aside_damaged(folder)
-        if not folder.exists():  # the same content may have been written here, with its own card
-            card = _card(outcome, found, source)
-            adapters.save(replace(adapter, card=card), folder)
-        adapters.load(folder)
-        if source:
-            rows = [*known.documents, *known.facts]
-            dump_jsonl(rows, memory.folder / "sources" / f"{source}.jsonl")
-        enter(memory.folder, name, identity, source=source, run=run.name)
-        save_json(outcome.to_json(), run / "report.json")
-        return outcome
-
-
-def prove(memory: Memory, adapter: Adapter) -> Proof:
-    """Show on a question that every tensor is bound and the logits move; raises as `adapter.prove`.
-
-    A few words of a reply are scored as well, so that an adapter on the value path alone shows.
-    """
+    AdapterState(original).check(memory.model)
     model = memory.model
-    rows = [model.render(q, "I do not know.") for q in unrelated_questions()[:4]]
-    batch = model.batch(rows)
+    state = AdapterState(replace(original, base_id=model.name, base_digest=model.digest, card={}))
+    source = known.digest() if known != Knowledge() else ""
+    metric = metric or usual_metric(model)
+    with memory.writing():
+        key = digest([state.id, source, name])
+        run = memory.folder.run(name, {"key": key, "verb": "add", "source": source})
+        save_json(made, run / LESSON_FILE)
 
-    def adapted() -> torch.Tensor:
-        with model.using(adapter):
-            return model.completion_logits(batch)
+        def judge(stored: State, moved: float) -> tuple[Added, dict[str, Any]]:
+            norms = adapters.delta_norms(original)
+            report = verdict(memory, name, stored, source, made, metric, watch)
+            outcome = Added(
+                name,
+                stored.id,
+                memory.folder.state_path(stored.id),
+                Proof(len(original.tensors), norms, moved),
+                report,
+                notes,
+            )
+            origin = {"base": original.base_id, "card": original.card}
+            # The same content may have been written here, with a card that says more.
+            return outcome, {"reason": "added", "origin": origin, **memory.folder.card(stored.id)}
 
-    with torch.no_grad():
-        return adapters.prove(
-            adapter,
-            model.network,
-            base=lambda: model.completion_logits(batch),
-            adapted=adapted,
-            base_digest=model.digest,
-        )
+        return commit(memory, state, made, judge, name=name, run=run, knowledge=known)
 
 
 def _lesson(known: Knowledge, probes: Sequence[Probe]) -> Lesson:
-    """What can be asked of it: the probes, or the facts as they are."""
+    """What it can be asked: the probes, or the facts as they are."""
     if probes or not known.facts:
         return Lesson((), tuple(probes), *contexts(known), ())
     config = LessonConfig(views=("given",), negatives=0)
@@ -143,25 +121,11 @@ def _lesson(known: Knowledge, probes: Sequence[Probe]) -> Lesson:
     return replace(made, examples=())  # whether these were trained is not known
 
 
-def _notes(memory: Memory, found: Adapter) -> list[str]:
-    if found.base_digest or found.base_id == memory.model.name:
-        return []
-    named = f"names {found.base_id!r} as its base" if found.base_id else "names no base"
-    return [
-        f"the adapter {named}, this folder is on {memory.model.name!r}: all shapes fit, which is "
-        "all that can be checked."
-    ]
-
-
-def _card(outcome: Added, found: Adapter, source: str) -> dict[str, Any]:
-    plain = {k: v for k, v in outcome.to_json().items() if k not in ("outcomes", "folder")}
-    packages = ("torch", "transformers", "safetensors")
-    versions = {"lorewright": __version__, "python": platform.python_version()}
-    return {
-        "name": outcome.name,
-        "source": source,
-        "reason": "added",
-        "origin": {"base": found.base_id, "card": found.card},
-        "versions": versions | {package: version(package) for package in packages},
-        "report": plain,
-    }
+def _notes(adapter: Adapter, model: Model) -> tuple[str, ...]:
+    if adapter.base_digest or adapter.base_id == model.name:
+        return ()
+    named = f"names {adapter.base_id!r} as its base" if adapter.base_id else "names no base"
+    return (
+        f"the adapter {named}, this folder is on {model.name!r}: all shapes fit, which is all that "
+        "can be checked.",
+    )

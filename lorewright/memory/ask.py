@@ -1,9 +1,9 @@
-"""The verb `ask`: which memories a question is for, and what they say.
+"""The verb `ask`: which memories a question is for, and what they answer.
 
-A question that names things of two memories in two parts ("… and …") is asked part by part. One
-that no memory is for is declined without asking anybody. `auto` is the mode that was measured best
-on the folder, hybrid where nothing was measured; a hybrid that was measured worse than its better
-half gives way to it and says so.
+A question that names things of two memories in two parts ("… and …") is answered part by part. One
+that no memory is for is declined without a pass of the model. `auto` is the mode that was measured
+best on the folder, hybrid where nothing was measured; a hybrid that was measured worse than its
+better half gives way to it, with a note.
 """
 
 from __future__ import annotations
@@ -12,77 +12,80 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
 
-from lorewright.adapters.adapter import Adapter
 from lorewright.errors import ConfigError, DataError
 from lorewright.files import slug
 from lorewright.knowledge.negatives import DECLINE
-from lorewright.memory.folder import entry_of
-from lorewright.memory.modes import kept
-from lorewright.memory.route import FALSE_ACTIVATION, Finder, finder, source_of
+from lorewright.memory.modes import stored_comparison
+from lorewright.memory.opened import OpenFolder
+from lorewright.memory.route import FALSE_ACTIVATION, TOP, FolderRouter, source_text
 from lorewright.models.model import Model
 from lorewright.recall.verify import MAX_ANSWER_TOKENS
 from lorewright.routing.ask import MODES, Answer, Candidate, ask_each, prompt_of, readings_of
 from lorewright.routing.gate import Decision
 from lorewright.training.watch import Watch
-
-if TYPE_CHECKING:
-    from lorewright.memory.memory import Memory
+from lorewright.writers.writer import State
 
 AUTO = "auto"
-TOP = 3
-"""At most so many memories are asked for one question."""
 N_PASSAGES = 3
 """Passages put before a question, of each memory."""
-N_KEPT = 64
-"""Adapters kept loaded after a question, for the next one."""
 MAX_PARTS = 4
 _CUT = re.compile(r"(?<=[.?!;])\s+|,?\s+and\s+")
+
+Find = Callable[[str], Decision]
+Offer = Callable[[str, str, float | None], Candidate]
+"""Question, name and probability to what there is to read of a memory."""
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is asked of whom for one question."""
+    """The parts of one question and who answers each."""
 
     parts: tuple[tuple[str, tuple[Candidate, ...]], ...]
-    """Part of the question, and the memories it is for; () = nobody is asked."""
+    """Part of the question, and the memories it is for; () = it is declined."""
     considered: tuple[Candidate, ...]
     note: str = ""
 
 
-def ask_all(
-    memory: Memory,
-    questions: Sequence[str],
-    *,
+def ask(
+    memory: OpenFolder,
+    question: str,
     name: str = "",
+    *,
     mode: str = AUTO,
     top: int = TOP,
     false_activation: float = FALSE_ACTIVATION,
     watch: Watch | None = None,
-) -> list[Answer]:
-    """Answer questions, all in a few batches, in the mode that suits; see `Memory.ask`."""
+) -> Answer:
+    """Answer from the memory that is named, or from those that the question is for.
+
+    `closed` switches the memory on, `open` puts its passages before the question and reads with the
+    base alone, `hybrid` takes what both and both together agree on, `full` puts the whole source
+    before it; `auto` is what was measured best here, else hybrid. Without a name a question that no
+    memory is for is declined; at most `top` answer. Raises ConfigError for an empty question or an
+    unknown mode, UnknownMemory, DataError for what does not fit the context.
+    """
     note = ""
     if mode in (AUTO, "hybrid"):
         mode = "hybrid"
-        standing = kept(memory.folder, list(memory.names.values()))
-        if standing is not None and standing.hybrid_is_worse:
-            mode = standing.better_half
-            note = f"{standing.sentence}: {mode} was used"
-    answers = ask_as(
+        comparison = stored_comparison(memory.folder)
+        if comparison is not None and comparison.hybrid_is_worse:
+            mode = comparison.better_half
+            note = f"{comparison.sentence}: {mode} was used"
+    (answer,) = ask_as(
         memory,
-        questions,
+        [question],
         mode=mode,
         name=name,
         top=top,
         false_activation=false_activation,
         watch=watch,
     )
-    return [replace(a, note="; ".join(filter(None, (note, a.note)))) for a in answers]
+    return replace(answer, note="; ".join(filter(None, (note, answer.note))))
 
 
 def ask_as(
-    memory: Memory,
+    memory: OpenFolder,
     questions: Sequence[str],
     *,
     mode: str,
@@ -91,56 +94,57 @@ def ask_as(
     false_activation: float = FALSE_ACTIVATION,
     watch: Watch | None = None,
 ) -> list[Answer]:
-    """Answer questions in this mode, whatever was measured; see `Memory.ask`."""
+    """Answer questions in this mode, whatever was measured, in a few batches; see `ask`."""
     if mode not in MODES:
         listed = ", ".join((AUTO, *MODES))
         raise ConfigError(f"mode {mode!r} is unknown; use one of {listed}.")
     if any(not question.strip() for question in questions):
-        raise ConfigError("ask was given an empty question; write one.")
+        raise ConfigError("there is an empty question; write one.")
     if not memory.names:
-        memory.only()  # raises, saying how to write one
-    found = finder(memory, watch)
-    find = partial(found.find, top=top, false_activation=false_activation)
-    offer = partial(_candidate, memory, found, mode)
+        memory.folder.only()  # raises, with the command that writes one
+    router = memory.router.current(watch)
+    find = partial(router.route, top=top, false_activation=false_activation)
+    offer = partial(_candidate, memory, router, mode)
     plans = [
         _named(memory, text, slug(name), find, offer) if name else _routed(text, find, offer)
         for text in questions
     ]
     flat = [part for plan in plans for part in plan.parts]
-    answers = iter(ask_each(memory.model, flat, partial(_adapter, memory, found), mode=mode))
-    done = []
-    for question, plan in zip(questions, plans, strict=True):
-        told = [next(answers) for _ in plan.parts]
-        answer = _joined(question.strip(), told) if told else _nobody(question.strip(), mode)
-        done.append(replace(answer, considered=plan.considered, note=plan.note))
-    return done
+
+    def state_of(name: str) -> State:
+        return memory.cached(name, router.ids[name])
+
+    answers = iter(ask_each(memory.model, flat, state_of, mode=mode))
+    joined = []
+    for question, plan in zip(map(str.strip, questions), plans, strict=True):
+        own = [next(answers) for _ in plan.parts]
+        declined = Answer(question, DECLINE, "", True, 0.0, 0.0, mode, "")
+        answer = _joined(question, own) if own else declined
+        joined.append(replace(answer, considered=plan.considered, note=plan.note))
+    return joined
 
 
-# -- whom to ask ---------------------------------------------------------------------------------
-
-Find = Callable[[str], Decision]
-Offer = Callable[[str, str, float | None], Candidate]
-"""Question, name and probability to what there is to read of a memory."""
+# -- who answers ---------------------------------------------------------------------------------
 
 
-def _named(memory: Memory, question: str, name: str, find: Find, offer: Offer) -> _Plan:
+def _named(memory: OpenFolder, question: str, name: str, find: Find, offer: Offer) -> _Plan:
     """The memory that was named, whatever the question."""
-    entry_of(memory.folder, name)
-    finding = find(question)
-    probability = next((h.probability for h in finding.hits if h.memory == name), None)
-    return _Plan(((question, (offer(question, name, probability),)),), _considered(finding))
+    memory.folder.entry(name)
+    route = find(question)
+    probability = next((h.probability for h in route.hits if h.memory == name), None)
+    return _Plan(((question, (offer(question, name, probability),)),), _considered(route))
 
 
 def _routed(question: str, find: Find, offer: Offer) -> _Plan:
     """The memories that the question, or each part of it, is for."""
     pieces = parts_of(question, find)
-    findings = [find(piece) for piece in pieces]
-    considered = tuple(candidate for each in findings for candidate in _considered(each))
-    if not all(finding.chosen for finding in findings):
-        return _Plan((), considered, findings[0].why_none)
+    routes = [find(piece) for piece in pieces]
+    considered = tuple(candidate for each in routes for candidate in _considered(each))
+    if not all(route.chosen for route in routes):
+        return _Plan((), considered, routes[0].why_none)
     parts = tuple(
-        (piece, tuple(offer(piece, hit.memory, hit.probability) for hit in finding.chosen))
-        for piece, finding in zip(pieces, findings, strict=True)
+        (piece, tuple(offer(piece, hit.memory, hit.probability) for hit in route.chosen))
+        for piece, route in zip(pieces, routes, strict=True)
     )
     return _Plan(parts, considered)
 
@@ -161,16 +165,21 @@ def parts_of(question: str, find: Find) -> tuple[str, ...]:
     return (question,)
 
 
-def _considered(finding: Decision) -> tuple[Candidate, ...]:
-    return tuple(Candidate(hit.memory, hit.probability) for hit in finding.hits)
+def _considered(route: Decision) -> tuple[Candidate, ...]:
+    return tuple(Candidate(hit.memory, hit.probability) for hit in route.hits)
 
 
 def _candidate(
-    memory: Memory, found: Finder, mode: str, question: str, name: str, probability: float | None
+    memory: OpenFolder,
+    router: FolderRouter,
+    mode: str,
+    question: str,
+    name: str,
+    probability: float | None,
 ) -> Candidate:
-    """A memory with the passages nearest to the question, as many as the model has room for."""
-    source = source_of(memory.folder, entry_of(memory.folder, name)) if mode == "full" else ""
-    texts = found.passages(question, found.ids[name], N_PASSAGES)
+    """A memory with the passages nearest to the question, as many as fit the context."""
+    source = source_text(memory.folder, memory.folder.entry(name)) if mode == "full" else ""
+    texts = router.passages(question, router.ids[name], N_PASSAGES)
     candidate = Candidate(name, probability, texts, source)
     while candidate.passages and mode != "full" and not _fits(memory.model, question, candidate):
         candidate = replace(candidate, passages=candidate.passages[:-1])
@@ -189,39 +198,21 @@ def _fits(model: Model, question: str, candidate: Candidate) -> bool:
         return False
 
 
-def _adapter(memory: Memory, found: Finder, name: str) -> Adapter:
-    """A memory's adapter, kept loaded: adapters never change."""
-    identity = found.ids[name]
-    if identity not in memory.loaded:
-        while len(memory.loaded) >= N_KEPT:
-            memory.loaded.pop(next(iter(memory.loaded)))
-        memory.loaded[identity] = memory.adapter(name)
-    return memory.loaded[identity]
-
-
-# -- what is said --------------------------------------------------------------------------------
-
-
-def _nobody(question: str, mode: str) -> Answer:
-    """Declined without asking anybody."""
-    return Answer(question, DECLINE, "", True, 0.0, 0.0, mode, "")
-
-
-def _joined(question: str, told: Sequence[Answer]) -> Answer:
+def _joined(question: str, answers: Sequence[Answer]) -> Answer:
     """The answers to a question's parts as one; as sure as the least sure."""
-    if len(told) == 1:
-        return told[0]
-    known = [each.probability for each in told if each.probability is not None]
+    if len(answers) == 1:
+        return answers[0]
+    probabilities = [each.probability for each in answers if each.probability is not None]
     return replace(
-        told[0],
+        answers[0],
         question=question,
-        text="; ".join(each.text for each in told),
-        memory=", ".join(dict.fromkeys(each.memory for each in told)),
-        declined=all(each.declined for each in told),
-        confidence=min(each.confidence for each in told),
-        least=min(each.least for each in told),
-        way=", ".join(dict.fromkeys(each.way for each in told)),
-        probability=min(known, default=None),
-        passages=tuple(text for each in told for text in each.passages),
-        replies=tuple(reply for each in told for reply in each.replies),
+        text="; ".join(each.text for each in answers),
+        memory=", ".join(dict.fromkeys(each.memory for each in answers)),
+        declined=all(each.declined for each in answers),
+        confidence=min(each.confidence for each in answers),
+        least=min(each.least for each in answers),
+        way=", ".join(dict.fromkeys(each.way for each in answers)),
+        probability=min(probabilities, default=None),
+        passages=tuple(text for each in answers for text in each.passages),
+        replies=tuple(reply for each in answers for reply in each.replies),
     )

@@ -3,13 +3,13 @@
     same       the questions are equal once normalised
     near       min(share of a's terms in b, share of b's terms in a) ≥ NEAR, weighted by idf
     reversed   one's answer stands in the other's question, whose other terms are the one's too,
-               and the other's answer is not what the one asked about
+               and the other's answer is not the one's subject
 
 What is compared is what memories were written from: facts as given, and the questions of their
 lessons. Within one memory readers and views refuse two answers already. The first kind is certain;
 the others are candidates for a person to judge, best first, as two things may share an answer.
 
-This room knows a folder's sources and lessons and words. It loads no model.
+This module loads no model.
 """
 
 from __future__ import annotations
@@ -18,15 +18,13 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from lorewright.errors import ConfigError, DataError, StorageError
-from lorewright.files import read_object
 from lorewright.knowledge.data import PROBE_KINDS, Fact
 from lorewright.knowledge.lesson import Lesson
 from lorewright.knowledge.scoring import contains, is_declined, normalise
-from lorewright.memory.folder import entries, entry_of, stored_knowledge
+from lorewright.memory.folder import Folder
 from lorewright.routing.index import Index, Key, tokens
 
 NEAR = 0.85
@@ -34,7 +32,7 @@ NEAR = 0.85
 N_NEAREST = 8
 """Questions of others that each one is compared with."""
 MAX_NEAR = 50_000
-"""Most questions among which near ones are looked for; equal ones are always found."""
+"""Most questions that are compared with near ones; equal ones are always listed."""
 OPEN = ("neighborhood", "unknown")
 _ENDINGS = re.compile(r"(?<=\w{3})(?:ings?|ers?|ors?|ed|es|s|e)\Z")
 _ASKING = """
@@ -75,23 +73,22 @@ class Contradiction:
         return asdict(self)
 
 
-def statements(folder: Path) -> list[Statement]:
+def statements(folder: Folder) -> list[Statement]:
     """What every memory of a folder was written from, as questions and answers.
 
-    One whose source or lesson is gone or damaged says as much as is left of them.
+    One whose source or lesson is gone or damaged states as much as is left of them.
     """
-    found: dict[tuple[str, str], Statement] = {}
-    for name, entry in sorted(entries(folder).items()):
+    unique: dict[tuple[str, str], Statement] = {}
+    for name, entry in sorted(folder.entries().items()):
         facts: Sequence[Fact] = ()
+        lesson = Lesson((), (), "", "", ())
         with suppress(DataError, StorageError):
-            facts = stored_knowledge(folder, str(entry.get("source") or "")).facts
-        made = Lesson((), (), "", "", ())
+            facts = folder.knowledge(str(entry.get("source") or "")).facts
         with suppress(DataError, StorageError):
-            place = folder / "runs" / str(entry.get("run")) / "lesson.json"
-            made = Lesson.from_json(read_object(place, "write the memory again"))
-        for each in (*_of_facts(name, facts), *_of_lesson(name, made)):
-            found.setdefault((name, normalise(each.question)), each)
-    return list(found.values())
+            lesson = folder.lesson(entry)
+        for each in (*_of_facts(name, facts), *_of_lesson(name, lesson)):
+            unique.setdefault((name, normalise(each.question)), each)
+    return list(unique.values())
 
 
 def _of_facts(name: str, facts: Iterable[Fact]) -> Iterator[Statement]:
@@ -100,13 +97,13 @@ def _of_facts(name: str, facts: Iterable[Fact]) -> Iterator[Statement]:
             yield Statement(name, question, fact.answers, "fact")
 
 
-def _of_lesson(name: str, made: Lesson) -> Iterator[Statement]:
-    for example in made.examples:
+def _of_lesson(name: str, lesson: Lesson) -> Iterator[Statement]:
+    for example in lesson.examples:
         if example.kind == "qa" and not is_declined(example.completion):
             yield Statement(name, example.prompt, (example.completion,), "lesson")
-    asked = {*PROBE_KINDS} - {*OPEN, "reverse", "verbatim"}
-    for probe in made.probes:
-        if probe.kind in asked and not probe.context:
+    kinds = {*PROBE_KINDS} - {*OPEN, "reverse", "verbatim"}
+    for probe in lesson.probes:
+        if probe.kind in kinds and not probe.context:
             yield Statement(name, probe.question, probe.answers, "lesson")
 
 
@@ -116,28 +113,28 @@ def contradictions(
     """Pairs of statements of different memories that disagree: equal ones first, then by score.
 
     `only` leaves those in which this memory has a part. Raises ConfigError for a share outside
-    (0, 1], or more statements than MAX_NEAR with nearly equal questions asked for (near < 1).
+    (0, 1], or more than MAX_NEAR statements with near < 1.
     """
     if not 0 < near <= 1:
         raise ConfigError(f"near is {near}; give a share of terms above 0, at most 1.")
-    found = {_pair(a, b): Contradiction("same", a, b, 1.0) for a, b in _same(given)}
+    pairs = {_pair(a, b): Contradiction("same", a, b, 1.0) for a, b in _same(given)}
     if near < 1:
         if len(given) > MAX_NEAR:
             raise ConfigError(
-                f"{len(given)} questions are too many to look for near ones among (at most "
-                f"{MAX_NEAR}); look for equal ones only (--near 1)."
+                f"{len(given)} questions are too many to compare with near ones (at most "
+                f"{MAX_NEAR}); compare equal ones only (--near 1)."
             )
         for each in _near(given, near):
-            found.setdefault(_pair(each.first, each.second), each)
-    kept = [c for c in found.values() if only in ("", c.first.memory, c.second.memory)]
+            pairs.setdefault(_pair(each.first, each.second), each)
+    chosen = [c for c in pairs.values() if only in ("", c.first.memory, c.second.memory)]
     order = ("same", "near", "reversed")
-    return sorted(kept, key=lambda c: (order.index(c.kind), -c.score, c.first.question))
+    return sorted(chosen, key=lambda c: (order.index(c.kind), -c.score, c.first.question))
 
 
-def contradictions_in(folder: Path, *, near: float = NEAR, only: str = "") -> list[Contradiction]:
+def contradictions_in(folder: Folder, *, near: float = NEAR, only: str = "") -> list[Contradiction]:
     """The contradictions between the memories of a folder. Raises UnknownMemory for `only`."""
     if only:
-        entry_of(folder, only)
+        folder.entry(only)
     return contradictions(statements(folder), near=near, only=only)
 
 
@@ -147,8 +144,8 @@ def _pair(a: Statement, b: Statement) -> tuple[tuple[str, str], ...]:
 
 def _agree(a: Statement, b: Statement) -> bool:
     """Whether an answer of one stands in an answer of the other."""
-    return any(contains(said, b.answers) for said in a.answers) or any(
-        contains(said, a.answers) for said in b.answers
+    return any(contains(text, b.answers) for text in a.answers) or any(
+        contains(text, a.answers) for text in b.answers
     )
 
 
@@ -169,8 +166,8 @@ def terms(text: str) -> tuple[str, ...]:
     A question of general words only keeps them.
     """
     every = tokens(text)
-    told = [term for term in every if term not in _GENERAL] or list(every)
-    return tuple(t if any(c.isdigit() for c in t) else _ENDINGS.sub("", t) for t in told)
+    special = [term for term in every if term not in _GENERAL] or list(every)
+    return tuple(t if any(c.isdigit() for c in t) else _ENDINGS.sub("", t) for t in special)
 
 
 def _near(given: Sequence[Statement], near: float) -> Iterator[Contradiction]:
@@ -201,17 +198,17 @@ def _reversed(
     by_key: dict[tuple[str, str], list[Statement]],
     near: float,
 ) -> Iterator[Contradiction]:
-    """Questions that name the answer of this one and ask for something else than it asked about."""
-    asked = set(terms(each.question))
-    for said in each.answers:
-        value = set(terms(said))
-        for hit in index.retrieve(f"{said} {each.question}", k=N_NEAREST):
-            held = set(terms(hit.key))
-            rest = held - value
-            if hit.memory == each.memory or not value <= held or not rest:
+    """Questions that name the answer of this one and ask for something else than its subject."""
+    subject = set(terms(each.question))
+    for answer in each.answers:
+        value = set(terms(answer))
+        for hit in index.retrieve(f"{answer} {each.question}", k=N_NEAREST):
+            theirs = set(terms(hit.key))
+            rest = theirs - value
+            if hit.memory == each.memory or not value <= theirs or not rest:
                 continue
-            share = len(rest & asked) / len(rest)
+            share = len(rest & subject) / len(rest)
             other = by_key[hit.memory, hit.key][0]
-            about = any(set(terms(answer)) <= asked for answer in other.answers)
-            if share >= near and not about and not value <= asked:
+            about = any(set(terms(answer)) <= subject for answer in other.answers)
+            if share >= near and not about and not value <= subject:
                 yield Contradiction("reversed", each, other, share)

@@ -1,18 +1,16 @@
-"""What of some texts stands in files: words in the same order, however they are written down.
+"""What of some texts stands in files: words in the same order, in whatever encoding.
 
-A text of up to five words is looked for whole, a longer one as every run of five of its words, so
+A text of up to five words is searched for whole, a longer one as every run of five of its words, so
 that neither JSON escapes, Markdown, changed punctuation nor a text that was cut short hides it.
-Words are compared in lower case after NFKC. Where there are raw tensors in a file, whose bytes
-spell short words by chance, only runs of nine printable characters and more are read there.
-
-This room knows words and files. It knows nothing of memories.
+Words are compared in lower case after NFKC. In files with raw tensors, whose bytes spell short
+words by chance, only runs of nine printable characters and more are read.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,9 +18,9 @@ from pathlib import Path
 from lorewright.errors import StorageError
 
 WINDOW = 5
-"""Longest run of words that is looked for."""
+"""Longest run of words that is searched for."""
 MIN_CHARS = 5
-"""Shortest text that is looked for, in characters: shorter ones stand anywhere by chance."""
+"""Shortest text that is searched for, in characters: shorter ones stand anywhere by chance."""
 MIN_PRINTABLE = 9
 N_ESCAPED = 2
 """How deep escapes may be nested: JSON inside a JSON string is two."""
@@ -38,13 +36,13 @@ _BLANK = "nrtbf"
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is looked for."""
+    """What is searched for."""
 
     runs: frozenset[Run]
     n_texts: int
     """Texts that the runs were taken from."""
     n_short: int
-    """Texts too short to be looked for."""
+    """Texts too short to be searched for."""
 
     @cached_property
     def by_length(self) -> dict[int, frozenset[Run]]:
@@ -58,8 +56,8 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Trace:
-    """A run of words that was found, and the file."""
+class Leftover:
+    """A run of words that stands in a file."""
 
     path: Path
     """Relative to the folder."""
@@ -68,15 +66,15 @@ class Trace:
 
 @dataclass(frozen=True)
 class Scan:
-    """What looking through a folder came to."""
+    """What searching a folder came to."""
 
     n_files: int
     n_bytes: int
-    traces: tuple[Trace, ...]
+    leftovers: tuple[Leftover, ...]
 
 
 def wanted(texts: Iterable[str]) -> Wanted:
-    """What to look for so that none of the texts is overlooked."""
+    """What to search for so that none of the texts is overlooked."""
     unique = list(dict.fromkeys(texts))
     runs: set[Run] = set()
     n_short = 0
@@ -95,20 +93,24 @@ def words_of(text: str) -> list[str]:
     return _WORD.findall(plain.casefold())
 
 
-def found(content: bytes | str, asked: Wanted) -> set[Run]:
-    """The runs that stand in a content, as they are or with backslash escapes undone."""
-    return {run for text in _readings(content) for run in _met(words_of(text), asked.by_length)}
+def runs_in(content: bytes | str, wanted: Wanted) -> set[Run]:
+    """The wanted runs that stand in a content, as it is or with backslash escapes undone."""
+    runs: set[Run] = set()
+    for text in _readings(content):
+        words = words_of(text)
+        for length, sought in wanted.by_length.items():
+            runs |= sought & set(_windows(words, length))
+    return runs
 
 
-def scan(folder: Path, asked: Wanted, *, files: Iterable[Path] | None = None) -> Scan:
-    """Look through the files (all in the folder, hidden ones too, unless some are named).
+def scan(folder: Path, wanted: Wanted, *, files: Iterable[Path] | None = None) -> Scan:
+    """Search the files (all in the folder, hidden ones too, unless some are given).
 
     Raises StorageError for one that cannot be read: what was not read is not known to be clean.
     """
-    chosen = sorted(folder.rglob("*") if files is None else files)
-    traces: list[Trace] = []
+    leftovers: list[Leftover] = []
     n_files = n_bytes = 0
-    for path in chosen:
+    for path in sorted(folder.rglob("*") if files is None else files):
         if path.is_symlink() or not path.is_file():
             continue
         try:
@@ -116,13 +118,9 @@ def scan(folder: Path, asked: Wanted, *, files: Iterable[Path] | None = None) ->
         except OSError as error:
             raise StorageError(f"{path} could not be read: {error}; check the path.") from error
         n_files, n_bytes = n_files + 1, n_bytes + len(content)
-        traces += [Trace(path.relative_to(folder), r) for r in sorted(found(content, asked))]
-    return Scan(n_files, n_bytes, tuple(traces))
-
-
-def _met(words: list[str], by_length: Mapping[int, frozenset[Run]]) -> Iterator[Run]:
-    for length, runs in by_length.items():
-        yield from runs & set(_windows(words, length))
+        runs = sorted(runs_in(content, wanted))
+        leftovers += [Leftover(path.relative_to(folder), run) for run in runs]
+    return Scan(n_files, n_bytes, tuple(leftovers))
 
 
 def _windows(words: list[str], length: int) -> Iterator[Run]:
@@ -157,10 +155,10 @@ def _binary(content: bytes) -> Iterator[str]:
 
 def _unescaped(text: str) -> str:
     def plain(escape: re.Match[str]) -> str:
-        said = escape[1]
-        if len(said) > 1:
-            return chr(int(said[1:], 16))
-        return " " if said in _BLANK else said
+        code = escape[1]
+        if len(code) > 1:
+            return chr(int(code[1:], 16))
+        return " " if code in _BLANK else code
 
     halves = _ESCAPE.sub(plain, text)  # an emoji is two of them
     return halves.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -3,8 +3,6 @@
 A migration takes memory.json of its number and the folder, and returns memory.json of the number
 after it. It changes no file: what it returns is written, beside a copy of what was there, by the
 next writer. A migration is never edited once released, for folders of its number stay in use.
-
-This room knows the shapes that memory.json has had. It knows nothing of locks or adapters.
 """
 
 from __future__ import annotations
@@ -26,53 +24,57 @@ ARMS = ("memory", "base")
 DAMAGED = "its card is damaged or gone"
 
 
-def migrate(found: dict[str, Any], folder: Path) -> dict[str, Any]:
+def migrate(content: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Return memory.json as of SCHEMA; the folder stays as it is.
 
     Raises DataError for a schema that is not among those known.
     """
-    asked = found.get("schema")
-    while found.get("schema") != SCHEMA:
-        step = MIGRATIONS.get(found["schema"]) if type(found.get("schema")) is int else None
+    given = content.get("schema")
+    while content.get("schema") != SCHEMA:
+        number = content.get("schema")
+        step = MIGRATIONS.get(number) if type(number) is int else None
         if step is None:
-            known = ", ".join(map(str, [*MIGRATIONS, SCHEMA]))
+            readable = ", ".join(map(str, [*MIGRATIONS, SCHEMA]))
             raise DataError(
-                f"{folder / 'memory.json'} has schema {asked!r}; this version reads {known}; use a "
-                "matching version of lorewright."
+                f"{folder / 'memory.json'} has schema {given!r}; this version reads {readable}; "
+                "use a matching version of lorewright."
             )
-        found = step(found, folder)
-    return found
+        content = step(content, folder)
+    return content
 
 
 def brief(card: Mapping[str, Any]) -> dict[str, Any]:
     """The parts of a card that a list of memories shows, in the card's own shape.
 
-    One that is gone or damaged has no rank and says so, lest it hide the others.
+    A card that is gone or damaged has no rank and says so, lest it hide the others. States of other
+    kinds than adapters have no rank either, and their kind instead.
     """
     rank, reason = _within(card, "adapter", "lora", "rank"), card.get("reason")
-    if not isinstance(rank, int) or not isinstance(reason, str):
+    kind = card.get("kind", "adapter")
+    if not isinstance(reason, str) or (kind == "adapter" and not isinstance(rank, int)):
         rank, reason = None, DAMAGED
     headline = _within(card, "report", "recall", HEADLINE)
     arms = headline if isinstance(headline, Mapping) else {}
-    kept = {arm: dict(arms[arm]) for arm in ARMS if isinstance(arms.get(arm), Mapping)}
-    recall = {HEADLINE: kept} if kept else {}
-    return {"adapter": {"lora": {"rank": rank}}, "reason": reason, "report": {"recall": recall}}
+    shown = {arm: dict(arms[arm]) for arm in ARMS if isinstance(arms.get(arm), Mapping)}
+    recall = {HEADLINE: shown} if shown else {}
+    short = {"adapter": {"lora": {"rank": rank}}, "reason": reason, "report": {"recall": recall}}
+    return short if kind == "adapter" else {"kind": kind, **short}
 
 
 def _within(card: Mapping[str, Any], *keys: str) -> Any:
-    found: Any = card
+    value: Any = card
     for key in keys:
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return found
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
 
 
-def _with_briefs(found: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _with_briefs(content: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Schema 1 to 2: every entry holds what a list shows of its card, so that lists read no cards.
 
     An entry whose card is gone or damaged gets an empty one: its memory is damaged, not the folder.
     """
     memories = {}
-    for name, entry in found["memories"].items():
+    for name, entry in content["memories"].items():
         path = folder / "adapters" / entry["adapter"] / "card.json"
         try:
             card = json.loads(path.read_text(encoding="utf-8"))
@@ -83,7 +85,7 @@ def _with_briefs(found: dict[str, Any], folder: Path) -> dict[str, Any]:
         except (ValueError, RecursionError):
             card = {}
         memories[name] = {**entry, "card": brief(card if isinstance(card, dict) else {})}
-    return {**found, "schema": 2, "memories": memories}
+    return {**content, "schema": 2, "memories": memories}
 
 
 MIGRATIONS: dict[int, Migration] = {1: _with_briefs}

@@ -2,19 +2,19 @@
 
     atlas/index/modes.json    shares with intervals, no text
 
-This module reads and writes the record; `comparing` makes it, `asking` goes by it.
+This module reads and writes the record; `compare` makes it, `ask` goes by it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from lorewright.errors import DataError
 from lorewright.files import read_object, save_json
-from lorewright.memory.route import FOLDER
+from lorewright.memory.folder import Folder
+from lorewright.memory.route import DERIVED
 from lorewright.recall.statistics import Estimate
 
 MODES_FILE = "modes.json"
@@ -25,13 +25,13 @@ ALL = "all"
 
 
 @dataclass(frozen=True)
-class Standing:
+class Comparison:
     """Shares of right answers by kind of probe and mode; declining what is not known is right."""
 
     metric: str
     kinds: Mapping[str, Mapping[str, Estimate]]
     memories: tuple[str, ...]
-    """Adapter ids of those that the folder had."""
+    """Ids of those that the folder had."""
     p_against_half: float
     """McNemar's exact p of hybrid against its better half, on the same probes."""
 
@@ -75,30 +75,30 @@ class Standing:
         }
 
 
-def keep(standing: Standing, folder: Path) -> None:
+def store_comparison(comparison: Comparison, folder: Folder) -> None:
     """Store it. Raises StorageError when the disk refuses."""
-    save_json(standing.to_json(), folder / FOLDER / MODES_FILE)
+    save_json(comparison.to_json(), folder.path / DERIVED / MODES_FILE)
 
 
-def kept(folder: Path, ids: Collection[str]) -> Standing | None:
+def stored_comparison(folder: Folder) -> Comparison | None:
     """What was measured, unless half of the memories or more have come or gone since."""
-    path = folder / FOLDER / MODES_FILE
+    path = folder.path / DERIVED / MODES_FILE
     if not path.exists():
         return None
     try:
-        found = read_object(path, "delete it and measure again: lore modes")
-        if found["schema"] != SCHEMA:
+        plain = read_object(path, "delete it and measure again: lore modes")
+        if plain["schema"] != SCHEMA:
             return None
         kinds = {
             kind: {mode: Estimate(**each) for mode, each in modes.items()}
-            for kind, modes in found["kinds"].items()
+            for kind, modes in plain["kinds"].items()
         }
-        memories = tuple(map(str, found["memories"]))
-        standing = Standing(str(found["metric"]), kinds, memories, float(found["p_against_half"]))
-        standing.kinds[ALL]["hybrid"], standing.better_half  # what is missing raises here
+        ids = tuple(map(str, plain["memories"]))
+        comparison = Comparison(str(plain["metric"]), kinds, ids, float(plain["p_against_half"]))
+        comparison.kinds[ALL]["hybrid"], comparison.better_half  # what is missing raises here
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path} is damaged ({error!r}); delete it and measure again: lore modes."
         ) from error
-    same = set(memories) & set(ids)
-    return standing if len(same) * 2 > max(len(set(ids)), len(memories)) else None
+    now = set(folder.names.values())
+    return comparison if len(now & {*ids}) * 2 > max(len(now), len(ids)) else None

@@ -15,6 +15,7 @@ from lorewright.knowledge.selfstudy import AskLLM
 from lorewright.law import plan as plans
 from lorewright.law.calibration import Calibration, calibrate, find, load_of
 from lorewright.law.plan import Plan
+from lorewright.memory.opened import OpenFolder, as_knowledge
 from lorewright.models.model import Model
 from lorewright.models.questions import write_about
 from lorewright.training.config import WriteConfig
@@ -25,7 +26,7 @@ PLAN_FILE = "plan.json"
 
 
 def plan(
-    model: Model,
+    base: OpenFolder | Model,
     knowledge: Knowledge | Document,
     *,
     wanted: float = plans.WANTED,
@@ -35,15 +36,20 @@ def plan(
     recalibrate: bool = False,
     watch: Watch | None = None,
 ) -> Plan:
-    """Plan a write on a base; see `Memory.plan`."""
-    known = Knowledge((knowledge,)) if isinstance(knowledge, Document) else knowledge
+    """Which rank recalls the wanted share, and what it will cost, before anything is trained.
+
+    The base writes the questions as for a write, and is calibrated first where neither the user's
+    cache nor the package knows it with these settings; no memory is written. Raises as
+    `lesson.prepare` and `calibration.calibrate`, ConfigError for a share outside (0, 1).
+    """
+    model = base if isinstance(base, Model) else base.model
     config = config or WriteConfig(lr=suggested_lr(model))
     watch = watch or Watch()
     if not 0 < wanted < 1:
-        raise ConfigError(f"a recall of {wanted} was asked for; give a share between 0 and 1.")
+        raise ConfigError(f"the wanted recall is {wanted}; give a share between 0 and 1.")
     shape = plans.shape_of(model, config.lora)
     made = prepare(
-        known,
+        as_knowledge(knowledge),
         ask_llm=teacher or partial(write_about, model),
         closed_book=model.generate,
         config=lesson or LessonConfig(),
@@ -51,44 +57,38 @@ def plan(
         phrasing=model.phrasing if teacher is None else "general",
     )
     load = load_of(model, made.examples)
-    found = None if recalibrate else find(model, config)
-    if found is None:
-        found = calibrate(
+    calibration = None if recalibrate else find(model, config)
+    if calibration is None:
+        calibration = calibrate(
             model, config, fresh=recalibrate, progress=watch.step, on_epoch=watch.epoch
         )
-    planned = plans.make(
-        load,
-        found.forecast,
-        shape,
-        epochs=config.epochs,
-        wanted=wanted,
-    )
+    planned = plans.make(load, calibration.forecast, shape, epochs=config.epochs, wanted=wanted)
     watch.step("timing a few steps")
     lora = replace(config.lora, rank=planned.rank)
     pace = plans.pace(model, made.examples, replace(config, lora=lora))
-    return plans.timed(planned, found.forecast, pace)
+    return plans.timed(planned, calibration.forecast, pace)
 
 
 def rank_for(
     model: Model, run: Path, examples: Sequence[Example], config: WriteConfig, watch: Watch
 ) -> tuple[WriteConfig, str]:
-    """A write's settings with the planned rank, and a sentence on it, kept with the run.
+    """A write's settings with the planned rank, and a sentence on it, stored with the run.
 
-    Without a calibration the rank is FIXED_RANK: a write does not spend minutes on one unasked.
+    Without a calibration the rank is FIXED_RANK: a write spends no minutes on one by itself.
     """
     path = run / PLAN_FILE
     if not path.exists():
         save_json(_ranked(model, examples, config, find(model, config)), path)
-    kept = read_object(path, "delete its run and write again")
-    rank, note = int(kept["rank"]), str(kept["note"])
+    stored = read_object(path, "delete its run and write again")
+    rank, note = int(stored["rank"]), str(stored["note"])
     watch.step(note)
     return replace(config, lora=replace(config.lora, rank=rank)), note
 
 
 def _ranked(
-    model: Model, examples: Sequence[Example], config: WriteConfig, found: Calibration | None
+    model: Model, examples: Sequence[Example], config: WriteConfig, calibration: Calibration | None
 ) -> dict[str, object]:
-    if found is None:
+    if calibration is None:
         note = (
             f"Rank {plans.FIXED_RANK}: nothing is known of this base with these settings; "
             "`lore plan` would calibrate it, once."
@@ -98,7 +98,7 @@ def _ranked(
     ranks = [rank for rank in plans.RANKS if rank >= plans.LEAST_WRITTEN] or [shape.largest]
     planned = plans.make(
         load,
-        found.forecast,
+        calibration.forecast,
         shape,
         epochs=config.epochs,
         wanted=plans.WANTED_OF_WRITE,
@@ -106,6 +106,5 @@ def _ranked(
         enough=plans.ENOUGH_TO_WRITE,
     )
     advice = " ".join(planned.notes[:-1])
-    return {"rank": planned.rank, "note": f"Planned: {planned}. {advice}".strip()} | {
-        "plan": planned.to_json()
-    }
+    note = f"Planned: {planned}. {advice}".strip()
+    return {"rank": planned.rank, "note": note, "plan": planned.to_json()}

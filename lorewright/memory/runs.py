@@ -14,7 +14,7 @@ from typing import Any
 
 from lorewright.errors import DataError
 from lorewright.files import read_object
-from lorewright.memory.folder import cards
+from lorewright.memory.folder import Folder
 from lorewright.recall.statistics import Estimate
 from lorewright.reports.figures.training import training_figure
 from lorewright.reports.page import Listing, Page, Part, Picture, Sheet
@@ -47,7 +47,7 @@ def write_page(run: Path | str) -> Page:
 
 def memory_page(folder: Path | str) -> Page:
     """Return the page of a memory folder: every memory with its verdict, base and versions."""
-    found = cards(Path(folder))
+    found = Folder(Path(folder)).cards()
     with checked_record():
         rows = tuple(_card_row(card) for card in found)
         head = ("memory", "adapter", "rank", "probes", "recall", "base alone", "training ended")

@@ -8,7 +8,7 @@ taken under the folder's lock, so that no write is caught half-way. Restoring tr
 member that is not a plain file of the manifest, has another size or digest, or a name that leaves
 the folder, ends it, and what was unpacked is removed; the folder appears only when all is right.
 
-This room knows files and archives. It loads no model.
+This module loads no model.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import IO, Any
 
 from lorewright.errors import DataError, LorewrightError, StorageError
 from lorewright.files import LOCK_FILE
-from lorewright.memory.folder import INDEX_FILE, index, writing
+from lorewright.memory.folder import INDEX_FILE, Folder
 
 MANIFEST = "lorewright.json"
 SCHEMA = 1
@@ -67,15 +67,15 @@ def take(folder: Path, to: Path) -> Snapshot:
     already, a link inside the folder or a place inside it; Locked; StorageError.
     """
     folder, to = Path(folder), Path(to)
-    base = index(folder)["base"]
+    base = Folder(folder).index()["base"]
     if not to.name.endswith((".tar", ".tar.gz", ".tgz")):
-        raise DataError(f"asked for a snapshot {to}; its name must end in .tar, .tar.gz or .tgz.")
+        raise DataError(f"snapshot {to}: its name must end in .tar, .tar.gz or .tgz.")
     if to.exists():
         raise DataError(f"{to} exists already; give another name, or remove it first.")
     if folder.resolve() in to.resolve().parents:
         raise DataError(f"{to} lies in the folder itself; put the snapshot elsewhere.")
     part = to.with_name(f".{to.name}.{uuid.uuid4().hex[:8]}.part")
-    with writing(folder, base), _refusals(f"the snapshot {to} could not be written"):
+    with Folder(folder).writing(base), _refusals(f"the snapshot {to} could not be written"):
         files = {str(name): folder / name for name in _files(folder)}
         about = {name: _about(path) for name, path in files.items()}
         manifest = _manifest(about)
@@ -88,7 +88,7 @@ def take(folder: Path, to: Path) -> Snapshot:
         finally:
             with suppress(OSError):
                 part.unlink(missing_ok=True)
-        return _snapshot(to, manifest, about, len(index(folder)["memories"]))
+        return _snapshot(to, manifest, about, len(Folder(folder).entries()))
 
 
 def restore(source: Path, into: Path) -> Snapshot:
@@ -99,7 +99,7 @@ def restore(source: Path, into: Path) -> Snapshot:
     """
     source, into = Path(source), Path(into)
     if not source.is_file():
-        raise DataError(f"asked to restore {source}; there is no such file; check the path.")
+        raise DataError(f"restore {source}: there is no such file; check the path.")
     if into.exists() and (not into.is_dir() or any(into.iterdir())):
         raise DataError(f"{into} holds something already; restore into a new or empty folder.")
     part = into.with_name(f".{into.name}.{uuid.uuid4().hex[:8]}.part")
@@ -109,7 +109,7 @@ def restore(source: Path, into: Path) -> Snapshot:
             with _archive(source) as archive:
                 manifest, about = _read_manifest(archive, source)
                 _unpack(archive, part, about, source)
-            n_memories = len(index(part)["memories"])
+            n_memories = len(Folder(part).entries())
             if into.exists():
                 into.rmdir()
             part.rename(into)

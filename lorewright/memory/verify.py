@@ -1,89 +1,107 @@
-"""Taking a verdict: a lesson's probes, asked of a memory and of everything it is compared with."""
+"""The verb `verify`: a lesson's probes, asked of a memory and of everything it is compared with."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lorewright.adapters import adapter as adapters
-from lorewright.adapters.adapter import Adapter
-from lorewright.errors import AdapterError
-from lorewright.files import read_object
+from lorewright.errors import AdapterError, ConfigError
+from lorewright.files import slug
+from lorewright.knowledge.data import Probe
 from lorewright.knowledge.lesson import Lesson
-from lorewright.memory.folder import entries
-from lorewright.memory.outcome import BEFORE
+from lorewright.knowledge.scoring import METRICS
+from lorewright.memory.folder import BEFORE
+from lorewright.memory.opened import OpenFolder
 from lorewright.models.catalogue import POCKET
 from lorewright.models.model import Model
-from lorewright.recall.verify import RecallReport, verify
+from lorewright.recall import verify as recall
+from lorewright.recall.verify import RecallReport
 from lorewright.training.watch import Watch
-
-if TYPE_CHECKING:
-    from lorewright.memory.memory import Memory
+from lorewright.writers.writer import State
 
 
-def take(
-    memory: Memory,
+def verify(
+    memory: OpenFolder,
+    name: str = "",
+    *,
+    probes: Sequence[Probe] = (),
+    metric: str = "",
+    watch: Watch | None = None,
+) -> RecallReport:
+    """Take the verdict again, with the probes and the metric of the write or with others.
+
+    Without a name the folder's only memory. Raises UnknownMemory, AdapterError for a damaged one,
+    ConfigError for one that was written without probes.
+    """
+    name = slug(name) if name else memory.folder.only()
+    entry, state = memory.folder.entry(name), memory.state(name)
+    lesson = memory.folder.lesson(entry)
+    if probes:
+        lesson = replace(lesson, probes=tuple(probes))
+    if not lesson.probes:
+        raise ConfigError(f"{name!r} was written without probes; give some with --probes FILE.")
+    metric = metric or metric_of(memory, state.id)
+    return verdict(memory, name, state, str(entry.get("source")), lesson, metric, watch)
+
+
+def verdict(
+    memory: OpenFolder,
     name: str,
-    adapter: Adapter,
+    state: State,
     source: str,
-    made: Lesson,
+    lesson: Lesson,
     metric: str,
     watch: Watch | None,
 ) -> RecallReport:
-    """A lesson's probes, asked of an adapter and its controls; the wrong has another source."""
+    """A lesson's probes, asked of a state and its controls; the wrong one has another source."""
     step = (watch or Watch()).step
-    identity = adapters.content_id(adapter)
-    if made.probes:
-        report = verify(
+    if lesson.probes:
+        report = recall.verify(
             memory.model,
-            made.probes,
-            adapter=adapter,
-            full=made.full,
-            scaffold=made.scaffold,
-            wrong=_another(memory, name, identity, source, step),
+            lesson.probes,
+            adapter=state,
+            full=lesson.full,
+            scaffold=lesson.scaffold,
+            wrong=_unrelated(memory, name, state.id, source, step),
             metric=metric,
             progress=lambda arm: step(f"asking: {arm}"),
         )
     else:
         report = RecallReport(metric, {}, ("there are no probes: give some with --probes.",))
     base = {"base": memory.model.name, "base_digest": memory.model.digest}
-    return replace(report, context={"memory": name, "adapter": identity, **base})
+    return replace(report, context={"memory": name, "adapter": state.id, **base})
 
 
-def _another(
-    memory: Memory, name: str, identity: str, source: str, step: Callable[[str], None]
-) -> Adapter | None:
-    """A memory of something else, for the control `wrong`; damaged ones are named and left."""
-    known = entries(memory.folder)
-    mine = _lineage(known.get(name, {}))
-    for other, entry in sorted(known.items()):
-        if (
-            other in (name, f"{name}-{BEFORE}")
-            or entry["adapter"] in (identity, *mine)
-            or identity in _lineage(entry)
-            or mine & _lineage(entry)
-            or entry.get("source") == source
-        ):
-            continue
-        try:
-            return memory.adapter(other)
-        except AdapterError as error:
-            step(f"{other} is damaged and cannot be the wrong memory: {error}")
-    return None
-
-
-def _lineage(entry: Mapping[str, Any]) -> set[str]:
-    """Adapter ids that a memory was merged from: they know what it knows."""
-    return {str(parent.get("adapter")) for parent in entry.get("parents", ())}
-
-
-def stored_lesson(path: Path) -> Lesson:
-    """The lesson of a run. Raises DataError when the file is damaged."""
-    return Lesson.from_json(read_object(path, "delete its run and write again"))
+def metric_of(memory: OpenFolder, identity: str) -> str:
+    """The metric of a state's own verdict, or the base's usual one."""
+    report = memory.folder.card(identity).get("report") or {}
+    metric = str(report.get("metric"))
+    return metric if metric in METRICS else usual_metric(memory.model)
 
 
 def usual_metric(model: Model) -> str:
     """What fits the base: the embedded one answers in a few words, others in sentences."""
     return "exact_match" if model.phrasing == POCKET else "contains"
+
+
+def _unrelated(
+    memory: OpenFolder, name: str, identity: str, source: str, step: Callable[[str], None]
+) -> State | None:
+    """A memory of something else, for the control `wrong`; damaged ones are named and passed."""
+    entries = memory.folder.entries()
+    parents = _parents(entries.get(name, {}))
+    for other, entry in sorted(entries.items()):
+        related = {entry["adapter"], *_parents(entry)} & {identity, *parents}
+        if related or other in (name, f"{name}-{BEFORE}") or entry.get("source") == source:
+            continue
+        try:
+            return memory.state(other)
+        except AdapterError as error:
+            step(f"{other} is damaged and cannot be the wrong memory: {error}")
+    return None
+
+
+def _parents(entry: Mapping[str, Any]) -> set[str]:
+    """Ids of the states that a memory was merged from: they know what it knows."""
+    return {str(parent.get("adapter")) for parent in entry.get("parents", ())}

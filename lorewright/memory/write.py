@@ -1,50 +1,89 @@
-"""The verb `write`: knowledge, lesson, adapter, proof on disk, verdict; the name comes last."""
+"""The verb `write`: knowledge, lesson, state, proof on disk, verdict; the name comes last."""
 
 from __future__ import annotations
 
-import platform
-import shutil
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
-
-from lorewright import __version__
-from lorewright.adapters import adapter as adapters
-from lorewright.adapters.adapter import Adapter
 from lorewright.adapters.targets import resolve_targets
-from lorewright.errors import AdapterError, ConfigError
-from lorewright.files import digest, dump_jsonl, read_object, save_json, slug
-from lorewright.knowledge.data import Document, Example, Knowledge, Probe
+from lorewright.errors import ConfigError
+from lorewright.files import digest, read_object, save_json, slug
+from lorewright.knowledge.data import Document, Knowledge, Probe
 from lorewright.knowledge.lesson import Lesson, LessonConfig, grounds, prepare
 from lorewright.knowledge.scoring import METRICS
 from lorewright.knowledge.selfstudy import AskLLM
-from lorewright.memory.folder import enter, run_folder, writing
-from lorewright.memory.outcome import Outcome
+from lorewright.memory.commit import commit
+from lorewright.memory.folder import LESSON_FILE, lesson_in
+from lorewright.memory.opened import OpenFolder, as_knowledge
 from lorewright.memory.plan import rank_for
-from lorewright.memory.verify import stored_lesson, take, usual_metric
-from lorewright.models.backends.fused import engine
+from lorewright.memory.verify import usual_metric, verdict
+from lorewright.models.model import Model
 from lorewright.models.questions import write_about
 from lorewright.recall.traces import Audit, audit
-from lorewright.training import loop as training
+from lorewright.recall.verify import RecallReport
 from lorewright.training.checkpoint import CHECKPOINT
-from lorewright.training.config import WriteConfig, Written, preset_of
+from lorewright.training.config import Preset, WriteConfig, preset_of
 from lorewright.training.rates import find_lr, suggested_lr
 from lorewright.training.watch import Watch
+from lorewright.writers.methods import writer_of
+from lorewright.writers.writer import Material, State, Writer
 
-if TYPE_CHECKING:
-    from lorewright.memory.memory import Memory
+GRADIENT = "gradient"
+RATES_FILE = "rates.json"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a write came to."""
+
+    name: str
+    adapter_id: str
+    folder: Path
+    method: str
+    reason: str
+    """Why it ended: `recalled` when every example was certified."""
+    n_examples: int
+    epochs: int
+    seconds: float
+    """Training time alone."""
+    audit: Audit
+    """Free-running recall of the lesson's examples, after reload from disk."""
+    report: RecallReport
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for `--json` and the run's report."""
+        trained, report = self.audit.recall, self.report.to_json()
+        return {
+            **report,
+            "memory": self.name,
+            "adapter": self.adapter_id,
+            "folder": str(self.folder),
+            "method": self.method,
+            "reason": self.reason,
+            "n_examples": self.n_examples,
+            "epochs": self.epochs,
+            "seconds": self.seconds,
+            "trained": {
+                "n": trained.n,
+                "recall": trained.mean,
+                "low": trained.low,
+                "high": trained.high,
+                "disagreements": len(self.audit.disagreements),
+            },
+            "notes": [*self.notes, *report["notes"]],
+        }
 
 
 def write(
-    memory: Memory,
+    memory: OpenFolder,
     knowledge: Knowledge | Document,
     *,
     name: str = "",
+    method: str = GRADIENT,
     config: WriteConfig | None = None,
     lesson: LessonConfig | None = None,
     teacher: AskLLM | None = None,
@@ -53,95 +92,118 @@ def write(
     find_rate: bool = False,
     find_rank: bool = False,
     preset: str = "exact",
+    lineage: Sequence[Mapping[str, str]] = (),
     watch: Watch | None = None,
 ) -> Outcome:
-    """Write knowledge into a new adapter; see `Memory.write`."""
-    known = Knowledge((knowledge,)) if isinstance(knowledge, Document) else knowledge
+    """Write knowledge into a new state, prove it on disk, and take the verdict.
+
+    `method` is a key of `writers.methods.WRITERS`. The state is stored, loaded back, proved to move
+    the logits and audited by free-running decoding before its name is entered. What cannot work is
+    refused before anything is trained. Called again with the same arguments it resumes. `find_rate`
+    replaces the config's rate by the best of a short search on these examples, stored with the run;
+    `find_rank` its rank by the planned one, as happens without a config; `preset`, a key of
+    `training.config.PRESETS`, its dropout and weight decay by what fits the number of examples.
+    `lineage` is what the card lists as superseded.
+
+    Raises ConfigError, DataError or TargetsNotFound for what cannot work, Locked when another
+    process writes, StorageError when the disk refuses; no name changes then.
+    """
+    known = as_knowledge(knowledge)
     name = slug(name) if name else _name_of(known)
-    find_rank = find_rank or config is None
+    find_rank = find_rank or (config is None and method == GRADIENT)
     config = config or WriteConfig(lr=suggested_lr(memory.model))
     lesson = lesson or LessonConfig()
     metric = metric or usual_metric(memory.model)
-    watch = watch or Watch()
-    fitted = preset_of(preset)
-    _check(memory, known, config, probes, metric)
+    watch, fitted = watch or Watch(), preset_of(preset)
+    writer = _writer(method, config, find_rate or find_rank)
+    _check(memory.model, writer, known, config, probes, metric)
     settings = {"write": config.to_json(), "lesson": asdict(lesson), "metric": metric}
-    asked = [asdict(probe) for probe in probes]
     how = [name, teacher is not None, find_rate, *(["rank"] if find_rank else [])]
-    how += [] if preset == "exact" else [preset]
+    how += [word for word, usual in ((preset, "exact"), (method, GRADIENT)) if word != usual]
+    asked = [asdict(probe) for probe in probes]
     key = digest([known.digest(), settings, asked, memory.model.digest, *how])
-    with writing(memory.folder, memory.base()):
-        told = {"key": key, "source": known.digest(), **settings}
-        run = run_folder(memory.folder, name, told)
-        made = _lesson(memory, run, known, lesson, teacher, probes, watch)
-        contexts = grounds(made.examples, known) if config.objective == "distill" else ()
-        before, config = config, fitted(config, len(made.examples))
-        if config != before:
-            note = _fitted(preset, before, config, len(made.examples))
-            watch.step(note)
-            settings["write"] = config.to_json()
-            made = replace(made, notes=(*made.notes, note))
-        if find_rank:
-            config, note = rank_for(memory.model, run, made.examples, config, watch)
-            settings["write"] = config.to_json()
-            made = replace(made, notes=(*made.notes, note))
-        if find_rate:
-            config = replace(config, lr=_found_rate(memory, run, made, contexts, config, watch))
-            settings["write"] = config.to_json()
-        runs_in = engine(memory.model.fused)
-        watch.step(f"training in {runs_in}")
-        written = training.write(
-            memory.model,
-            made.examples,
-            config,
-            contexts=contexts,
-            run=run,
-            on_epoch=watch.epoch,
+    with memory.writing():
+        run = memory.folder.run(name, {"key": key, "source": known.digest(), **settings})
+        made = _lesson(memory.model, run, known, lesson, teacher, probes, watch)
+        config, notes = _settled(
+            memory.model, run, made, known, config, fitted, find_rank, find_rate, watch
         )
+        made = replace(made, notes=(*made.notes, *notes))
+        writer = writer_of(method, config)
+        material = Material(known, made.examples if writer.reads == "lesson" else ())
+        state, cost = writer.write(memory.model, material, seed=config.seed, run=run, watch=watch)
         watch.step("proving that it is on disk")
-        adapter, checked = _proved(memory, run, made.examples, written.adapter)
-        report = take(memory, name, adapter, known.digest(), made, metric, watch)
-        last = written.epochs[-1]
-        outcome = Outcome(
-            name,
-            report.context["adapter"],
-            memory.folder / "adapters" / report.context["adapter"],
-            written.reason,
-            len(made.examples),
-            len(written.epochs),
-            last.seconds,
-            checked,
-            report,
-            made.notes,
-        )
-        card = _card(outcome, known, settings, written) | {"engine": runs_in}
-        _enter(memory, outcome, adapter, run, known, card)
+
+        def judge(stored: State, moved: float) -> tuple[Outcome, dict[str, Any]]:
+            with stored.on(memory.model):
+                checked = audit(memory.model, made.examples)
+            report = verdict(memory, name, stored, known.digest(), made, metric, watch)
+            outcome = Outcome(
+                name,
+                stored.id,
+                memory.folder.state_path(stored.id),
+                method,
+                cost.reason,
+                len(made.examples),
+                cost.n_epochs,
+                cost.seconds,
+                checked,
+                report,
+                made.notes,
+            )
+            card = {
+                "method": method,
+                "settings": {**settings, "write": config.to_json()},
+                "training": dict(cost.last),
+                "reason": cost.reason,
+                "engine": cost.engine,
+            }
+            earlier = [dict(each) for each in lineage if each["adapter"] != stored.id]
+            return outcome, card | ({"supersedes": earlier} if earlier else {})
+
+        outcome = commit(memory, state, made, judge, name=name, run=run, knowledge=known)
+        (run / CHECKPOINT).unlink(missing_ok=True)
         return outcome
 
 
-def _fitted(preset: str, before: WriteConfig, config: WriteConfig, n_examples: int) -> str:
-    """A sentence on what a preset came to."""
-    was, now = asdict(before), asdict(config)
-    changes = [f"{key.replace('_', ' ')} {now[key]}" for key in now if now[key] != was[key]]
-    return f"Preset {preset}: {', '.join(changes)} for {n_examples} examples."
+def _writer(method: str, config: WriteConfig, searches: bool) -> Writer:
+    """The method's writer, if it leaves a memory that can be written with these settings."""
+    writer = writer_of(method, config)
+    if writer.needs_context:
+        raise ConfigError(
+            f"method {method!r} reads the source again with every question, so there is nothing to "
+            "store; choose one that leaves a state."
+        )
+    if searches and method != GRADIENT:
+        raise ConfigError(
+            f"a rate or a rank was to be searched for method {method!r}; only {GRADIENT} has them; "
+            "give the settings."
+        )
+    return writer
 
 
 def _check(
-    memory: Memory, known: Knowledge, config: WriteConfig, probes: Sequence[Probe], metric: str
+    model: Model,
+    writer: Writer,
+    known: Knowledge,
+    config: WriteConfig,
+    probes: Sequence[Probe],
+    metric: str,
 ) -> None:
     """Refuse what would fail after minutes of work: metric, targets, texts that do not fit."""
     if metric not in METRICS:
         listed = ", ".join(sorted(METRICS))
         raise ConfigError(f"metric {metric!r} is unknown; use one of {listed}.")
-    resolve_targets(memory.model.network, config.lora.targets, config.lora.layers)
+    if writer.exports:
+        resolve_targets(model.network, config.lora.targets, config.lora.layers)
     for fact in known.facts:
-        memory.model.render(fact.question, fact.answer)
+        model.render(fact.question, fact.answer)
     for probe in probes:
-        memory.model.render(f"{probe.context}\n\n{probe.question}".strip())
+        model.render(f"{probe.context}\n\n{probe.question}".strip())
 
 
 def _lesson(
-    memory: Memory,
+    model: Model,
     run: Path,
     known: Knowledge,
     config: LessonConfig,
@@ -150,125 +212,65 @@ def _lesson(
     watch: Watch,
 ) -> Lesson:
     """The run's lesson: as it was prepared before an interruption, or prepared now."""
-    path = run / "lesson.json"
-    if not path.exists():
+    if not (run / LESSON_FILE).exists():
         made = prepare(
             known,
-            ask_llm=teacher or partial(write_about, memory.model),
-            closed_book=memory.model.generate,
+            ask_llm=teacher or partial(write_about, model),
+            closed_book=model.generate,
             config=config,
             given_probes=probes,
             progress=watch.step,
-            phrasing=memory.model.phrasing if teacher is None else "general",
+            phrasing=model.phrasing if teacher is None else "general",
         )
-        save_json(made, path)
-    return stored_lesson(path)
+        save_json(made, run / LESSON_FILE)
+    return lesson_in(run)
 
 
-def _found_rate(
-    memory: Memory,
+def _settled(
+    model: Model,
     run: Path,
     made: Lesson,
-    contexts: Sequence[str],
+    known: Knowledge,
     config: WriteConfig,
+    preset: Preset,
+    find_rank: bool,
+    find_rate: bool,
     watch: Watch,
+) -> tuple[WriteConfig, list[str]]:
+    """The settings once the examples are known, and what is to be noted of them."""
+    notes, before = [], config
+    config = preset(config, len(made.examples))
+    was, now = asdict(before), asdict(config)
+    changes = [f"{key.replace('_', ' ')} {now[key]}" for key in now if now[key] != was[key]]
+    if changes:
+        about = f"Preset {preset.__name__}: {', '.join(changes)} for {len(made.examples)} examples."
+        watch.step(about)
+        notes.append(about)
+    if find_rank:
+        config, about = rank_for(model, run, made.examples, config, watch)
+        notes.append(about)
+    if find_rate:
+        config = replace(config, lr=_best_rate(model, run, made, known, config, watch))
+    return config, notes
+
+
+def _best_rate(
+    model: Model, run: Path, made: Lesson, known: Knowledge, config: WriteConfig, watch: Watch
 ) -> float:
     """The rate that a short search prefers: the run's own from before, or searched for now."""
-    path = run / "rates.json"
+    path = run / RATES_FILE
     if not path.exists():
         watch.step("trying rates")
-        found = find_lr(memory.model, made.examples, config, contexts=contexts)
-        if found.at_the_edge:
-            watch.step(f"the best rate, {found.best.lr:g}, is at the edge of those tried")
-        trials = [asdict(trial) for trial in found.trials]
-        about = {"best": found.best.lr, "at_the_edge": found.at_the_edge}
-        save_json({**about, "trials": trials}, path)
+        contexts = grounds(made.examples, known) if config.objective == "distill" else ()
+        search = find_lr(model, made.examples, config, contexts=contexts)
+        if search.at_the_edge:
+            watch.step(f"the best rate, {search.best.lr:g}, is at the edge of those tried")
+        about = {"best": search.best.lr, "at_the_edge": search.at_the_edge}
+        save_json({**about, "trials": [asdict(trial) for trial in search.trials]}, path)
     return float(read_object(path, "delete its run and write again")["best"])
-
-
-def _proved(
-    memory: Memory, run: Path, examples: Sequence[Example], written: Adapter
-) -> tuple[Adapter, Audit]:
-    """The adapter as it came back from disk, equal to the one in memory, and its audit."""
-    shutil.rmtree(run / "adapter", ignore_errors=True)
-    adapters.save(written, run / "adapter")
-    adapter = adapters.load(run / "adapter")
-    differs = [k for k, t in written.tensors.items() if not torch.equal(t, adapter.tensors[k])]
-    if differs:
-        raise AdapterError(
-            f"{len(differs)} tensors came back from disk changed, the first is {differs[0]!r}; "
-            "check the disk."
-        )
-    batch = memory.model.batch([memory.model.render(examples[0].prompt, examples[0].completion)])
-
-    def adapted() -> torch.Tensor:
-        with memory.model.using(adapter):
-            return memory.model.completion_logits(batch)
-
-    with torch.no_grad():
-        adapters.prove(
-            adapter,
-            memory.model.network,
-            base=lambda: memory.model.completion_logits(batch),
-            adapted=adapted,
-            base_digest=memory.model.digest,
-        )
-    with memory.model.using(adapter):
-        checked = audit(memory.model, examples)
-    shutil.rmtree(run / "adapter", ignore_errors=True)
-    return adapter, checked
-
-
-def _enter(
-    memory: Memory,
-    outcome: Outcome,
-    adapter: Adapter,
-    run: Path,
-    known: Knowledge,
-    card: dict[str, Any],
-) -> None:
-    """Put adapter and source on the shelf, then the name: everything it needs is there."""
-    set_aside_damaged(outcome.folder)
-    adapters.save(replace(adapter, card=card), outcome.folder)
-    adapters.load(outcome.folder)
-    source = memory.folder / "sources" / f"{known.digest()}.jsonl"
-    dump_jsonl([*known.documents, *known.facts], source)
-    enter(memory.folder, outcome.name, outcome.adapter_id, source=known.digest(), run=run.name)
-    save_json(outcome.to_json(), run / "report.json")
-    (run / CHECKPOINT).unlink(missing_ok=True)
 
 
 def _name_of(known: Knowledge) -> str:
     if known.documents:
         return slug(known.documents[0].id)
     raise ConfigError("facts need a name for their memory; give one with --name.")
-
-
-def set_aside_damaged(folder: Path) -> None:
-    """Rename an adapter folder that does not hold its content: the write that restores it may."""
-    if not folder.exists():
-        return
-    try:
-        whole = adapters.content_id(adapters.load(folder)) == folder.name
-    except AdapterError:
-        whole = False
-    if not whole:
-        names = (f"{folder.name}.damaged-{i}" for i in range(1, 1000))
-        folder.rename(next(p for p in map(folder.with_name, names) if not p.exists()))
-
-
-def _card(
-    outcome: Outcome, known: Knowledge, settings: dict[str, Any], written: Written
-) -> dict[str, Any]:
-    report = {k: v for k, v in outcome.to_json().items() if k not in ("outcomes", "folder")}
-    packages = ("torch", "transformers", "safetensors")
-    versions = {"lorewright": __version__, "python": platform.python_version()}
-    return {
-        "name": outcome.name,
-        "source": known.digest(),
-        "settings": settings,
-        "training": asdict(written.epochs[-1]),
-        "reason": written.reason,
-        "versions": versions | {package: version(package) for package in packages},
-        "report": report,
-    }

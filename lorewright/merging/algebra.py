@@ -11,10 +11,10 @@ the sum of the ranks; the others form it one module at a time and are truncated 
 PEFT's `add_weighted_adapter`: `cat` and `svd` are ours. `linear`, `ties`, `dare_*` and
 `magnitude_prune` act on A and B apart there; the same names with `_svd` act on ΔW. It leaves
 use_rslora set on the result, which multiplies that by sqrt(rank), and takes `linear` for a single
-adapter whatever was asked for. mergekit merges dense checkpoints; see each method.
+adapter in every case. mergekit merges dense checkpoints; see each method.
 
-This room knows adapters in memory and nothing of models, tokens or folders: whether a merged memory
-still recalls its facts is for the caller to measure.
+This module knows adapters in memory; whether a merged memory still recalls its facts is for the
+caller to measure.
 
 Shape letters: N adapters, R rank, I in-features, O out-features.
 """
@@ -44,13 +44,13 @@ class Factors:
 
     B_OR: Tensor
     A_RI: Tensor
-    kept: float = 1.0
-    """Share of the squared Frobenius norm that making these factors has kept, in [0, 1]."""
+    share: float = 1.0
+    """Share of the squared Frobenius norm that these factors still have, in [0, 1]."""
 
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """What a method is given: one module in all adapters that cover it."""
+    """One module in all adapters that cover it: the input of a combination."""
 
     module: str
     factors: tuple[Factors, ...]
@@ -60,7 +60,7 @@ class Parts:
     n_adapters: int
     """N, with those that do not cover the module."""
     rank: int | None
-    """The rank that was asked for; None = the sum of the ranks."""
+    """The rank that is wanted; None = the sum of the ranks."""
 
     @property
     def total_rank(self) -> int:
@@ -79,7 +79,7 @@ class Parts:
 
 Grams = Sequence[Mapping[str, Tensor]]
 """Per adapter: module name -> XᵀX (I, I) of that module's inputs."""
-Method = Callable[..., Factors | Tensor]
+Combination = Callable[..., Factors | Tensor]
 """(parts, **options) -> the merged weight change: as factors, or dense as delta_OI."""
 
 
@@ -89,72 +89,75 @@ class Merged:
 
     adapter: Adapter
     """A plain adapter: alpha = rank (scale 1), float32, the same rank in every module."""
-    kept_by_module: Mapping[str, float]
-    """Share of the squared Frobenius norm of the merged ΔW that its rank could hold, by module."""
+    shares: Mapping[str, float]
+    """Share of the squared Frobenius norm of the merged ΔW that its rank can hold, by module."""
     notes: tuple[str, ...]
-    """What was taken on trust, left out or came out as zero; sentences."""
+    """What was assumed, left out or came out as zero; sentences."""
 
     @property
-    def kept(self) -> float:
+    def share(self) -> float:
         """The smallest share of any module: 1.0 = the rank cost nothing."""
-        return min(self.kept_by_module.values())
+        return min(self.shares.values())
 
 
 def merge(
     adapters: Sequence[Adapter],
     weights: Sequence[float] | None = None,
-    method: str | Method = "cat",
+    method: str | Combination = "cat",
     rank: int | None = None,
     **options: Any,
 ) -> Merged:
     """Merge adapters of one base into one plain adapter, on ΔW.
 
-    `weights` are factors on each ΔW (default 1); `method` is a key of METHODS or a function like
-    those in it, and `options` are its keyword arguments. `rank` None = the sum of the ranks that
-    cover a module, at its largest; more pads with zeros, less truncates to the best of that rank
-    (`cat` refuses). One adapter at weight 1 keeps its ΔW, unless a density below 1 trims or drops
-    from it. Content ids of the inputs, weights and settings go into the card.
+    `weights` are factors on each ΔW (default 1); `method` is a key of COMBINATIONS or a function
+    like those in it, and `options` are its keyword arguments. `rank` None = the sum of the ranks
+    that cover a module, at its largest; more pads with zeros, less truncates to the best of that
+    rank (`cat` refuses). One adapter at weight 1 keeps its ΔW, unless a density below 1 trims or
+    drops from it. Content ids of the inputs, weights and settings go into the card.
 
     Raises ConfigError for an unknown method, option, weight or rank and for no adapters, WrongBase
     when known base digests or shapes differ, AdapterError for tensors that are no adapter's.
     """
     if not adapters:
-        raise ConfigError("merge needs at least one adapter; found none.")
+        raise ConfigError("merge needs at least one adapter; there is none.")
     needs_plain(adapters, "merging")
-    combine = METHODS.get(method) if isinstance(method, str) else method
+    combine = COMBINATIONS.get(method) if isinstance(method, str) else method
     if combine is None:
-        raise ConfigError(f"there is no method {method!r}; choose one of {', '.join(METHODS)}.")
-    _check_options(combine, options)
+        raise ConfigError(
+            f"there is no method {method!r}; choose one of {', '.join(COMBINATIONS)}."
+        )
+    check_options(combine, options)
     factors_of = _checked_weights(adapters, weights)
     if rank is not None and (type(rank) is not int or rank < 1):
-        raise ConfigError(f"rank must be an integer of at least 1, or None; found {rank!r}.")
+        raise ConfigError(f"rank must be an integer of at least 1, or None; it is {rank!r}.")
     notes = _check_bases(adapters)
-    found: dict[str, Factors] = {}
+    changes: dict[str, Factors] = {}
     for module in dict.fromkeys(name for adapter in adapters for name in adapter.modules):
         parts = _parts(module, adapters, factors_of, rank)
         change = combine(parts, **options)
         limit = rank or parts.total_rank
         if isinstance(change, Tensor) or len(change.A_RI) > limit:
             change = truncate(change, limit)
-        found[module] = change
+        changes[module] = change
     covers = [set(adapter.modules) for adapter in adapters]
-    if partial := sum(not all(name in cover for cover in covers) for name in found):
-        notes.append(f"{partial} of {len(found)} modules are not in every adapter.")
-    merged = _assembled(adapters, found, rank or max(len(each.A_RI) for each in found.values()))
+    if partial := sum(not all(name in cover for cover in covers) for name in changes):
+        notes.append(f"{partial} of {len(changes)} modules are not in every adapter.")
+    width = rank or max(len(each.A_RI) for each in changes.values())
+    merged = _assembled(adapters, changes, width)
     record = {
         "method": method if isinstance(method, str) else method.__name__,
         "weights": factors_of,
         "rank": merged.config.rank,
         "options": {k: v for k, v in options.items() if isinstance(v, int | float | str)},
         "sources": [content_id(adapter) for adapter in adapters],
-        "kept": min(change.kept for change in found.values()),
+        "kept": min(change.share for change in changes.values()),
     }
     merged = replace(merged, card={"merge": record})
     sizes = [(abs(w), delta_norms(each)) for w, each in zip(factors_of, adapters, strict=True)]
-    noise = {name: ROUNDING * sum(w * by.get(name, 0.0) for w, by in sizes) for name in found}
+    noise = {name: ROUNDING * sum(w * by.get(name, 0.0) for w, by in sizes) for name in changes}
     if dead := [name for name, norm in delta_norms(merged).items() if not norm > noise[name]]:
-        notes.append(f"{len(dead)} of {len(found)} modules change nothing, such as {dead[0]!r}.")
-    return Merged(merged, {name: change.kept for name, change in found.items()}, tuple(notes))
+        notes.append(f"{len(dead)} of {len(changes)} modules change nothing, such as {dead[0]!r}.")
+    return Merged(merged, {name: change.share for name, change in changes.items()}, tuple(notes))
 
 
 def truncate(change: Factors | Tensor, rank: int) -> Factors:
@@ -163,14 +166,14 @@ def truncate(change: Factors | Tensor, rank: int) -> Factors:
     Factors B (O, K), A (K, I) go through the core: QR of both sides, SVD of the K x K product of
     the triangles, O((O + I) K² + K³) in all. A dense delta_OI goes through the eigenvectors of its
     smaller Gram matrix in float64: cheaper than its SVD, and at 1e-8 of the largest singular value
-    finer than the float32 that adapters are kept in. B and A get equal shares of the singular
-    values. Zero stays zero with kept = 1.
+    finer than the float32 of adapters. B and A get equal shares of the singular
+    values. Zero stays zero with share 1.
 
     Paper: the core is that of Core Space merging, arXiv 2509.17786.
     """
     if isinstance(change, Factors):
         U_OR, sigma_R, V_IR = _core_svd(change)
-        square_R, before = sigma_R.square(), change.kept
+        square_R, before = sigma_R.square(), change.share
     else:
         flat = change.shape[0] <= change.shape[1]
         wide = change if flat else change.T
@@ -181,9 +184,9 @@ def truncate(change: Factors | Tensor, rank: int) -> Factors:
         other = other / torch.where(sigma_R > 0, sigma_R, 1.0)
         U_OR, V_IR = (vectors, other) if flat else (other, vectors)
     total = square_R.sum().item()
-    kept = min(1.0, square_R[:rank].sum().item() / total) if total > 0 else 1.0
+    share = min(1.0, square_R[:rank].sum().item() / total) if total > 0 else 1.0
     root_R = sigma_R[:rank].sqrt()
-    return Factors(U_OR[:, :rank] * root_R, root_R[:, None] * V_IR[:, :rank].T, before * kept)
+    return Factors(U_OR[:, :rank] * root_R, root_R[:, None] * V_IR[:, :rank].T, before * share)
 
 
 def _core_svd(change: Factors) -> tuple[Tensor, Tensor, Tensor]:
@@ -197,13 +200,13 @@ def _core_svd(change: Factors) -> tuple[Tensor, Tensor, Tensor]:
 def cat(parts: Parts) -> Factors:
     """Sum of w_n ΔW_n by concatenation: exact, at the sum of the ranks.
 
-    Raises ConfigError when a smaller rank is asked for; `svd` is the same sum at any rank. PEFT's
+    Raises ConfigError for a smaller rank; `svd` is the same sum at any rank. PEFT's
     `cat` is the same ΔW; its rank counts adapters that do not cover the module too.
     """
     if parts.rank is not None and parts.rank < parts.total_rank:
         raise ConfigError(
-            f"cat is exact and needs rank {parts.total_rank} for {parts.module!r}; rank "
-            f"{parts.rank} was asked for. Leave rank out, or use method 'svd'."
+            f"cat is exact and needs rank {parts.total_rank} for {parts.module!r}, not "
+            f"{parts.rank}; leave rank out, or use method 'svd'."
         )
     return parts.stacked()
 
@@ -211,13 +214,13 @@ def cat(parts: Parts) -> Factors:
 def task_arithmetic(parts: Parts, *, scaling: float = 1.0) -> Factors:
     """Sum of w_n ΔW_n times `scaling`; weights below zero unlearn.
 
-    Exact unless a rank below the sum of the ranks is asked for. mergekit's `task_arithmetic` is the
+    Exact unless the rank is below the sum of the ranks. mergekit's `task_arithmetic` is the
     same on dense checkpoints, PEFT's `linear` is not.
 
     Paper: arXiv 2212.04089, where a coefficient of 0.3 to 1 is tuned on held-out data.
     """
     if not math.isfinite(scaling):
-        raise ConfigError(f"scaling must be a finite number; found {scaling!r}.")
+        raise ConfigError(f"scaling must be a finite number; it is {scaling!r}.")
     total = parts.stacked()
     return replace(total, B_OR=scaling * total.B_OR)
 
@@ -231,7 +234,7 @@ def mean(parts: Parts) -> Factors:
 
 
 def svd(parts: Parts) -> Factors:
-    """Sum of w_n ΔW_n as singular triplets: the best adapter of the rank that was asked for.
+    """Sum of w_n ΔW_n as singular triplets: the best adapter of the rank.
 
     PEFT's `svd` is the same ΔW by way of the dense SVD; its default rank is the largest of the
     ranks, which loses much of disjoint memories, ours their sum, which loses nothing.
@@ -240,10 +243,10 @@ def svd(parts: Parts) -> Factors:
 
 
 def tsv(parts: Parts) -> Factors:
-    """Task singular vectors: the adapters' singular vectors made orthogonal, their values kept.
+    """Task singular vectors: the adapters' singular vectors made orthogonal, with their own values.
 
     ΔW = U diag(σ) Vᵀ with U = polar([U_1 | ... | U_N]), V alike, σ the |w_n| σ_n side by side. At a
-    given rank each adapter of a module keeps its first rank // N triplets; `kept` is their share of
+    given rank each adapter of a module has its first rank // N triplets; `share` is theirs of
     Σ ‖w_n ΔW_n‖². Polar factors commute with the QR of stacked factors, so the method in the core
     space and the one on dense matrices are the same. Raises ConfigError for a rank below N.
 
@@ -254,7 +257,7 @@ def tsv(parts: Parts) -> Factors:
     share = None if parts.rank is None else parts.rank // len(parts.factors)
     if share == 0:
         raise ConfigError(
-            f"tsv needs rank {len(parts.factors)}, one per adapter; found {parts.rank}."
+            f"tsv needs rank {len(parts.factors)}, one per adapter, not {parts.rank}."
         )
     left, values, right, before = [], [], [], 0.0
     for each in parts.factors:
@@ -268,9 +271,9 @@ def tsv(parts: Parts) -> Factors:
     sigma_R = torch.cat(values)
     if not len(sigma_R):
         return truncate(parts.stacked(), 1)  # zero, and nothing to make orthogonal
-    kept = min(1.0, sigma_R.square().sum().item() / before)
+    held = min(1.0, sigma_R.square().sum().item() / before)
     U_OR, V_IR = (_polar(torch.cat(side, dim=1)) for side in (left, right))
-    return Factors(U_OR * sigma_R, V_IR.T, kept)
+    return Factors(U_OR * sigma_R, V_IR.T, held)
 
 
 def _polar(vectors_DR: Tensor) -> Tensor:
@@ -295,9 +298,9 @@ def regmean(parts: Parts, *, grams: Grams, ridge: float = 1e-2, shrink: float = 
     Paper: RegMean, arXiv 2212.09849; it multiplies off-diagonals by 0.9 where we add a ridge.
     """
     if min(ridge, shrink) < 0 or not math.isfinite(ridge + shrink):
-        raise ConfigError(f"ridge and shrink must be finite and >= 0; found {ridge}, {shrink}.")
+        raise ConfigError(f"ridge and shrink must be finite and >= 0; they are {ridge}, {shrink}.")
     if len(grams) != parts.n_adapters:
-        raise ConfigError(f"grams must be {parts.n_adapters} mappings; found {len(grams)}.")
+        raise ConfigError(f"grams must be {parts.n_adapters} mappings, not {len(grams)}.")
     n_in = parts.factors[0].A_RI.shape[1]
     own = dict(zip(parts.index, parts.factors, strict=True))
     left_II, right, level = torch.zeros(n_in, n_in, dtype=torch.float64), [], 0.0
@@ -315,17 +318,19 @@ def regmean(parts: Parts, *, grams: Grams, ridge: float = 1e-2, shrink: float = 
     lower_II, failed = torch.linalg.cholesky_ex(left_II)
     pivot = lower_II.diagonal().square()
     if failed.item() or not pivot.min() > 1e-12 * pivot.max():
-        asked = f"the Gram matrices of {parts.module!r} are singular"
-        raise ConfigError(f"{asked}: too few inputs. Give a ridge above zero; found {ridge}.")
+        raise ConfigError(
+            f"the Gram matrices of {parts.module!r} are singular, from too few inputs, with ridge "
+            f"{ridge}; give a ridge above zero."
+        )
     A_RI = torch.cholesky_solve(torch.cat(right).T, lower_II).T
     return replace(parts.stacked(), A_RI=A_RI)
 
 
 def _checked_gram(stored: Mapping[str, Tensor], module: str, n: int, n_in: int) -> Tensor:
     """A float64 copy of one Gram matrix, or ConfigError saying what is wrong with it."""
-    found = tuple(stored[module].shape) if module in stored else None
-    if found != (n_in, n_in):
-        raise ConfigError(f"grams[{n}][{module!r}] must be ({n_in}, {n_in}); found {found}.")
+    shape = tuple(stored[module].shape) if module in stored else None
+    if shape != (n_in, n_in):
+        raise ConfigError(f"grams[{n}][{module!r}] must be ({n_in}, {n_in}); it is {shape}.")
     gram_II = stored[module].detach().to("cpu", torch.float64, copy=True)
     uneven = (gram_II - gram_II.T).abs().max()
     # written so that NaN fails as well
@@ -349,7 +354,7 @@ def ties(parts: Parts, *, density: float = 0.5) -> Tensor:
 
 
 def dare(parts: Parts, *, density: float = 0.5, seed: int = 0) -> Tensor:
-    """Drop and rescale: the sum of w_n ΔW_n of which a random `density` is kept, over density.
+    """Drop and rescale: the sum of w_n ΔW_n times a random mask of `density` ones, over density.
 
     Unbiased: over seeds the mean is the plain sum. Masks depend on seed, module and the adapter's
     place in the list, so another order is another draw.
@@ -383,7 +388,7 @@ def _trimmed(parts: Parts, density: float) -> Tensor:
 
 
 def _dropped(parts: Parts, density: float, seed: int) -> Tensor:
-    """Weight changes (N, O, I) with a random share of their entries kept and rescaled."""
+    """Weight changes (N, O, I) with all but a random share of their entries zero, rescaled."""
     delta_NOI = parts.deltas() / _checked(density)
     for n, delta_OI in zip(parts.index, delta_NOI, strict=True):
         mixed = zlib.crc32(f"{seed} {n} {parts.module}".encode())
@@ -394,7 +399,7 @@ def _dropped(parts: Parts, density: float, seed: int) -> Tensor:
 
 def _checked(density: float) -> float:
     if not 0 < density <= 1:  # NaN fails as well
-        raise ConfigError(f"density must be above 0 and at most 1; found {density!r}.")
+        raise ConfigError(f"density must be above 0 and at most 1; it is {density!r}.")
     return density
 
 
@@ -408,27 +413,30 @@ def _elected_mean(delta_NOI: Tensor) -> Tensor:
 # Checks and assembly
 
 
-def _check_options(combine: Method, options: Mapping[str, Any]) -> None:
-    """Refuse options that the method does not have, and the lack of those that it needs."""
-    known = list(inspect.signature(combine).parameters.values())[1:]
-    needed = [p.name for p in known if p.default is p.empty and p.kind is p.KEYWORD_ONLY]
+def check_options(method: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Raise ConfigError for options that are no keywords of a method, or lack those it needs."""
+    parameters = inspect.signature(method).parameters.values()
+    known = [p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "progress"]
+    needed = [p.name for p in known if p.default is p.empty]
     strange = sorted(options.keys() - {p.name for p in known})
     missing = [name for name in needed if name not in options]
     if strange or missing:
-        asked = f"the method takes options {[p.name for p in known]}"
-        raise ConfigError(f"{asked}; unknown: {strange}, missing: {missing}.")
+        names = [p.name for p in known]
+        raise ConfigError(
+            f"the method takes options {names}; unknown: {strange}, missing: {missing}."
+        )
 
 
 def _checked_weights(adapters: Sequence[Adapter], weights: Sequence[float] | None) -> list[float]:
     given = [1.0] * len(adapters) if weights is None else list(weights)
     numbers = all(isinstance(w, int | float) and math.isfinite(w) for w in given)
     if len(given) != len(adapters) or not numbers:
-        raise ConfigError(f"weights must be {len(adapters)} finite numbers; found {given}.")
+        raise ConfigError(f"weights must be {len(adapters)} finite numbers; they are {given}.")
     return [float(weight) for weight in given]
 
 
 def _check_bases(adapters: Sequence[Adapter]) -> list[str]:
-    """Raise WrongBase if two known digests differ; note the adapters that do not tell theirs."""
+    """Raise WrongBase if two known digests differ; note the adapters without one."""
     known = {a.base_digest: (n, a.base_id) for n, a in enumerate(adapters) if a.base_digest}
     if len(known) > 1:
         (one, (n, of)), (other, (m, at)) = list(known.items())[:2]
@@ -437,9 +445,12 @@ def _check_bases(adapters: Sequence[Adapter]) -> list[str]:
             f"(digest {other[:12]}); a merged adapter has one base. Merge those that share it."
         )
     silent = sum(not adapter.base_digest for adapter in adapters)
-    told = f"{silent} of {len(adapters)} adapters do not tell the digest of their base"
     ids = sorted({adapter.base_id for adapter in adapters})
-    return [f"{told}; that it is the same is taken on trust, from {ids}."] if silent else []
+    note = (
+        f"{silent} of {len(adapters)} adapters lack the digest of their base; that it is the same "
+        f"is assumed, from {ids}."
+    )
+    return [note] if silent else []
 
 
 def _parts(
@@ -452,10 +463,14 @@ def _parts(
         if not any(key in adapter.tensors for key in keys):
             continue
         pair = [adapter.tensors[key] for key in keys if key in adapter.tensors]
-        r, found = adapter.config.rank, [tuple(tensor.shape) for tensor in pair]
-        if [len(shape) for shape in found] != [2, 2] or not found[0][0] == found[1][1] == r:
-            asked = f"adapter {n}: {module!r} must have A ({r}, in) and B (out, {r})"
-            raise AdapterError(f"{asked}; found {found}. Load the adapter again.")
+        r, pair_shapes = adapter.config.rank, [tuple(tensor.shape) for tensor in pair]
+        if [len(s) for s in pair_shapes] != [2, 2] or not pair_shapes[0][0] == pair_shapes[1][
+            1
+        ] == r:
+            raise AdapterError(
+                f"adapter {n}: {module!r} must have A ({r}, in) and B (out, {r}), not "
+                f"{pair_shapes}; load the adapter again."
+            )
         if not all(torch.isfinite(tensor).all() for tensor in pair):
             raise AdapterError(f"adapter {n}: {module!r} holds NaN or infinity; write it again.")
         A_RI, B_OR = (tensor.detach().to("cpu", torch.float64) for tensor in pair)
@@ -473,25 +488,25 @@ def _check_range(tensor: Tensor, module: str) -> None:
         raise AdapterError(f"merging {module!r} left the range of float32; lower the weights.")
 
 
-def _assembled(adapters: Sequence[Adapter], found: Mapping[str, Factors], width: int) -> Adapter:
+def _assembled(adapters: Sequence[Adapter], changes: Mapping[str, Factors], width: int) -> Adapter:
     """Pad every module to one rank and wrap it up under the widest adapter's target names."""
     tensors: dict[str, Tensor] = {}
-    for module, change in found.items():
+    for module, change in changes.items():
         more = width - len(change.A_RI)
         A_RI = torch.nn.functional.pad(change.A_RI, (0, 0, 0, more)).float()
         B_OR = torch.nn.functional.pad(change.B_OR, (0, more)).float()
         _check_range(torch.cat([A_RI.flatten(), B_OR.flatten()]), module)
         tensors.update(zip((module + half for half in HALVES), (A_RI, B_OR), strict=True))
-    config = LoraConfig(width, width, tuple(found))
+    config = LoraConfig(width, width, tuple(changes))
     short: tuple[str, ...] = ()
-    if wide := [each for each in adapters if set(each.modules) == set(found)]:
+    if wide := [each for each in adapters if set(each.modules) == set(changes)]:
         config = LoraConfig(width, width, wide[0].config.targets, wide[0].config.layers)
         short = wide[0].target_modules
     base = next((each for each in adapters if each.base_digest), adapters[0])
     return Adapter(config, tensors, base.base_id, base.base_digest, {}, short)
 
 
-METHODS: dict[str, Method] = {
+COMBINATIONS: dict[str, Combination] = {
     method.__name__: method
     for method in (
         *(cat, mean, task_arithmetic, svd, tsv, regmean),

@@ -16,8 +16,6 @@ Papers: RegMean, arXiv 2212.09849, fits each layer apart on each source's own in
 arXiv 2508.03121, takes the merged network's inputs as here, but keeps the sources' weights for
 targets and knows neither streams nor ranks; the weights are K-FAC's, arXiv 1503.05671.
 
-This room knows models, adapters and examples. It knows nothing of folders, recall or probes.
-
 Shape letters: B row, T token of a row, M real tokens, D hidden width, I in-features, O out, R rank.
 """
 
@@ -28,7 +26,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lorewright.adapters.adapter import HALVES, Adapter, capture, content_id, needs_plain, validate
 from lorewright.adapters.config import LoraConfig
@@ -36,7 +34,7 @@ from lorewright.adapters.lora import Stack, attach
 from lorewright.adapters.targets import Site, survey
 from lorewright.errors import ConfigError, ModelError
 from lorewright.knowledge.data import Example
-from lorewright.merging.layerwise import Layers, tapping
+from lorewright.merging.layerwise import Layers, Start, tapping
 from lorewright.models.batching import by_length
 from lorewright.models.model import Batch, Model
 
@@ -111,7 +109,7 @@ def imitate(
             stack.load(n, {key: tensor * by_half[half] for key, tensor, half in scaled})
         run = _Run(model, stack, sources, _Settings(width, ridge, floor, damping))
         strayed = run.through(progress)
-        found = capture(stack, len(own), base_id=model.name, base_digest=model.digest)
+        fitted = capture(stack, len(own), base_id=model.name, base_digest=model.digest)
     record = {
         "method": "imitate",
         "weights": factors,
@@ -121,7 +119,7 @@ def imitate(
         "n_examples": [len(source.examples) for source in sources],
         "strayed": list(strayed),
     }
-    return Imitation(replace(found, card={"merge": record}), strayed, tuple(run.notes))
+    return Imitation(replace(fitted, card={"merge": record}), strayed, tuple(run.notes))
 
 
 @torch.no_grad()
@@ -131,7 +129,7 @@ def grams(model: Model, source: Source) -> dict[str, Tensor]:
     What `merge.regmean` needs. One pass; padding does not count. Raises as `imitate`.
     """
     validate(source.adapter, model.network, model.digest)
-    found: dict[str, Tensor] = {}
+    sums: dict[str, Tensor] = {}
     with model.using(source.adapter):
         for piece in _pieces(model, [source]):
             with tapping(model.network, source.adapter.modules) as tap:
@@ -139,8 +137,8 @@ def grams(model: Model, source: Source) -> dict[str, Tensor]:
             for name, (x_BTI, _) in tap.items():
                 x_MI = x_BTI[piece.real_BT].double()
                 gram_II = x_MI.T @ x_MI
-                found[name] = found[name] + gram_II if name in found else gram_II
-    return {name: gram_II.cpu() for name, gram_II in found.items()}
+                sums[name] = sums[name] + gram_II if name in sums else gram_II
+    return {name: gram_II.cpu() for name, gram_II in sums.items()}
 
 
 def _checked(
@@ -153,20 +151,20 @@ def _checked(
 ) -> list[float]:
     """The weights, all settings being in range."""
     if not sources:
-        raise ConfigError("imitate needs at least one source; found none.")
+        raise ConfigError("imitate needs at least one source; there is none.")
     if bare := [n for n, source in enumerate(sources) if not source.examples]:
         raise ConfigError(
-            f"imitate goes by the examples that each source was trained on; source {bare[0]} has "
+            f"imitate needs the examples that each source was trained on; source {bare[0]} has "
             "none. Merge with a method that uses weights only, such as tsv."
         )
     given = [1.0] * len(sources) if weights is None else [float(weight) for weight in weights]
     if len(given) != len(sources) or not all(map(math.isfinite, given)):
-        raise ConfigError(f"weights must be {len(sources)} finite numbers; found {given}.")
+        raise ConfigError(f"weights must be {len(sources)} finite numbers; they are {given}.")
     if rank is not None and (type(rank) is not int or rank < 1):
-        raise ConfigError(f"rank must be an integer of at least 1, or None; found {rank!r}.")
+        raise ConfigError(f"rank must be an integer of at least 1, or None; it is {rank!r}.")
     for name, value in (("ridge", ridge), ("floor", floor), ("damping", damping)):
         if not 0 < value < math.inf:
-            raise ConfigError(f"{name} must be above 0; found {value}.")
+            raise ConfigError(f"{name} must be above 0; it is {value}.")
     return given
 
 
@@ -189,14 +187,15 @@ class _Piece:
     source: int
     batch: Batch
     real_BT: Tensor
+    start: Start | None = None
     own_BTD: Tensor = field(default_factory=lambda: torch.empty(0))
     merged_BTD: Tensor = field(default_factory=lambda: torch.empty(0))
     weight: dict[str, Tensor] = field(default_factory=dict)
     """Module -> weight_M of the real tokens."""
-    given: dict[str, Tensor] = field(default_factory=dict)
-    """Module of the present layer -> what the source gives there, (M, O)."""
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+    """Module of the present layer -> its output with the source, (M, O)."""
     next_BTD: Tensor = field(default_factory=lambda: torch.empty(0))
-    """What the source gives at the layer's end."""
+    """The source's states at the layer's end."""
 
 
 def _pieces(model: Model, sources: Sequence[Source]) -> Iterator[_Piece]:
@@ -245,7 +244,8 @@ class _Run:
         with torch.no_grad():
             for piece in self.pieces:
                 self._bind(piece, -1)
-                piece.own_BTD = piece.merged_BTD = self.layers.entering(piece.batch.ids_BT)
+                piece.start = self.layers.enter(piece.batch.ids_BT)
+                piece.own_BTD = piece.merged_BTD = piece.start.hidden_BTD
             plain = []
             for at in range(len(self.layers)):
                 progress(f"fitting layer {at + 1} of {len(self.layers)}")
@@ -269,11 +269,12 @@ class _Run:
             self._bind(piece, piece.source)
             with torch.enable_grad(), tapping(self.model.network, names) as tap:
                 surely = self._surely(piece.batch)
-                met = [name for name in names if name in tap]
-                grads = torch.autograd.grad(surely, [tap[n][1] for n in met], allow_unused=True)
-            for name, grad_BTO in zip(met, grads, strict=True):
-                given = tap[name][1] if grad_BTO is None else grad_BTO
-                grad_MO = given[piece.real_BT].float() * (grad_BTO is not None)
+                called = [name for name in names if name in tap]
+                outputs = [tap[name][1] for name in called]
+                grads = torch.autograd.grad(surely, outputs, allow_unused=True)
+            for name, y_BTO, grad_BTO in zip(called, outputs, grads, strict=True):
+                shown_BTO = torch.zeros_like(y_BTO) if grad_BTO is None else grad_BTO
+                grad_MO = shown_BTO[piece.real_BT].float()
                 piece.weight[name] = grad_MO.square().sum(dim=1)
                 wide = grad_MO.shape[1] > WIDEST_METRIC
                 metric = grad_MO.square().sum(dim=0) if wide else grad_MO.T @ grad_MO
@@ -302,6 +303,12 @@ class _Run:
 
     # -- layer by layer
 
+    def _run(
+        self, at: int, piece: _Piece, hidden_BTD: Tensor, until: nn.Module | None = None
+    ) -> Tensor:
+        assert piece.start is not None
+        return self.layers.run(at, piece.start, hidden_BTD, until=until)
+
     def _bind(self, piece: _Piece, adapter: int) -> None:
         self.stack.bind(torch.full((len(piece.batch.ids_BT),), adapter))
 
@@ -314,25 +321,24 @@ class _Run:
             if not wanted:
                 continue
             for name, (A_RI, B_OR) in self._solved(at, wanted, writers).items():
-                for half, found in zip(HALVES, (A_RI, B_OR), strict=True):
-                    kept = self.tensors[name + half]
-                    kept[: found.shape[0], : found.shape[1]] = found.to(kept)
+                for half, factor in zip(HALVES, (A_RI, B_OR), strict=True):
+                    tensor = self.tensors[name + half]
+                    tensor[: factor.shape[0], : factor.shape[1]] = factor.to(tensor)
             self.stack.load(self.merged, self.tensors)
         adapted = any(name in self.stack.modules for group in groups for name in group)
         for piece in self.pieces:
             if adapted or piece.merged_BTD is not piece.own_BTD:
                 self._bind(piece, self.merged)
-                ids_BT = piece.batch.ids_BT
-                piece.merged_BTD = self.layers.run(at, ids_BT, piece.merged_BTD)
+                piece.merged_BTD = self._run(at, piece, piece.merged_BTD)
             else:
                 piece.merged_BTD = piece.next_BTD
-            piece.own_BTD, piece.given = piece.next_BTD, {}
+            piece.own_BTD, piece.outputs = piece.next_BTD, {}
         return writers is not None or not adapted
 
     def _own(
         self, at: int, names: Sequence[str]
     ) -> tuple[list[list[str]], dict[str, float] | None]:
-        """What the sources give in a layer; its modules in groups that share an input; its writers.
+        """Run a layer with the sources: its modules in groups that share an input, its writers.
 
         A layer's addition to its stream is fitted by its modules' outputs. Those that explain it
         are writers, with their gain; None when they do not explain it.
@@ -342,12 +348,14 @@ class _Run:
         for piece in self.pieces:
             self._bind(piece, piece.source)
             with tapping(self.model.network, names) as tap:
-                piece.next_BTD = self.layers.run(at, piece.batch.ids_BT, piece.own_BTD)
+                piece.next_BTD = self._run(at, piece, piece.own_BTD)
             if not groups:
                 groups = _groups(tap)
                 writers = _writers(tap, piece.own_BTD, piece.next_BTD, piece.real_BT)
-            kept = {*self.stack.modules, *(writers or ())}
-            piece.given = {n: y_BTO[piece.real_BT] for n, (_, y_BTO) in tap.items() if n in kept}
+            fitted = {*self.stack.modules, *(writers or ())}
+            piece.outputs = {
+                name: y_BTO[piece.real_BT] for name, (_, y_BTO) in tap.items() if name in fitted
+            }
         return groups, writers
 
     def _solved(
@@ -360,11 +368,11 @@ class _Run:
         for piece in self.pieces:
             self._bind(piece, self.merged)
             with tapping(self.model.network, watched) as tap:
-                self.layers.run(at, piece.batch.ids_BT, piece.merged_BTD, until=last)
+                self._run(at, piece, piece.merged_BTD, until=last)
             real_BT = piece.real_BT
             off_MD = (piece.own_BTD - piece.merged_BTD)[real_BT].double()
             for name, (x_BTI, y_BTO) in tap.items():  # in the order of calls
-                gap_MO = piece.given[name].double() - y_BTO[real_BT].double()
+                gap_MO = piece.outputs[name].double() - y_BTO[real_BT].double()
                 gain = (writers or {}).get(name, 0.0)
                 if name in group:
                     wanted_MO = gap_MO + off_MD / gain if gain else gap_MO
@@ -401,7 +409,7 @@ class _Run:
             V_IR = torch.linalg.eigh(seen_OI.T @ seen_OI).eigenvectors[:, -rank:]
             B_OR = delta_OI @ (lower_II @ V_IR)
             A_RI = torch.linalg.solve_triangular(lower_II.T, V_IR, upper=True).T
-        # Both halves of one length: what float32 keeps of them is then the same.
+        # Both halves of one length, so that float32 rounds both alike.
         even_R = (A_RI.norm(dim=1) / B_OR.norm(dim=0).clamp(min=1e-300)).clamp(min=1e-300).sqrt()
         return A_RI / even_R[:, None], B_OR * even_R
 

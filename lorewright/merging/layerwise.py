@@ -1,24 +1,25 @@
-"""A decoder's layers one at a time, and what modules receive and give.
+"""A decoder's layers one at a time, and the inputs and outputs of modules.
 
     layers = Layers(model)
-    hidden_BTD = layers.entering(ids_BT)
-    hidden_BTD = layers.run(0, ids_BT, hidden_BTD)
+    start = layers.enter(ids_BT)
+    hidden_BTD = layers.run(0, start, start.hidden_BTD)
 
-The network itself hands every layer its masks and positions; layers below the one that is run are
-passed by, those above are not reached. This room knows a Model and its layers. It knows nothing of
-what is done with the states, nor of adapters.
+The network itself makes every layer's masks and positions: a pass over the tokens records with what
+arguments it calls each layer, and a layer that is run is called with the same.
 
 Shape letters: B row, T token, D hidden width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from lorewright.errors import ModelError
 from lorewright.models.model import Model
@@ -27,18 +28,24 @@ from lorewright.training.trunk import decoder_layers
 
 @contextmanager
 def tapping(network: nn.Module, names: Sequence[str]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
-    """What these modules receive and give inside, by name, in the order of their calls."""
+    """Inputs and outputs of these modules inside, by name, in the order of their calls."""
     tap: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def note(name: str) -> Any:
+    def note(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
             tap[name] = (args[0], output)
 
         return hook
 
-    handles = [network.get_submodule(name).register_forward_hook(note(name)) for name in names]
-    try:
+    modules = ((name, network.get_submodule(name)) for name in names)
+    with _hooked([module.register_forward_hook(note(name)) for name, module in modules]):
         yield tap
+
+
+@contextmanager
+def _hooked(handles: Sequence[RemovableHandle]) -> Iterator[None]:
+    try:
+        yield
     finally:
         for handle in handles:
             handle.remove()
@@ -46,6 +53,15 @@ def tapping(network: nn.Module, names: Sequence[str]) -> Iterator[dict[str, tupl
 
 class _Reached(Exception):
     """The pass has come to where it was to end."""
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """What enters the first layer, and how the network calls every layer on these tokens."""
+
+    hidden_BTD: Tensor
+    calls: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]]
+    """Per layer the arguments and keywords beside the hidden states."""
 
 
 class Layers:
@@ -57,75 +73,60 @@ class Layers:
     def __init__(self, model: Model) -> None:
         self.model = model
         self.layers = decoder_layers(model.network)
-        self._tuples = [False] * len(self.layers)
-        """Whether a layer returns its states in a tuple, as some families do."""
 
     def __len__(self) -> int:
         return len(self.layers)
 
-    def entering(self, ids_BT: Tensor) -> Tensor:
-        """What enters the first layer."""
-        found: list[Tensor] = []
+    def enter(self, ids_BT: Tensor) -> Start:
+        """Record how the network calls its layers on these tokens; one whole pass."""
+        hidden: list[Tensor] = []
+        calls: list[tuple[tuple[Any, ...], Mapping[str, Any]]] = []
 
-        def catch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            found.append(args[0] if args else kwargs["hidden_states"])
-            raise _Reached
+        def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            rest = {k: v for k, v in kwargs.items() if k != "hidden_states"}
+            hidden.append(args[0] if args else kwargs["hidden_states"])
+            calls.append((args[1:], rest))
 
-        handle = self.layers[0].register_forward_pre_hook(catch, with_kwargs=True)
-        try:
-            self._pass(ids_BT, 0)
-        finally:
-            handle.remove()
-        return found[0].detach()
+        hooks = [each.register_forward_pre_hook(record, with_kwargs=True) for each in self.layers]
+        with _hooked(hooks):
+            self.model.network(input_ids=ids_BT, use_cache=False)
+        if len(calls) != len(self.layers):
+            raise ModelError(
+                f"{self.model.name!r} has {len(self.layers)} layers and called {len(calls)} in a "
+                "pass; they cannot be run one at a time."
+            )
+        return Start(hidden[0].detach(), calls)
 
     def run(
-        self, at: int, ids_BT: Tensor, hidden_BTD: Tensor, *, until: nn.Module | None = None
+        self, at: int, start: Start, hidden_BTD: Tensor, *, until: nn.Module | None = None
     ) -> Tensor:
-        """What layer `at`, or its module `until`, makes of the states that are given for its own.
-
-        The pass ends there.
-        """
-        layer, found = self.layers[at], []
-
-        def feed(
-            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            if args:
-                return (hidden_BTD, *args[1:]), kwargs
-            return args, {**kwargs, "hidden_states": hidden_BTD}
+        """The output of layer `at`, or of its module `until`, where the call then ends."""
+        args, kwargs = start.calls[at]
+        if until is None:
+            return _states(self.layers[at](hidden_BTD, *args, **kwargs))
+        outputs: list[Tensor] = []
 
         def end(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if module is layer:
-                self._tuples[at] = isinstance(output, tuple)
-            found.append(output[0] if isinstance(output, tuple) else output)
+            outputs.append(_states(output))
             raise _Reached
 
-        handles = [
-            layer.register_forward_pre_hook(feed, with_kwargs=True),
-            (until or layer).register_forward_hook(end),
-        ]
-        try:
-            with self._passing_by(at):
-                self._pass(ids_BT, at)
-        finally:
-            for handle in handles:
-                handle.remove()
-        out_BTD: Tensor = found[0]
-        return out_BTD
+        with _hooked([until.register_forward_hook(end)]):
+            try:
+                self.layers[at](hidden_BTD, *args, **kwargs)
+            except _Reached:
+                return outputs[0]
+        raise ModelError(f"a module of layer {at} of {self.model.name!r} was not reached.")
 
     def last(self, ids_BT: Tensor) -> Tensor:
-        """What the last layer gives when the network is run as a whole."""
-        found: list[Tensor] = []
+        """The output of the last layer when the network is run as a whole."""
+        outputs: list[Tensor] = []
 
         def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            found.append(output[0] if isinstance(output, tuple) else output)
+            outputs.append(_states(output))
 
-        handle = self.layers[-1].register_forward_hook(note)
-        try:
+        with _hooked([self.layers[-1].register_forward_hook(note)]):
             self.model.network(input_ids=ids_BT, use_cache=False)
-        finally:
-            handle.remove()
-        return found[0]
+        return outputs[0]
 
     @torch.no_grad()
     def check(self, ids_BT: Tensor, last_BTD: Tensor, real_BT: Tensor) -> None:
@@ -143,32 +144,8 @@ class Layers:
                 f"network by {off:.2g}; its layers hand on more than their states."
             )
 
-    def _pass(self, ids_BT: Tensor, at: int) -> None:
-        try:
-            self.model.network(input_ids=ids_BT, use_cache=False)
-        except _Reached:
-            return
-        raise ModelError(f"layer {at} of {self.model.name!r} was not reached.")
 
-    @contextmanager
-    def _passing_by(self, at: int) -> Iterator[None]:
-        """Inside, the layers below `at` hand on what they are given."""
-
-        def past(tuples: bool) -> Any:
-            def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-                return (hidden_states,) if tuples else hidden_states
-
-            return forward
-
-        below = self.layers[:at]
-        own = [vars(layer).get("forward") for layer in below]  # another library's wrapper, if any
-        for layer, tuples in zip(below, self._tuples, strict=False):
-            layer.forward = past(tuples)
-        try:
-            yield
-        finally:
-            for layer, wrapper in zip(below, own, strict=True):
-                if wrapper is None:
-                    del layer.forward
-                else:
-                    layer.forward = wrapper
+def _states(output: Any) -> Tensor:
+    """The hidden states, which layers of some families return in a tuple."""
+    states: Tensor = output[0] if isinstance(output, tuple) else output
+    return states

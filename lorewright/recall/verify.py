@@ -13,6 +13,7 @@ Shape letters: B row, C completion token, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -22,6 +23,7 @@ from lorewright.knowledge.data import Probe
 from lorewright.knowledge.scoring import METRICS, is_declined
 from lorewright.models.model import Model
 from lorewright.recall.statistics import Estimate, mean_interval, wilson
+from lorewright.writers.writer import State
 
 ARMS = ("memory", "base", "scaffold", "wrong", "full")
 """The memory and its controls: the base alone, with part of the source in the prompt, with another
@@ -111,14 +113,19 @@ def _with_context(context: str, question: str) -> str:
     return f"{context}\n\n{question}" if context else question
 
 
+def switched_on(model: Model, memory: Adapter | State) -> AbstractContextManager[object]:
+    """Attach an adapter, or switch on a state of any kind, for the length of a block."""
+    return model.using(memory) if isinstance(memory, Adapter) else memory.on(model)
+
+
 def verify(
     model: Model,
     probes: Sequence[Probe],
     *,
-    adapter: Adapter | None,
+    adapter: Adapter | State | None,
     full: str = "",
     scaffold: str = "",
-    wrong: Adapter | None = None,
+    wrong: Adapter | State | None = None,
     metric: str = "exact_match",
     progress: Callable[[str], None] = lambda arm: None,
 ) -> RecallReport:
@@ -141,7 +148,7 @@ def verify(
         notes.append("memory: none was given.")
     else:
         progress("memory")
-        with model.using(adapter):
+        with switched_on(model, adapter):
             outputs["memory"] = answer(model, probes)
     progress("base")
     outputs["base"] = answer(model, probes)
@@ -160,7 +167,7 @@ def verify(
         notes.append("wrong: no other memory was given.")
     else:
         progress("wrong")
-        with model.using(wrong):
+        with switched_on(model, wrong):
             outputs["wrong"] = answer(model, probes)
     arms = {
         arm: tuple(
@@ -175,7 +182,7 @@ def verify(
 def side_by_side(
     model: Model,
     probes: Sequence[Probe],
-    adapters: Mapping[str, Adapter],
+    adapters: Mapping[str, Adapter | State],
     *,
     metric: str = "exact_match",
     progress: Callable[[str], None] = lambda arm: None,
@@ -189,7 +196,7 @@ def side_by_side(
     outputs: dict[str, list[str]] = {}
     for arm, adapter in adapters.items():
         progress(arm)
-        with model.using(adapter):
+        with switched_on(model, adapter):
             outputs[arm] = answer(model, probes)
     progress("base")
     outputs["base"] = answer(model, probes)

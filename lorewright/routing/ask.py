@@ -27,6 +27,8 @@ from lorewright.knowledge.scoring import is_declined, normalise
 from lorewright.models.model import Model, Rendered
 from lorewright.recall.traces import trace
 from lorewright.recall.verify import MAX_ANSWER_TOKENS
+from lorewright.writers.adapter import AdapterState
+from lorewright.writers.writer import State
 
 STACK = 32
 """At most so many memories are attached at once."""
@@ -116,29 +118,46 @@ class Answer:
 def read(
     model: Model,
     readings: Sequence[Reading],
-    adapter_of: Callable[[str], Adapter],
+    state_of: Callable[[str], Adapter | State],
     *,
     max_new_tokens: int = MAX_ANSWER_TOKENS,
 ) -> list[Reply]:
     """Put every reading before its reader; greedy replies in the order given.
 
-    Memories are attached in stacks, and a memory's questions are one batch. Raises DataError for a
-    prompt that leaves no room for a reply.
+    Adapters are attached in stacks, states of other kinds one by one, and a memory's questions are
+    one batch. Raises DataError for a prompt that leaves no space for a reply.
     """
-    found: dict[int, Reply] = {}
-    readers = sorted({reading.reader for reading in readings} - {""})
-    alone = [[""]] if any(not reading.reader for reading in readings) else []
-    groups = [*alone, *(readers[n : n + STACK] for n in range(0, len(readers), STACK))]
-    for group in groups:
-        adapters = [adapter_of(name) for name in group if name]
-        with model.using(*adapters) as stack:
-            for n, name in enumerate(group):
-                chosen = [i for i, reading in enumerate(readings) if reading.reader == name]
-                if stack is not None:
-                    stack.bind(torch.full((len(chosen),), n))
-                said = _replies(model, [readings[i] for i in chosen], max_new_tokens)
-                found |= dict(zip(chosen, said, strict=True))
-    return [found[i] for i in range(len(readings))]
+    replies: dict[int, Reply] = {}
+    by_reader: dict[str, list[int]] = {}
+    for i, reading in enumerate(readings):
+        by_reader.setdefault(reading.reader, []).append(i)
+
+    def hear(name: str) -> None:
+        own = by_reader[name]
+        texts = _replies(model, [readings[i] for i in own], max_new_tokens)
+        replies.update(zip(own, texts, strict=True))
+
+    if "" in by_reader:
+        hear("")
+    names = sorted(by_reader.keys() - {""})
+    for start in range(0, len(names), STACK):
+        states = {name: _plain(state_of(name)) for name in names[start : start + STACK]}
+        adapters = {name: each for name, each in states.items() if isinstance(each, Adapter)}
+        with model.using(*adapters.values()) as stack:
+            for n, name in enumerate(adapters):
+                assert stack is not None
+                stack.bind(torch.full((len(by_reader[name]),), n))
+                hear(name)
+        for name, state in states.items():
+            if not isinstance(state, Adapter):
+                with state.on(model):
+                    hear(name)
+    return [replies[i] for i in range(len(readings))]
+
+
+def _plain(state: Adapter | State) -> Adapter | State:
+    """The adapter itself, for many of them are attached at once."""
+    return state.adapter if isinstance(state, AdapterState) else state
 
 
 def _replies(model: Model, readings: Sequence[Reading], max_new_tokens: int) -> list[Reply]:
@@ -220,7 +239,7 @@ def best(replies: Sequence[Reply]) -> Reply:
 def ask_each(
     model: Model,
     asked: Sequence[tuple[str, Sequence[Candidate]]],
-    adapter_of: Callable[[str], Adapter],
+    state_of: Callable[[str], Adapter | State],
     *,
     mode: str = "closed",
     max_new_tokens: int = MAX_ANSWER_TOKENS,
@@ -239,7 +258,7 @@ def ask_each(
         alone = [[Reading(question, "", "open")]]
         plans.append([readings_of(question, c, mode) for c in candidates] or alone)
     flat = [reading for plan in plans for group in plan for reading in group]
-    replies = iter(read(model, flat, adapter_of, max_new_tokens=max_new_tokens))
+    replies = iter(read(model, flat, state_of, max_new_tokens=max_new_tokens))
     answers = []
     for (question, candidates), plan in zip(asked, plans, strict=True):
         groups = [[next(replies) for _ in group] for group in plan]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lorewright.errors import DataError, StorageError, UnknownMemory
-from lorewright.memory.folder import INDEX_FILE, index
+from lorewright.memory.folder import INDEX_FILE, Folder
 from lorewright.serve.protocol import APIError, redacted, unavailable, unknown_model
 from lorewright.serve.replies import Source
 
@@ -60,7 +60,7 @@ class Registry:
         self._added: dict[str, str] = {}
         self._hidden: set[str] = set()
         self._stamp = self._read_stamp()
-        content = index(self.folder)
+        content = Folder(self.folder).index()
         self.base = str(content["base"]["id"])
         self._base_digest = content["base"]["digest"]
         self._use(content)
@@ -74,7 +74,7 @@ class Registry:
         if stamp != self._stamp:
             self._stamp = stamp
             try:
-                self._use(index(self.folder))
+                self._use(Folder(self.folder).index())
             except (DataError, StorageError, UnknownMemory) as error:
                 self.trouble = redacted(str(error), self.folder)
         return self._names
@@ -188,7 +188,7 @@ class Registry:
         """Serve what the folder names, and nothing else."""
         self._added, self._hidden = {}, set()
         self._stamp = self._read_stamp()
-        self._use(index(self.folder))
+        self._use(Folder(self.folder).index())
 
     # -- the folder ----------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import uvicorn
 from fastapi import FastAPI
@@ -62,14 +62,15 @@ def folder_route(folder: Path) -> Route:
 
     Keys and calibration lie in the folder's index/, which is written at the first question.
     """
-    from lorewright.memory.memory import Memory
+    from lorewright.memory.folder import Folder
+    from lorewright.memory.route import LiveRouter
 
-    memory = Memory(folder, cast("Model", None))  # routing needs no base
+    router = LiveRouter(Folder(folder))
     lock = threading.Lock()  # simultaneous questions must not all write the index
 
     def route(question: str) -> str | None:
         with lock:
-            chosen = memory.route(question, top=1).chosen
+            chosen = router.route(question, top=1).chosen
         return chosen[0].memory if chosen else None
 
     return route

@@ -16,10 +16,10 @@ from lorewright.adapters.config import LoraConfig
 from lorewright.cli.main import app
 from lorewright.errors import ConfigError, DataError, UnknownMemory
 from lorewright.knowledge.negatives import DECLINE
-from lorewright.memory.ask import ask_all, ask_as, parts_of
+from lorewright.memory.ask import ask_as, parts_of
 from lorewright.memory.memory import Memory
-from lorewright.memory.modes import ALL, MODES_FILE, Standing, keep, kept
-from lorewright.memory.route import FOLDER, finder
+from lorewright.memory.modes import ALL, MODES_FILE, Comparison, store_comparison, stored_comparison
+from lorewright.memory.route import DERIVED
 from lorewright.models.model import Model
 from lorewright.recall.statistics import wilson
 from lorewright.training.config import Job, WriteConfig, Written
@@ -50,7 +50,7 @@ def memory(tmp_path_factory: pytest.TempPathFactory) -> Memory:
 @pytest.fixture
 def unmeasured(memory: Memory) -> Memory:
     """The same folder, nothing measured on it yet."""
-    (memory.folder / FOLDER / MODES_FILE).unlink(missing_ok=True)
+    (memory.folder.path / DERIVED / MODES_FILE).unlink(missing_ok=True)
     return memory
 
 
@@ -128,7 +128,7 @@ def test_many_questions_are_answered_as_each_alone(
     monkeypatch.setattr(lorewright.routing.ask, "STACK", 1)
     one_by_one = [memory.ask(question, mode="closed") for question in questions]
     monkeypatch.setattr(lorewright.routing.ask, "STACK", 8)
-    together = ask_all(memory, questions, mode="closed")
+    together = ask_as(memory, questions, mode="closed")
     assert [a.text for a in together] == [a.text for a in one_by_one]
     assert [a.memory for a in together] == ["harbour", "mill", "", "harbour"]
     for a, b in zip(together, one_by_one, strict=True):
@@ -157,7 +157,7 @@ def test_a_question_in_two_parts_is_answered_by_both_memories(memory: Memory) ->
 def test_a_question_is_cut_only_where_every_part_is_for_another_memory(
     memory: Memory, question: str
 ) -> None:
-    assert parts_of(question, finder(memory).find) == (question,)
+    assert parts_of(question, memory.router.current().route) == (question,)
 
 
 def test_of_two_memories_asked_the_one_that_knows_speaks(memory: Memory) -> None:
@@ -199,16 +199,16 @@ def test_a_source_longer_than_the_context_is_refused_in_mode_full(
 # -- which mode suits ----------------------------------------------------------------------------
 
 
-def standing(closed: int, opened: int, hybrid: int, ids: list[str]) -> Standing:
+def standing(closed: int, opened: int, hybrid: int, ids: list[str]) -> Comparison:
     """What a comparison on ten probes would have come to."""
     shares = {"closed": closed, "open": opened, "hybrid": hybrid}
     modes = {mode: wilson(right, 10) for mode, right in shares.items()}
-    return Standing("exact_match", {ALL: modes}, tuple(ids), 0.5)
+    return Comparison("exact_match", {ALL: modes}, tuple(ids), 0.5)
 
 
 def test_hybrid_that_was_measured_worse_gives_way_and_says_so(unmeasured: Memory) -> None:
     ids = list(unmeasured.names.values())
-    keep(standing(9, 5, 8, ids), unmeasured.folder)
+    store_comparison(standing(9, 5, 8, ids), unmeasured.folder)
     for mode in ("auto", "hybrid"):
         found = unmeasured.ask(HEAD, mode=mode)
         assert found.mode == "closed" and [reply.way for reply in found.replies] == ["closed"]
@@ -217,21 +217,21 @@ def test_hybrid_that_was_measured_worse_gives_way_and_says_so(unmeasured: Memory
 
 
 def test_hybrid_that_was_measured_no_worse_is_used(unmeasured: Memory) -> None:
-    keep(standing(9, 5, 9, list(unmeasured.names.values())), unmeasured.folder)
+    store_comparison(standing(9, 5, 9, list(unmeasured.names.values())), unmeasured.folder)
     found = unmeasured.ask(HEAD)
     assert found.mode == "hybrid" and found.note == ""
 
 
 def test_what_was_measured_on_other_memories_has_lapsed(unmeasured: Memory) -> None:
     ids = list(unmeasured.names.values())
-    keep(standing(9, 5, 1, [ids[0], "f" * 16, "e" * 16]), unmeasured.folder)
-    assert kept(unmeasured.folder, ids) is None
+    store_comparison(standing(9, 5, 1, [ids[0], "f" * 16, "e" * 16]), unmeasured.folder)
+    assert stored_comparison(unmeasured.folder) is None
     assert unmeasured.ask(HEAD).mode == "hybrid"
 
 
 def test_a_damaged_comparison_is_named(unmeasured: Memory) -> None:
-    keep(standing(9, 5, 1, list(unmeasured.names.values())), unmeasured.folder)
-    path = unmeasured.folder / FOLDER / MODES_FILE
+    store_comparison(standing(9, 5, 1, list(unmeasured.names.values())), unmeasured.folder)
+    path = unmeasured.folder.path / DERIVED / MODES_FILE
     path.write_text(path.read_text().replace('"hybrid"', '"hybird"'))
     with pytest.raises(DataError, match=r"modes\.json is damaged"):
         unmeasured.ask(HEAD)
@@ -241,9 +241,9 @@ def test_comparing_asks_the_probes_and_keeps_numbers_only(unmeasured: Memory) ->
     found = unmeasured.compare()
     n = {kind: modes["hybrid"].n for kind, modes in found.kinds.items()}
     assert n == {"all": 8, "paraphrase": 6, "unknown": 2}
-    stored = kept(unmeasured.folder, list(unmeasured.names.values()))
+    stored = stored_comparison(unmeasured.folder)
     assert stored and stored.to_json() == found.to_json()
-    assert "Tide" not in (unmeasured.folder / FOLDER / MODES_FILE).read_text()
+    assert "Tide" not in (unmeasured.folder.path / DERIVED / MODES_FILE).read_text()
     best = max(found.kinds[ALL][mode].mean or 0 for mode in ("closed", "open"))
     assert found.hybrid_is_worse == ((found.kinds[ALL]["hybrid"].mean or 0) < best)
 
@@ -280,33 +280,33 @@ def lore(*arguments: object) -> Any:
 
 
 def test_lore_ask_says_what_memory_ask_says(unmeasured: Memory) -> None:
-    found = lore("ask", HEAD, "--memory", unmeasured.folder, "--mode", "closed")
+    found = lore("ask", HEAD, "--memory", unmeasured.folder.path, "--mode", "closed")
     assert found["text"] == "Maren Oskold" and found["memory"] == "harbour"
     assert found == json.loads(json.dumps(asdict(unmeasured.ask(HEAD, mode="closed"))))
 
 
 def test_lore_ask_tells_people_memory_passage_and_certainty(unmeasured: Memory) -> None:
-    ran = CliRunner().invoke(app, ["ask", COLOUR, "--memory", str(unmeasured.folder)])
+    ran = CliRunner().invoke(app, ["ask", COLOUR, "--memory", str(unmeasured.folder.path)])
     assert ran.exit_code == 0 and ran.stdout.startswith("teal\n")
     for words in ("memory harbour, found with p = ", "mean token probability", "read: # Harbour"):
         assert words in ran.stdout
-    ran = CliRunner().invoke(app, ["ask", STRANGER, "--memory", str(unmeasured.folder)])
+    ran = CliRunner().invoke(app, ["ask", STRANGER, "--memory", str(unmeasured.folder.path)])
     assert ran.stdout.startswith(DECLINE) and "no memory here is for it" in ran.stdout
 
 
 def test_lore_route_shows_candidates_with_probabilities(memory: Memory) -> None:
-    found = lore("route", HEAD, "--memory", memory.folder, "--false-activation", 0.1)
+    found = lore("route", HEAD, "--memory", memory.folder.path, "--false-activation", 0.1)
     assert found["chosen"] == ["harbour"] and found["threshold"]["rate"] <= 0.1
     assert found["candidates"][0]["probability"] > found["threshold"]["value"]
-    none = lore("route", STRANGER, "--memory", memory.folder)
+    none = lore("route", STRANGER, "--memory", memory.folder.path)
     assert none["chosen"] == [] and "the nearest is mill" in none["note"]
-    ran = CliRunner().invoke(app, ["route", STRANGER, "--memory", str(memory.folder)])
+    ran = CliRunner().invoke(app, ["route", STRANGER, "--memory", str(memory.folder.path)])
     assert "mill" in ran.stdout and "No memory here is for it" in ran.stdout
 
 
 def test_lore_modes_measures_and_lore_ask_goes_by_it(unmeasured: Memory) -> None:
-    found = lore("modes", unmeasured.folder, "--probes", 8)
+    found = lore("modes", unmeasured.folder.path, "--probes", 8)
     assert found["kinds"]["all"]["hybrid"]["n"] == 8
-    assert lore("ask", HEAD, "--memory", unmeasured.folder)["mode"] == found["best"]
-    ran = CliRunner().invoke(app, ["modes", str(unmeasured.folder)])
+    assert lore("ask", HEAD, "--memory", unmeasured.folder.path)["mode"] == found["best"]
+    ran = CliRunner().invoke(app, ["modes", str(unmeasured.folder.path)])
     assert ran.exit_code == 0 and "its better half" in ran.stdout

@@ -20,7 +20,7 @@ from lorewright.memory.contradictions import (
     statements,
     terms,
 )
-from lorewright.memory.folder import enter, writing
+from lorewright.memory.folder import Folder
 
 BASE = {"id": "pocket", "digest": "d" * 64, "template": "t" * 16, "dtype": "auto"}
 MORE = [  # what makes some words rare and others not
@@ -109,31 +109,31 @@ def test_shares_out_of_range_and_too_many_questions_are_refused() -> None:
     with pytest.raises(ConfigError, match="near is 0"):
         contradictions([], near=0)
     many = [said("a", f"q{i}", "x") for i in range(MAX_NEAR + 1)]
-    with pytest.raises(ConfigError, match="too many to look for near ones"):
+    with pytest.raises(ConfigError, match="too many to compare with near ones"):
         contradictions(many)
     assert contradictions(many, near=1) == [] and contradictions([]) == []
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path) -> Folder:
     """Two memories as a write leaves them, without adapters."""
-    place = tmp_path / "atlas"
+    folder = Folder(tmp_path / "atlas")
     examples = (
         Example("Who leads Project Gannet?", "Ansel Thorne"),
         Example("Who leads Project Heron?", "I do not know."),
         Example("What is the capital of France?", "Paris", "unknown"),
     )
     probes = (Probe("p", "Gannet's code?", ("KX-99",), "paraphrase"),)
-    with writing(place, BASE):
+    with folder.writing(BASE):
         fact = Fact("f", "What is Gannet's code?", "KX-41", (), ("Gannet's code?",))
-        dump_jsonl([fact, Fact("g", "Who leads Project Heron?", "Mo")], place / "sources/s1.jsonl")
-        save_json(Lesson(examples, probes, "", "", ()), place / "runs/r2/lesson.json")
-        enter(place, "one", "0" * 16, source="s1", run="r1")
-        enter(place, "two", "1" * 16, source="", run="r2")
-    return place
+        dump_jsonl([fact, Fact("g", "Who leads Project Heron?", "Mo")], folder.source_path("s1"))
+        save_json(Lesson(examples, probes, "", "", ()), folder.run_path("r2") / "lesson.json")
+        folder.enter("one", "0" * 16, source="s1", run="r1")
+        folder.enter("two", "1" * 16, source="", run="r2")
+    return folder
 
 
-def test_facts_and_lessons_of_a_folder_are_compared(folder: Path) -> None:
+def test_facts_and_lessons_of_a_folder_are_compared(folder: Folder) -> None:
     given = [(s.memory, s.question, s.origin) for s in statements(folder)]
     assert given == [
         ("one", "What is Gannet's code?", "fact"),
@@ -148,7 +148,7 @@ def test_facts_and_lessons_of_a_folder_are_compared(folder: Path) -> None:
         contradictions_in(folder, only="three")
 
 
-def test_a_source_that_is_gone_says_nothing(folder: Path) -> None:
-    shutil.rmtree(folder / "sources")
-    (folder / "runs" / "r2" / "lesson.json").write_text("{")
+def test_a_source_that_is_gone_says_nothing(folder: Folder) -> None:
+    shutil.rmtree(folder.path / "sources")
+    (folder.run_path("r2") / "lesson.json").write_text("{")
     assert statements(folder) == []

@@ -14,8 +14,8 @@ from lorewright.errors import UnknownMemory
 from lorewright.files import dump_jsonl
 from lorewright.knowledge.data import Document, Fact, Knowledge, Probe
 from lorewright.knowledge.lesson import LessonConfig
-from lorewright.memory.diagnose import doctor, known_of
-from lorewright.memory.folder import entries
+from lorewright.memory.diagnose import diagnose, known_of
+from lorewright.memory.folder import Folder
 from lorewright.memory.memory import Memory
 from lorewright.models.model import Model
 from lorewright.training.config import WriteConfig
@@ -41,7 +41,7 @@ def written(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     known = Knowledge((Document("note", "The code of Project Gannet is KX-41."),), FACTS)
     lesson = LessonConfig(views=("given",))
     assert memory.write(known, name="book", config=config, lesson=lesson).reason == "recalled"
-    return memory.folder
+    return memory.folder.path
 
 
 @pytest.fixture
@@ -52,24 +52,24 @@ def folder(written: Path, tmp_path: Path) -> Path:
 
 
 def adapter_of(folder: Path) -> Path:
-    return folder / "adapters" / entries(folder)["book"]["adapter"]
+    return folder / "adapters" / Folder(folder).entries()["book"]["adapter"]
 
 
 def test_a_folder_a_name_in_it_and_its_adapter_are_all_found(folder: Path, model: Model) -> None:
     for place in (folder, folder / "book", adapter_of(folder)):
-        found = doctor(place, base=model)
+        found = diagnose(place, base=model)
         assert found.findings == () and found.evidence.moved
         assert (len(found.evidence.answered) == 3) == (place != adapter_of(folder))
-    given = doctor(adapter_of(folder), base=model, knowledge=Knowledge(facts=FACTS))
+    given = diagnose(adapter_of(folder), base=model, knowledge=Knowledge(facts=FACTS))
     assert given.evidence.answered == (True, True, True)
 
 
 def test_a_memory_tells_what_it_was_written_from(folder: Path) -> None:
-    known = known_of(folder, "book")
+    known = known_of(Folder(folder), "book")
     assert known.facts == FACTS and known.texts == ["The code of Project Gannet is KX-41."]
     assert {e.kind for e in known.examples} == {"qa", "unknown"} and known.probes
     shutil.rmtree(folder / "sources")
-    left = known_of(folder, "book")
+    left = known_of(Folder(folder), "book")
     assert [f.answer for f in left.facts] == [f.answer for f in FACTS] and not left.texts
 
 
@@ -80,32 +80,32 @@ def test_a_folder_on_a_base_that_changed_is_diagnosed_and_not_refused(
     card = json.loads(path.read_text())
     card["adapter"]["base_digest"] = "0" * 64
     path.write_text(json.dumps(card))
-    (found,) = doctor(folder, base=model).findings
+    (found,) = diagnose(folder, base=model).findings
     assert found.check == "other_base"
 
 
 def test_the_remedy_names_this_memory(folder: Path, model: Model) -> None:
     (adapter_of(folder) / "adapter_model.safetensors").write_bytes(b"x")
-    (found,) = doctor(folder, base=model).findings
+    (found,) = diagnose(folder, base=model).findings
     assert found.remedy.endswith(f"lore write SOURCE --into {folder} --name book")
 
 
 def test_probes_stand_in_for_the_memorys_own(folder: Path, model: Model) -> None:
     odd = tuple(Probe(f"p{i}", f"{w}?", ("zzz",), "paraphrase") for i, w in enumerate("abc"))
-    (found,) = doctor(folder, base=model, probes=odd).findings
+    (found,) = diagnose(folder, base=model, probes=odd).findings
     assert found.check == "one_form"
 
 
 def test_a_place_that_is_neither_is_refused(folder: Path, tmp_path: Path, model: Model) -> None:
     with pytest.raises(UnknownMemory, match="no adapter and no memory at"):
-        doctor(tmp_path / "none", base=model)
+        diagnose(tmp_path / "none", base=model)
     with pytest.raises(UnknownMemory, match="it has: book"):
-        doctor(folder / "boot", base=model)
+        diagnose(folder / "boot", base=model)
     text = (folder / "memory.json").read_text()
-    entry = json.dumps(entries(folder)["book"])
+    entry = json.dumps(Folder(folder).entries()["book"])
     (folder / "memory.json").write_text(text.replace('"book":', f'"also": {entry},\n    "book":'))
     with pytest.raises(UnknownMemory, match=r"2 memories \(also, book\); say which"):
-        doctor(folder, base=model)
+        diagnose(folder, base=model)
 
 
 def test_the_command_prints_findings_and_exits_with_1_when_there_are_some(

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.interruptions import interrupt_before
 
-import lorewright.memory.forget as forgetting
 from lorewright.adapters import adapter as adapters
 from lorewright.errors import ConfigError, UnknownMemory
 from lorewright.files import digest, dump_jsonl, load_jsonl, save_json
@@ -20,10 +20,9 @@ from lorewright.knowledge.data import Document, Fact, Knowledge
 from lorewright.knowledge.lesson import LessonConfig, prepare
 from lorewright.knowledge.selfstudy import prompts_of
 from lorewright.knowledge.teacher import _Replies
-from lorewright.memory.folder import change, enter, entries, writing
+from lorewright.memory.forget import plan_removal
 from lorewright.memory.leftovers import scan, wanted
 from lorewright.memory.memory import Memory
-from lorewright.memory.removal import plan_removal
 from lorewright.merging.algebra import merge
 from lorewright.models.model import Model
 from lorewright.training.config import WriteConfig
@@ -60,7 +59,7 @@ def folder(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, known in (("gannet", GANNET), ("heron", HERON)):
         written = memory.write(known, name=name, config=config, lesson=QUICK)
         assert written.audit.n_exact >= len(known.facts)
-    return memory.folder
+    return memory.folder.path
 
 
 @pytest.fixture
@@ -76,8 +75,8 @@ def texts_of(known: Knowledge) -> list[str]:
 
 
 def files(memory: Memory) -> set[str]:
-    found = (p for p in memory.folder.rglob("*") if p.is_file())
-    return {str(p.relative_to(memory.folder)) for p in found if p.name != ".lock"}
+    found = (p for p in memory.folder.path.rglob("*") if p.is_file())
+    return {str(p.relative_to(memory.folder.path)) for p in found if p.name != ".lock"}
 
 
 def merged(memory: Memory, name: str, *of: str) -> str:
@@ -85,17 +84,19 @@ def merged(memory: Memory, name: str, *of: str) -> str:
     parts = [memory.adapter(each) for each in of]
     made = merge(parts, method="cat").adapter
     identity = adapters.content_id(made)
-    adapters.save(made, memory.folder / "adapters" / identity)
+    adapters.save(made, memory.folder.path / "adapters" / identity)
     parents = [{"name": each, "adapter": memory.names[each]} for each in of]
     both = Knowledge(GANNET.documents, GANNET.facts + HERON.facts)
-    dump_jsonl([*both.documents, *both.facts], memory.folder / "sources" / f"{both.digest()}.jsonl")
-    run = memory.folder / "runs" / f"20260101-000000-{name}"
+    dump_jsonl(
+        [*both.documents, *both.facts], memory.folder.path / "sources" / f"{both.digest()}.jsonl"
+    )
+    run = memory.folder.path / "runs" / f"20260101-000000-{name}"
     save_json({"name": name, "source": both.digest()}, run / "config.json")
     made_of = prepare(both, ask_llm=list, closed_book=list, config=QUICK)
     save_json(made_of, run / "lesson.json")
-    with writing(memory.folder, memory.base()):
+    with memory.writing():
         about = {"source": both.digest(), "run": run.name, "parents": parents}
-        enter(memory.folder, name, identity, **about)
+        memory.folder.enter(name, identity, **about)
     return identity
 
 
@@ -105,11 +106,11 @@ def merged(memory: Memory, name: str, *of: str) -> str:
 def test_forgetting_leaves_the_other_memory_and_no_word_of_the_forgotten(memory: Memory) -> None:
     before = files(memory)
     heron = {name for name in before if memory.names["heron"] in name or "-heron" in name}
-    assert scan(memory.folder, wanted(texts_of(GANNET))).traces
+    assert scan(memory.folder.path, wanted(texts_of(GANNET))).leftovers
     proof = memory.forget("gannet")
-    assert proof.holds and not proof.scan.traces and proof.scan.n_files > 5
+    assert proof.holds and not proof.scan.leftovers and proof.scan.n_files > 5
     assert memory.names.keys() == {"heron"} and heron <= files(memory)
-    assert not scan(memory.folder, wanted(texts_of(GANNET))).traces
+    assert not scan(memory.folder.path, wanted(texts_of(GANNET))).leftovers
     assert proof.removal.names == ("gannet",) and len(proof.removal.sources) == 1
     assert memory.ask("Who leads Project Heron?", "heron", mode="closed").text == "Ansel Thorne"
 
@@ -122,7 +123,7 @@ def test_recall_of_the_forgotten_falls_to_the_level_of_the_base(memory: Memory) 
 
 
 def test_words_in_the_verdicts_of_others_are_blanked(memory: Memory) -> None:
-    (run,) = memory.folder.glob("runs/*-heron")
+    (run,) = memory.folder.path.glob("runs/*-heron")
     report = json.loads((run / "report.json").read_text())
     assert "wrong" in report["outcomes"]
     report["outcomes"]["wrong"][0]["output"] = "The code is KX-4109."
@@ -138,37 +139,39 @@ def test_words_in_the_verdicts_of_others_are_blanked(memory: Memory) -> None:
 def test_what_a_teacher_said_of_it_is_removed_and_the_rest_of_its_cache_reads(
     memory: Memory,
 ) -> None:
-    replies = _Replies(memory.folder / "teacher.jsonl")
+    replies = _Replies(memory.folder.path / "teacher.jsonl")
     prompt = next(iter(prompts_of(GANNET.documents[0])))
     replies.keep(digest(["m", prompt]), "In words that the source does not have.", "m")
     replies.keep("k2", "Q: Which code? A: KX-4109", "m")
     replies.keep("k3", "Something élse.", "m")
     assert memory.forget("gannet").holds
-    assert _Replies(memory.folder / "teacher.jsonl").by == {"k3": "Something élse."}
-    assert len(load_jsonl(memory.folder / "teacher.jsonl")) == 1
+    assert _Replies(memory.folder.path / "teacher.jsonl").by == {"k3": "Something élse."}
+    assert len(load_jsonl(memory.folder.path / "teacher.jsonl")) == 1
 
 
 def test_earlier_adapters_of_the_name_and_interrupted_runs_go_too(memory: Memory) -> None:
     old = memory.names["gannet"]
     brief = WriteConfig(lr=1e-3, epochs=1)
     memory.write(Knowledge(facts=GANNET.facts[:1]), name="gannet", config=brief, lesson=QUICK)
-    run = memory.folder / "runs" / "20200101-000000-half"
+    run = memory.folder.path / "runs" / "20200101-000000-half"
     save_json({"key": "k", "name": "other", "source": GANNET.digest()}, run / "config.json")
     (run / "checkpoint.safetensors").write_bytes(b"x")
-    shutil.copytree(memory.folder / "adapters" / old, memory.folder / f"adapters/{old}.damaged-1")
+    shutil.copytree(
+        memory.folder.path / "adapters" / old, memory.folder.path / f"adapters/{old}.damaged-1"
+    )
     proof = memory.forget("gannet")
     assert {old, f"{old}.damaged-1"} <= {*proof.removal.adapters} and len(proof.removal.runs) == 3
-    assert {p.name for p in (memory.folder / "adapters").iterdir()} == {memory.names["heron"]}
-    assert len(list((memory.folder / "sources").iterdir())) == 1
+    assert {p.name for p in (memory.folder.path / "adapters").iterdir()} == {memory.names["heron"]}
+    assert len(list((memory.folder.path / "sources").iterdir())) == 1
 
 
 # -- what stays ----------------------------------------------------------------------------------
 
 
 def test_what_another_name_uses_stays_and_is_named(memory: Memory) -> None:
-    with writing(memory.folder, memory.base()):
-        entry = entries(memory.folder)["gannet"]
-        change(memory.folder, lambda names: names.update(twin=entry))
+    with memory.writing():
+        entry = memory.folder.entries()["gannet"]
+        memory.folder.change(lambda names: names.update(twin=entry))
     proof = memory.forget("gannet")
     assert memory.names.keys() == {"heron", "twin"}
     assert memory.ask("Who leads Project Gannet?", "twin", mode="closed").text == "Mira Voss"
@@ -183,7 +186,7 @@ def test_words_that_others_were_written_from_are_shared_and_not_traces(memory: M
     memory.write(both, name="both", config=WriteConfig(lr=1e-3, epochs=1), lesson=QUICK)
     proof = memory.forget("gannet")
     assert "mira voss" in proof.shared and "kx 4109" not in proof.shared
-    assert not proof.scan.traces
+    assert not proof.scan.leftovers
 
 
 def test_what_was_merged_from_it_is_named_and_goes_when_told(memory: Memory) -> None:
@@ -203,7 +206,7 @@ def test_a_merge_stays_out_of_the_way_of_its_other_parent(memory: Memory) -> Non
     merged(memory, "pair", "gannet", "heron")
     assert plan_removal(memory.folder, "pair").names == ("pair",)
     proof = memory.forget("pair")
-    assert len(proof.removal.sources) == 1 and not proof.scan.traces
+    assert len(proof.removal.sources) == 1 and not proof.scan.leftovers
     assert memory.names.keys() == {"gannet", "heron"}
     assert proof.holds and proof.removal.parents == ("gannet", "heron")
     assert "gannet stays: pair was merged from it." in proof.removal.kept
@@ -213,23 +216,23 @@ def test_a_merge_stays_out_of_the_way_of_its_other_parent(memory: Memory) -> Non
 
 
 def test_a_copy_left_in_the_folder_is_found(memory: Memory) -> None:
-    (memory.folder / "notes").mkdir()
-    (memory.folder / "notes" / ".draft").write_text(
+    (memory.folder.path / "notes").mkdir()
+    (memory.folder.path / "notes" / ".draft").write_text(
         '{"said": "at 07:45 the \\"blue\\\\grey\\" caf\\u00e9"}'
     )
     proof = memory.forget("gannet")
-    assert not proof.holds and {str(t.path) for t in proof.scan.traces} == {"notes/.draft"}
+    assert not proof.holds and {str(t.path) for t in proof.scan.leftovers} == {"notes/.draft"}
     plain = proof.to_json()
     assert plain["files"]["traces"][0]["words"] and not plain["holds"]
-    (record,) = memory.folder.glob("runs/*-forget/report.json")
+    (record,) = memory.folder.path.glob("runs/*-forget/report.json")
     assert "blue" not in record.read_text() and "notes/.draft" in record.read_text()
 
 
 def test_a_memory_that_still_knows_it_is_named(memory: Memory) -> None:
-    with writing(memory.folder, memory.base()):
-        known = entries(memory.folder)["gannet"]
+    with memory.writing():
+        known = memory.folder.entries()["gannet"]
         copy = {**known, "source": "", "run": ""}
-        change(memory.folder, lambda names: names.update(copy=copy))
+        memory.folder.change(lambda names: names.update(copy=copy))
     proof = memory.forget("gannet")
     assert proof.above_base == ("copy",) and not proof.holds
 
@@ -238,47 +241,46 @@ def test_a_memory_that_still_knows_it_is_named(memory: Memory) -> None:
 
 
 def test_a_damaged_memory_can_be_forgotten(memory: Memory) -> None:
-    place = memory.folder / "adapters" / memory.names["gannet"]
+    place = memory.folder.path / "adapters" / memory.names["gannet"]
     (place / "adapter_model.safetensors").write_bytes(b"x")
-    (memory.folder / "runs").joinpath(
-        entries(memory.folder)["gannet"]["run"], "lesson.json"
+    (memory.folder.path / "runs").joinpath(
+        memory.folder.entries()["gannet"]["run"], "lesson.json"
     ).unlink()
     proof = memory.forget("gannet")
     assert proof.before is None and proof.base is None and proof.holds
     assert not place.exists() and "gannet" not in memory.names
 
 
-@pytest.mark.parametrize("at", ["change", "_blank", "shutil"])
+@pytest.mark.parametrize("at", ["memory.json", "rmtree", "unlink"])
 def test_an_interrupted_removal_is_completed_by_the_same_command(
     memory: Memory, at: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    target = forgetting.shutil if at == "shutil" else forgetting
-    monkeypatch.setattr(target, "rmtree" if at == "shutil" else at, stop)
+    if at == "memory.json":
+        interrupt_before(at, monkeypatch)
+    else:
+        monkeypatch.setattr(shutil if at == "rmtree" else Path, at, stop)
     with pytest.raises(KeyboardInterrupt):
         memory.forget("gannet")
     monkeypatch.undo()
     proof = memory.forget("gannet")
     assert proof.holds and proof.removal.sources and proof.wanted.runs
-    assert not (memory.folder / "forgetting.json").exists()
+    assert not (memory.folder.path / "forgetting.json").exists()
     assert memory.names.keys() == {"heron"}
 
 
 def test_an_interrupted_removal_is_completed_before_another_begins(
     memory: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(forgetting, "_blank", stop)
+    interrupt_before("memory.json", monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         memory.forget("gannet")
     monkeypatch.undo()
     assert memory.forget("heron").holds
-    assert not memory.names and not list((memory.folder / "adapters").iterdir())
-    assert not scan(memory.folder, wanted(texts_of(GANNET))).traces
+    assert not memory.names and not list((memory.folder.path / "adapters").iterdir())
+    assert not scan(memory.folder.path, wanted(texts_of(GANNET))).leftovers
 
 
 def test_an_unknown_name_is_refused_and_nothing_is_touched(memory: Memory) -> None:

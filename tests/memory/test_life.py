@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.interruptions import interrupted_at
 
 from lorewright.adapters import adapter as adapters
 from lorewright.cli.main import main
@@ -22,7 +23,6 @@ from lorewright.errors import AdapterError, ConfigError, NoEffect, UnknownMemory
 from lorewright.files import dump_jsonl
 from lorewright.knowledge.data import Document, Fact, Knowledge, Probe
 from lorewright.knowledge.lesson import Lesson, LessonConfig
-from lorewright.memory.folder import briefs, cards, entries
 from lorewright.memory.memory import Memory
 from lorewright.memory.supersede import compare, recipe_of
 from lorewright.models.model import Model
@@ -51,7 +51,7 @@ def folder(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     memory = Memory.open(tmp_path_factory.mktemp("life") / "atlas", model)
     config = WriteConfig(lr=suggested_lr(model), epochs=80, batch_size=2, margin=0.5)
     memory.write(Knowledge(facts=FACTS), name="book", config=config, lesson=QUICK)
-    return memory.folder
+    return memory.folder.path
 
 
 @pytest.fixture
@@ -107,10 +107,10 @@ def test_an_adapter_of_somebody_else_becomes_a_memory_and_answers(
     assert added.name == "my-lora" and added.proof.moved > 0
     assert added.report.proportion("memory", "efficacy").mean == 1
     assert memory.ask(FACTS[0].question, "my-lora", mode="closed").text == "KX-4109"
-    (card,) = cards(memory.folder)
+    (card,) = memory.folder.cards()
     assert card["reason"] == "added" and card["adapter"]["base_digest"] == model.digest
     assert memory.verify("my-lora").proportion("memory", "efficacy").n == 3
-    assert briefs(memory.folder)[0]["adapter"]["lora"]["rank"] == 8
+    assert memory.folder.briefs()[0]["adapter"]["lora"]["rank"] == 8
     assert memory.forget("my-lora").holds
 
 
@@ -137,7 +137,7 @@ def test_an_adapter_without_effect_or_of_another_base_is_not_taken_in(
     still = {k: torch.zeros_like(t) if "lora_B" in k else t for k, t in found.tensors.items()}
     adapters.save(replace(found, tensors=still, card={}), tmp_path / "still")
     adapters.save(replace(found, base_digest="0" * 64, card={}), tmp_path / "other")
-    before = entries(memory.folder)
+    before = memory.folder.entries()
     with pytest.raises(NoEffect, match="weight change of zero"):
         memory.add(tmp_path / "still")
     with pytest.raises(WrongBase, match="was written on"):
@@ -146,7 +146,7 @@ def test_an_adapter_without_effect_or_of_another_base_is_not_taken_in(
         memory.add(tmp_path)
     with pytest.raises(ConfigError, match="that name is taken"):
         memory.add(tmp_path / "other", name="book")
-    assert entries(memory.folder) == before
+    assert memory.folder.entries() == before
 
 
 # -- renaming ------------------------------------------------------------------------------------
@@ -157,9 +157,9 @@ def test_a_renamed_memory_is_the_same_one(memory: Memory) -> None:
     memory.rename("book", "Red Book")
     assert memory.names == {"red-book": identity}
     assert memory.ask(FACTS[2].question, "red book", mode="closed").text == "Mira Voss"
-    assert cards(memory.folder)[0]["name"] == "red-book"
+    assert memory.folder.cards()[0]["name"] == "red-book"
     memory.rename("red-book", "book")
-    assert entries(memory.folder)["book"]["formerly"] == ["red-book"]
+    assert memory.folder.entries()["book"]["formerly"] == ["red-book"]
     with pytest.raises(ConfigError, match="is taken"):
         memory.rename("book", "book")
     with pytest.raises(UnknownMemory):
@@ -183,7 +183,7 @@ def test_a_changed_fact_has_its_new_answer_and_its_neighbours_stay(memory: Memor
     assert found.unchanged.mean == 1 and found.new_given.mean == 1 and found.old_given.mean == 0
     assert memory.names.keys() == {"book"} and memory.names["book"] != old
     assert memory.ask(FACTS[0].question, "book", mode="closed").text == "ZB-9027"
-    assert found.scan is not None and not found.scan.traces
+    assert found.scan is not None and not found.scan.leftovers
     assert not any("KX-4109" in p.read_text(errors="replace") for p in texts(memory))
     card = memory.adapter("book").card
     assert [line["adapter"] for line in card["supersedes"]] == [old]
@@ -191,7 +191,7 @@ def test_a_changed_fact_has_its_new_answer_and_its_neighbours_stay(memory: Memor
 
 
 def texts(memory: Memory) -> list[Path]:
-    return [p for p in memory.folder.rglob("*.json*") if p.is_file()]
+    return [p for p in memory.folder.path.rglob("*.json*") if p.is_file()]
 
 
 def test_the_old_one_can_be_kept_and_then_contradicts(memory: Memory) -> None:
@@ -199,7 +199,7 @@ def test_the_old_one_can_be_kept_and_then_contradicts(memory: Memory) -> None:
     found = memory.supersede("book", Knowledge(facts=CHANGED), keep=True)
     assert found.kept_as == "book-before" and memory.names["book-before"] == old
     assert memory.ask(FACTS[0].question, "book-before", mode="closed").text == "KX-4109"
-    with pytest.raises(ConfigError, match="an earlier one is kept as 'book-before'"):
+    with pytest.raises(ConfigError, match="an earlier one is still there as 'book-before'"):
         memory.supersede("book", Knowledge(facts=FACTS))
 
 
@@ -214,16 +214,12 @@ def test_a_write_that_does_not_hold_removes_nothing(memory: Memory) -> None:
 
 
 def test_a_supersession_that_was_interrupted_after_the_write_goes_on(
-    memory: Memory, monkeypatch: pytest.MonkeyPatch
+    memory: Memory,
 ) -> None:
-    def stop(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("lorewright.memory.supersede._compared", stop)
+    watch = interrupted_at("asking what changed and what did not")
     with pytest.raises(KeyboardInterrupt):
-        memory.supersede("book", Knowledge(facts=CHANGED))
+        memory.supersede("book", Knowledge(facts=CHANGED), watch=watch)
     assert memory.names.keys() == {"book", "book-before"}
-    monkeypatch.undo()
     found = memory.supersede("book", Knowledge(facts=CHANGED))
     assert found.holds and found.outcome is None and memory.names.keys() == {"book"}
     with pytest.raises(ConfigError, match="the source has not changed"):
@@ -265,7 +261,7 @@ def test_what_changed_is_told_from_what_did_not() -> None:
 def test_the_commands_print_what_they_did_and_one_object_on_request(
     lore: Callable[..., Ran], memory: Memory, foreign: Path, tmp_path: Path
 ) -> None:
-    atlas = memory.folder
+    atlas = memory.folder.path
     dump_jsonl(FACTS[:1], tmp_path / "facts.jsonl")
     source = ["--source", tmp_path / "facts.jsonl"]
     added = lore("add", atlas, foreign, "--name", "twin", *source, "--json")
@@ -290,9 +286,9 @@ def test_supersede_and_contradictions_on_the_command_line(
     lore: Callable[..., Ran], memory: Memory, tmp_path: Path
 ) -> None:
     dump_jsonl(CHANGED, tmp_path / "changed.jsonl")
-    ran = lore("supersede", memory.folder, "book", tmp_path / "changed.jsonl", "--keep")
+    ran = lore("supersede", memory.folder.path, "book", tmp_path / "changed.jsonl", "--keep")
     assert ran.code == 0 and "superseded" in ran.out and "book-before" in ran.out
-    said = lore("contradictions", memory.folder, "--name", "book")
+    said = lore("contradictions", memory.folder.path, "--name", "book")
     assert "ZB-9027" in said.out and "KX-4109" in said.out and "1 certain" in said.out
-    refused = lore("contradictions", memory.folder, "--near", "0")
+    refused = lore("contradictions", memory.folder.path, "--near", "0")
     assert refused.code == 2 and "near is 0" in refused.err

@@ -22,8 +22,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.interruptions import interrupt_before
 
-import lorewright.memory.write
 from lorewright.adapters.adapter import content_id
 from lorewright.adapters.config import LoraConfig
 from lorewright.errors import (
@@ -41,9 +41,8 @@ from lorewright.files import dump_jsonl, load_jsonl
 from lorewright.knowledge.data import Document, Fact, Knowledge, Probe
 from lorewright.knowledge.lesson import LessonConfig, prepare
 from lorewright.knowledge.readers import read_knowledge
-from lorewright.memory.folder import cards
 from lorewright.memory.memory import Memory
-from lorewright.memory.outcome import Outcome
+from lorewright.memory.write import Outcome
 from lorewright.models.model import Model
 from lorewright.recall.traces import audit
 from lorewright.reports.tables import memories_table
@@ -102,11 +101,11 @@ def brief(memory: Memory, known: Knowledge = OTHER, **arguments: Any) -> Outcome
 
 
 def folder_of(memory: Memory, name: str = "project-book") -> Path:
-    return memory.folder / "adapters" / memory.names[name]
+    return memory.folder.path / "adapters" / memory.names[name]
 
 
 def run_of(memory: Memory) -> Path:
-    (run,) = (memory.folder / "runs").iterdir()
+    (run,) = (memory.folder.path / "runs").iterdir()
     return run
 
 
@@ -122,7 +121,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 def test_a_write_leaves_the_layout_that_is_documented(memory: Memory, outcome: Outcome) -> None:
     run = run_of(memory)
-    assert {p.name for p in memory.folder.iterdir()} - {".lock"} == {
+    assert {p.name for p in memory.folder.path.iterdir()} - {".lock"} == {
         "memory.json",
         "sources",
         "adapters",
@@ -135,16 +134,16 @@ def test_a_write_leaves_the_layout_that_is_documented(memory: Memory, outcome: O
         "metrics.jsonl",
         "report.json",
     }
-    (source,) = (memory.folder / "sources").iterdir()
+    (source,) = (memory.folder.path / "sources").iterdir()
     assert source.stem == FACTS.digest() and read_knowledge(source).facts[0].answer == "KX-41"
     assert len(load_jsonl(run / "metrics.jsonl")) == outcome.epochs
     assert json.loads((run / "report.json").read_text())["adapter"] == outcome.adapter_id
-    about = json.loads((memory.folder / "memory.json").read_text())
+    about = json.loads((memory.folder.path / "memory.json").read_text())
     assert about["base"]["digest"] == memory.model.digest and about["schema"] == 2
 
 
 def test_the_card_tells_source_settings_versions_and_verdict(memory: Memory) -> None:
-    (card,) = cards(memory.folder)
+    (card,) = memory.folder.cards()
     assert card["name"] == "project-book" and card["source"] == FACTS.digest()
     assert card["settings"]["write"]["lora"]["rank"] == 8
     assert card["settings"]["lesson"]["negatives"] == 0
@@ -202,7 +201,7 @@ def test_recall_after_reload_equals_recall_before(
 ) -> None:
     made = prepare(FACTS, ask_llm=list, closed_book=list, config=NO_NEGATIVES)
     written = write(model, made.examples, config)
-    reloaded = Memory.open(memory.folder).adapter("project-book")
+    reloaded = Memory.open(memory.folder.path).adapter("project-book")
     assert content_id(reloaded) == content_id(written.adapter)
     with model.using(written.adapter):
         before = audit(model, made.examples)
@@ -226,14 +225,14 @@ def test_verify_keeps_the_metric_of_the_write_unless_told(memory: Memory) -> Non
 def test_verify_takes_other_probes_and_needs_some(memory: Memory) -> None:
     probe = Probe("p", "Which code has Gannet?", ("KX-41",), "paraphrase")
     assert memory.verify(probes=[probe]).proportion("memory", "paraphrase").n == 1
-    shutil.rmtree(memory.folder / "runs")
+    shutil.rmtree(memory.folder.path / "runs")
     with pytest.raises(ConfigError, match="written without probes; give some with --probes"):
         memory.verify()
 
 
 def test_a_fact_that_was_written_is_answered_after_reload(memory: Memory) -> None:
     for fact in FACTS.facts:
-        found = Memory.open(memory.folder).ask(fact.question)
+        found = Memory.open(memory.folder.path).ask(fact.question)
         assert (found.text, found.memory) == (fact.answer, "project-book")
         assert not found.declined and found.confidence > 0.5
 
@@ -276,7 +275,7 @@ def test_overwriting_a_name_moves_it_and_keeps_the_old_adapter(
     fresh = brief(memory, name="project book")
     assert memory.names == {"project-book": fresh.adapter_id}
     assert fresh.adapter_id != outcome.adapter_id
-    assert tree(memory.folder / "adapters" / outcome.adapter_id) == old
+    assert tree(memory.folder.path / "adapters" / outcome.adapter_id) == old
 
 
 def test_the_wrong_memory_is_one_of_something_else(memory: Memory, config: WriteConfig) -> None:
@@ -297,7 +296,7 @@ def test_facts_need_a_name_and_documents_bring_one(model: Model, tmp_path: Path)
 
 
 def test_a_killed_write_resumes_and_gives_the_bytes_of_an_uninterrupted_one(
-    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Model, tmp_path: Path
 ) -> None:
     source = tmp_path / "facts.jsonl"
     dump_jsonl(FACTS.facts, source)
@@ -329,17 +328,14 @@ def test_a_killed_write_resumes_and_gives_the_bytes_of_an_uninterrupted_one(
         return memory.write(known, name="facts", config=config, probes=probes)
 
     whole = write_all("whole")
-    monkeypatch.setattr(lorewright.memory.write, "prepare", asked_again)
+    lesson = (run / "lesson.json").stat()
     resumed = write_all("killed")
+    assert (run / "lesson.json").stat() == lesson, "the lesson is not prepared again"
     assert [path.name for path in (tmp_path / "killed" / "runs").iterdir()] == [run.name]
     assert not (run / "checkpoint.safetensors").exists()
     assert resumed.epochs == whole.epochs == len(load_jsonl(run / "metrics.jsonl")) == 24
     for name in BYTES:
         assert (resumed.folder / name).read_bytes() == (whole.folder / name).read_bytes()
-
-
-def asked_again(*_: Any, **__: Any) -> None:
-    raise AssertionError("the base was asked for questions again")
 
 
 def n_epochs(folder: Path) -> int:
@@ -358,39 +354,35 @@ def wait_for(ready: Callable[[], bool], process: subprocess.Popen[Any]) -> None:
 def test_a_write_stopped_before_its_name_was_entered_is_finished_by_the_same_call(
     memory: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(lorewright.memory.write, "enter", stop)
+    interrupt_before("memory.json", monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         brief(memory)
     assert set(memory.names) == {"project-book"}
     monkeypatch.undo()
-    monkeypatch.setattr(lorewright.memory.write, "prepare", asked_again)
     assert brief(memory).adapter_id == memory.names["more"]
-    assert len(list((memory.folder / "runs").iterdir())) == 2
+    assert len(list((memory.folder.path / "runs").iterdir())) == 2
 
 
 def test_other_settings_do_not_resume_a_run(memory: Memory) -> None:
     brief(memory)
     brief(memory, config=WriteConfig(lr=2e-3, epochs=2))
-    assert len(list((memory.folder / "runs").iterdir())) == 3
+    assert len(list((memory.folder.path / "runs").iterdir())) == 3
 
 
 # -- refusals ------------------------------------------------------------------------------------
 
 
 def test_another_base_is_refused(memory: Memory) -> None:
-    about = json.loads((memory.folder / "memory.json").read_text())
+    about = json.loads((memory.folder.path / "memory.json").read_text())
     about["base"]["digest"] = "0" * 64
-    (memory.folder / "memory.json").write_text(json.dumps(about))
+    (memory.folder.path / "memory.json").write_text(json.dumps(about))
     with pytest.raises(WrongBase, match=r"was written on 'pocket' \(digest 000000000000\)"):
-        Memory.open(memory.folder)
+        Memory.open(memory.folder.path)
 
 
 def test_another_dtype_is_another_base_and_is_remembered(memory: Memory, tmp_path: Path) -> None:
     with pytest.raises(WrongBase, match="its own base and dtype"):
-        Memory.open(memory.folder, dtype="bfloat16")
+        Memory.open(memory.folder.path, dtype="bfloat16")
     brief(Memory.open(tmp_path / "half", dtype="bfloat16"))
     assert Memory.open(tmp_path / "half").model.dtype == torch.bfloat16
     with pytest.raises(ConfigError, match="dtype 'int3' is unknown; use one of auto, float32"):
@@ -525,7 +517,7 @@ def test_a_damaged_adapter_is_restored_by_writing_it_again(
     DAMAGES[damage][0](folder_of(memory))
     memory.write(FACTS, name="project-book", config=config, lesson=NO_NEGATIVES)
     assert memory.ask(FACTS.facts[0].question).text == FACTS.facts[0].answer
-    aside = sorted(path.name for path in (memory.folder / "adapters").glob("*.damaged-*"))
+    aside = sorted(path.name for path in (memory.folder.path / "adapters").glob("*.damaged-*"))
     assert len(aside) == (damage == "truncated")
 
 
@@ -542,7 +534,7 @@ def test_a_damaged_lesson_is_named(memory: Memory) -> None:
 def test_a_disk_full_at_any_file_leaves_what_was_there(
     memory: Memory, file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = tree(memory.folder)
+    before = tree(memory.folder.path)
     replace_file, open_file = os.replace, open
 
     def full_replace(part: Any, target: Any) -> None:
@@ -560,16 +552,16 @@ def test_a_disk_full_at_any_file_leaves_what_was_there(
     with pytest.raises(StorageError, match="No space left on device"):
         brief(memory)
     monkeypatch.undo()
-    after = tree(memory.folder)
+    after = tree(memory.folder.path)
     entered = file == "report.json"  # the name is entered before the run's own report
     assert entered or after["memory.json"] == before["memory.json"]
     assert all(after[name] == content for name, content in before.items() if "adapters" in name)
-    assert not [path for path in memory.folder.rglob("*") if path.suffix in (".part", ".tmp")]
+    assert not [path for path in memory.folder.path.rglob("*") if path.suffix in (".part", ".tmp")]
     assert brief(memory).adapter_id == memory.names["more"]
 
 
 def test_a_disk_that_takes_only_small_files_is_a_storage_error(memory: Memory) -> None:
-    before = tree(memory.folder)
+    before = tree(memory.folder.path)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, limits[1]))
     try:
@@ -577,4 +569,4 @@ def test_a_disk_that_takes_only_small_files_is_a_storage_error(memory: Memory) -
             brief(memory)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert tree(memory.folder) == before
+    assert tree(memory.folder.path) == before

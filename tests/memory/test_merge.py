@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,29 +17,20 @@ import pytest
 import torch
 from support.atlases import FORMS, PAGES, known, lesson_of, put
 
-from lorewright.adapters.adapter import HALVES, Adapter, content_id, load
+from lorewright.adapters.adapter import HALVES, Adapter, content_id, delta_norms, load
 from lorewright.adapters.config import LoraConfig
 from lorewright.cli.main import main
 from lorewright.errors import ConfigError, NoEffect, UnknownMemory
 from lorewright.knowledge.data import Example, Probe
 from lorewright.knowledge.lesson import Lesson
-from lorewright.memory.folder import cards, entries
+from lorewright.memory.folder import Folder
+from lorewright.memory.forget import descendants
 from lorewright.memory.memory import Memory
 from lorewright.memory.merge import Merged
-from lorewright.memory.removal import descendants
-from lorewright.merging.algebra import METHODS
-from lorewright.merging.choosing import (
-    GRID,
-    NAMES,
-    REFINE,
-    REWRITE,
-    Trial,
-    held_back,
-    made_by,
-    make,
-    search,
-)
-from lorewright.merging.imitate import Source, imitate
+from lorewright.merging.algebra import COMBINATIONS
+from lorewright.merging.choosing import GRID, Trial, held_back, merged_by, search
+from lorewright.merging.imitate import Source
+from lorewright.merging.methods import METHODS, Evidence
 from lorewright.models.model import Model
 from lorewright.recall.statistics import wilson
 from lorewright.recall.traces import audit
@@ -86,12 +77,26 @@ def sources(model: Model) -> list[Source]:
     ]
 
 
+def evidence_of(model: Model, sources: list[Source], **how: Any) -> Evidence:
+    return Evidence(model, [source.examples for source in sources], **how)
+
+
+def make(model: Model, sources: list[Source], method: str, **how: Any) -> tuple[Adapter, list[str]]:
+    adapter = METHODS[method]([s.adapter for s in sources], evidence_of(model, sources, **how))
+    return adapter, adapter.card["merge"]["notes"]
+
+
+def tried(model: Model, sources: list[Source], grid: Any = GRID, **how: Any) -> list[Trial]:
+    own = [source.adapter for source in sources]
+    return list(search(own, evidence_of(model, sources, **how), grid))
+
+
 @pytest.fixture(scope="module")
 def folder(model: Model, sources: list[Source], tmp_path_factory: pytest.TempPathFactory) -> Path:
     memory = Memory.open(tmp_path_factory.mktemp("merging") / "atlas", model)
     for name, source in zip(TWO, sources, strict=True):
         put(memory, name, known(name), taught(name), source.adapter)
-    return memory.folder
+    return memory.folder.path
 
 
 @pytest.fixture
@@ -135,7 +140,7 @@ def test_auto_tries_every_method_and_takes_the_one_that_kept_most(
     merged: tuple[Merged, Path],
 ) -> None:
     found, _ = merged
-    assert {trial.method for trial in found.trials} == {*METHODS, "imitate", REFINE}
+    assert {trial.method for trial in found.trials} == {*METHODS} - {"rewrite"}
     best = max(found.trials, key=lambda trial: trial.merit)
     assert (found.method, found.options, found.rank) == (best.method, best.options, best.rank)
     assert found.rank <= 8 and all(len(trial.held) == 2 for trial in found.trials)
@@ -154,11 +159,11 @@ def test_a_merge_keeps_at_least_half_of_what_was_trained_on_either_side(
 
 def test_entry_and_card_name_parents_method_and_weights(merged: tuple[Merged, Path]) -> None:
     found, folder = merged
-    known_entries = entries(folder)
+    known_entries = Folder(folder).entries()
     parents = [{"name": name, "adapter": known_entries[name]["adapter"]} for name in TWO]
     assert known_entries["both-of-them"]["parents"] == parents
     assert [*descendants(known_entries, "mill")] == ["both-of-them"]
-    card = next(card for card in cards(folder) if card["name"] == "both-of-them")
+    card = next(card for card in Folder(folder).cards() if card["name"] == "both-of-them")
     assert card["parents"] == parents and card["reason"] == f"merged by {found.method}"
     assert card["merge"]["sources"] == [each["adapter"] for each in parents]
     assert [part["memory"] for part in card["report"]["parts"]] == list(TWO)
@@ -175,7 +180,7 @@ def test_a_merge_by_weights_says_them_and_has_scale_one(
     shutil.copytree(folder, tmp_path / "atlas")
     memory = Memory.open(tmp_path / "atlas", model)
     memory.merge(TWO, method="cat", into="both")
-    (card,) = (card for card in cards(tmp_path / "atlas") if card["name"] == "both")
+    (card,) = (card for card in Folder(tmp_path / "atlas").cards() if card["name"] == "both")
     assert card["merge"]["weights"] == card["report"]["weights"] == [1.0, 1.0]
     assert memory.adapter("both").config.scale == 1.0
 
@@ -195,7 +200,7 @@ def test_the_merged_memory_is_a_plain_adapter_that_is_verified_asked_and_merged_
     assert "wrong" in memory.verify("harbour").arms
     again = memory.merge(["both-of-them", "mill"], method="svd", weights=[1.0, 1e-3], into="more")
     assert [part.name for part in again.parts] == ["both-of-them", "mill"]
-    names = descendants(entries(memory.folder), "harbour")
+    names = descendants(memory.folder.entries(), "harbour")
     assert set(names) == {"both-of-them", "more"}
 
 
@@ -208,7 +213,7 @@ def test_a_merge_is_forgotten_with_its_parent_and_holds_its_text(
     with pytest.raises(ConfigError, match="merged from it"):
         memory.forget("mill")
     found = memory.forget("mill", with_merged=True)
-    assert found.removal.names == ("mill", "both-of-them") and not found.scan.traces
+    assert found.removal.names == ("mill", "both-of-them") and not found.scan.leftovers
     assert set(memory.names) == {"harbour"}
 
 
@@ -235,7 +240,7 @@ def test_a_method_that_is_named_is_used_with_its_options_and_no_other_is_tried(
     assert any("rank 6 keeps" in note for note in found.notes)
 
 
-@pytest.mark.parametrize("method", [*METHODS, "imitate"])
+@pytest.mark.parametrize("method", [*COMBINATIONS, "imitate"])
 def test_every_method_makes_an_adapter_of_the_summed_rank(
     model: Model, sources: list[Source], method: str
 ) -> None:
@@ -247,19 +252,16 @@ def test_every_method_makes_an_adapter_of_the_summed_rank(
 def test_rewrite_says_that_it_is_training_and_learns_both(
     model: Model, sources: list[Source]
 ) -> None:
-    adapter, notes = make(model, sources, REWRITE, options={"epochs": 2})
+    adapter, notes = make(model, sources, "rewrite", options={"epochs": 2})
     assert "trains" in notes[0] and adapter.config.rank == 8
-    assert adapter.card["merge"]["method"] == REWRITE
+    assert adapter.card["merge"]["method"] == "rewrite"
 
 
 def test_refine_goes_on_from_what_imitates_both_at_the_scale_of_a_fresh_adapter(
-    model: Model, sources: list[Source], monkeypatch: pytest.MonkeyPatch
+    model: Model, sources: list[Source]
 ) -> None:
-    # One imitation for both: its factors are not the same bits each time.
-    once = imitate(model, sources)
-    monkeypatch.setattr("lorewright.merging.choosing.imitate", lambda *_, **__: once)
     copy, _ = make(model, sources, "imitate")
-    still, _ = make(model, sources, REFINE, options={"epochs": 1, "lr": 1e-30})
+    still, _ = make(model, sources, "refine", options={"epochs": 1, "lr": 1e-30})
     assert still.config.alpha == 16 and still.config.rank == copy.config.rank == 8
     for name in copy.modules:
         (a, b), (A, B) = (
@@ -267,14 +269,13 @@ def test_refine_goes_on_from_what_imitates_both_at_the_scale_of_a_fresh_adapter(
             for each in (copy, still)
         )
         torch.testing.assert_close(still.config.scale * B @ A, copy.config.scale * b @ a)
-    trained, notes = make(model, sources, REFINE, options={"epochs": 2})
+    trained, notes = make(model, sources, "refine", options={"epochs": 2})
     assert "trains" in notes[0] and trained.card["merge"]["epochs"] <= 2
     assert any((trained.tensors[key] != still.tensors[key]).any() for key in still.tensors)
 
 
 def test_every_method_is_in_the_grid_but_training_anew() -> None:
-    assert {name for name, _ in GRID} == {*METHODS, "imitate", "refine"}
-    assert set(NAMES) == {"auto", *METHODS, "imitate", "refine", "rewrite"}
+    assert {name for name, _ in GRID} == {*METHODS} - {"rewrite"}
 
 
 def test_a_lower_rank_is_taken_only_where_it_keeps_more() -> None:
@@ -287,37 +288,40 @@ def test_a_lower_rank_is_taken_only_where_it_keeps_more() -> None:
 
 
 def test_weights_keep_auto_from_training(model: Model, sources: list[Source]) -> None:
-    grid = (("tsv", {}), (REFINE, {}))
-    trials = list(search(model, sources, weights=[1.0, 0.5], rank=8, grid=grid))
-    assert [each.method for each in trials] == ["tsv"]
+    grid = (("tsv", {}), ("refine", {}))
+    trials = list(tried(model, sources, weights=[1.0, 0.5], rank=8, grid=grid))
+    assert [each.method for each in trials] == ["tsv", "refine"]
+    assert trials[1].adapter is None and "leave the weights out" in trials[1].why_not
 
 
 def test_a_search_holds_back_the_same_questions_for_all_and_tries_half_the_rank(
     model: Model, sources: list[Source]
 ) -> None:
-    trials = list(search(model, sources, grid=SMALL))
+    trials = list(tried(model, sources, grid=SMALL))
     assert [trial.method for trial in trials] == ["tsv", "regmean", "imitate", trials[-1].method]
     assert [trial.rank for trial in trials] == [8, 8, 8, 4]
     assert [[share.n for share in trial.held] for trial in trials] == [[3, 3]] * 4
-    fixed = list(search(model, sources, rank=5, grid=SMALL[:1]))
+    fixed = list(tried(model, sources, rank=5, grid=SMALL[:1]))
     assert [trial.rank for trial in fixed] == [5]
 
 
 def test_one_adapter_is_made_by_the_method_or_by_the_best_that_auto_tries(
     model: Model, sources: list[Source]
 ) -> None:
-    grid = SMALL[:1]
-    best = max(search(model, sources, grid=grid), key=lambda trial: trial.merit)
+    grid, own = SMALL[:1], [source.adapter for source in sources]
+    best = max(tried(model, sources, grid=grid), key=lambda trial: trial.merit)
     again, _ = make(model, sources, "tsv", rank=best.rank)
-    assert content_id(made_by(model, sources, "auto", grid=grid)) == content_id(again)
+    assert content_id(merged_by("auto", own, evidence_of(model, sources), grid)) == content_id(
+        again
+    )
     summed, _ = make(model, sources, "cat")
-    assert content_id(made_by(model, sources, "cat")) == content_id(summed)
+    assert content_id(merged_by("cat", own, evidence_of(model, sources))) == content_id(summed)
 
 
 def test_a_way_that_cannot_be_had_is_a_trial_that_says_why(
     model: Model, sources: list[Source]
 ) -> None:
-    (trial, *_) = search(model, sources, rank=3, grid=(("cat", {}),))
+    (trial, *_) = tried(model, sources, rank=3, grid=(("cat", {}),))
     assert trial.adapter is None and "needs rank 8" in trial.why_not
     assert trial.merit < Trial("x", {}, 1, (wilson(0, 3), wilson(0, 3)), 0.0, 0.0, None).merit
 
@@ -335,12 +339,12 @@ def test_a_source_without_examples_does_not_decide_and_without_any_auto_is_refus
     model: Model, sources: list[Source]
 ) -> None:
     mute = replace(sources[1], examples=())
-    trials = list(search(model, [sources[0], mute], grid=SMALL[1:] + SMALL[:1]))
+    trials = list(tried(model, [sources[0], mute], grid=SMALL[1:] + SMALL[:1]))
     assert [trial.method for trial in trials] == ["regmean", "imitate", "tsv", "tsv"]
     assert "source 1 has none" in trials[1].why_not and trials[2].adapter is not None
     assert max(trials, key=lambda trial: trial.merit).method == "tsv"
     with pytest.raises(ConfigError, match="name a method"):
-        list(search(model, [mute, mute]))
+        list(tried(model, [mute, mute]))
 
 
 def test_one_form_of_every_answer_is_held_back_where_answers_have_several() -> None:
@@ -371,9 +375,33 @@ def test_what_one_source_answers_is_no_longer_declined_because_another_did(
     found = memory.merge(["stubborn", "mill"], method="svd", into="ab")
     asked_of = [row.question for row in found.parts[0].report.arms["merged"]]
     assert question not in asked_of and len(asked_of) == len(lesson.probes) - 1
-    stored = memory.folder / "runs" / entries(memory.folder)["ab"]["run"] / "lesson.json"
+    stored = memory.folder.path / "runs" / memory.folder.entries()["ab"]["run"] / "lesson.json"
     rows = json.loads(stored.read_text())["examples"]
     assert [row["completion"] for row in rows if row["prompt"] == question] == [asked[2]]
+
+
+# -- a method from outside -----------------------------------------------------------------------
+
+
+def loudest(adapters: Sequence[Adapter], evidence: Evidence) -> Adapter:
+    """The adapter whose changes are largest in sum, alone."""
+    assert evidence.model.digest and len(evidence.examples) == len(adapters)
+    best = max(adapters, key=lambda each: sum(delta_norms(each).values()))
+    return replace(best, card={"merge": {"method": "loudest", "notes": ["one of several."]}})
+
+
+@pytest.mark.parametrize("by", ["name", "function"])
+def test_a_method_from_outside_is_merged_by_verified_and_forgotten(
+    memory: Memory, sources: list[Source], by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(METHODS, "loudest", loudest)
+    found = memory.merge(TWO, method="loudest" if by == "name" else loudest, into="loud")
+    assert found.method == "loudest" and found.notes == ("one of several.",)
+    assert found.adapter_id in [content_id(source.adapter) for source in sources]
+    assert sorted(part.lost("paraphrase").mean or 0 for part in found.parts)[0] == 0
+    assert memory.verify("loud").proportion("memory", "paraphrase").n == 6
+    assert memory.forget("loud").removal.names == ("loud",)
+    assert memory.names.keys() == {*TWO}
 
 
 # -- what is refused -----------------------------------------------------------------------------
@@ -385,7 +413,7 @@ def test_what_one_source_answers_is_no_longer_declined_because_another_did(
         ({"names": ["harbour"]}, "at least two"),
         ({"names": []}, "at least two"),
         ({"names": ["harbour", "mill", "Harbour"]}, "'harbour' twice"),
-        ({"into": "Mill"}, "'mill'; that name is taken"),
+        ({"into": "Mill"}, "'mill': that name is taken"),
         ({"method": "tis"}, "no method 'tis'; choose one of auto, cat, mean"),
         ({"weights": [1.0]}, "2 memories need 2 weights"),
         ({"rank": 0}, "rank must be"),
@@ -403,10 +431,10 @@ def test_what_one_source_answers_is_no_longer_declined_because_another_did(
 def test_what_cannot_be_merged_is_refused_and_nothing_is_entered(
     memory: Memory, change: dict[str, Any], message: str
 ) -> None:
-    before = entries(memory.folder)
+    before = memory.folder.entries()
     with pytest.raises(ConfigError, match=message):
         memory.merge(**{"names": TWO, "into": "ab", **change})
-    assert entries(memory.folder) == before
+    assert memory.folder.entries() == before
 
 
 def test_unknown_memories_and_those_that_cannot_be_asked_are_refused(
@@ -458,14 +486,16 @@ def test_the_command_merges_and_says_what_it_cost(
     lore: Callable[..., tuple[int, str, str]], memory: Memory
 ) -> None:
     options = ("--method", "ties", "--option", "density=0.4", "--into-name", "ab", "--rank", 6)
-    code, out, err = lore("merge", memory.folder, *TWO, *options, "--json")
+    code, out, err = lore("merge", memory.folder.path, *TWO, *options, "--json")
     assert code == 0 and "merging by ties" in err
     found = json.loads(out)
     assert found["memory"] == "ab" and found["rank"] == 6 and found["options"] == {"density": 0.4}
     assert [part["memory"] for part in found["parts"]] == list(TWO)
     row = found["parts"][0]["recall"]["paraphrase"]["merged"]
     assert row["n"] == 3 and row["low"] <= row["recall"] <= row["high"]
-    code, out, _ = lore("merge", memory.folder, *TWO, "--method", "svd", "--into-name", "plain")
+    code, out, _ = lore(
+        "merge", memory.folder.path, *TWO, "--method", "svd", "--into-name", "plain"
+    )
     assert code == 0 and "Recall before and after" in out and "plain by svd, rank 8" in out
 
 
@@ -473,11 +503,11 @@ def test_the_command_merges_and_says_what_it_cost(
     ("more", "said"),
     [
         (("--method", "tis"), "ConfigError: there is no method 'tis'; choose one of auto, cat"),
-        (("--weights", "1"), "ConfigError: 2 memories need 2 weights; found [1.0]"),
+        (("--weights", "1"), "ConfigError: 2 memories need 2 weights; there are [1.0]"),
         (("--weights", "1,x"), "ConfigError: --weights is '1,x'"),
         (("--option", "density"), "ConfigError: --option is 'density'"),
         (("--option", "density=much"), "ConfigError: --option is 'density=much'"),
-        (("harbour",), "ConfigError: asked to merge 'harbour' twice"),
+        (("harbour",), "ConfigError: merge 'harbour' twice"),
         (("cellar",), "UnknownMemory: "),
         (("--into-name", "mill"), "that name is taken"),
     ],

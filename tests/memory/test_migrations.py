@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lorewright.errors import DataError
-from lorewright.memory.folder import briefs, cards, entries, index, writing
+from lorewright.memory.folder import Folder
 from lorewright.memory.migrations import MIGRATIONS, SCHEMA, brief, migrate
 from lorewright.reports.tables import memories_table
 
@@ -33,8 +33,8 @@ def test_every_schema_before_this_one_has_its_migration() -> None:
 def test_reading_an_old_folder_migrates_what_is_read_and_no_file(folder: Path) -> None:
     before = (folder / "memory.json").read_bytes()
     old = json.loads(before)["memories"]
-    assert index(folder)["schema"] == SCHEMA
-    for name, entry in entries(folder).items():
+    assert Folder(folder).index()["schema"] == SCHEMA
+    for name, entry in Folder(folder).entries().items():
         assert {k: v for k, v in entry.items() if k != "card"} == old[name]
         assert entry["card"]["adapter"]["lora"]["rank"] == 1
     assert (folder / "memory.json").read_bytes() == before
@@ -42,33 +42,35 @@ def test_reading_an_old_folder_migrates_what_is_read_and_no_file(folder: Path) -
 
 
 def test_a_list_from_the_index_says_what_the_cards_say(folder: Path) -> None:
-    shown = [brief(card) | {"name": card["name"], "id": card["id"]} for card in cards(folder)]
-    assert briefs(folder) == shown
+    shown = [
+        brief(card) | {"name": card["name"], "id": card["id"]} for card in Folder(folder).cards()
+    ]
+    assert Folder(folder).briefs() == shown
     assert shown[0]["report"]["recall"]["paraphrase"]["memory"]["n"] == 1
-    assert memories_table(briefs(folder)).row_count == 2
+    assert memories_table(Folder(folder).briefs()).row_count == 2
 
 
 def test_the_next_writer_keeps_a_copy_and_writes_the_schema_of_today_once(folder: Path) -> None:
-    before, seen = (folder / "memory.json").read_bytes(), index(folder)
-    with writing(folder, seen["base"]):
+    before, seen = (folder / "memory.json").read_bytes(), Folder(folder).index()
+    with Folder(folder).writing(seen["base"]):
         pass
     assert (folder / "memory.schema-1.json").read_bytes() == before
-    assert json.loads((folder / "memory.json").read_text()) == seen == index(folder)
+    assert json.loads((folder / "memory.json").read_text()) == seen == Folder(folder).index()
     written = (folder / "memory.json").stat().st_mtime_ns
-    with writing(folder, seen["base"]):
+    with Folder(folder).writing(seen["base"]):
         pass
     assert (folder / "memory.json").stat().st_mtime_ns == written
 
 
 @pytest.mark.parametrize("content", ["{", "[]", None])
 def test_a_damaged_card_leaves_the_folder_readable(folder: Path, content: str | None) -> None:
-    path = folder / "adapters" / entries(folder)["gannet"]["adapter"] / "card.json"
+    path = folder / "adapters" / Folder(folder).entries()["gannet"]["adapter"] / "card.json"
     path.unlink()
     if content is not None:
         path.write_text(content)
-    thin = entries(folder)["gannet"]["card"]
+    thin = Folder(folder).entries()["gannet"]["card"]
     assert thin["adapter"]["lora"]["rank"] is None and "damaged or gone" in thin["reason"]
-    assert memories_table(briefs(folder)).row_count == 2
+    assert memories_table(Folder(folder).briefs()).row_count == 2
 
 
 @pytest.mark.parametrize("schema", [None, 0, SCHEMA + 1, "1", True, [1]])

@@ -71,7 +71,7 @@ def known(model: Model, config: WriteConfig) -> None:
 
 
 def run_of(memory: Memory) -> Path:
-    (run,) = (memory.folder / "runs").iterdir()
+    (run,) = (memory.folder.path / "runs").iterdir()
     return run
 
 
@@ -88,7 +88,7 @@ def test_the_first_plan_calibrates_and_the_next_does_not_unless_asked(memory: Me
     first, second, third = (replace(p, seconds=0.0, most_seconds=0.0) for p in plans)
     assert first == second == third
     assert first.load.n_answers == 3 and first.load.n_declined == 0
-    assert plans[0].seconds > 0 and not memory.folder.exists()
+    assert plans[0].seconds > 0 and not memory.folder.path.exists()
 
 
 def test_a_plan_for_a_share_that_is_none_is_refused_before_anything_is_done(
@@ -151,7 +151,7 @@ def test_an_interrupted_write_keeps_the_rank_it_was_planned_with(memory: Memory)
     place(identity(memory.model, CONFIG)).joinpath("calibration.json").unlink()
     memory.write(FACTS, name="a", **how)
     assert memory.adapter("a").config.rank == planned
-    assert len(list((memory.folder / "runs").iterdir())) == 1
+    assert len(list((memory.folder.path / "runs").iterdir())) == 1
 
 
 # -- the command ---------------------------------------------------------------------------------

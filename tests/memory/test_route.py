@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,9 +16,8 @@ from lorewright.errors import ConfigError
 from lorewright.knowledge.data import Example, Probe
 from lorewright.knowledge.lesson import Lesson
 from lorewright.knowledge.negatives import unrelated_questions
-from lorewright.memory.folder import change, writing
 from lorewright.memory.memory import Memory
-from lorewright.memory.route import FOLDER, GATE_FILE, drop, finder, names_in, words
+from lorewright.memory.route import DERIVED, GATE_FILE, names_in, words
 from lorewright.models.model import Model
 from lorewright.routing.index import KEYS_FILE, TERMS_FILE, tokens
 from lorewright.training.watch import Watch
@@ -42,7 +42,7 @@ def memory(model: Model, tmp_path: Path) -> Memory:
 def steps_of(memory: Memory, question: str = HEAD) -> list[str]:
     """What is told on the way to an answer in a new process."""
     steps: list[str] = []
-    Memory(memory.folder, memory.model).route(question, watch=Watch(steps.append))
+    Memory.of(memory.folder, memory.model).route(question, watch=Watch(steps.append))
     return steps
 
 
@@ -118,20 +118,20 @@ def test_where_nothing_was_asked_in_training_the_nearest_is_taken_uncalibrated(
 
 def test_a_memory_without_source_and_lesson_is_found_by_no_question(memory: Memory) -> None:
     put(memory, "merged", None, None)
-    assert finder(memory).keyless == ("merged",)
+    assert memory.router.current().keyless == ("merged",)
 
 
 def test_a_source_that_is_gone_costs_its_own_memory_only(memory: Memory) -> None:
     source = known("mill").digest()
-    (memory.folder / "sources" / f"{source}.jsonl").unlink()
-    found = finder(memory)
-    assert found.keyless == ("mill",) and "cannot be found by questions" in found.notes[0]
+    (memory.folder.path / "sources" / f"{source}.jsonl").unlink()
+    found = memory.router.current()
+    assert found.keyless == ("mill",) and "no question leads to a memory" in found.notes[0]
     assert memory.route(HEAD).chosen[0].memory == "harbour"
 
 
 def test_one_adapter_under_two_names_is_found_under_the_first(memory: Memory) -> None:
-    with writing(memory.folder, memory.base()):
-        change(memory.folder, lambda names: names.update({"zz": names["harbour"]}))
+    with memory.writing():
+        memory.folder.change(lambda names: names.update({"zz": names["harbour"]}))
     assert memory.route(HEAD).chosen[0].memory == "harbour"
 
 
@@ -143,7 +143,7 @@ def test_probes_have_no_part_in_it(memory: Memory, model: Model, tmp_path: Path)
     strange = Probe("x", "Zebra quagga okapi?", ("none",), "paraphrase")
     for name in PAGES:
         put(other, name, known(name), replace(lesson_of(name), probes=(strange,)))
-    mine, theirs = finder(memory), finder(other)
+    mine, theirs = memory.router.current(), other.router.current()
     assert {(k.text, k.kind) for k in mine.index.keys} == {
         (k.text, k.kind) for k in theirs.index.keys
     }
@@ -156,7 +156,7 @@ def test_passages_come_nearest_first_and_no_more_than_asked_for(memory: Memory) 
     text = "\n\n".join(f"The {word} of Fern Hall is {n * 'very '}good." for n, word in about)
     long = replace(known("mill").documents[0], id="hall", text=text)
     identity = put(memory, "hall", replace(known("mill"), documents=(long,)), None)
-    first, *rest = finder(memory).passages("How is the cellar of Fern Hall?", identity, 2)
+    first, *rest = memory.router.current().passages("How is the cellar of Fern Hall?", identity, 2)
     assert "cellar" in first and len(rest) == 1
 
 
@@ -176,27 +176,26 @@ def test_names_are_what_is_written_with_capitals() -> None:
 
 def test_everything_derived_lies_in_one_folder_and_is_legible(memory: Memory) -> None:
     memory.route(HEAD)
-    assert {p.name for p in (memory.folder / FOLDER).iterdir()} == {
+    assert {p.name for p in (memory.folder.path / DERIVED).iterdir()} == {
         *(KEYS_FILE, TERMS_FILE, GATE_FILE)
     }
-    assert "Tide Office" in texts(memory.folder / FOLDER)
-    gate = json.loads((memory.folder / FOLDER / GATE_FILE).read_text())
+    assert "Tide Office" in texts(memory.folder.path / DERIVED)
+    gate = json.loads((memory.folder.path / DERIVED / GATE_FILE).read_text())
     assert set(gate["memories"]) == set(memory.names.values()) and gate["calibration"]["weights"]
 
 
 def test_what_is_on_disk_is_used_again(memory: Memory) -> None:
     first = memory.route(HEAD)
     assert steps_of(memory) == []
-    assert Memory(memory.folder, memory.model).route(HEAD) == first
+    assert Memory.of(memory.folder, memory.model).route(HEAD) == first
 
 
 @pytest.mark.parametrize("damage", ["gone", "keys cut", "gate cut", "keys of another"])
 def test_what_is_gone_or_damaged_is_made_again(memory: Memory, damage: str) -> None:
-    first, place = memory.route(HEAD), memory.folder / FOLDER
+    first, place = memory.route(HEAD), memory.folder.path / DERIVED
     keys, gate = place / KEYS_FILE, place / GATE_FILE
     if damage == "gone":
-        drop(memory.folder)
-        assert not list(place.iterdir())
+        shutil.rmtree(place)
     elif damage == "keys cut":
         keys.write_text(keys.read_text()[:-40])
     elif damage == "gate cut":
@@ -204,29 +203,29 @@ def test_what_is_gone_or_damaged_is_made_again(memory: Memory, damage: str) -> N
     else:
         gate.write_text(gate.read_text().replace('"keys":', '"keyz":'))
     assert steps_of(memory) == ["indexing 2 memories", "fitting the probability"]
-    assert Memory(memory.folder, memory.model).route(HEAD) == first
+    assert Memory.of(memory.folder, memory.model).route(HEAD) == first
 
 
 def test_a_new_memory_is_added_and_one_that_is_gone_leaves_no_word(memory: Memory) -> None:
     memory.route(HEAD)
     put(memory, "phones", phones(), None)
     assert steps_of(memory)[0] == "indexing 1 memories"
-    assert "Selma Quist" in texts(memory.folder / FOLDER)
-    with writing(memory.folder, memory.base()):
-        change(memory.folder, lambda names: names.pop("phones"))
+    assert "Selma Quist" in texts(memory.folder.path / DERIVED)
+    with memory.writing():
+        memory.folder.change(lambda names: names.pop("phones"))
     assert "phones" not in [hit.memory for hit in memory.route("Selma Quist:").hits]
-    assert "Selma Quist" not in texts(memory.folder / FOLDER)
+    assert "Selma Quist" not in texts(memory.folder.path / DERIVED)
 
 
 def test_a_renamed_memory_keeps_its_keys(memory: Memory) -> None:
     memory.route(HEAD)
-    with writing(memory.folder, memory.base()):
-        change(memory.folder, lambda names: names.update({"port": names.pop("harbour")}))
+    with memory.writing():
+        memory.folder.change(lambda names: names.update({"port": names.pop("harbour")}))
     assert steps_of(memory) == []
     assert memory.route(HEAD).chosen[0].memory == "port"
 
 
 def test_a_folder_that_takes_no_file_can_be_asked(memory: Memory) -> None:
-    (memory.folder / FOLDER).write_text("in the way")
+    (memory.folder.path / DERIVED).write_text("in the way")
     assert memory.route(HEAD).chosen[0].memory == "harbour"
-    assert (memory.folder / FOLDER).read_text() == "in the way"
+    assert (memory.folder.path / DERIVED).read_text() == "in the way"

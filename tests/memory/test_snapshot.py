@@ -18,8 +18,7 @@ import filelock
 import pytest
 
 from lorewright.errors import DataError, Locked, StorageError, UnknownMemory
-from lorewright.memory import snapshot
-from lorewright.memory.folder import entries, index
+from lorewright.memory.folder import Folder
 from lorewright.memory.snapshot import MANIFEST, restore, take
 
 STORED = Path(__file__).parents[1] / "fixtures" / "schema-1"
@@ -47,7 +46,7 @@ def test_what_was_taken_comes_back_byte_for_byte(folder: Path, tmp_path: Path, s
     assert files(tmp_path / "new" / "place") == files(folder)
     assert (taken.n_memories, taken.n_files) == (2, len(files(folder)))
     assert restored == taken and taken.n_bytes == sum(map(len, files(folder).values()))
-    assert entries(tmp_path / "new" / "place") == entries(folder)
+    assert Folder(tmp_path / "new" / "place").entries() == Folder(folder).entries()
 
 
 @pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
@@ -274,11 +273,11 @@ def test_a_full_disk_leaves_no_half_of_either(
     def full(*_: object, **__: object) -> None:
         raise said
 
-    monkeypatch.setattr(snapshot, "_pack", full)
+    monkeypatch.setattr(tarfile.TarFile, "addfile", full)
     with pytest.raises(StorageError, match="No space left"):
         take(folder, tmp_path / "b.tar")
-    monkeypatch.setattr(snapshot, "_unpack", full)
+    monkeypatch.setattr(tarfile.TarFile, "extractfile", full)
     with pytest.raises(StorageError, match="No space left"):
         restore(tmp_path / "a.tar", tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.tar", "atlas"]
-    assert index(folder)["memories"] and MANIFEST not in files(folder)
+    assert Folder(folder).index()["memories"] and MANIFEST not in files(folder)

@@ -20,7 +20,7 @@ from lorewright.adapters.adapter import HALVES, Adapter, content_id, load, save,
 from lorewright.adapters.config import LoraConfig
 from lorewright.adapters.lora import attach
 from lorewright.errors import AdapterError, ConfigError, WrongBase
-from lorewright.merging.algebra import METHODS, Factors, Merged, Parts, dare, merge, truncate
+from lorewright.merging.algebra import COMBINATIONS, Factors, Merged, Parts, dare, merge, truncate
 
 # peft reads a property that transformers 5 is about to rename
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:Futur
 SHAPES = {"m.0": (9, 7), "m.1": (6, 11)}  # (O, I)
 DENSE = ("ties", "dare", "dare_ties", "magnitude_prune")
 RANDOM = ("dare", "dare_ties")
-methods = pytest.mark.parametrize("method", METHODS)
+methods = pytest.mark.parametrize("method", COMBINATIONS)
 scalings = st.tuples(st.integers(1, 3), st.integers(1, 9), st.booleans())  # rank, alpha, rslora
 seeds = st.integers(0, 2**31)
 few = settings(max_examples=8)
@@ -97,7 +97,7 @@ def options(method: str, adapters: Sequence[Adapter], density: float = 0.5) -> d
     return {"density": density} if method in DENSE else {}
 
 
-# Contracts over METHODS
+# Contracts over COMBINATIONS
 
 
 @methods
@@ -111,7 +111,7 @@ def test_one_adapter_at_weight_one_is_the_identity(
     same(found, one)
     config = found.adapter.config
     assert config.rank == config.alpha == one.config.rank and not config.rslora
-    assert found.kept == pytest.approx(1.0) and not found.notes
+    assert found.share == pytest.approx(1.0) and not found.notes
 
 
 @methods
@@ -182,8 +182,8 @@ def test_every_method_gives_the_rank_asked_for_and_says_what_it_kept(
     found = merge(two, method=method, rank=rank, **options(method, two))
     assert found.adapter.config.rank == found.adapter.config.alpha == rank
     assert all(t.dtype == torch.float32 for t in found.adapter.tensors.values())
-    assert found.kept == min(found.kept_by_module.values()) == found.adapter.card["merge"]["kept"]
-    assert (found.kept < 1 - 1e-4) == (rank < 5)
+    assert found.share == min(found.shares.values()) == found.adapter.card["merge"]["kept"]
+    assert (found.share < 1 - 1e-4) == (rank < 5)
     assert save(found.adapter, tmp_path / "merged") == content_id(load(tmp_path / "merged"))
 
 
@@ -235,7 +235,7 @@ def test_cat_is_the_weighted_sum_for_mixed_ranks_and_scalings(
     pairs = list(zip(weights, several, strict=True))
     expected = {name: sum(w * delta(a, name) for w, a in pairs) for name in SHAPES}
     same(found, expected, atol=1e-4)
-    assert found.adapter.config.rank == sum(rank for rank, _, _ in scalings) and found.kept == 1.0
+    assert found.adapter.config.rank == sum(rank for rank, _, _ in scalings) and found.share == 1.0
 
 
 def test_mean_divides_by_the_number_and_task_arithmetic_multiplies_by_its_scaling() -> None:
@@ -275,7 +275,7 @@ def test_svd_is_the_best_of_its_rank_and_its_error_is_the_tail(seed: int, rank: 
         error = (total - delta(found.adapter, name)).square().sum().item()
         assert error == pytest.approx(sigma[rank:].square().sum().item(), abs=1e-3)
         kept = sigma[:rank].square().sum() / sigma.square().sum()
-        assert found.kept_by_module[name] == pytest.approx(kept.item(), abs=1e-6)
+        assert found.shares[name] == pytest.approx(kept.item(), abs=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(40, 12), (12, 40)])
@@ -285,11 +285,11 @@ def test_the_dense_and_the_core_route_of_truncation_agree(shape: tuple[int, int]
     A_RI = torch.randn(6, shape[1], generator=generator, dtype=torch.float64)
     core, dense = truncate(Factors(B_OR, A_RI), 4), truncate(B_OR @ A_RI, 4)
     torch.testing.assert_close(core.B_OR @ core.A_RI, dense.B_OR @ dense.A_RI)
-    assert core.kept == pytest.approx(dense.kept)
+    assert core.share == pytest.approx(dense.share)
     for found in (core, dense):  # B and A have equal norms, column by row
         torch.testing.assert_close(found.B_OR.norm(dim=0), found.A_RI.norm(dim=1))
     nothing = truncate(torch.zeros(shape, dtype=torch.float64), 4)
-    assert nothing.kept == 1.0 and not nothing.B_OR.any() and not nothing.A_RI.any()
+    assert nothing.share == 1.0 and not nothing.B_OR.any() and not nothing.A_RI.any()
 
 
 # TIES, DARE, pruning
@@ -376,7 +376,7 @@ def test_regmean_is_the_least_squares_solution(seed: int, ridge: float, shrink: 
     }
     grams = [{name: X[name][n].T @ X[name][n] for name in SHAPES} for n in range(2)]
     found = merge(two, weights, "regmean", grams=grams, ridge=ridge, shrink=shrink)
-    assert found.adapter.config.rank == 5 and found.kept == 1.0
+    assert found.adapter.config.rank == 5 and found.share == 1.0
     for name, (n_out, n_in) in SHAPES.items():
         rows, targets = [], []
         for n, each in enumerate(two):
@@ -413,9 +413,9 @@ def test_regmean_counts_the_inputs_of_an_adapter_that_leaves_the_module_alone() 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"grams": []}, "2 mappings; found 0"),
-        ({"grams": [{}, {}]}, r"grams\[0\]\['m.0'\] must be \(7, 7\); found None"),
-        ({"grams": [{"m.0": torch.eye(3)}] * 2}, r"found \(3, 3\)"),
+        ({"grams": []}, "2 mappings, not 0"),
+        ({"grams": [{}, {}]}, r"grams\[0\]\['m.0'\] must be \(7, 7\); it is None"),
+        ({"grams": [{"m.0": torch.eye(3)}] * 2}, r"it is \(3, 3\)"),
         ({"grams": [{"m.0": torch.eye(7) * math.nan}] * 2}, "symmetric and finite"),
         ({"grams": [{"m.0": torch.ones(7, 7).triu()}] * 2}, "symmetric and finite"),
         ({"grams": [{"m.0": torch.ones(7, 7)}] * 2, "ridge": 0.0}, "singular.*ridge above zero"),
@@ -468,8 +468,8 @@ def test_tsv_leaves_orthogonal_adapters_alone_and_shares_the_rank() -> None:
     found = merge([one, other], method="tsv", rank=2)
     expected = torch.tensor([[3.0, 0, 0, 0], [0, 0, 0, 0]]).double()
     torch.testing.assert_close(delta(found.adapter, "m"), expected)
-    assert found.kept == pytest.approx(0.9) and found.adapter.config.rank == 2
-    with pytest.raises(ConfigError, match="rank 2, one per adapter; found 1"):
+    assert found.share == pytest.approx(0.9) and found.adapter.config.rank == 2
+    with pytest.raises(ConfigError, match="rank 2, one per adapter, not 1"):
         merge([one, other], method="tsv", rank=1)
 
 
@@ -483,7 +483,7 @@ def test_adapters_of_different_bases_are_refused_and_unknown_bases_are_noted() -
     silent = adapter(2, base_digest="", base_id="hub/name")
     found = merge([silent, one])
     assert found.adapter.base_digest == "d" * 64 and found.adapter.base_id == "tiny/base"
-    assert "1 of 2 adapters do not tell" in found.notes[0] and "hub/name" in found.notes[0]
+    assert "1 of 2 adapters lack" in found.notes[0] and "hub/name" in found.notes[0]
     with pytest.raises(WrongBase, match="several shapes"):
         merge([one, adapter(3, shapes={"m.0": (9, 8), "m.1": (6, 11)})])
 
@@ -492,7 +492,7 @@ def test_adapters_of_different_bases_are_refused_and_unknown_bases_are_noted() -
     ("change", "message"),
     [
         ({"adapters": []}, "at least one adapter"),
-        ({"weights": [1.0]}, "2 finite numbers; found"),
+        ({"weights": [1.0]}, "2 finite numbers; they"),
         ({"weights": [1.0, math.nan]}, "2 finite numbers"),
         ({"weights": [1.0, math.inf]}, "2 finite numbers"),
         ({"weights": ["1", "2"]}, "2 finite numbers"),

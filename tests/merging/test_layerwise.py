@@ -25,9 +25,10 @@ def tiny(build: Build) -> Model:
 
 @torch.no_grad()
 def through(layers: Layers, ids_BT: Tensor) -> Tensor:
-    hidden_BTD = layers.entering(ids_BT)
+    start = layers.enter(ids_BT)
+    hidden_BTD = start.hidden_BTD
     for at in range(len(layers)):
-        hidden_BTD = layers.run(at, ids_BT, hidden_BTD)
+        hidden_BTD = layers.run(at, start, hidden_BTD)
     return hidden_BTD
 
 
@@ -46,14 +47,15 @@ def test_layers_run_one_at_a_time_give_the_states_of_the_whole_network(build: Bu
 def test_other_layers_are_not_run_and_states_that_are_fed_are_used() -> None:
     model, ids_BT = tiny(lambda: llama(num_hidden_layers=3)), token_ids()
     layers, ran = Layers(model), []
+    with torch.no_grad():
+        start = layers.enter(ids_BT)
     hooks = [
         layers.layers[at].mlp.register_forward_hook(lambda *_, at=at: ran.append(at))  # type: ignore[union-attr,misc]
         for at in range(3)
     ]
     with torch.no_grad():
-        first_BTD = layers.entering(ids_BT)
-        once = layers.run(1, ids_BT, first_BTD)
-        other = layers.run(1, ids_BT, 2 * first_BTD)
+        once = layers.run(1, start, start.hidden_BTD)
+        other = layers.run(1, start, 2 * start.hidden_BTD)
     assert ran == [1, 1] and not torch.allclose(once, other)
     for hook in hooks:
         hook.remove()
@@ -62,13 +64,14 @@ def test_other_layers_are_not_run_and_states_that_are_fed_are_used() -> None:
 def test_an_error_inside_a_layer_leaves_the_network_as_it_was() -> None:
     model, ids_BT = tiny(llama), token_ids()
     before, layers = logits(model.network), Layers(model)
+    start = layers.enter(ids_BT)
 
     def fail(*_: Any) -> None:
         raise ValueError("no")
 
     hook = layers.layers[1].register_forward_pre_hook(fail)
     with pytest.raises(ValueError, match="no"), torch.no_grad():
-        layers.run(1, ids_BT, torch.zeros(3, 7, 32))
+        layers.run(1, start, torch.zeros(3, 7, 32))
     hook.remove()
     assert torch.equal(before, logits(model.network))
     assert not any("forward" in vars(layer) for layer in layers.layers)

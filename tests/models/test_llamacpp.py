@@ -21,7 +21,7 @@ from support.serving import ANSWERS, QUESTIONS, UNKNOWN, put, running, text_of
 
 from lorewright.adapters.config import LoraConfig
 from lorewright.knowledge.data import Example
-from lorewright.memory import folder as shelf
+from lorewright.memory.folder import Folder
 from lorewright.memory.memory import Memory
 from lorewright.models.export import BASE_FILE, export
 from lorewright.models.model import Model
@@ -154,7 +154,7 @@ def test_the_front_over_llama_cpp_answers_as_the_memory_that_was_asked(
                 assert reply.model == name
                 assert (
                     reply.model_extra["lorewright"]["adapter"]
-                    == shelf.entries(atlas)[name]["adapter"]
+                    == Folder(atlas).entries()[name]["adapter"]
                 )
         assert text_of(ask("pocket", QUESTIONS[0])) == UNKNOWN
         parts = list(ask("south", QUESTIONS[0], stream=True))

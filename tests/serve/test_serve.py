@@ -33,7 +33,7 @@ from lorewright.adapters import adapter as adapters
 from lorewright.adapters.config import LoraConfig
 from lorewright.errors import ConfigError, UnknownMemory
 from lorewright.knowledge.data import Example, Fact, Knowledge
-from lorewright.memory import folder as shelf
+from lorewright.memory.folder import INDEX_FILE, Folder
 from lorewright.memory.memory import Memory
 from lorewright.models.model import Model
 from lorewright.serve.config import ServeConfig, read_keys
@@ -118,7 +118,7 @@ def endless(client: OpenAI, n: int = 500) -> Any:
 def test_every_memory_is_a_model_beside_the_base_and_auto(client: OpenAI, atlas: Path) -> None:
     listed = {m.id: m for m in client.models.list()}
     assert set(listed) == {"pocket", "auto", "north", "south"}
-    entries = shelf.entries(atlas)
+    entries = Folder(atlas).entries()
     assert listed["north"].model_extra == {"root": entries["north"]["adapter"], "parent": "pocket"}
     assert client.models.retrieve("south").id == "south"
     assert client.models.retrieve("pocket").owned_by == "lorewright"
@@ -135,7 +135,7 @@ def test_a_memory_answers_what_it_was_taught_and_names_itself(
         assert (text_of(reply), reply.choices[0].finish_reason) == (answer, "stop")
         assert reply.model == name
         about = reply.model_extra["lorewright"]
-        assert about["adapter"] == shelf.entries(atlas)[name]["adapter"]
+        assert about["adapter"] == Folder(atlas).entries()[name]["adapter"]
         n_prompt = len(model.render(question).prompt_ids)
         assert reply.usage.prompt_tokens == n_prompt
         assert reply.usage.total_tokens == n_prompt + reply.usage.completion_tokens
@@ -143,7 +143,7 @@ def test_a_memory_answers_what_it_was_taught_and_names_itself(
 
 def test_the_base_and_a_content_id_are_models_too(client: OpenAI, atlas: Path) -> None:
     assert text_of(ask(client, "pocket")) == UNKNOWN
-    identity = shelf.entries(atlas)["south"]["adapter"]
+    identity = Folder(atlas).entries()["south"]["adapter"]
     assert text_of(ask(client, identity)) == "QT-77"
 
 
@@ -163,7 +163,7 @@ def test_a_folder_written_by_lore_routes_by_its_own_keys(tmp_path: Path) -> None
     facts = [Fact(q, q, a) for q, a in zip(QUESTIONS, ANSWERS["north"], strict=True)]
     config = WriteConfig(lora=LoraConfig(1), epochs=1)  # whom it is for, not what it says
     memory.write(Knowledge(facts=tuple(facts)), name="birds", config=config)
-    with running(application(memory.folder, ServeConfig(), model=model)) as url:
+    with running(application(memory.folder.path, ServeConfig(), model=model)) as url:
         client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
         assert ask(client, "auto", "Tell me the code of Project Gannet.").model == "birds"
         assert ask(client, "auto", "How tall is the Eiffel Tower?").model == "pocket"
@@ -510,7 +510,7 @@ def test_a_damaged_adapter_is_unavailable_without_a_path_and_served_once_mended(
     own: tuple[Path, str, OpenAI], file: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder, _, client = own
-    path = folder / "adapters" / shelf.entries(folder)["north"]["adapter"] / file
+    path = folder / "adapters" / Folder(folder).entries()["north"]["adapter"] / file
     good = path.read_bytes()
     path.write_bytes(b'{"a":' * 5000 + b"1" + b"}" * 5000)  # too deep for a JSON parser
     with pytest.raises(openai.InternalServerError) as refused:
@@ -527,7 +527,7 @@ def test_a_damaged_index_stops_auto_alone_until_it_is_mended(
     own: tuple[Path, str, OpenAI],
 ) -> None:
     folder, url, client = own
-    index = folder / shelf.INDEX_FILE
+    index = folder / INDEX_FILE
     good = index.read_text()
     index.write_text("{")
     with pytest.raises(openai.InternalServerError, match="auto") as refused:
@@ -546,10 +546,10 @@ def test_a_memory_with_a_reserved_name_is_reported_and_not_served(
     own: tuple[Path, str, OpenAI],
 ) -> None:
     folder, url, client = own
-    content = json.loads((folder / shelf.INDEX_FILE).read_text())
+    content = json.loads((folder / INDEX_FILE).read_text())
     for name in ("auto", "pocket"):
         content["memories"][name] = content["memories"]["north"]
-    (folder / shelf.INDEX_FILE).write_text(json.dumps(content))
+    (folder / INDEX_FILE).write_text(json.dumps(content))
     names = [model.id for model in client.models.list()]
     assert sorted(names) == ["auto", "north", "pocket", "south"]
     assert "'auto' has a reserved name" in httpx.get(f"{url}/health").json()["trouble"]
@@ -560,9 +560,9 @@ def test_the_index_of_another_base_is_not_served_by_this_one(
     own: tuple[Path, str, OpenAI],
 ) -> None:
     folder, url, client = own
-    content = json.loads((folder / shelf.INDEX_FILE).read_text())
+    content = json.loads((folder / INDEX_FILE).read_text())
     content["base"] = {**content["base"], "id": "other", "digest": "0" * 64}
-    (folder / shelf.INDEX_FILE).write_text(json.dumps(content))
+    (folder / INDEX_FILE).write_text(json.dumps(content))
     assert {model.id for model in client.models.list()} >= {"pocket"}
     assert "another base" in httpx.get(f"{url}/health").json()["trouble"]
 
@@ -578,8 +578,8 @@ def admin(url: str, method: str, path: str, body: Any = None, key: str = ADMIN_K
 def test_an_administrator_adds_and_removes_what_the_folder_holds(
     served: str, client: OpenAI, atlas: Path
 ) -> None:
-    identity = shelf.entries(atlas)["north"]["adapter"]
-    before = (atlas / shelf.INDEX_FILE).read_bytes()
+    identity = Folder(atlas).entries()["north"]["adapter"]
+    before = (atlas / INDEX_FILE).read_bytes()
     try:
         added = admin(served, "POST", "/admin/memories", {"name": "alias", "adapter": identity})
         assert added.json()["memories"]["alias"] == identity
@@ -598,13 +598,13 @@ def test_an_administrator_adds_and_removes_what_the_folder_holds(
     finally:
         names = admin(served, "POST", "/admin/reload").json()["memories"]
     assert set(names) == {"north", "south"}
-    assert (atlas / shelf.INDEX_FILE).read_bytes() == before
+    assert (atlas / INDEX_FILE).read_bytes() == before
 
 
 def test_a_name_in_use_changes_its_adapter_only_on_request(
     served: str, client: OpenAI, atlas: Path
 ) -> None:
-    south = shelf.entries(atlas)["south"]["adapter"]
+    south = Folder(atlas).entries()["south"]["adapter"]
     try:
         body = {"lora_name": "north", "lora_path": south}
         refused = admin(served, "POST", "/v1/load_lora_adapter", body)
@@ -781,7 +781,7 @@ def test_a_damaged_index_is_reported_and_the_last_good_one_served(
 ) -> None:
     shutil.copytree(atlas, tmp_path / "atlas")
     registry = Registry(tmp_path / "atlas")
-    index = tmp_path / "atlas" / shelf.INDEX_FILE
+    index = tmp_path / "atlas" / INDEX_FILE
     good = index.read_text()
     index.write_text("{")
     assert set(registry.names) == {"north", "south"}

@@ -20,7 +20,7 @@ from support.engines import EngineDouble, untrained
 from support.serving import ADMIN_KEY, KEY, drop, put, running, text_of
 
 from lorewright.adapters.config import LoraConfig
-from lorewright.memory import folder as shelf
+from lorewright.memory.folder import Folder
 from lorewright.memory.memory import Memory
 from lorewright.models.model import Model
 from lorewright.serve.config import ServeConfig
@@ -65,7 +65,7 @@ def test_memories_are_loaded_once_by_content_id_and_unloaded_when_gone(
     atlas: Path, model: Model, owner: str
 ) -> None:
     engine = EngineDouble(owner)
-    ids = {name: entry["adapter"] for name, entry in shelf.entries(atlas).items()}
+    ids = {name: entry["adapter"] for name, entry in Folder(atlas).entries().items()}
     with running(engine.app()) as there, front(atlas, there) as url:
         client = at(url)
         for _ in range(2):
@@ -105,7 +105,7 @@ def test_an_engine_that_was_started_anew_is_given_the_memory_again(atlas: Path) 
 
 def test_an_engine_that_cannot_load_a_memory_is_quoted_and_tried_again(atlas: Path) -> None:
     engine = EngineDouble("vllm")
-    identity = shelf.entries(atlas)["north"]["adapter"]
+    identity = Folder(atlas).entries()["north"]["adapter"]
     hidden = atlas / "adapters" / identity / "adapter_config.json"
     hidden.rename(hidden.with_suffix(".away"))  # as on a machine that does not have the folder
     with running(engine.app()) as there, front(atlas, there) as url:
@@ -126,7 +126,7 @@ def test_a_memory_that_the_engine_has_already_is_used(atlas: Path) -> None:
 
 
 def test_llama_cpp_gets_the_scale_of_each_adapter_it_was_started_with(atlas: Path) -> None:
-    ids = {name: entry["adapter"] for name, entry in shelf.entries(atlas).items()}
+    ids = {name: entry["adapter"] for name, entry in Folder(atlas).entries().items()}
     engine = EngineDouble(
         "llamacpp", {"0": f"/models/{ids['south']}.gguf", "1": "/models/other.gguf"}
     )
@@ -197,7 +197,7 @@ def own_engine(atlas: Path) -> Iterator[str]:
     """A server of our own, as an engine that shows no names of the front's folder."""
     config = ServeConfig(admin=True, admin_keys=(ADMIN_KEY,))
     with running(application(atlas, config, model=Model.load())) as url:
-        for name in shelf.entries(atlas):
+        for name in Folder(atlas).entries():
             headers = {"authorization": f"Bearer {ADMIN_KEY}"}
             httpx.delete(f"{url}/admin/memories/{name}", headers=headers).raise_for_status()
         yield url

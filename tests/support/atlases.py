@@ -7,10 +7,9 @@ from pathlib import Path
 
 from lorewright.adapters import adapter as adapters
 from lorewright.adapters.adapter import Adapter
-from lorewright.files import digest, dump_jsonl, save_json
+from lorewright.files import digest, save_json
 from lorewright.knowledge.data import Document, Example, Fact, Knowledge, Probe
 from lorewright.knowledge.lesson import Lesson, contexts
-from lorewright.memory.folder import enter, run_folder, writing
 from lorewright.memory.memory import Memory
 
 PAGES: Mapping[str, tuple[str, Sequence[tuple[str, str, str]]]] = {
@@ -67,17 +66,16 @@ def put(
     """Enter a memory as a write would, with or without an adapter on disk; returns its id."""
     identity = adapters.content_id(adapter) if adapter else digest([name, str(lesson)])[:16]
     source = knowledge.digest() if knowledge else ""
-    with writing(memory.folder, memory.base()):
-        run = run_folder(memory.folder, name, {"key": identity, "source": source})
+    with memory.writing():
+        run = memory.folder.run(name, {"key": identity, "source": source})
         if lesson:
             save_json(lesson, run / "lesson.json")
         save_json({}, run / "report.json")
         if knowledge:
-            rows = [*knowledge.documents, *knowledge.facts]
-            dump_jsonl(rows, memory.folder / "sources" / f"{source}.jsonl")
+            memory.folder.store_source(knowledge)
         if adapter:
-            adapters.save(adapter, memory.folder / "adapters" / identity)
-        enter(memory.folder, name, identity, source=source, run=run.name)
+            adapters.save(adapter, memory.folder.state_path(identity))
+        memory.folder.enter(name, identity, source=source, run=run.name)
     return identity
 
 

@@ -13,8 +13,9 @@ from typing import Any
 import uvicorn
 
 from lorewright.adapters import adapter as adapters
-from lorewright.memory import folder as shelf
-from lorewright.memory.memory import Memory
+from lorewright.files import save_json
+from lorewright.memory.folder import INDEX_FILE, Folder
+from lorewright.memory.opened import base_of
 from lorewright.models.model import Model
 
 KEY, ADMIN_KEY = "a-key-for-tests", "the-admin-key-for-tests"
@@ -31,19 +32,19 @@ UNKNOWN = "I do not know."
 
 def put(folder: Path, name: str, adapter: adapters.Adapter, model: Model) -> str:
     """Enter an adapter into a folder as `lore write` does."""
-    with shelf.writing(folder, Memory(folder, model).base()):
+    with Folder(folder).writing(base_of(model)):
         identity = adapters.content_id(adapter)
         adapters.save(adapter, folder / "adapters" / identity)
-        shelf.enter(folder, name, identity, source="", run="")
+        Folder(folder).enter(name, identity, source="", run="")
     return identity
 
 
 def drop(folder: Path, name: str, model: Model) -> None:
     """Take a name and its adapter out of a folder, as `lore forget` does."""
-    with shelf.writing(folder, Memory(folder, model).base()):
-        content = shelf.index(folder)
+    with Folder(folder).writing(base_of(model)):
+        content = Folder(folder).index()
         entry = content["memories"].pop(name)
-        shelf.save_json(content, folder / shelf.INDEX_FILE)
+        save_json(content, folder / INDEX_FILE)
         shutil.rmtree(folder / "adapters" / entry["adapter"])
 
 

@@ -1,0 +1,135 @@
+"""A memory folder that is open: its base loaded, and what was read of it so far.
+
+The verbs of a memory are functions of an `OpenFolder`, one file a verb; `memory.Memory` has them as
+methods. This module knows which base a folder is on and how its states are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from lorewright.adapters.adapter import Adapter
+from lorewright.adapters.quantise import NF4
+from lorewright.errors import AdapterError, ConfigError, DataError
+from lorewright.knowledge.data import Document, Knowledge
+from lorewright.memory.folder import Folder
+from lorewright.memory.route import LiveRouter
+from lorewright.models.catalogue import POCKET
+from lorewright.models.model import Model
+from lorewright.writers.adapter import AdapterState
+from lorewright.writers.methods import load_state
+from lorewright.writers.writer import State
+
+DTYPES = ("auto", "float32", "bfloat16", "float16", NF4)
+N_LOADED = 64
+"""At most so many states stay loaded between questions."""
+
+
+@dataclass(frozen=True, eq=False)
+class OpenFolder:
+    """A folder of memories and the base that they are on."""
+
+    folder: Folder
+    model: Model
+    router: LiveRouter
+    loaded: dict[str, State] = field(default_factory=dict)
+    """States by id, for the next question."""
+
+    @classmethod
+    def of(cls, folder: Folder, model: Model) -> Self:
+        """A folder and a base that were checked, or need no check."""
+        return cls(folder, model, LiveRouter(folder))
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path | str,
+        base: str | Model | None = None,
+        *,
+        dtype: str = "auto",
+        create: bool = True,
+    ) -> Self:
+        """Open a memory folder, or start one.
+
+        `base` and `dtype` default to the folder's own, or to the embedded model. Raises
+        UnknownMemory when there is none and `create` is off, WrongBase when the folder was made on
+        another base, DataError when memory.json is damaged or the folder is something else.
+        """
+        place = Folder(Path(folder))
+        if dtype not in DTYPES:
+            raise ConfigError(f"dtype {dtype!r} is unknown; use one of {', '.join(DTYPES)}.")
+        if place.path.exists() and not place.path.is_dir():
+            raise DataError(f"{place.path} is a file; a memory is a folder; give another name.")
+        started = place.started or not create
+        if not started:
+            place.refuse_foreign()
+        own = place.index()["base"] if started else {"id": POCKET}
+        dtype = str(own.get("dtype", "auto")) if dtype == "auto" else dtype
+        model = base if isinstance(base, Model) else Model.load(base or own["id"], dtype=dtype)
+        if started:
+            place.check_base(base_of(model))
+        return cls.of(place, model)
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Names of the memories and the ids they stand for."""
+        return self.folder.names
+
+    def state(self, name: str) -> State:
+        """Read what a name stands for from disk.
+
+        Raises UnknownMemory with the names there are, AdapterError when its files are damaged or
+        hold something else than what was written.
+        """
+        identity = self.folder.entry(name)["adapter"]
+        place = self.folder.state_path(identity)
+        state = load_state(place)
+        if state.id != identity:
+            raise AdapterError(
+                f"{place} does not hold what was written as {name!r}: content {state.id}; restore "
+                "it from a copy, or write it again."
+            )
+        return state
+
+    def adapter(self, name: str) -> Adapter:
+        """A memory's adapter, read from disk. Raises as `state`; AdapterError for another kind."""
+        state = self.state(name)
+        if not isinstance(state, AdapterState):
+            raise AdapterError(
+                f"{name!r} is a state of kind {state.kind!r}; this needs an adapter: write it by a "
+                "method that leaves one, such as gradient."
+            )
+        return state.adapter
+
+    def cached(self, name: str, identity: str) -> State:
+        """What a name stands for, loaded once: states never change."""
+        if identity not in self.loaded:
+            while len(self.loaded) >= N_LOADED:
+                self.loaded.pop(next(iter(self.loaded)))
+            self.loaded[identity] = self.state(name)
+        return self.loaded[identity]
+
+    def base(self) -> dict[str, str]:
+        """What memory.json says of the base: id, digest, template's digest, dtype."""
+        return base_of(self.model)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the folder's lock; raises as `Folder.writing`."""
+        with self.folder.writing(self.base()):
+            yield
+
+
+def base_of(model: Model) -> dict[str, str]:
+    """What memory.json says of a base: id, digest, template's digest, dtype."""
+    about = {"id": model.name, "digest": model.digest, "template": model.template_digest}
+    return {**about, "dtype": model.loaded_as}
+
+
+def as_knowledge(knowledge: Knowledge | Document) -> Knowledge:
+    """A document alone is knowledge too."""
+    return Knowledge((knowledge,)) if isinstance(knowledge, Document) else knowledge
