@@ -2,7 +2,7 @@
 
 checkpoint.safetensors, replaced whole or not at all: tensors named "<job>.<part>.<name>" and, in
 the file's metadata, a JSON object with the epochs and the place in the current one.
-metrics.jsonl: a line for each epoch.
+metrics.jsonl: a line for each epoch that the checkpoint has.
 
 An interrupted write continues from the checkpoint and gives the same bytes on the same machine.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,9 @@ from torch import Tensor
 from lorewright.adapters.adapter import content_id
 from lorewright.adapters.lora import Stack
 from lorewright.errors import ConfigError, StorageError
-from lorewright.files import digest, store
+from lorewright.files import digest, jsonl, store
 from lorewright.models.model import Model
-from lorewright.training.config import Diverged, Epoch, Job, Written
+from lorewright.training.config import Epoch, Job
 from lorewright.training.optimisers import Optimizer
 from lorewright.training.state import WriteState
 
@@ -34,6 +34,8 @@ CHECKPOINT = "checkpoint.safetensors"
 METRICS = "metrics.jsonl"
 CHECKPOINT_SECONDS = 2.0
 """Least time between two checkpoints, which cost more than an epoch of a few examples."""
+PLACE = ("groups", "cursor", "reason", "why")
+"""Of a `WriteState`, beside its epochs and tensors: plain data."""
 LAYOUT = 2
 """Of the file; one of another layout is refused."""
 
@@ -53,40 +55,35 @@ class Checkpoint:
     def __init__(self, run: Path | None, mark: str) -> None:
         self.run, self.mark, self.saved_at = run, mark, -math.inf
 
-    def resume(
-        self, states: Sequence[WriteState], stack: Stack, optimizer: Optimizer
-    ) -> dict[int, tuple[str, str]]:
-        """Put every write where the checkpoint has it; reason and sentence of those that ended.
+    def resume(self, states: Sequence[WriteState], stack: Stack, optimizer: Optimizer) -> None:
+        """Put every write where the checkpoint has it.
 
-        Metrics begin anew with the epochs that the checkpoint has. Raises ConfigError when the file
-        cannot be read, or was saved by a write of another fingerprint.
+        Raises ConfigError when the file cannot be read or was saved by a write of another
+        fingerprint.
         """
-        ended: dict[int, tuple[str, str]] = {}
         if self.run is None:
-            return ended
-        path = self.run / CHECKPOINT
-        if path.exists():
-            tensors, members = self._read(path)
-            for n, (state, entry) in enumerate(zip(states, members, strict=True)):
-                state.epochs = [Epoch(**row) for row in entry["epochs"]]
-                if "reason" in entry:
-                    ended[n] = entry["reason"], entry["why"]
-                if weights := _part(tensors, f"{n}.weight."):
+            return
+        if (path := self.run / CHECKPOINT).exists():
+            parts, members = self._read(path)
+            for n, (state, member) in enumerate(zip(states, members, strict=True)):
+                state.epochs = [Epoch(**epoch) for epoch in member["epochs"]]
+                for name in PLACE:
+                    setattr(state, name, member[name])
+                if weights := parts.get(f"{n}.weight"):
                     stack.load(n, weights)
-                if "groups" in entry:
-                    state.load(_part(tensors, f"{n}.state."))
-                    optimizer.load(n, _part(tensors, f"{n}.optimizer."))
-                    state.groups, state.cursor = entry["groups"], entry["cursor"]
-        _store(b"", self.run / METRICS)
-        for state in states:
-            self.log(state.index, state.epochs, len(states))
-        return ended
+                for part, own in (("optimizer", optimizer.tensors(n)), ("state", state.tensors())):
+                    for name, tensor in parts.get(f"{n}.{part}", {}).items():
+                        own[name].copy_(tensor)
 
-    def _read(self, path: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    def _read(self, path: Path) -> tuple[dict[str, dict[str, Tensor]], list[dict[str, Any]]]:
+        """Tensors by "<job>.<part>" and name, and the account of every job."""
+        parts: dict[str, dict[str, Tensor]] = {}
         try:
             with safe_open(path, "pt") as file:
                 about = json.loads(file.metadata()["about"])
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                for key in file.keys():  # noqa: SIM118, no dict
+                    job, part, name = key.split(".", 2)
+                    parts.setdefault(f"{job}.{part}", {})[name] = file.get_tensor(key)
             layout, mark = about.get("layout"), about["fingerprint"]
         except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(
@@ -102,18 +99,12 @@ class Checkpoint:
                 f"{path.parent} holds an interrupted write of other examples, settings or base; "
                 "finish that one with its own settings, or delete the folder."
             )
-        return tensors, about["members"]
+        return parts, about["members"]
 
     def save(
-        self,
-        active: Sequence[WriteState],
-        results: Mapping[int, Written | Diverged],
-        stack: Stack,
-        optimizer: Optimizer,
-        *,
-        force: bool,
+        self, states: Sequence[WriteState], stack: Stack, optimizer: Optimizer, *, force: bool
     ) -> None:
-        """Store all that the next step needs, unless that was done a moment ago or is not forced.
+        """Store all that the next step needs, if that was not done a moment ago or is forced.
 
         Raises StorageError when the disk refuses; the last checkpoint stays.
         """
@@ -121,62 +112,32 @@ class Checkpoint:
         if self.run is None or (recent and not force):
             return
         tensors: dict[str, Tensor] = {}
-        members: dict[int, dict[str, Any]] = {}
-        for n, state in enumerate(active):
-            parts = {
-                "weight": stack.tensors(n),
-                "optimizer": optimizer.tensors(n),
-                "state": state.tensors(),
-            }
+        active = [state for state in states if not state.reason]
+        for state in states:
+            parts = {"weight": state.adapter.tensors} if state.adapter else {}
+            if not state.reason:
+                n = active.index(state)
+                parts = {"weight": stack.tensors(n), "optimizer": optimizer.tensors(n)}
+                parts["state"] = state.tensors()
             for part, named in parts.items():
-                tensors |= {f"{state.index}.{part}.{k}": t.cpu() for k, t in named.items()}
-            members[state.index] = {
-                "epochs": [asdict(epoch) for epoch in state.epochs],
-                "groups": state.groups,
-                "cursor": state.cursor,
-            }
-        for i, result in results.items():
-            members[i] = {
-                "epochs": [asdict(epoch) for epoch in result.epochs],
-                "reason": result.reason,
-                "why": result.why if isinstance(result, Diverged) else "",
-            }
-            if isinstance(result, Written):
-                tensors |= {f"{i}.weight.{k}": t for k, t in result.adapter.tensors.items()}
-        about = {
-            "layout": LAYOUT,
-            "fingerprint": self.mark,
-            "members": [members[i] for i in sorted(members)],
-        }
-        whole = {key: tensor.contiguous() for key, tensor in tensors.items()}
-        _store(dump_tensors(whole, {"about": json.dumps(about)}), self.run / CHECKPOINT)
-        self.saved_at = time.monotonic()
-
-    def log(self, job: int, epochs: Sequence[Epoch], n_jobs: int) -> None:
-        """Add epochs of a job to metrics.jsonl; its number too when there are several."""
-        if self.run is None:
-            return
-        tag = {"job": job} if n_jobs > 1 else {}
+                start = f"{state.index}.{part}"
+                tensors |= {f"{start}.{k}": t.cpu().contiguous() for k, t in named.items()}
+        members = [
+            {"epochs": [*map(asdict, state.epochs)]} | {name: vars(state)[name] for name in PLACE}
+            for state in states
+        ]
+        about = {"layout": LAYOUT, "fingerprint": self.mark, "members": members}
+        rows = [
+            asdict(epoch) | ({"job": state.index} if len(states) > 1 else {})
+            for state in states
+            for epoch in state.epochs
+        ]
         try:
-            with open(self.run / METRICS, "a") as file:
-                file.writelines(json.dumps(asdict(epoch) | tag) + "\n" for epoch in epochs)
-        except OSError as error:
-            raise _refused(self.run, error) from error
-
-
-def _part(tensors: Mapping[str, Tensor], start: str) -> dict[str, Tensor]:
-    return {k.removeprefix(start): t for k, t in tensors.items() if k.startswith(start)}
-
-
-def _store(content: bytes, path: Path) -> None:
-    try:
-        store(content, path)
-    except StorageError as error:
-        raise _refused(path.parent, error) from error
-
-
-def _refused(run: Path, error: Exception) -> StorageError:
-    return StorageError(
-        f"the checkpoint could not be written to {run}: {error}; free some space and write again, "
-        "it goes on from the last one."
-    )
+            store(jsonl(rows), self.run / METRICS)
+            store(dump_tensors(tensors, {"about": json.dumps(about)}), self.run / CHECKPOINT)
+        except StorageError as error:
+            raise StorageError(
+                f"the checkpoint could not be written: {error} Free some space and write again; it "
+                "goes on from the last checkpoint."
+            ) from error
+        self.saved_at = time.monotonic()

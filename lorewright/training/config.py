@@ -265,8 +265,6 @@ class Diverged:
 
     why: str
     epochs: tuple[Epoch, ...]
-    reason: str = "diverged"
-    """The name of one of `stopping.FAILURES`."""
 
 
 def rate(config: WriteConfig, records: Sequence[Epoch], epochs_done: float) -> float:

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
@@ -84,25 +85,19 @@ class SoftTargets:
         index_BC = torch.minimum(at_BC, end_B[:, None] - 1)
         return self.ids_MK[index_BC], self.logp_MK[index_BC]
 
-    def save(self, path: Path, source: str) -> None:
-        """Write to a safetensors file with the digest of what the teacher read.
-
-        Raises StorageError when the disk refuses; nothing half-written is left.
-        """
-        tensors = {"ids": self.ids_MK, "logp": self.logp_MK, "starts": torch.tensor(self.starts)}
-        store(dump_tensors(tensors, {"source": source}), path)
+    def save(self, path: Path) -> None:
+        """Write to a safetensors file, whole or not at all; raises StorageError."""
+        starts = torch.tensor(self.starts)
+        store(dump_tensors({"ids": self.ids_MK, "logp": self.logp_MK, "starts": starts}), path)
 
     @classmethod
-    def load(cls, path: Path, source: str) -> SoftTargets | None:
-        """Read what `save` wrote; None when it cannot be read or has another source."""
+    def load(cls, path: Path) -> SoftTargets | None:
+        """Read what `save` wrote; None when there is nothing that can be read."""
         try:
-            with safe_open(path, "pt") as file:
-                if file.metadata()["source"] != source:
-                    return None
-                ids_MK, logp_MK, starts = (file.get_tensor(k) for k in ("ids", "logp", "starts"))
-        except (OSError, SafetensorError, KeyError, TypeError):
+            tensors = load_file(path)
+            return cls(tensors["ids"], tensors["logp"], tuple(tensors["starts"].tolist()))
+        except (OSError, SafetensorError, KeyError):
             return None
-        return cls(ids_MK, logp_MK, tuple(starts.tolist()))
 
 
 @torch.no_grad()
@@ -159,10 +154,9 @@ def teach(
     if run is None:
         return soft_targets(model, informed)
     tokens = [[*row.prompt_ids, -1, *row.completion_ids] for row in informed]
-    source = digest([model.digest, tokens])
-    path = run / f"{TEACHER}-{source[:12]}.safetensors"
-    stored = SoftTargets.load(path, source)
+    path = run / f"{TEACHER}-{digest([model.digest, tokens])[:16]}.safetensors"
+    stored = SoftTargets.load(path)
     if stored is None:
         stored = soft_targets(model, informed)
-        stored.save(path, source)
+        stored.save(path)
     return stored

@@ -33,15 +33,14 @@ from lorewright.models.backends.backend import Pass
 from lorewright.models.batching import by_length, pass_tokens
 from lorewright.models.model import Batch, Model
 from lorewright.models.nats import TokenNats, token_nats
-from lorewright.training import whitening
 from lorewright.training.checkpoint import Checkpoint, fingerprint
 from lorewright.training.config import NEARLY, Diverged, Epoch, Job, WriteConfig, Written
-from lorewright.training.objectives import Objective, StepOutcome, Targets, Teacher, weighted_mean
+from lorewright.training.objectives import Objective, StepOutcome, Targets, weighted_mean
 from lorewright.training.optimisers import WHITENED, Optimizer
-from lorewright.training.state import WriteState
+from lorewright.training.state import Table, WriteState
 from lorewright.training.stopping import FAILURES, Known, stop
-from lorewright.training.table import Table
 from lorewright.training.trunk import Trunk
+from lorewright.training.whitening import measure
 
 
 def write(
@@ -130,101 +129,102 @@ def _train(
 
     # Prepare: the rows of all writes, what is known of each write, and what moves its adapter.
     table = Table(model, jobs)
-    active = [WriteState(i, job, table.rows_of[i], model.device) for i, job in enumerate(jobs)]
-    for i, job in enumerate(jobs):
+    states = []
+    for i, (job, rows) in enumerate(zip(jobs, table.rows_of, strict=True)):
+        states.append(WriteState(i, job, rows, [table.lengths[r] for r in rows], model.device))
         if job.start is not None:
             stack.load(i, job.start.tensors)
+    active = list(states)  # in the order of the stack
     optimizer = Optimizer(stack, [job.config.optimizing for job in jobs])
-    results: dict[int, Written | Diverged] = {}
 
-    def leave(state: WriteState, reason: str, why: str) -> None:
+    def leave(state: WriteState) -> None:
         """Take a write that has ended out of the stack, unless it is the last in it."""
-        n, epochs = active.index(state), tuple(state.epochs)
-        if reason in FAILURES:
-            results[state.index] = Diverged(why, epochs, reason)
-        else:
-            adapter = capture(stack, n, base_id=model.name, base_digest=model.digest)
-            results[state.index] = Written(adapter, epochs, reason)
-        active.remove(state)
+        n = active.index(state)
+        if state.reason not in FAILURES:
+            state.adapter = capture(stack, n, base_id=model.name, base_digest=model.digest)
+        del active[n]
         if active:
             stack.drop(n)
             optimizer.drop(n)
 
     # Resume; a folder of another write is refused before anything is computed.
     checkpoint = Checkpoint(run, fingerprint(model, jobs))
-    ended = checkpoint.resume(active, stack, optimizer)
-    started -= max((epoch.seconds for state in active for epoch in state.epochs), default=0.0)
-    for state in list(active):
+    checkpoint.resume(states, stack, optimizer)
+    started -= max((epoch.seconds for state in states for epoch in state.epochs), default=0.0)
+    for state in states:
         for past in state.epochs:
             on_epoch(state.index, past)
-        if state.index in ended:
-            leave(state, *ended[state.index])
+        if state.reason:
+            leave(state)
 
-    # Compute once what the writes that go on need in every step.
+    # Compute once what every step needs.
     targets = _targets(model, active, run)
     if active and active[0].config.optimizer == WHITENED:
-        rows_N = [[table.rows[i] for i in state.rows] for state in active]
-        drawn_N = [not state.epochs and state.job.start is None for state in active]
-        whitening.begin(model, stack, optimizer, rows_N, drawn_N)
+        rows_N = [tuple(table.rows[i] for i in state.rows) for state in active]
+        bases = {rows: measure(model, stack, rows) for rows in dict.fromkeys(rows_N)}
+        optimizer.whiten([bases[rows] for rows in rows_N])
+        for n, state in enumerate(active):
+            if not state.epochs and state.job.start is None:
+                optimizer.bring_into_bases(n)
     with _passes(model, stack, table, jobs, run) as passes:
         while active:
-            # Epochs that are over: record, certify, end the write or begin the next epoch.
+            # Epochs that are over: certify, record, end the write or begin the next epoch.
             for state in [state for state in active if state.epoch_is_over]:
-                n, reason, why = active.index(state), "", ""
+                n = active.index(state)
                 epoch: Epoch | None = None
                 if state.groups:
-                    certified = _certify(passes, state, n)
+                    certified = passes.certify(state, n)
                     seconds = time.monotonic() - started
-                    epoch, n_weighted = state.summary(certified=certified, seconds=seconds)
-                    layers = stack.coverage[n].sites
-                    known = Known(
-                        state.config,
-                        [*state.epochs, epoch],
-                        n_weighted,
-                        all(flat.weight_NP[n].isfinite().all() for flat in stack.flats),
-                        () if state.epochs else stack.idle(n),
-                        len(layers),
-                    )
-                    reason, why = stop(known)
-                    if reason in FAILURES:
-                        leave(state, reason, why)
+                    epoch = state.summary(certified=certified, seconds=seconds)
+                    finite = all(flat.weight_NP[n].isfinite().all() for flat in stack.flats)
+                    idle = () if state.epochs else stack.idle(n)
+                    n_weighted = int(state.tally[2])
+                    so_far = [*state.epochs, epoch]
+                    known = Known(state.config, so_far, n_weighted, finite, idle)
+                    state.reason, state.why = stop(known)
+                    if state.reason in FAILURES:
+                        leave(state)
                         continue
-                    state.epochs.append(epoch)
-                if reason:
-                    leave(state, reason, why)
+                    state.epochs = so_far
+                if state.reason:
+                    leave(state)
                 else:
                     if state.config.order == "curriculum" and epoch is None:
                         passes.measure(state, n, range(len(state.rows)))
-                    state.start_epoch(table.lengths)
+                    state.start_epoch()
                 if epoch is not None:
-                    checkpoint.log(state.index, [epoch], len(jobs))
-                    checkpoint.save(active, results, stack, optimizer, force=bool(reason))
+                    checkpoint.save(states, stack, optimizer, force=bool(state.reason))
                     on_epoch(state.index, epoch)
             if not active:
                 break
 
-            # A step of every write: the groups, a pass, weights, the gradient, and the move.
+            # A step of every write: its group, filled up to the largest.
             groups = [state.groups[state.cursor] for state in active]
             size = max(map(len, groups))
             filled = [[*group, *group[-1:] * (size - len(group))] for group in groups]
-            index = [
-                state.rows[i] for state, group in zip(active, filled, strict=True) for i in group
-            ]
-            batch = table.take(index)
-            real_B = torch.tensor([i < len(group) for group in groups for i in range(size)])
-            batch = replace(batch, mask_BC=batch.mask_BC * real_B[:, None].to(batch.mask_BC))
-            shares = [
-                s.share(group, table.lengths) for s, group in zip(active, groups, strict=True)
-            ]
-            dropout = Masks(shares, size) if any(share.rate for share in shares) else None
+            rows = [s.rows[i] for s, group in zip(active, filled, strict=True) for i in group]
             adapter_B = None
             if len(active) > 1:
                 adapter_B = torch.arange(len(active)).repeat_interleave(size)
-            pass_ = passes.of(index, batch, Rows(adapter_B, len(active)), optimizer.whole_NP)
-            teachers = [targets.get(state.index) for state in active]
-            nats, cost_BC = _losses(model, batch, pass_, dropout, teachers, filled)
+            batch, pass_ = passes.over(rows, adapter_B, optimizer.whole_NP)
+            real_B = torch.tensor([i < len(group) for group in groups for i in range(size)])
+            mask_BC = batch.mask_BC * real_B[:, None].to(batch.mask_BC)
+            batch = replace(batch, mask_BC=mask_BC)
+
+            # How its tokens come out, in a pass without dropout, and what is minimised at each.
+            shares = [s.share(group) for s, group in zip(active, groups, strict=True)]
+            soft = [(targets.get(s.index), group) for s, group in zip(active, filled, strict=True)]
+            if any(share.rate for share in shares):
+                with torch.no_grad():
+                    nats = model.completion_nats(batch, pass_)
+                hiding = replace(pass_, dropout=Masks(shares, size))
+                _, cost_BC = _costs(model, batch, hiding, soft)
+            else:
+                nats, cost_BC = _costs(model, batch, pass_, soft)
+
+            # Weights, the gradient, and the move.
             with torch.no_grad():
-                loss_BC, mask_BC = nats.loss_BT.detach(), batch.mask_BC
+                loss_BC = nats.loss_BT.detach()
                 weight_BC = torch.zeros_like(loss_BC)
                 for n, (state, group) in enumerate(zip(active, groups, strict=True)):
                     own = slice(n * size, n * size + len(group))
@@ -239,7 +239,7 @@ def _train(
             for state, tally_3 in zip(active, tally_N3, strict=True):
                 state.tally += tally_3
                 state.cursor += 1
-    return [results[i] for i in range(len(jobs))]
+    return [state.result for state in states]
 
 
 # What a step needs
@@ -250,29 +250,47 @@ class _Passes:
     """Passes over rows of the table, which begin at the adapted layers where there is a trunk."""
 
     model: Model
+    stack: Stack
     table: Table
     trunk: Trunk | None
-    n_adapters: Callable[[], int]
 
-    def of(
-        self, rows: Sequence[int], batch: Batch, adapters: Rows, whole_NP: Tensor | None = None
-    ) -> Pass:
-        """The pass over a batch of these rows."""
-        width = batch.ids_BT.shape[1]
-        entering = self.trunk.entering(rows, width) if self.trunk else None
-        return Pass(adapters, entering, whole_NP=whole_NP)
+    def over(
+        self, rows: Sequence[int], adapter_B: Tensor | None, whole_NP: Tensor | None = None
+    ) -> tuple[Batch, Pass]:
+        """A batch of these rows and the pass over it; `adapter_B` None = all use the first."""
+        batch = self.table.take(rows)
+        entering = self.trunk.entering(rows, batch.ids_BT.shape[1]) if self.trunk else None
+        return batch, Pass(Rows(adapter_B, len(self.stack)), entering, whole_NP=whole_NP)
 
     @torch.no_grad()
     def measure(self, state: WriteState, n: int, examples: Sequence[int]) -> None:
         """Run examples of the write that is n-th in the stack without training them."""
-        lengths = [self.table.lengths[state.rows[i]] for i in examples]
-        for group in by_length(lengths, pass_tokens(self.model.device)):
+        budget = pass_tokens(self.model.device)
+        for group in by_length([state.lengths[i] for i in examples], budget):
             chosen = [examples[i] for i in group]
-            rows = [state.rows[i] for i in chosen]
-            batch = self.table.take(rows)
-            adapters = Rows(torch.full((len(rows),), n), self.n_adapters())
-            nats = self.model.completion_nats(batch, self.of(rows, batch, adapters))
+            adapter_B = torch.full((len(group),), n)
+            batch, pass_ = self.over([state.rows[i] for i in chosen], adapter_B)
+            nats = self.model.completion_nats(batch, pass_)
             state.record(chosen, StepOutcome(nats.loss_BT, nats.correct_BT, batch.mask_BC))
+
+    def certify(self, state: WriteState, n: int) -> bool:
+        """Check what may be recalled; whether all was checked with the weights as they are."""
+        epoch, n_rows, config = len(state.epochs) + 1, len(state.rows), state.config
+        trained = sorted({i for group in state.groups for i in group})
+        resting = sorted(set(range(n_rows)) - set(trained))
+        if epoch == config.epochs:
+            self.measure(state, n, range(n_rows))
+            return True
+        # Examples run before the step that may make them safe, so the count lags behind.
+        if state.n_recalled() >= NEARLY * n_rows - 2:
+            doubtful, safe = state.split(trained, config.margin)
+            self.measure(state, n, doubtful)
+            if state.n_recalled() == n_rows:
+                self.measure(state, n, [*safe, *resting])
+                return True
+        if epoch % config.recheck == 0:
+            self.measure(state, n, resting)
+        return False
 
 
 @contextmanager
@@ -282,21 +300,21 @@ def _passes(
     """With the trunk below the first adapted layer, if there is one and every job wants it."""
     first = min(site.layer for coverage in stack.coverage for site in coverage.sites)
     if first == 0 or not all(job.config.trunk for job in jobs):
-        yield _Passes(model, table, None, lambda: len(stack))
+        yield _Passes(model, stack, table, None)
         return
     trunk = Trunk(model, table.batch, table.lengths, first, run)
     try:
         with trunk.skipping():
             rows = list(range(len(table.rows)))[:2]
             trunk.check(table.take(rows), rows)
-            yield _Passes(model, table, trunk, lambda: len(stack))
+            yield _Passes(model, stack, table, trunk)
     finally:
         trunk.close()
 
 
 def _targets(model: Model, active: Sequence[WriteState], run: Path | None) -> dict[int, Targets]:
-    """Soft targets of the writes whose objective has a teacher, asked once for equal questions."""
-    known: dict[tuple[Teacher, tuple[Example, ...], tuple[str, ...]], Targets] = {}
+    """Soft targets of the writes whose objective has a teacher, made once for equal questions."""
+    known: dict[object, Targets] = {}
     targets = {}
     for state in active:
         if (teacher := state.objective.teacher) is not None:
@@ -308,52 +326,21 @@ def _targets(model: Model, active: Sequence[WriteState], run: Path | None) -> di
     return targets
 
 
-def _losses(
-    model: Model,
-    batch: Batch,
-    pass_: Pass,
-    dropout: Masks | None,
-    teachers: Sequence[Targets | None],
-    groups: Sequence[Sequence[int]],
+def _costs(
+    model: Model, batch: Batch, pass_: Pass, soft: Sequence[tuple[Targets | None, Sequence[int]]]
 ) -> tuple[TokenNats, Tensor]:
-    """How the tokens come out in a pass without dropout, and what is minimised at each (B, C).
+    """How the tokens come out, and what is minimised at each (B, C): the same, or by targets.
 
-    `teachers` and `groups` are of the stack's adapters in order; every group has as many examples.
+    `soft`: of every adapter of the stack its targets, if any, and its examples; each has as many.
     """
-    if dropout is not None:
-        with torch.no_grad():
-            nats = model.completion_nats(batch, pass_)
-        pass_ = replace(pass_, dropout=dropout)
-        return nats, _losses(model, batch, pass_, None, teachers, groups)[1]
-    if all(teacher is None for teacher in teachers):
+    if all(targets is None for targets, _ in soft):
         nats = model.completion_nats(batch, pass_)
         return nats, nats.loss_BT
     logits_BCV = model.completion_logits(batch, pass_)
     nats = token_nats(logits_BCV, torch.where(batch.mask_BC.bool(), batch.target_BC, -1))
-    costs = []
-    for n, (teacher, group) in enumerate(zip(teachers, groups, strict=True)):
-        own = slice(n * len(group), (n + 1) * len(group))
-        costs.append(
-            nats.loss_BT[own] if teacher is None else teacher.costs(logits_BCV[own], group)
-        )
+    costs, size = [], len(soft[0][1])
+    for n, (targets, examples) in enumerate(soft):
+        own = slice(n * size, (n + 1) * size)
+        cost_BC = nats.loss_BT[own] if targets is None else targets.costs(logits_BCV[own], examples)
+        costs.append(cost_BC)
     return nats, torch.cat(costs)
-
-
-def _certify(passes: _Passes, state: WriteState, n: int) -> bool:
-    """Check what may be recalled; whether all was checked with the weights as they are."""
-    epoch, n_rows, config = len(state.epochs) + 1, len(state.rows), state.config
-    trained = sorted({i for group in state.groups for i in group})
-    resting = sorted(set(range(n_rows)) - set(trained))
-    if epoch == config.epochs:
-        passes.measure(state, n, range(n_rows))
-        return True
-    # Examples run before the step that may make them safe, so the count lags behind.
-    if state.n_recalled() >= NEARLY * n_rows - 2:
-        doubtful, safe = state.split(trained, config.margin)
-        passes.measure(state, n, doubtful)
-        if state.n_recalled() == n_rows:
-            passes.measure(state, n, [*safe, *resting])
-            return True
-    if epoch % config.recheck == 0:
-        passes.measure(state, n, resting)
-    return False

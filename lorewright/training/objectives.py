@@ -52,6 +52,10 @@ class StepOutcome(NamedTuple):
     mask_BC: Tensor
 
 
+ExampleState = Mapping[str, Tensor]
+"""Tensors whose first axis is the examples of a write."""
+
+
 class Targets(Protocol):
     """What a teacher predicts for the examples of a write."""
 
@@ -75,14 +79,12 @@ class Objective(Protocol):
         """What to learn from instead of the completions themselves; None = cross-entropy."""
 
     def state(self, n_examples: int, device: torch.device) -> dict[str, Tensor]:
-        """What it remembers of each example between steps, before the first; may be empty.
+        """What it remembers of each example between steps, before the first: an `ExampleState`.
 
-        Tensors whose first axis is the examples; they are stored in checkpoints.
+        It may be empty, and is stored in checkpoints.
         """
 
-    def weights(
-        self, outcome: StepOutcome, state: Mapping[str, Tensor], examples: Tensor
-    ) -> Tensor:
+    def weights(self, outcome: StepOutcome, state: ExampleState, examples: Tensor) -> Tensor:
         """Weight_BC >= 0 of every token, without gradient; all zeros when nothing is left.
 
         `examples` (B) are the rows of `state`, which may be changed in place: this is called once
@@ -104,9 +106,7 @@ class Uniform:
         """Nothing."""
         return {}
 
-    def weights(
-        self, outcome: StepOutcome, state: Mapping[str, Tensor], examples: Tensor
-    ) -> Tensor:
+    def weights(self, outcome: StepOutcome, state: ExampleState, examples: Tensor) -> Tensor:
         """Ones."""
         return torch.ones_like(outcome.loss_BC)
 
@@ -125,9 +125,7 @@ class Threshold(Uniform):
     name: str = "memft_threshold"
     safe_nats: float = SAFE_NATS
 
-    def weights(
-        self, outcome: StepOutcome, state: Mapping[str, Tensor], examples: Tensor
-    ) -> Tensor:
+    def weights(self, outcome: StepOutcome, state: ExampleState, examples: Tensor) -> Tensor:
         """1 above the threshold, else 0."""
         return (outcome.loss_BC > self.safe_nats).to(outcome.loss_BC.dtype)
 
@@ -147,9 +145,7 @@ class Window(Uniform):
         first_error = torch.full((n_examples,), -1, device=device)
         return {"first_error": first_error, "stuck": torch.zeros_like(first_error)}
 
-    def weights(
-        self, outcome: StepOutcome, state: Mapping[str, Tensor], examples: Tensor
-    ) -> Tensor:
+    def weights(self, outcome: StepOutcome, state: ExampleState, examples: Tensor) -> Tensor:
         """The window by how long each example has been stuck before this step."""
         stuck_B = state["stuck"][examples]
         first_B = first_mismatch(outcome.correct_BC | (outcome.mask_BC == 0))

@@ -13,7 +13,7 @@ Shape letters: N adapters, P values of one adapter, R rank, I in-features, O out
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from lorewright.adapters.lora import Flat, Stack
 from lorewright.errors import ConfigError
 from lorewright.models.backends.compiled import Matrices, Mover, load
-from lorewright.training.bases import Bases, Group, grouped
+from lorewright.training.whitening import Bases, Group, grouped
 
 BETAS = (0.9, 0.999)
 EPS = 1e-8
@@ -31,10 +31,6 @@ MUON_MOMENTUM = 0.95
 WHITENED = "whitened"
 RIDGE = 0.05
 """Added to the Gram matrices of `preconditioned`, as a share of their largest diagonal entry."""
-MOMENTS = ("exp_avg", "exp_avg_sq")
-
-Gradients = Sequence[Tensor | None] | Tensor
-"""One by one, in the order of the parameters, where None is zero; or of the whole buffer (N, P)."""
 
 
 @dataclass(frozen=True)
@@ -81,30 +77,12 @@ class Optimizer:
         self.bases: list[Bases] = [{}] * len(configs)
         self.direction = OPTIMIZERS[names.pop()]
         self._bind()
-        self.steps_N1 = torch.zeros(len(configs), 1, device=self.grads[0].device)
-        self.moments = [{name: torch.zeros_like(g) for name in MOMENTS} for g in self.grads]
+        self.steps_N1 = stack.flats[0].weight_NP.new_zeros(len(configs), 1)
+        self.moments = [flat.weight_NP.new_zeros(2, *flat.weight_NP.shape) for flat in stack.flats]
 
     def _bind(self) -> None:
         """Work on the stack's buffers as they are now."""
         flats = self.stack.flats
-        self.grads = [torch.zeros_like(flat.weight_NP) for flat in flats]
-        self.views = [
-            grad_NP[:, span].unflatten(1, shape)
-            for flat, grad_NP in zip(flats, self.grads, strict=True)
-            for span, shape in flat.spans
-        ]
-        device = self.grads[0].device
-        per_adapter = [(c.clip, c.weight_decay, c.lr_ratio) for c in self.configs]
-        values_N3 = torch.tensor(per_adapter, dtype=torch.float32, device=device)
-        self.clip_N, decay_N, ratio_N = values_N3.unbind(1)
-        self.decay_N1, self.decays = decay_N[:, None], bool(decay_N.any())
-        self.ratios: list[Tensor | None] = [None] * len(flats)
-        """Rate of every value over its adapter's rate (N, P); None when all are 1."""
-        if (ratio_N != 1).any():
-            self.ratios = [
-                torch.where(flat.is_B_P, ratio_N.to(flat.weight_NP.device)[:, None], 1.0)
-                for flat in flats
-            ]
         self.whole_NP: Tensor | None = None
         """All parameters in one: a `Pass` that is given it may return their gradient at once."""
         if len(flats) == 1:
@@ -116,13 +94,22 @@ class Optimizer:
         """What gradients are of."""
         return [weight for flat in self.stack.flats for weight in flat.parameters]
 
-    def gradients(self, loss: Tensor) -> Gradients:
-        """What `step` needs: of the whole buffer where the pass has it, or one by one."""
-        if self.whole_NP is None:
-            return torch.autograd.grad(loss, self.parameters, allow_unused=True)
-        every = [*self.parameters, self.whole_NP]
-        *grads, whole_NP = torch.autograd.grad(loss, every, allow_unused=True)
-        return grads if whole_NP is None else whole_NP
+    def gradients(self, loss: Tensor) -> list[Tensor]:
+        """Of every buffer (N, P): what `step` needs."""
+        whole = [] if self.whole_NP is None else [self.whole_NP]
+        grads = torch.autograd.grad(loss, [*self.parameters, *whole], allow_unused=True)
+        if whole and grads[-1] is not None:  # the pass has it whole, maybe in a buffer of its own
+            return [grads[-1].clone()]
+        return self.gathered(grads)
+
+    def gathered(self, grads: Sequence[Tensor | None]) -> list[Tensor]:
+        """Gradients of all parameters, in their order, as those of the buffers; None is zero."""
+        left, whole = iter(grads), []
+        for flat in self.stack.flats:
+            pairs = zip(flat.parameters, left, strict=False)
+            parts = [torch.zeros_like(w) if grad is None else grad for w, grad in pairs]
+            whole.append(torch.cat([part.flatten(1) for part in parts], 1))
+        return whole
 
     def whiten(self, bases: Sequence[Bases]) -> None:
         """Give every adapter the bases in which `whitened` moves it; {} for none.
@@ -140,41 +127,40 @@ class Optimizer:
                 group.apply_exactly(flat.weight_NP[n])
 
     @torch.no_grad()
-    def step(self, grads: Gradients, lr_N: Sequence[float], live_N: Tensor) -> None:
+    def step(self, grads: Sequence[Tensor], lr_N: Sequence[float], live_N: Tensor) -> None:
         """Move every live adapter at its rate; the others and their state stay as they are.
 
-        In torch nothing is read back from the device.
+        `grads` (N, P) are of the stack's buffers and are overwritten. In torch nothing is read back
+        from the device.
         """
-        compiled = self._compiled()
-        if not isinstance(grads, Tensor):
-            for view, grad in zip(self.views, grads, strict=True):
-                view.zero_() if grad is None else view.copy_(grad)
-        elif not compiled:
-            self.grads[0].copy_(grads)  # it is written to, and may be the pass's own buffer
-        if compiled:
-            grad_NP = grads if isinstance(grads, Tensor) else self.grads[0]
-            self._step_compiled(grad_NP, lr_N, live_N)
-            return
-        here = live_N.device
-        sizes = [torch.linalg.vector_norm(g, dim=1).to(here) for g in self.grads]
-        norm_N = sizes[0] if len(sizes) == 1 else torch.stack(sizes).square().sum(0).sqrt()
-        factor_N1 = (self.clip_N.to(here) / (norm_N + 1e-6)).clamp(max=1.0)[:, None]
-        live_N1 = live_N.float()[:, None]
-        lr_N1 = torch.tensor(lr_N, device=here)[:, None] * live_N1
+        live_N1 = live_N[:, None].float()
         self.steps_N1 += live_N1
-        for flat, grad_NP, moments, ratio_NP, groups_N in zip(
-            self.stack.flats, self.grads, self.moments, self.ratios, self.groups, strict=True
+        if self._compiled():
+            self._step_compiled(grads[0], lr_N, live_N)
+            return
+        here, configs = live_N.device, self.configs
+        settings = [
+            (lr, c.clip, c.weight_decay, c.lr_ratio) for lr, c in zip(lr_N, configs, strict=True)
+        ]
+        settings_N4 = torch.tensor(settings, dtype=torch.float32, device=here)
+        lr_N1, clip_N1, decay_N1, ratio_N1 = settings_N4[:, :, None].unbind(1)
+        sizes = [torch.linalg.vector_norm(g, dim=1, keepdim=True).to(here) for g in grads]
+        norm_N1 = sizes[0] if len(sizes) == 1 else torch.stack(sizes).square().sum(0).sqrt()
+        factor_N1 = (clip_N1 / (norm_N1 + 1e-6)).clamp(max=1.0)
+        for flat, grad_NP, (first_NP, second_NP), groups_N in zip(
+            self.stack.flats, grads, self.moments, self.groups, strict=True
         ):
             device = grad_NP.device
             grad_NP.mul_(factor_N1.to(device))
-            rate = lr_N1.to(device)
-            state = State(moments, self.steps_N1.to(device), live_N1.to(device), groups_N)
-            update = self.direction(flat, grad_NP, state)
-            if self.decays:
-                shrink = rate * self.decay_N1.to(device)
+            steps_N1, live_N1 = self.steps_N1.to(device), live_N1.to(device)
+            state = State(first_NP, second_NP, steps_N1, live_N1, groups_N)
+            update, rate = self.direction(flat, grad_NP, state), lr_N1.to(device) * live_N1
+            if any(config.weight_decay for config in configs):
+                shrink = rate * decay_N1.to(device)
                 shrink = shrink if flat.decayed_P is None else shrink * flat.decayed_P
                 flat.weight_NP.mul_(1 - shrink)
-            rate = rate if ratio_NP is None else rate * ratio_NP
+            if any(config.lr_ratio != 1 for config in configs):
+                rate = rate * torch.where(flat.is_B_P, ratio_N1.to(device), 1.0)
             flat.weight_NP.addcmul_(update, rate, value=-1)
 
     def _compiled(self) -> bool:
@@ -217,21 +203,19 @@ class Optimizer:
 
     def _step_compiled(self, grad_NP: Tensor, lr_N: Sequence[float], live_N: Tensor) -> None:
         assert self.movers is not None
-        (flat,), (moments,) = self.stack.flats, self.moments
-        self.steps_N1 += live_N[:, None]
-        for n, (mover, config) in enumerate(zip(self.movers, self.configs, strict=True)):
-            if live_N[n]:
-                mover.move(
-                    flat.weight_NP[n],
-                    [moments[name][n] for name in MOMENTS],
-                    grad_NP[n],
-                    clip=config.clip,
-                    steps=self.steps_N1[n].item(),
-                    betas=BETAS,
-                    eps=EPS,
-                    rate=lr_N[n],
-                    decay=config.weight_decay,
-                )
+        (flat,), (moments_2NP,) = self.stack.flats, self.moments
+        for n in live_N.nonzero()[:, 0].tolist():
+            self.movers[n].move(
+                flat.weight_NP[n],
+                moments_2NP[:, n].unbind(),
+                grad_NP[n],
+                clip=self.configs[n].clip,
+                steps=self.steps_N1[n].item(),
+                betas=BETAS,
+                eps=EPS,
+                rate=lr_N[n],
+                decay=self.configs[n].weight_decay,
+            )
 
     def drop(self, n: int) -> None:
         """Forget adapter n, after `Stack.drop(n)` has removed it."""
@@ -239,36 +223,23 @@ class Optimizer:
         self.configs = [self.configs[i] for i in keep]
         self.bases = [self.bases[i] for i in keep]
         self.steps_N1 = self.steps_N1[keep]
-        self.moments = [
-            {name: moment[keep] for name, moment in moments.items()} for moments in self.moments
-        ]
+        self.moments = [moments_2NP[:, keep] for moments_2NP in self.moments]
         self._bind()
 
     def tensors(self, n: int) -> dict[str, Tensor]:
-        """Adapter n's state: step count and moments, copied to the CPU."""
-        return {name: view.to("cpu", copy=True) for name, view in self._state(n).items()}
-
-    def load(self, n: int, tensors: Mapping[str, Tensor]) -> None:
-        """Copy what `tensors` returned into adapter n's state."""
-        for name, view in self._state(n).items():
-            view.copy_(tensors[name])
-
-    def _state(self, n: int) -> dict[str, Tensor]:
-        views = {
-            f"{name}.{i}": moment[n]
-            for i, moments in enumerate(self.moments)
-            for name, moment in moments.items()
-        }
-        return {"steps": self.steps_N1[n], **views}
+        """Views of adapter n's state: its step count, and two moments for every buffer."""
+        moments = {f"moments.{i}": each[:, n] for i, each in enumerate(self.moments)}
+        return {"steps": self.steps_N1[n], **moments}
 
 
 # Directions: gradient and state -> what is subtracted, before the rate
 
 
 class State(NamedTuple):
-    """What a direction reads and moves on: moments (N, P), steps so far, and who moves at all."""
+    """What a direction reads, and the moments that it moves on."""
 
-    moments: Mapping[str, Tensor]
+    first_NP: Tensor
+    second_NP: Tensor
     steps_N1: Tensor
     live_N1: Tensor
     """1 where an adapter moves and 0 where its state must stay."""
@@ -284,12 +255,11 @@ def adamw(flat: Flat, grad_NP: Tensor, state: State) -> Tensor:
 
     On a CPU an adapter at a time, so that its values stay in the cache between the operations.
     """
-    first_NP, second_NP = (state.moments[name] for name in MOMENTS)
     size = 1 if grad_NP.device.type == "cpu" else len(grad_NP)
     scratch = torch.empty_like(grad_NP[:size])
     for n in range(0, len(grad_NP), size):
         rows = slice(n, n + size)
-        first, second, grad = first_NP[rows], second_NP[rows], grad_NP[rows]
+        first, second, grad = state.first_NP[rows], state.second_NP[rows], grad_NP[rows]
         live_N1, steps_N1 = state.live_N1[rows], state.steps_N1[rows].clamp(min=1)
         first.lerp_(grad, (1 - BETAS[0]) * live_N1)
         second.lerp_(torch.mul(grad, grad, out=scratch), (1 - BETAS[1]) * live_N1)
@@ -354,7 +324,7 @@ def muon(flat: Flat, grad_NP: Tensor, state: State) -> Tensor:
     Quintic Newton–Schulz in float32 (K. Jordan, 2024), scaled by 0.2 sqrt(width of the layer), so
     that rates that suit AdamW suit it (Moonlight, arXiv 2502.16982, has the larger side).
     """
-    velocity = state.moments["exp_avg"]
+    velocity = state.first_NP
     velocity.mul_(1 - (1 - MUON_MOMENTUM) * state.live_N1).add_(grad_NP * state.live_N1)
     update = torch.empty_like(grad_NP)
     for i, (span, shape) in enumerate(flat.spans):

@@ -1,52 +1,92 @@
-"""What is known of one write while it trains: where it is in its epoch, how its examples came out.
+"""What training works on: the rows of all writes, and what is known of each write on its way.
 
-Per example, on the model's device so that nothing is read back between steps: mean loss and largest
-loss of a token when it last ran, and what the objective remembers. From these follow weights, which
-examples rest, and the order of a curriculum.
+Of a write: where it is in its epoch, how it ended, and for every example, on the model's device so
+that nothing is read back between steps, mean loss and largest loss of a token when it last ran, and
+what the objective remembers. From these follow weights, which examples rest, and the order of a
+curriculum.
 
-Knows settings, losses and batches; knows no model.
+Knows settings, losses and batches; knows nothing of adapters.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from lorewright.adapters.adapter import Adapter
 from lorewright.adapters.dropout import Share
 from lorewright.models.batching import batches
-from lorewright.training.config import Epoch, Job, rate
+from lorewright.models.model import Batch, Model
+from lorewright.training.config import Diverged, Epoch, Job, Written, rate
 from lorewright.training.objectives import OBJECTIVES, StepOutcome
 
 FEWEST = 4
 """Batches of an epoch in which examples rest, at least; of fewer examples as many as they make."""
 
 
-class WriteState:
-    """One write on its way; its n-th example is row `rows[n]` of the table."""
+class Table:
+    """All distinct rows of some jobs in one padded batch, from which steps take theirs."""
 
-    def __init__(self, index: int, job: Job, rows: Sequence[int], device: torch.device) -> None:
-        self.index, self.job, self.config, self.rows = index, job, job.config, rows
+    def __init__(self, model: Model, jobs: Sequence[Job]) -> None:
+        """Raises DataError for an example that does not fit the model's context."""
+        texts = dict.fromkeys((e.prompt, e.completion) for job in jobs for e in job.examples)
+        rendered = {text: model.render(*text) for text in texts}
+        self.rows = list(dict.fromkeys(rendered.values()))
+        place = {row: i for i, row in enumerate(self.rows)}
+        self.rows_of = [
+            [place[rendered[e.prompt, e.completion]] for e in job.examples] for job in jobs
+        ]
+        """For every job the row of each of its examples."""
+        self.batch = model.batch(self.rows)
+        self.lengths = [len(row) for row in self.rows]
+        self.n_completion = [len(row.completion_ids) for row in self.rows]
+
+    def take(self, rows: Sequence[int]) -> Batch:
+        """Some rows, cut to the longest of them."""
+        return self.batch.take(
+            torch.tensor(rows, device=self.batch.ids_BT.device),
+            max(self.lengths[i] for i in rows),
+            max(self.n_completion[i] for i in rows),
+        )
+
+
+class WriteState:
+    """One write on its way; its n-th example is row `rows[n]` of the table, of `lengths[n]`."""
+
+    def __init__(
+        self,
+        index: int,
+        job: Job,
+        rows: Sequence[int],
+        lengths: Sequence[int],
+        device: torch.device,
+    ) -> None:
+        self.index, self.job, self.config, self.device = index, job, job.config, device
+        self.rows, self.lengths, n = rows, lengths, len(rows)
         self.objective = job.objective or OBJECTIVES[job.config.objective](job.config.margin)
-        self.device = device
         self.epochs: list[Epoch] = []
         """Those that are over."""
         self.groups: list[list[int]] = []
         """Examples of every step of the current epoch."""
         self.cursor = 0
         """Its next step."""
+        self.reason, self.why = "", ""
+        """How it ended: a name and a sentence of `stopping`; empty while it goes on."""
+        self.adapter: Adapter | None = None
+        """What it left, unless it failed."""
         self.tally = torch.zeros(3, device=device)
         """Of the current epoch: nats, tokens, tokens with weight."""
-        self.mean_nats = torch.full((len(rows),), math.inf, device=device)
-        self.worst_nats = torch.full((len(rows),), math.inf, device=device)
-        self.remembered = self.objective.state(len(rows), device)
+        self.mean_nats = torch.full((n,), math.inf, device=device)
+        self.worst_nats = self.mean_nats.clone()
+        self.remembered = self.objective.state(n, device)
 
     # -- an epoch --------------------------------------------------------------------------------
 
-    def start_epoch(self, lengths: Sequence[int]) -> None:
-        """Choose the examples of the next epoch and cut them into batches by rows' lengths."""
+    def start_epoch(self) -> None:
+        """Choose the examples of the next epoch and cut them into batches."""
         config, size = self.config, self.config.batch_size
         chosen, n_rounds = list(range(len(self.rows))), 1
         if config.rest is not None:
@@ -54,57 +94,63 @@ class WriteState:
             # A few that do not rest are trained several times, or there would be one step an epoch.
             fewest = min(FEWEST, -(-len(self.rows) // size))
             n_rounds = max(1, fewest * size // len(chosen))
+        done = len(self.epochs)
         self.groups = [
             group
             for i in range(n_rounds)
             for group in batches(
-                [lengths[row] for row in self.rows],
+                self.lengths,
                 chosen,
                 size=size,
                 seed=config.seed,
-                epoch=len(self.epochs) + i * config.epochs,
+                epoch=done + i * config.epochs,
                 order=config.order,
-                done=len(self.epochs) / config.epochs,
+                done=done / config.epochs,
                 nats=self.mean_nats.tolist(),
             )
         ]
-        self.cursor = 0
-        self.tally = torch.zeros_like(self.tally)
+        self.cursor, self.tally = 0, torch.zeros_like(self.tally)
 
     @property
     def epoch_is_over(self) -> bool:
         """Whether there is no further step in this epoch, or none has begun."""
         return self.cursor == len(self.groups)
 
-    def summary(self, *, certified: bool, seconds: float) -> tuple[Epoch, int]:
-        """The account of the epoch that is over, and how many tokens had weight in it."""
-        nats, n_tokens, n_weighted = self.tally.tolist()
-        number = len(self.epochs) + 1
-        epoch = Epoch(
+    def summary(self, *, certified: bool, seconds: float) -> Epoch:
+        """The account of the epoch that is over."""
+        nats, n_tokens, _ = self.tally.tolist()
+        number, config = len(self.epochs) + 1, self.config
+        return Epoch(
             number,
-            self.config.epochs,
+            config.epochs,
             nats / n_tokens,
             self.n_recalled(),
             len(self.rows),
             certified,
-            rate(self.config, self.epochs, number),
+            rate(config, self.epochs, number),
             round(seconds, 3),
             sum(map(len, self.groups)),
         )
-        return epoch, int(n_weighted)
+
+    @property
+    def result(self) -> Written | Diverged:
+        """Of a write that has ended."""
+        epochs = tuple(self.epochs)
+        if self.adapter is None:
+            return Diverged(self.why, epochs)
+        return Written(self.adapter, epochs, self.reason)
 
     # -- a step ----------------------------------------------------------------------------------
 
     @property
     def rate(self) -> float:
         """The learning rate of the next step."""
-        part = self.cursor / len(self.groups) if self.groups else 0.0
-        return rate(self.config, self.epochs, len(self.epochs) + part)
+        return rate(self.config, self.epochs, len(self.epochs) + self.cursor / len(self.groups))
 
-    def share(self, group: Sequence[int], lengths: Sequence[int]) -> Share:
+    def share(self, group: Sequence[int]) -> Share:
         """This write's part of a step under dropout; epoch and step decide what is hidden."""
         mark = f"{self.config.seed} {len(self.epochs)} {self.cursor}"
-        return Share(self.config.dropout, mark, tuple(lengths[self.rows[i]] for i in group))
+        return Share(self.config.dropout, mark, tuple(self.lengths[i] for i in group))
 
     def weights(self, group: Sequence[int], outcome: StepOutcome) -> Tensor:
         """The objective's weights_BC of a training step, whose outcome is recorded."""
@@ -132,14 +178,7 @@ class WriteState:
         doubtful = [i for i in examples if not worst[i] < limit]  # what is no number is doubtful
         return doubtful, [i for i in examples if worst[i] < limit]
 
-    # -- between interruptions -------------------------------------------------------------------
-
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors of it, by name."""
+        """All tensors of it, by name, to be stored and copied back into."""
         own = {"tally": self.tally, "mean": self.mean_nats, "worst": self.worst_nats}
         return own | {f"objective.{name}": t for name, t in self.remembered.items()}
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what `tensors` returned."""
-        for name, own in self.tensors().items():
-            own.copy_(tensors[name])

@@ -25,8 +25,6 @@ class Known:
     """Whether all weights are numbers."""
     idle: Sequence[str] = ()
     """Adapted layers whose B is still zero."""
-    n_layers: int = 0
-    """Adapted layers."""
 
     @property
     def last(self) -> Epoch:
@@ -56,8 +54,8 @@ def idle_layers(known: Known) -> str:
     if known.last.epoch > 1 or not known.idle or known.all_recalled:
         return ""
     return (
-        f"{len(known.idle)} of {known.n_layers} adapted layers got no gradient in a whole epoch, "
-        f"the first is {known.idle[0]!r}; leave them out of targets."
+        f"{len(known.idle)} adapted layers got no gradient in a whole epoch, the first is "
+        f"{known.idle[0]!r}; leave them out of targets."
     )
 
 

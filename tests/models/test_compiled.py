@@ -315,7 +315,7 @@ def test_steps_are_those_of_the_operations(
                     for weight in optimizer.parameters
                 ]
                 live_N = torch.tensor([True, step != 2])
-                optimizer.step(grads, [1e-2, 3e-3], live_N)
+                optimizer.step(optimizer.gathered(grads), [1e-2, 3e-3], live_N)
             assert (optimizer.movers is not None) == (choice == "auto")
             found.append([weight.detach().clone() for weight in optimizer.parameters])
             for n in (0, 1):

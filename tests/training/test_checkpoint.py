@@ -122,7 +122,7 @@ def test_a_full_disk_is_a_storage_error_and_leaves_the_last_checkpoint(
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:  # a real refusal: no file may grow beyond 10 kB
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
-        with pytest.raises(StorageError, match=r"could not be written to .*free some space"):
+        with pytest.raises(StorageError, match=r"could not be written: .* Free some space"):
             write(model, EXAMPLES, BRIEF, run=tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ from support.outcomes import outcomes
 from torch import Tensor
 
 from lorewright.errors import DataError
+from lorewright.knowledge.data import Example
 from lorewright.models.model import Model, Rendered
-from lorewright.training.distil import SoftTargets, distill_topk, soft_targets
+from lorewright.training.distil import SoftTargets, distill_topk, soft_targets, teach
 
 TEXTS = [("red 48\n\nCode of red?", "48"), ("Who?", "nobody at all"), ("x\n\nTeal?", "KX")]
 
@@ -54,17 +56,27 @@ def test_a_student_that_is_the_teacher_is_at_no_distance(
     assert (distance * batch.mask_BC).abs().max() < 1e-4
 
 
-def test_what_is_saved_comes_back_only_to_the_same_question(
+def test_what_is_saved_comes_back_and_what_is_damaged_does_not(
     model: Model, rows: list[Rendered], tmp_path: Path
 ) -> None:
     made, path = soft_targets(model, rows, top_k=3), tmp_path / "run" / "teacher.safetensors"
-    made.save(path, "asked")
-    again = SoftTargets.load(path, "asked")
+    made.save(path)
+    again = SoftTargets.load(path)
     assert again is not None and again.starts == made.starts
     assert torch.equal(again.ids_MK, made.ids_MK) and torch.equal(again.logp_MK, made.logp_MK)
-    assert SoftTargets.load(path, "another") is None
     path.write_bytes(b"broken")
-    assert SoftTargets.load(path, "asked") is None
+    assert SoftTargets.load(path) is None
+    assert SoftTargets.load(tmp_path / "missing") is None
+
+
+def test_only_the_same_question_is_answered_from_the_folder(model: Model, tmp_path: Path) -> None:
+    examples = [Example("Code of red?", "48")]
+    first = teach(model, examples, ["red 48"], tmp_path)
+    (stored,) = tmp_path.iterdir()
+    replace(first, logp_MK=first.logp_MK.flip(1)).save(stored)
+    assert torch.equal(teach(model, examples, ["red 48"], tmp_path).logp_MK, first.logp_MK.flip(1))
+    other = teach(model, examples, ["red 51"], tmp_path)
+    assert not torch.equal(other.logp_MK, first.logp_MK) and len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_row_without_a_completion_is_refused(model: Model) -> None:

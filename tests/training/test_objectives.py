@@ -287,7 +287,7 @@ def test_the_weights_of_an_objective_from_outside_are_those_of_the_steps(model: 
     among = write(model, EXAMPLES, config, objective=Fading(only=(0,), by=0.5))
     plain = write(model, EXAMPLES[:1], config)
     assert far(alone, among) < 5e-6 < far(alone, plain)
-    with pytest.raises(ModelError, match="14 of 14 adapted layers got no gradient"):
+    with pytest.raises(ModelError, match="14 adapted layers got no gradient"):
         write(model, EXAMPLES, BRIEF, objective=Fading(only=()))
 
 

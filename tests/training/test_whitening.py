@@ -20,11 +20,10 @@ from lorewright.adapters.config import LoraConfig
 from lorewright.adapters.lora import attach
 from lorewright.models.model import Model, Rendered
 from lorewright.training import whitening
-from lorewright.training.bases import Basis
 from lorewright.training.config import WriteConfig, drill
 from lorewright.training.loop import write
 from lorewright.training.optimisers import WHITENED
-from lorewright.training.whitening import RIDGE, basis, measure
+from lorewright.training.whitening import RIDGE, Basis, basis, measure
 
 TEXTS = [("Code of red?", "48"), ("Where is the blue one now?", "in 7.5"), ("Teal?", "KX-12")]
 
