@@ -40,7 +40,8 @@ from lorewright.memory.memory import Memory
 from lorewright.memory.migrations import brief
 from lorewright.memory.route import DERIVED
 from lorewright.models.model import Model
-from lorewright.reports.tables import memories_table
+from lorewright.reports.results import memories_table
+from lorewright.reports.tables import Rendered
 
 CONFIG = LoraConfig(rank=1, targets=("q_proj",), layers=(0,))
 SHARE = {"n": 3, "recall": 1.0, "low": 0.44, "high": 1.0}
@@ -95,7 +96,7 @@ def operations(folder: Path, model: Model, n: int) -> dict[str, Callable[[], obj
 
     def listed() -> None:
         table = memories_table(own.briefs()[:50])
-        Console(file=io.StringIO(), width=120).print(table)
+        Console(file=io.StringIO(), width=120).print(Rendered(table))
 
     def entered() -> None:
         with memory.writing():

@@ -146,7 +146,8 @@ def test_every_import_is_declared_and_optional_ones_stay_inside_functions() -> N
 
 
 def _distribution(requirement: str) -> str:
-    return re.split(r"[\[<>=!~; ]", requirement, maxsplit=1)[0].replace("-", "_")
+    name = re.split(r"[\[<>=!~; ]", requirement, maxsplit=1)[0].replace("-", "_")
+    return {"markdown_it_py": "markdown_it"}.get(name, name)
 
 
 # Sizes, names, manners

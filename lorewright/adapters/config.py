@@ -21,17 +21,20 @@ class LoraConfig:
     rank: int = 8
     """Rows of A and columns of B, at least 1."""
     alpha: int | None = None
-    """Numerator of the scale, an integer because engines refuse fractions. None = ALPHA."""
+    """Numerator of the scale alpha / rank; 0 = 16.
+
+    An integer because engines refuse fractions; None = ALPHA.
+    """
     targets: tuple[str, ...] = ("all-linear",)
-    """Presets ("all-linear", "attention", "mlp") or module names, matched as dotted suffixes."""
+    """What is adapted: all-linear, attention, mlp, or names of layers, as dotted suffixes."""
     layers: tuple[int, ...] | None = None
-    """Indices of the decoder layers to adapt; None = all of them."""
+    """Decoder layers to adapt, like 0-3,7; all by default."""
     rslora: bool = False
     """Divide alpha by sqrt(rank) instead of rank."""
     seed: int = 0
     """Seed of the first A, in [0, 2**32)."""
     variant: str = PLAIN
-    """`lora`, or `dora`: the rows of W + B A brought to a trained length (`dora`)."""
+    """lora, or dora: magnitude and direction of the rows of W + B A (needs peft)."""
 
     def __post_init__(self) -> None:
         alpha = ALPHA if self.alpha is None else self.alpha

@@ -38,7 +38,7 @@ from lorewright.models.model import Model
 from lorewright.models.questions import write_about
 from lorewright.recall.traces import trace
 from lorewright.recall.verify import answer
-from lorewright.reports.page import Sheet
+from lorewright.reports.tables import Table
 from lorewright.routing.ask import Reading, prompt_of
 from lorewright.training.config import Diverged, Job, Written
 from lorewright.training.loop import write_all
@@ -411,19 +411,19 @@ def _not_written(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 # -- how it is shown -----------------------------------------------------------------------------
 
 
-def tables(summary: Summary) -> Iterator[Sheet]:
+def tables(summary: Summary) -> Iterator[Table]:
     """Yield all metrics, then the first of them by kind of question."""
     name, config = summary["bench"], summary["config"]
     title = f"{TITLES[name]}: {counted(summary['n_texts'], 'text')}, "
     title += f"{counted(summary['n_questions'], 'question')}, {counted(config['seeds'], 'seed')}"
     whole = [entry for entry in summary["arms"] if entry["kind"] == arms.ALL]
     head = ("written", "metric", *HEAD)
-    yield Sheet(title, head, _shown(whole, "metric"), tuple(_notes_on(summary)))
+    yield Table(title, head, _shown(whole, "metric"), tuple(_notes_on(summary)))
     first = "judge" if config["judge"] else HEADLINES[name]
     parts = [e for e in summary["arms"] if e["kind"] != arms.ALL and e["metric"] == first]
     if len({entry["kind"] for entry in parts}) > 1:
         title = f"{named(first)}, by kind of question"
-        yield Sheet(title, ("written", "questions", *HEAD), _shown(parts, "kind"))
+        yield Table(title, ("written", "questions", *HEAD), _shown(parts, "kind"))
 
 
 def _shown(entries: Sequence[Mapping[str, Any]], by: str) -> tuple[tuple[str, ...], ...]:

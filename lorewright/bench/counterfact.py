@@ -36,7 +36,7 @@ from lorewright.knowledge.scoring import contains, exact_match
 from lorewright.models.model import Model
 from lorewright.recall.statistics import Estimate
 from lorewright.recall.traces import trace
-from lorewright.reports.page import Sheet
+from lorewright.reports.tables import Table
 from lorewright.training.config import Diverged, Job
 from lorewright.training.loop import write_all
 
@@ -295,7 +295,7 @@ METRICS = ("success", "magnitude", "exact reply", "reply holds it", "reply as th
 # -- how it is shown -----------------------------------------------------------------------------
 
 
-def tables(summary: Summary) -> Iterator[Sheet]:
+def tables(summary: Summary) -> Iterator[Table]:
     """Yield the shares by kind of prompt, and S."""
     config, rows = summary["config"], []
     for entry in summary["arms"]:
@@ -316,7 +316,7 @@ def tables(summary: Summary) -> Iterator[Sheet]:
         "Replies: greedy; for neighbours the true object is right.",
         f"{MEANING} 95 % intervals: Wilson's, or bootstrap over edits.",
     ]
-    yield Sheet(title, ("rank", "prompts", "metric", *HEAD), tuple(rows), (*notes, *_lost(summary)))
+    yield Table(title, ("rank", "prompts", "metric", *HEAD), tuple(rows), (*notes, *_lost(summary)))
 
 
 def _lost(summary: Mapping[str, Any]) -> list[str]:

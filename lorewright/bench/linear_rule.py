@@ -19,7 +19,7 @@ from lorewright.bench.tables import methods_figure, methods_table
 from lorewright.bench.task import Done, Figure, Summary, Task, sweep
 from lorewright.errors import ConfigError
 from lorewright.knowledge.data import Example
-from lorewright.reports.page import Sheet
+from lorewright.reports.tables import Table
 
 LARGEST = 99
 
@@ -104,7 +104,7 @@ METRICS: dict[str, Callable[[summary.Row], float]] = {
 }
 
 
-def tables(summary: Summary) -> Iterator[Sheet]:
+def tables(summary: Summary) -> Iterator[Table]:
     """A table of methods by rank."""
     config = summary["config"]
     title = f"3x + 5y + 7 from {config['pairs']} pairs, {config['seeds']} sets"

@@ -30,7 +30,7 @@ from lorewright.errors import ConfigError
 from lorewright.files import digest, read_text
 from lorewright.law.cells import REFERENCE_BITS
 from lorewright.models.model import Model
-from lorewright.reports.page import Sheet
+from lorewright.reports.tables import Table
 
 PARTS = ("law", "stubborn", "methods", "placement")
 STACK = 12
@@ -290,7 +290,7 @@ PLACED: dict[str, Callable[[summary.Row], float]] = {
 # -- how it is shown -----------------------------------------------------------------------------
 
 
-def tables(summary: Summary) -> Iterator[Sheet]:
+def tables(summary: Summary) -> Iterator[Table]:
     """The law, capacities, failures, methods and placements, as far as they were measured."""
     if "law" in summary:
         yield from _laws(summary["law"])
@@ -305,7 +305,7 @@ def tables(summary: Summary) -> Iterator[Sheet]:
         yield _placements(summary)
 
 
-def _laws(laws: Mapping[str, Any]) -> Iterator[Sheet]:
+def _laws(laws: Mapping[str, Any]) -> Iterator[Table]:
     rows: list[tuple[str, ...]] = []
     constants: list[tuple[str, ...]] = []
     notes = [
@@ -336,9 +336,9 @@ def _laws(laws: Mapping[str, Any]) -> Iterator[Sheet]:
             where = f"{_scored(part)}, n={part['n']}" if part else NOTHING
             rows.append((f"{noise} %", form, n, _scored(one["scores"]), where, beyond))
     head = ("random", "law", "cells", "fit", "of these unsaturated", "held out")
-    yield Sheet("The law", head, tuple(rows), tuple(notes))
+    yield Table("The law", head, tuple(rows), tuple(notes))
     columns = ("random", "law", "constant", "value", "95 % interval")
-    yield Sheet("Constants of the laws", columns, tuple(constants))
+    yield Table("Constants of the laws", columns, tuple(constants))
 
 
 def _constant(estimate: Mapping[str, Any]) -> tuple[str, str]:
@@ -354,7 +354,7 @@ def _scored(scores: Mapping[str, Any]) -> str:
     return f"{r2}error {scores['mape']:.1%}"
 
 
-def _capacities(by_noise: Mapping[str, Sequence[Mapping[str, Any]]]) -> Sheet:
+def _capacities(by_noise: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
     rows = [
         (
             f"{noise} %",
@@ -374,10 +374,10 @@ def _capacities(by_noise: Mapping[str, Sequence[Mapping[str, Any]]]) -> Sheet:
         "The longest text of which most documents come back exactly, in answer tokens.",
         f"Others measured, bits per parameter: {others}.",
     )
-    return Sheet("Capacity and efficiency", head, tuple(rows), notes)
+    return Table("Capacity and efficiency", head, tuple(rows), notes)
 
 
-def _failures(failures: Mapping[str, Any]) -> Sheet:
+def _failures(failures: Mapping[str, Any]) -> Table:
     n, rho = failures["n_failed"], failures["spearman"]
     rows = (
         ("sequences, each its own text and adapter", str(failures["n_sequences"])),
@@ -390,10 +390,10 @@ def _failures(failures: Mapping[str, Any]) -> Sheet:
         ("first failure comes before it", f"{failures['n_before']} of {n}"),
         ("most failures at one position", f"{failures['largest_share_at_one_position']:.0%}"),
     )
-    return Sheet("Where recitation fails", ("", ""), rows)
+    return Table("Where recitation fails", ("", ""), rows)
 
 
-def _placements(summary: Summary) -> Sheet:
+def _placements(summary: Summary) -> Table:
     of = {(r["metric"], r["placement"], r["rank"]): r for r in summary["placement"]}
     keys = [key[1:] for key in of if key[0] == "bits" and key[2] is not None]
     rows = tuple(
@@ -410,7 +410,7 @@ def _placements(summary: Summary) -> Sheet:
     head = ("placement", "rank", "parameters", "ΔL", "bits", "bits per parameter")
     config = summary["config"]
     about = f"{config['compared']} tokens, {config['documents']} documents, the same for all"
-    return Sheet(f"Placements: {about}", head, rows)
+    return Table(f"Placements: {about}", head, rows)
 
 
 def figures(summary: Summary) -> Iterator[Figure]:

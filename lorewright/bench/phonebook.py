@@ -21,7 +21,7 @@ from lorewright.bench.tables import methods_figure, methods_table
 from lorewright.bench.task import Done, Figure, Summary, Task, sweep
 from lorewright.knowledge.data import Example
 from lorewright.models.model import Model
-from lorewright.reports.page import Sheet
+from lorewright.reports.tables import Table
 
 N_DIGITS = 10
 
@@ -112,7 +112,7 @@ METRICS: dict[str, Callable[[summary.Row], float]] = {
 }
 
 
-def tables(summary: Summary) -> Iterator[Sheet]:
+def tables(summary: Summary) -> Iterator[Table]:
     """A table of methods by rank for every size."""
     for size, rows in summary["methods"].items():
         n = summary["n_entries"][size]

@@ -12,7 +12,7 @@ from typing import Any
 
 from lorewright.bench.arms import ARMS
 from lorewright.bench.task import Figure
-from lorewright.reports.page import Sheet
+from lorewright.reports.tables import Table
 
 Entry = Mapping[str, Any]
 NOTHING = "–"
@@ -57,7 +57,7 @@ def named(metric: str) -> str:
 # -- methods against a baseline ------------------------------------------------------------------
 
 
-def methods_table(title: str, rows: Sequence[Entry], summary: Entry) -> Sheet:
+def methods_table(title: str, rows: Sequence[Entry], summary: Entry) -> Table:
     """A row a metric and rank: the baseline's mean, and for every other method the difference."""
     cells: dict[tuple[str, int | None], dict[str, Entry]] = {}
     for row in rows:
@@ -78,7 +78,7 @@ def methods_table(title: str, rows: Sequence[Entry], summary: Entry) -> Sheet:
         notes.append(
             f"Of {summary['n_flipped']} texts decoding and the certificate disagree (near-ties)."
         )
-    return Sheet(title, ("metric", "rank", "n", *names), tuple(shown), tuple(notes))
+    return Table(title, ("metric", "rank", "n", *names), tuple(shown), tuple(notes))
 
 
 def _against(row: Entry | None) -> str:

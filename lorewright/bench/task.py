@@ -28,7 +28,8 @@ from lorewright import __version__
 from lorewright.bench import scale
 from lorewright.errors import ConfigError, DataError
 from lorewright.files import read_object, save_json
-from lorewright.reports.page import Listing, Page, Part, Picture, Sheet
+from lorewright.reports.page import Listing, Page, Part, Picture
+from lorewright.reports.tables import Table
 from lorewright.training.watch import Watch
 
 CONFIG_FILE = "config.json"
@@ -71,7 +72,7 @@ class Task:
     quick: Callable[[Any], Any]
     """Settings to those of a minute, which show that everything works, and no result."""
     run: Run
-    tables: Callable[[Summary], Iterable[Sheet]]
+    tables: Callable[[Summary], Iterable[Table]]
     figures: Callable[[Summary], Iterable[Figure]] = lambda summary: ()
     check: Callable[[Any], object] = lambda settings: None
     """Refuses data that cannot be read, before a model is loaded."""

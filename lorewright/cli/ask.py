@@ -1,17 +1,15 @@
-"""`lore ask`, `lore route`, `lore modes`: who a question is for, what they say, what suits."""
+"""`lore ask`, `lore route`, `lore modes`: an answer, the memories for a question, the best mode."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from lorewright.cli.options import Base, Folder, Json, Name, Of, Threads, open_memory
-from lorewright.cli.output import console_for, print_json, watching
+from lorewright.cli.terminal import console_for, print_json, say, show, watching
 
 if TYPE_CHECKING:
     from lorewright.memory.modes import Comparison
@@ -64,29 +62,28 @@ def ask(
 
 
 def _print_answer(answer: Answer) -> None:
-    out = Console()
-    out.print(Text(answer.text, style="bold"), soft_wrap=True)
-    for line in _about(answer):
-        out.print(Text(line, style="dim"), soft_wrap=True)
+    say(answer.text, "bold")
+    for line in _basis(answer):
+        say(line, "dim")
 
 
-def _about(answer: Answer) -> list[str]:
+def _basis(answer: Answer) -> Iterator[str]:
     """What an answer rests on, line by line."""
-    lines = []
     if answer.memory:
-        found = "" if answer.probability is None else f", found with p = {answer.probability:.2f}"
+        chosen = "" if answer.probability is None else f", chosen with p = {answer.probability:.2f}"
         sure = f"mean token probability {answer.confidence:.2f}, least {answer.least:.2f}"
         state = "declined, " if answer.declined else ""
-        lines.append(f"memory {answer.memory}{found}; {answer.way}: {state}{sure}")
+        yield f"memory {answer.memory}{chosen}; {answer.way}: {state}{sure}"
     others = [
         f"{reply.memory}, {reply.way}: {reply.text or '(nothing)'} ({reply.confidence:.2f})"
         for reply in answer.replies
         if reply.text != answer.text
     ]
-    lines += [f"also said: {'; '.join(others)}"] if others else []
-    lines += [f"read: {' '.join(text.split())[:300]}" for text in answer.passages[:1]]
-    lines += [answer.note] if answer.note else []
-    return lines
+    if others:
+        yield f"other replies: {'; '.join(others)}"
+    yield from (f"read: {' '.join(text.split())[:300]}" for text in answer.passages[:1])
+    if answer.note:
+        yield answer.note
 
 
 def route(
@@ -105,47 +102,49 @@ def route(
     console = console_for(threads)
     opened = open_memory(memory, model)
     with watching(console) as watch:
-        found = opened.route(question, top=top, false_activation=false_activation, watch=watch)
+        routed = opened.route(question, top=top, false_activation=false_activation, watch=watch)
     if as_json:
         print_json(
             {
                 "question": question,
-                "chosen": [hit.memory for hit in found.chosen],
-                "candidates": [asdict(hit) for hit in found.hits],
-                "threshold": asdict(found.threshold) if found.threshold else None,
-                "note": "" if found.chosen else found.why_none,
+                "chosen": [hit.memory for hit in routed.chosen],
+                "candidates": [asdict(hit) for hit in routed.hits],
+                "threshold": asdict(routed.threshold) if routed.threshold else None,
+                "note": "" if routed.chosen else routed.why_none,
             }
         )
     else:
-        _print_finding(found)
+        _print_route(routed)
 
 
-def _print_finding(found: Decision) -> None:
-    out = Console()
-    shown = Table("memory", "probability", "chosen", "nearest key", box=None, pad_edge=False)
-    chosen = {hit.memory for hit in found.chosen}
-    for hit in found.hits:
-        sure = "–" if hit.probability is None else f"{hit.probability:.2f}"
-        mark = "yes" if hit.memory in chosen else "no"
-        shown.add_row(*map(Text, (hit.memory, sure, mark, hit.key.split("\n")[-1][:80])))
-    out.print(shown)
-    if not found.chosen:
-        out.print(Text(f"{found.why_none[:1].upper()}{found.why_none[1:]}."), soft_wrap=True)
-    if found.threshold:
-        limit = found.threshold
-        out.print(
-            Text(
-                f"Chosen above {limit.value:.2f}, which {limit.rate:.0%} [{limit.low:.0%}, "
-                f"{limit.high:.0%}] of questions that no memory is for exceed (n={limit.n}).",
-                style="dim",
-            ),
-            soft_wrap=True,
+def _print_route(routed: Decision) -> None:
+    from lorewright.reports.tables import NOT_RUN, Table
+
+    chosen = {hit.memory for hit in routed.chosen}
+    rows = tuple(
+        (
+            hit.memory,
+            NOT_RUN if hit.probability is None else f"{hit.probability:.2f}",
+            "yes" if hit.memory in chosen else "no",
+            hit.key.split("\n")[-1],
         )
+        for hit in routed.hits
+    )
+    notes = []
+    if not routed.chosen:
+        notes.append(f"{routed.why_none[:1].upper()}{routed.why_none[1:]}.")
+    if limit := routed.threshold:
+        notes.append(
+            f"Chosen above {limit.value:.2f}, which {limit.rate:.0%} [{limit.low:.0%}, "
+            f"{limit.high:.0%}] of questions that no memory is for exceed (n={limit.n})."
+        )
+    key = "nearest key"
+    show(Table("", ("memory", "probability", "chosen", key), rows, tuple(notes), prose=(key,)))
 
 
 def modes(
     folder: Folder,
-    n: Annotated[int, typer.Option("--probes", min=1, help="Probes asked, at most.")] = 256,
+    n: Annotated[int, typer.Option("--probes", min=1, help="Most probes.")] = 256,
     seed: Annotated[int, typer.Option(help="Of the draw of probes.")] = 0,
     model: Base = "",
     as_json: Json = False,
@@ -158,24 +157,28 @@ def modes(
     console = console_for(threads)
     opened = open_memory(folder, model)
     with watching(console) as watch:
-        comparison = opened.compare(n=n, seed=seed, watch=watch)
+        compared = opened.compare(n=n, seed=seed, watch=watch)
     if as_json:
-        print_json(comparison.to_json())
+        print_json(compared.to_json())
     else:
-        _print_comparison(comparison)
+        _print_modes(compared)
 
 
-def _print_comparison(comparison: Comparison) -> None:
-    shown = Table("probes", "closed", "open", "hybrid", box=None, pad_edge=False)
-    for kind, by_mode in comparison.kinds.items():
-        shown.add_row(*map(Text, (kind, *(str(by_mode[m]) for m in ("closed", "open", "hybrid")))))
-    out = Console()
-    out.print(shown)
-    verdict = "worse than" if comparison.hybrid_is_worse else "no worse than"
-    out.print(
-        Text(
-            f"Hybrid is {verdict} its better half ({comparison.better_half}), p = "
-            f"{comparison.p_against_half:.3g}; `lore ask` uses {comparison.best} here."
-        ),
-        soft_wrap=True,
+def _print_modes(compared: Comparison) -> None:
+    from lorewright.reports.results import spelled
+    from lorewright.reports.tables import Table
+
+    modes = ("closed", "open", "hybrid")
+    rows = tuple(
+        (kind, str(by_mode["closed"].n), *(spelled(by_mode[mode]) for mode in modes))
+        for kind, by_mode in compared.kinds.items()
     )
+    verdict = "worse than" if compared.hybrid_is_worse else "no worse than"
+    note = (
+        f"Hybrid is {verdict} its better half ({compared.better_half}), p = "
+        f"{compared.p_against_half:.3g}; `lore ask` uses {compared.best} here."
+    )
+    show(Table("", ("probes", "n", *modes), rows, (note,), n_keys=2, stacked=("mode", "recall")))
+
+
+COMMANDS = (ask, route, modes)

@@ -7,11 +7,9 @@ from typing import Annotated
 
 import typer
 
-from lorewright.cli.options import Base, Json, Threads
-from lorewright.cli.output import console_for
+from lorewright.cli.options import Base, Json, Markdown, Threads
 from lorewright.cli.sweeps import (
     Epochs,
-    Markdown,
     Methods,
     On,
     Out,
@@ -24,6 +22,7 @@ from lorewright.cli.sweeps import (
     numbers,
     sweep,
 )
+from lorewright.cli.terminal import console_for
 
 app = typer.Typer(
     no_args_is_help=True,

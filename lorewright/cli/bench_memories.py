@@ -6,13 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from lorewright.cli.options import Base, Json, Threads
-from lorewright.cli.output import console_for, print_json, watching
-from lorewright.cli.sweeps import Markdown, Quick
+from lorewright.cli.options import Base, Json, Markdown, Threads
+from lorewright.cli.sweeps import Quick
+from lorewright.cli.terminal import console_for, print_json, show, watching
 
 Out = Annotated[Path, typer.Option(help="Folder of memories and replies; goes on where it was.")]
 
@@ -49,6 +46,7 @@ def memories(
     from lorewright.bench import memories_record as record
     from lorewright.errors import ConfigError
     from lorewright.models.model import Model
+    from lorewright.reports.tables import Table
 
     console = console_for(threads)
     arms = tuple(arm or bench.ARMS)
@@ -76,9 +74,4 @@ def memories(
         typer.echo(record.markdown(found))
     else:
         head, *body = record.rows(found)
-        shown = Table(*head, box=None, pad_edge=False)
-        for row in body:
-            shown.add_row(*map(Text, row))
-        Console().print(shown)
-        for sentence in record.sentences(found):
-            Console().print(Text(sentence), soft_wrap=True)
+        show(Table("", tuple(head), tuple(map(tuple, body)), tuple(record.sentences(found))))

@@ -8,15 +8,13 @@ from typing import Annotated
 
 import typer
 
-from lorewright.cli.options import Base, Json, Teacher, Threads
-from lorewright.cli.output import console_for
+from lorewright.cli.options import Base, Json, Markdown, Teacher, Threads
 from lorewright.cli.sweeps import (
     Data,
     Documents,
     Epochs,
     Formats,
     Judge,
-    Markdown,
     Method,
     On,
     Out,
@@ -32,6 +30,7 @@ from lorewright.cli.sweeps import (
     numbers,
     sweep,
 )
+from lorewright.cli.terminal import console_for
 
 
 def counterfact(

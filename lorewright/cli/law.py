@@ -1,4 +1,4 @@
-"""`lore law`: the Parametric Memory Law, fitted to anybody's measurements and asked for a rank."""
+"""`lore law`: the Parametric Memory Law, fitted to measurements, and what it predicts."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from lorewright.cli.output import print_json
+from lorewright.cli.options import Json
+from lorewright.cli.terminal import print_json, say, show
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Fit the law of what a rank holds, and ask it.\n\n[dim]lore law fit --from cells.csv[/]",
+    help="Fit the law of what a rank holds, and predict by it.\n\n"
+    "[dim]lore law fit --from cells.csv[/]",
 )
 
 Cells = Annotated[
@@ -31,7 +30,6 @@ Initial = Annotated[
 Draws = Annotated[int, typer.Option(min=0, help="Bootstrap draws for the intervals.")]
 Seed = Annotated[int, typer.Option(help="Of the bootstrap.")]
 Form = Annotated[str, typer.Option(help="bounded, paper, paper_without_offset, recall.")]
-Json = Annotated[bool, typer.Option("--json", help="Print plain data.")]
 
 
 @app.command()
@@ -52,6 +50,7 @@ def fit(
     """
     from lorewright.law.cells import read_cells
     from lorewright.law.law import fit_report, table
+    from lorewright.reports.tables import Table
 
     report = fit_report(
         read_cells(cells),
@@ -66,17 +65,15 @@ def fit(
         print_json(report)
         return
     head, *rows = table(report)
-    shown = Table(*head, box=None, pad_edge=False)
-    for row in rows:
-        shown.add_row(*map(Text, row))
-    Console().print(shown)
+    notes = tuple(f"{row[0]}: {row[2]}" for row in rows if row[1] == "refused")
+    show(Table("", head, tuple(row for row in rows if row[1] != "refused"), notes))
 
 
 @app.command()
 def predict(
     cells: Cells,
     tokens: Annotated[int, typer.Option(min=1, help="Answer tokens to be written.")],
-    rank: Annotated[int, typer.Option(min=0, help="Rank; 0 = find it, see --wanted.")] = 0,
+    rank: Annotated[int, typer.Option(min=0, help="Rank; 0 = that for --wanted.")] = 0,
     wanted: Annotated[
         float, typer.Option(min=0, help="Loss drop in nats, or share recalled, to be reached.")
     ] = 0.0,
@@ -87,7 +84,7 @@ def predict(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Say what a rank would come to, or which rank it takes; with an interval.
+    """Predict what a rank recalls, or the rank for a wanted recall; with an interval.
 
     [dim]lore law predict --from cells.csv --tokens 3000 --rank 8[/]
     [dim]lore law predict --from cells.csv --tokens 3000 --form recall --wanted 0.95[/]
@@ -98,19 +95,16 @@ def predict(
 
     if (rank > 0) == (wanted > 0):
         raise ConfigError(
-            f"--rank is {rank} and --wanted {wanted:g}; give one of the two: a rank to be told "
-            "what it comes to, or what is wanted to be told a rank."
+            f"--rank is {rank} and --wanted {wanted:g}; give one of the two: a rank, to predict "
+            "its recall, or a wanted recall, to predict its rank."
         )
     law = fit_law(
         read_cells(cells), form, size=size, loss_init=loss_init or None, n_draws=draws, seed=seed
     )
-    if rank:
-        found = law.predict_interval(rank, tokens)._asdict()
-    else:
-        found = law.invert(wanted, tokens)._asdict()
-    what = {"form": form, "size": size, "n_answer_tokens": tokens, "rank": rank, "wanted": wanted}
+    prediction = law.predict_interval(rank, tokens) if rank else law.invert(wanted, tokens)
+    values = prediction._asdict()
+    inputs = {"form": form, "size": size, "n_answer_tokens": tokens, "rank": rank, "wanted": wanted}
     if as_json:
-        print_json({"asked": what, **found})
+        print_json({"asked": inputs, **values})
         return
-    values = ", ".join(f"{k} {'–' if v is None else format(v, '.4g')}" for k, v in found.items())
-    Console().print(Text(values))
+    say(", ".join(f"{k} {'–' if v is None else format(v, '.4g')}" for k, v in values.items()))

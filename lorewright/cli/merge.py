@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
-from lorewright.cli.options import Base, Json, Metric, Threads, open_memory
-from lorewright.cli.output import console_for, print_json, watching
+from lorewright.cli.options import Base, Folder, Json, Metric, Threads, open_memory
+from lorewright.cli.terminal import console_for, print_json, say, show, watching
+from lorewright.errors import ConfigError
 
 if TYPE_CHECKING:
     from lorewright.memory.merge import Merged
 
-Folder = Annotated[Path, typer.Argument(help="The memory's folder.")]
 Names = Annotated[list[str], typer.Argument(help="Memories to merge: two, or one and --rank.")]
 Method = Annotated[
     str,
@@ -56,7 +53,7 @@ def merge(
     factors, settings = weights_of(weights), options_of(option or [])
     memory = open_memory(folder, model)
     with watching(console) as watch:
-        found = memory.merge(
+        merged = memory.merge(
             names,
             method=method,
             weights=factors,
@@ -67,15 +64,13 @@ def merge(
             watch=watch,
         )
     if as_json:
-        print_json(found.to_json())
+        print_json(merged.to_json())
     else:
-        _print(found)
+        _print_merged(merged)
 
 
 def weights_of(text: str) -> list[float] | None:
     """`1,0.5` as [1.0, 0.5]; None for nothing."""
-    from lorewright.errors import ConfigError
-
     try:
         return [float(part) for part in text.split(",")] if text else None
     except ValueError:
@@ -85,38 +80,34 @@ def weights_of(text: str) -> list[float] | None:
 
 
 def options_of(texts: list[str]) -> dict[str, Any]:
-    """`density=0.2` as {"density": 0.2}; whole numbers stay whole."""
-    from lorewright.errors import ConfigError
-
-    found: dict[str, Any] = {}
+    """Return `density=0.2` as {"density": 0.2}; whole numbers stay whole."""
+    options: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         try:
-            whole = value.lstrip("-").isdecimal()
-            found[name] = int(value) if whole else float(value)
+            options[name] = int(value) if value.lstrip("-").isdecimal() else float(value)
         except ValueError:
             equals = ""
         if not (name and equals):
             raise ConfigError(f"--option is {text!r}; write a name and a number, like density=0.2.")
-    return found
+    return options
 
 
-def _print(found: Merged) -> None:
-    from lorewright.reports.tables import parts_table, tried_table
+def _print_merged(merged: Merged) -> None:
+    from lorewright.reports.results import merged_table, trials_table
 
-    out, record = Console(soft_wrap=False), found.to_json()
-    if found.trials:
-        out.print(tried_table(record))
-    for note in found.notes:
-        out.print(f"[dim]{escape(note)}[/]", highlight=False, soft_wrap=True)
-    out.print(parts_table(record))
-    how = " ".join([found.method, *(f"{k} {v:g}" for k, v in found.options.items())])
-    out.print(
-        f"[b]{escape(found.name)}[/] by {escape(how)}, rank {found.rank}, "
-        f"{found.n_bytes / 1e6:.2f} MB, in {found.seconds:.0f} s; read back from disk it moves "
-        f"logits by up to {found.moved:.3g}",
-        highlight=False,
-        soft_wrap=True,
+    record = merged.to_json()
+    if merged.trials:
+        show(trials_table(record))
+    for note in merged.notes:
+        say(note, "dim")
+    show(merged_table(record))
+    how = " ".join([merged.method, *(f"{k} {v:g}" for k, v in merged.options.items())])
+    say(
+        f"{merged.name} by {how}, rank {merged.rank}, {merged.n_bytes / 1e6:.2f} MB, in "
+        f"{merged.seconds:.0f} s; read back from disk it moves logits by up to {merged.moved:.3g}"
     )
-    where = f"adapter {found.adapter_id} in {escape(str(found.folder))}"
-    out.print(where, highlight=False, soft_wrap=True)
+    say(f"adapter {merged.adapter_id} in {merged.folder}")
+
+
+COMMANDS = (merge,)

@@ -6,10 +6,9 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from lorewright.cli.options import Json
-from lorewright.cli.output import print_json
+from lorewright.cli.terminal import print_json, say, show
 
 app = typer.Typer(name="models", invoke_without_command=True)
 
@@ -24,6 +23,7 @@ def models(context: typer.Context, as_json: Json = False) -> None:
     if context.invoked_subcommand is not None:
         return
     from lorewright.models.catalogue import KNOWN, POCKET
+    from lorewright.reports.tables import Table
 
     if as_json:
         rows = [
@@ -39,15 +39,15 @@ def models(context: typer.Context, as_json: Json = False) -> None:
         ]
         print_json({"models": [{"name": POCKET, "here": "packaged"}, *rows]})
         return
-    table = Table("name", "what it is", "MB", "licence", "here", box=None, pad_edge=False)
-    table.add_row(POCKET, "embedded; reads its own plain English", "9", "Apache-2.0", "packaged")
-    for base in KNOWN.values():
-        place = base.here or f"no: lore models get {base.name}"
-        size = str(round(base.n_bytes / 1e6))
-        table.add_row(base.name, base.title, size, base.licence, place)
-    console = Console(soft_wrap=True)
-    console.print(table)
-    console.print("[dim]--model also takes a folder, a .gguf file, or a hub name.[/]")
+    embedded = (POCKET, "embedded; reads its own plain English", "9", "Apache-2.0", "packaged")
+    known = [
+        (base.name, base.title, str(round(base.n_bytes / 1e6)), base.licence, base.here or "no")
+        for base in KNOWN.values()
+    ]
+    notes = [f"lore models get {base.name}" for base in KNOWN.values() if not base.here]
+    notes.append("--model also takes a folder, a .gguf file, or a hub name.")
+    head = ("name", "what it is", "MB", "licence", "here")
+    show(Table("", head, (embedded, *known), tuple(notes), prose=("what it is", "licence")))
 
 
 @app.command()
@@ -67,11 +67,11 @@ def get(
     console = Console(stderr=True)
 
     def step(text: str) -> None:
-        console.print(f"[dim]{text}[/]", highlight=False)
+        console.print(text, style="dim", markup=False, highlight=False)
 
     base = catalogue.get(name, accept_terms=accept_terms, progress=step)
     folder = catalogue.located(name, progress=step)
     if as_json:
         print_json({"name": base.name, "file": str(base.file), "folder": folder})
     else:
-        Console(soft_wrap=True).print(f"{base.title}: lore write … --model {base.name}")
+        say(f"{base.title}: lore write … --model {base.name}")

@@ -7,6 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lorewright.cli.options import Json
+from lorewright.cli.terminal import print_json, say
+from lorewright.errors import ConfigError, DataError
+
 if TYPE_CHECKING:
     from lorewright.reports.page import Page
 
@@ -24,7 +28,7 @@ Figures = Annotated[
 ]
 
 
-def report(run: Run, to: To = None, figures: Figures = False) -> None:
+def report(run: Run, to: To = None, figures: Figures = False, as_json: Json = False) -> None:
     """Write one self-contained page of a run: tables, figures, commands and versions.
 
     [dim]lore report bench-longcontext[/]
@@ -36,16 +40,17 @@ def report(run: Run, to: To = None, figures: Figures = False) -> None:
     page = page_of(run)
     path = to or run / "report.html"
     save_page(page, path, light=LIGHT.named(), dark=DARK.named())
-    typer.echo(str(path))
-    if figures:
-        for drawn in _drawn(run, path.parent / "figures"):
-            typer.echo(str(drawn))
+    drawn = _draw(run, path.parent / "figures") if figures else []
+    if as_json:
+        print_json({"page": str(path), "figures": list(map(str, drawn))})
+        return
+    for each in (path, *drawn):
+        say(str(each))
 
 
 def page_of(run: Path) -> Page:
     """Return the page of whatever lies in a folder; raises DataError where nothing is finished."""
     from lorewright.bench.task import SUMMARY_FILE, page
-    from lorewright.errors import DataError
     from lorewright.files import read_object
     from lorewright.memory.folder import INDEX_FILE
     from lorewright.memory.runs import REPORT_FILE, memory_page, write_page
@@ -62,20 +67,22 @@ def page_of(run: Path) -> Page:
     )
 
 
-def _drawn(run: Path, folder: Path) -> list[Path]:
-    """Every figure of a benchmark as four files."""
+def _draw(run: Path, folder: Path) -> list[Path]:
+    """Draw every figure of a benchmark, light and dark, as SVG and PNG."""
     from lorewright.bench.task import SUMMARY_FILE, load
-    from lorewright.errors import ConfigError
     from lorewright.files import read_object
 
     if not (run / SUMMARY_FILE).is_file():
         raise ConfigError(f"--figures draws those of a benchmark; {run} is none; leave it out.")
-    found = []
+    paths = []
     summary = read_object(run / SUMMARY_FILE, "run the benchmark again")
     for figure in load(summary["bench"]).figures(summary):
         for dark in (False, True):
             for kind in ("svg", "png"):
                 path = folder / f"{figure.name}{'-dark' if dark else ''}.{kind}"
                 figure.draw(path, dark=dark)
-                found.append(path)
-    return found
+                paths.append(path)
+    return paths
+
+
+COMMANDS = (report,)

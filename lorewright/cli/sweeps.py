@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from lorewright.cli.output import print_json
+from lorewright.cli.terminal import print_json, say, show
 
 if TYPE_CHECKING:
     from lorewright.bench.scale import Step
@@ -48,7 +48,6 @@ Judge = Annotated[
 Out = Annotated[Path, typer.Option(help="Folder of records; what is there is not done again.")]
 On = Annotated[str, typer.Option(help="here, local:K, ray, or ray://host:port.")]
 Quick = Annotated[bool, typer.Option("--quick", help="A minute; shows that it works, no result.")]
-Markdown = Annotated[bool, typer.Option("--markdown", help="Print Markdown tables.")]
 
 
 def numbers(name: str, text: str) -> tuple[int, ...]:
@@ -78,7 +77,7 @@ def sweep(
 ) -> None:
     """Do what is left of a sweep, then print its summary, its tables, or these as Markdown."""
     from lorewright.bench.task import Progress, run
-    from lorewright.reports.page import Page, sheet_table, to_markdown
+    from lorewright.reports.page import Page, to_markdown
 
     with _watching(console) as step:
         summary = run(task, config, out, on=on, progress=Progress(step))
@@ -90,11 +89,9 @@ def sweep(
         parts = tuple(task.tables(summary))
         typer.echo(to_markdown(Page(f"lore bench {task.name}", about, parts)))
     else:
-        screen = Console()
-        for sheet in task.tables(summary):
-            screen.print(sheet_table(sheet))
-        told = f"records and summary.json in {out}; lore report {out}"
-        screen.print(f"[dim]{told}[/]", highlight=False)
+        for table in task.tables(summary):
+            show(table)
+        say(f"records and summary.json in {out}; lore report {out}", "dim")
 
 
 @contextmanager

@@ -34,11 +34,11 @@ class LessonConfig:
     """How knowledge becomes examples and probes."""
 
     views: tuple[str, ...] = ("qa",)
-    """Views of documents that are trained, by their names in `views.VIEWS`. Facts always are."""
+    """Views of documents that are trained; facts are always trained as they are."""
     train_sets: tuple[int, ...] = (1, 2, 3, 5, 6)
     """Sets of question forms that are trained."""
     probe_sets: tuple[int, ...] = (4,)
-    """Sets of question forms held out for probes; disjoint from `train_sets`."""
+    """Sets of question forms held out for probes; disjoint from those trained."""
     negatives: float = 2.0
     """Questions that must be declined, at most, as a share of the questions trained; 0 = none.
 

@@ -17,27 +17,33 @@ class ServeConfig:
     """How a folder is served."""
 
     host: str = "127.0.0.1"
+    """Address to listen at."""
     port: int = 8000
-    """0 = any free one."""
+    """Port; 0 = any free one."""
     keys: tuple[str, ...] = ()
     """API keys; () = no key is needed."""
     admin_keys: tuple[str, ...] = ()
     admin: bool = False
     """Whether there are admin calls; they need a key of their own."""
     max_body_bytes: int = 1 << 20
+    """Largest request, in bytes."""
     max_tokens: int = 512
     """Most tokens generated for one reply."""
     max_concurrency: int = 16
-    """Replies generated at once: the rows of a batch."""
+    """Replies generated at once, in a batch."""
     max_queue: int = 256
     """Requests that may wait; further ones get status 429."""
     seconds: float = 120.0
-    """Most time for one request, waiting included; also for a body to arrive."""
+    """Most seconds for one request, waiting included; also for its body to arrive."""
     engine_url: str = ""
-    """Another server that generates; empty = this process."""
+    """Generate there: vLLM, SGLang or llama.cpp; empty = this process."""
     engine: str = ""
-    """An entry of `backends.BACKENDS`; empty = local, or at engine_url what that server reports."""
+    """What generates; empty = local, or at the engine's URL what it reports.
+
+    A key of `backends.BACKENDS`.
+    """
     engine_key: str = ""
+    """API key of the engine."""
 
     def __post_init__(self) -> None:
         """Raise ConfigError for values out of range and for admin calls without their own key."""

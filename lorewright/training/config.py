@@ -30,52 +30,56 @@ class WriteConfig:
 
     lora: LoraConfig = field(default_factory=LoraConfig)
     objective: str = "sft"
-    """Which tokens count: `sft`, all; `memft_threshold`, those not above `margin`;
-    `memft_window`, those from the first error on; or `distill`: be as the base is that reads the
-    document."""
+    """Which tokens count: sft, all; memft_threshold, those not above the margin; memft_window,
+    those from the first error on; distill: all, taught by the base that reads the document."""
     lr: float = 3e-3
-    """Peak rate."""
+    """Peak learning rate."""
     schedule: str = "linear"
-    """How the rate goes from its peak: `linear` or `cosine` to zero over the budget; `constant`;
-    `restart`, linear to zero over three fifths of the budget, then from half the peak over the
-    rest; or `wsd`: held until nearly all is recalled or two thirds of the budget are spent, then
-    linear to a tenth over a third of the epochs it was held."""
+    """How the rate goes from its peak.
+
+    `linear` or `cosine` to zero over the budget; `constant`; `restart`, linear to zero over three
+    fifths of the budget, then from half the peak over the rest; `wsd`: held until nearly all is
+    recalled or two thirds of the budget are spent, then linear to a tenth over a third of the
+    epochs it was held.
+    """
     epochs: int = 60
     """Budget in passes over the examples; most writes end sooner, when all is recalled."""
     batch_size: int = 8
     """Examples a step."""
     optimizer: str = "adamw"
-    """`adamw`, `preconditioned`, `muon` or `whitened`: how gradients become steps."""
+    """How gradients become steps."""
     lr_ratio: float = 1.0
     """Rate of B over that of A (LoRA+)."""
     weight_decay: float = 0.0
     """Share of a weight, times the rate, by which each step shrinks it."""
     dropout: float = 0.0
-    """Share of the values that A reads which a training step hides; in [0, 1).
+    """Share of what A reads that a training step hides; in [0, 1).
 
     What is weighted, what rests and when it ends go by passes without it.
     """
     clip: float = 1.0
     """Largest gradient norm of an adapter."""
     order: str = "shuffle"
-    """`shuffle`, or `curriculum`: easy first by measured loss, nothing left out."""
+    """Order of the examples: shuffle, or curriculum: easy first, by measured loss."""
     margin: float = 0.6
-    """Recalled means p > margin at every token of the completion; in [0.5, 1)."""
+    """Recalled means p above this at every token of the completion; in [0.5, 1)."""
     rest: float | None = None
-    """An example whose every token has p > rest is left out until the next check; None = never.
+    """Leave out examples with every p above this until the next check; 0 = never.
+
     An epoch has four batches at least: a few that do not rest are trained several times.
-    Under `memft_threshold` with rest = margin only examples without weight are left out."""
+    Under `memft_threshold` with rest = margin only examples without weight are left out.
+    """
     recheck: int = 4
     """Epochs between two checks of the examples that rest."""
     patience: int = 0
     """Epochs without a newly recalled example after which training gives up; 0 = never."""
     max_seconds: float | None = None
-    """Seconds of training after which an epoch is the last; None = no limit.
+    """Seconds of training after which an epoch is the last; 0 = no limit.
 
     With it, equal seeds need not give equal bytes.
     """
     seed: int = 0
-    """Seed of the order of the examples and of dropout."""
+    """Seed of all draws: same seed, same machine, same bytes."""
     trunk: bool = True
     """Compute what enters the first adapted layer once, where that is not the first layer."""
 

@@ -20,7 +20,7 @@ from lorewright.bench.scale import stored
 from lorewright.errors import ConfigError, DataError, TargetsNotFound, WrongBase
 from lorewright.knowledge.data import Example
 from lorewright.models.model import Model
-from lorewright.reports.page import Sheet
+from lorewright.reports.tables import Table
 
 SMALL = longcontext.LongContext(
     ranks=(1, 2),
@@ -276,7 +276,7 @@ def test_small_sweeps_of_the_other_benchmarks_have_paired_tables(
         config = linear_rule.LinearRule(pairs=6, **small)
     found = task.run(module.TASK, config, tmp_path / "out")
     (sheet,) = module.TASK.tables(found)
-    assert isinstance(sheet, Sheet) and len(sheet.rows) == 4 * 3
+    assert isinstance(sheet, Table) and len(sheet.rows) == 4 * 3
     assert sheet.head == ("metric", "rank", "n", "sft", "curriculum")
     assert all("(+" in row[-1] or "(-" in row[-1] for row in sheet.rows)
     for figure in module.TASK.figures(found):

@@ -120,7 +120,7 @@ def test_an_enormous_source_is_refused(
         ("--dtype int3", "ConfigError", "use one of auto"),
         ("--target no_proj", "TargetsNotFound", "no_proj"),
         ("--target lm_head", "TargetsNotFound", "lm_head"),
-        ("--view poem", "ConfigError", "known are qa"),
+        ("--view poem", "ConfigError", "use some of qa"),
         ("--metric taste", "ConfigError", "use one of contains"),
         ("--objective luck", "ConfigError", "use one of"),
         ("--preset luck", "ConfigError", "use one of exact, drill, generalise"),
@@ -262,6 +262,24 @@ def test_the_head_of_the_phone_book_is_written(lore: Lore, tmp_path: Path) -> No
     into = ("--into", tmp_path / "atlas", "--probes", tmp_path / "one.jsonl")
     ran = lore("write", tmp_path / "head.jsonl", *into, "--epochs", 3, "--json")
     assert ran.code == 0 and ran.json["n_examples"] >= 18
+
+
+def test_with_json_an_error_is_an_object_too(lore: Lore, place: Path) -> None:
+    ran = lore("ask", "Who?", "--memory", place / "nowhere", "--json")
+    refused(ran, "UnknownMemory", "lore write SOURCE --into")
+    assert ran.json["error"]["kind"] == "UnknownMemory"
+    usage = lore("show", "--json")
+    assert usage.code == 2 and usage.json["error"]["kind"] == "UsageError"
+    assert lore("show", place / "atlas", "--loud", "--json").json["error"]["kind"] == "UsageError"
+
+
+def test_every_verb_that_prints_a_result_can_print_it_as_json() -> None:
+    todo = [("lore", typer.main.get_command(app))]
+    while todo:
+        name, command = todo.pop()
+        inner = vars(command).get("commands", {})
+        todo += [(f"{name} {each}", one) for each, one in inner.items()]
+        assert inner or "--json" in {o for p in command.params for o in p.opts}, name
 
 
 # -- Ctrl-C --------------------------------------------------------------------------------------

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from lorewright.cli.demo import EXAMPLES, run
+from lorewright.cli.contrast import EXAMPLES, run
 from lorewright.errors import ConfigError
-from lorewright.reports.tables import contrast_markdown
+from lorewright.reports.results import contrast_table
 
 
 def test_a_document_without_questions_beside_it_is_refused(tmp_path: Path) -> None:
@@ -44,6 +44,6 @@ def test_the_demo_fills_every_row_and_leaves_a_record_and_figures(tmp_path: Path
     assert all(row["n"] == record["n_probes"] > 20 for row in record["rows"])
     assert {row["name"] for row in record["extra"]} >= {"base alone", "wrong memory"}
     saved = json.loads((tmp_path / "out" / "record.json").read_text())
-    assert contrast_markdown(saved).count("|") > 20
+    assert len(contrast_table(saved).rows) == len(record["rows"]) + len(record["extra"])
     assert (tmp_path / "out" / "contrast.svg").stat().st_size > 2_000
     assert (tmp_path / "out" / "contrast.png").stat().st_size > 10_000

@@ -123,7 +123,7 @@ def test_the_command_prints_findings_and_exits_with_1_when_there_are_some(
         return ending.value.code or 0, capsys.readouterr().out
 
     code, out = run(folder / "book")
-    assert code == 0 and "nothing found" in out and "relative_change" in out
+    assert code == 0 and "nothing is wrong" in out and "relative_change" in out
     place = adapter_of(folder)
     code, out = run(place, "--model", "pocket", "--facts", tmp_path / "facts.jsonl", "--json")
     assert code == 0 and json.loads(out)["measured"]["n_facts"] == 1

@@ -45,7 +45,7 @@ from lorewright.memory.memory import Memory
 from lorewright.memory.write import Outcome
 from lorewright.models.model import Model
 from lorewright.recall.traces import audit
-from lorewright.reports.tables import memories_table
+from lorewright.reports.results import memories_table
 from lorewright.training.config import WriteConfig
 from lorewright.training.loop import write
 from lorewright.training.rates import suggested_lr
@@ -151,7 +151,7 @@ def test_the_card_tells_source_settings_versions_and_verdict(memory: Memory) -> 
     assert set(card["versions"]) >= {"lorewright", "python", "torch", "transformers"}
     assert card["report"]["recall"]["efficacy"]["memory"]["n"] == 3
     assert card["report"]["trained"]["recall"] == 1.0
-    assert memories_table([card]).row_count == 1
+    assert len(memories_table([card]).rows) == 1
 
 
 def test_what_was_trained_comes_back_from_disk_word_for_word(outcome: Outcome) -> None:

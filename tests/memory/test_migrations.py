@@ -14,7 +14,7 @@ import pytest
 from lorewright.errors import DataError
 from lorewright.memory.folder import Folder
 from lorewright.memory.migrations import MIGRATIONS, SCHEMA, brief, migrate
-from lorewright.reports.tables import memories_table
+from lorewright.reports.results import memories_table
 
 STORED = Path(__file__).parents[1] / "fixtures" / "schema-1"
 
@@ -47,7 +47,7 @@ def test_a_list_from_the_index_says_what_the_cards_say(folder: Path) -> None:
     ]
     assert Folder(folder).briefs() == shown
     assert shown[0]["report"]["recall"]["paraphrase"]["memory"]["n"] == 1
-    assert memories_table(Folder(folder).briefs()).row_count == 2
+    assert len(memories_table(Folder(folder).briefs()).rows) == 2
 
 
 def test_the_next_writer_keeps_a_copy_and_writes_the_schema_of_today_once(folder: Path) -> None:
@@ -70,7 +70,7 @@ def test_a_damaged_card_leaves_the_folder_readable(folder: Path, content: str | 
         path.write_text(content)
     thin = Folder(folder).entries()["gannet"]["card"]
     assert thin["adapter"]["lora"]["rank"] is None and "damaged or gone" in thin["reason"]
-    assert memories_table(Folder(folder).briefs()).row_count == 2
+    assert len(memories_table(Folder(folder).briefs()).rows) == 2
 
 
 @pytest.mark.parametrize("schema", [None, 0, SCHEMA + 1, "1", True, [1]])

@@ -10,7 +10,8 @@ import pytest
 
 from lorewright.errors import DataError, UnknownMemory
 from lorewright.memory.runs import memory_page, write_page
-from lorewright.reports.page import Page, Picture, Sheet, to_markdown
+from lorewright.reports.page import Page, Picture, to_markdown
+from lorewright.reports.tables import Table
 
 
 def arm(n: int, share: float) -> dict[str, Any]:
@@ -85,7 +86,7 @@ def test_damaged_files_are_refused_by_name(run: Path, name: str) -> None:
 
 def test_unfinished_and_foreign_reports_are_refused(run: Path, tmp_path: Path) -> None:
     (run / "report.json").write_text(json.dumps({"other": 1}))
-    with pytest.raises(DataError, match="not as expected"):
+    with pytest.raises(DataError, match="another shape"):
         write_page(run)
     (run / "report.json").unlink()
     with pytest.raises(DataError, match="not finished"):
@@ -109,8 +110,8 @@ def test_a_memory_is_told_with_all_that_it_holds(tmp_path: Path) -> None:
     page = memory_page(tmp_path)
     assert isinstance(page, Page) and page.about == "1 memory on pocket."
     first = page.parts[0]
-    assert isinstance(first, Sheet)
+    assert isinstance(first, Table)
     recalls = ("0.90 [0.80, 1.00]", "0.00 [0.00, 0.10]")
-    assert first.rows == (("handbook", identity, "4", "paraphrase", *recalls, "recalled"),)
+    assert first.rows == (("handbook", "4", "10", *recalls, identity),)
     with pytest.raises(UnknownMemory):
         memory_page(tmp_path / "adapters")

@@ -70,7 +70,7 @@ def test_figures_of_short_and_rounded_curves_are_drawn(tmp_path: Path) -> None:
     [{}, {"a": {"epoch": [], "loss": [], "recall": []}}, {"a": {"epoch": [1]}}, [1]],
 )
 def test_a_record_without_usable_curves_is_refused(tmp_path: Path, curves: Any) -> None:
-    with pytest.raises(DataError, match="not as expected"):
+    with pytest.raises(DataError, match="another shape"):
         contrast_figure(record(curves=curves), tmp_path / "a.svg")
     assert list(tmp_path.iterdir()) == []
 

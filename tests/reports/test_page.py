@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from lorewright.errors import ConfigError
 from lorewright.reports.figures.ink import DARK, LIGHT, plain, sheet
@@ -16,12 +14,11 @@ from lorewright.reports.page import (
     Listing,
     Page,
     Picture,
-    Sheet,
     save_page,
-    sheet_table,
     to_html,
     to_markdown,
 )
+from lorewright.reports.tables import Table
 
 COLOURS = {"light": LIGHT.named(), "dark": DARK.named()}
 
@@ -38,7 +35,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def page(drawn: str) -> Page:
-    table = Sheet("Rows", ("name", "value"), (("a|b", "1 < 2"), ("c", "–")), ("n = 2 & more",))
+    table = Table("Rows", ("name", "value"), (("a|b", "1 < 2"), ("c", "–")), ("n = 2 & more",))
     picture = Picture("line", "A line.", drawn)
     return Page(
         "A <report>", "About.", (table, picture, picture, Listing("Made by", ("$ lore x",)))
@@ -102,11 +99,11 @@ def test_markdown_has_tables_that_stay_tables_and_files_beside_it(
     assert "| a\\|b | 1 < 2 |" in text and "![A line.](r-line.svg)" in text and "$ lore x" in text
 
 
-def test_sheets_are_shown_on_a_terminal(page: Page) -> None:
-    console = Console(width=60, record=True, file=io.StringIO())
-    console.print(sheet_table(page.parts[0]))  # type: ignore[arg-type]
-    shown = console.export_text()
-    assert "Rows" in shown and "a|b" in shown and "n = 2 & more" in shown
+def test_sentences_of_a_page_are_markdown_and_never_html() -> None:
+    note = "run `lore verify`, see <b>x</b> and [here](http://example.org)"
+    html = to_html(Page("T", note, (Table("R", ("a",), (("*b*",),), (note,)),)), **COLOURS)
+    assert html.count("<code>lore verify</code>") == 2 and "<b>" not in html
+    assert "<a " not in html and "*b*" in html  # a cell is no sentence
 
 
 def test_other_formats_are_refused(page: Page, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What several test modules share: commands."""
+"""Running the command line in this process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lorewright.cli.main import main
 
 @dataclass(frozen=True)
 class Ran:
-    """What a command came to."""
+    """A command's exit code and what it printed."""
 
     code: int
     out: str
@@ -47,10 +47,16 @@ def lore(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     return run
 
 
-def refused(ran: Ran, kind: str, *said: str) -> None:
-    """Check that a command ended in one sentence of this kind, on stderr, and in exit code 2."""
-    assert ran.code == 2 and ran.out == "" and "Traceback" not in ran.err
+def refused(ran: Ran, kind: str, *words: str) -> None:
+    """Check that a command ended in one sentence of this kind and in exit code 2.
+
+    The sentence is on stderr; with --json it is in an object on stdout as well.
+    """
+    assert ran.code == 2 and "Traceback" not in ran.err
     *_, last = ran.err.strip().splitlines()
     assert last.startswith(f"{kind}: "), ran.err
-    for words in said:
-        assert words in last, ran.err
+    assert ran.out == "" or ran.json["error"] == dict(
+        zip(("kind", "message"), last.split(": ", 1), strict=True)
+    )
+    for each in words:
+        assert each in last, ran.err

@@ -1,10 +1,12 @@
-"""What several test modules share: records."""
+"""Records as they are stored: the demonstration, a verdict, a card, a merge."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from lorewright.recall.statistics import wilson
+from lorewright.recall.verify import Recall, RecallReport
 
 
 def row(name: str, n_right: int, n: int = 108, final_loss: float | None = None) -> dict[str, Any]:
@@ -47,4 +49,59 @@ def record(**changes: Any) -> dict[str, Any]:
         "seconds": 97.3,
         "commands": ["lore demo"],
         **changes,
+    }
+
+
+def outcomes(kind: str, n_right: int, n: int, n_unscored: int = 0) -> tuple[Recall, ...]:
+    """Replies to probes of a kind, the right ones first, the unscored ones last."""
+    scores: list[float | None] = [1.0] * n_right + [0.0] * (n - n_right) + [None] * n_unscored
+    return tuple(
+        Recall(f"{kind}-{i}", kind, "Who?", ("Anna",), "Anna", score)
+        for i, score in enumerate(scores)
+    )
+
+
+def verdict(**arms: Sequence[Recall]) -> dict[str, Any]:
+    """A verdict as it is stored; by default with two kinds of probe and two controls."""
+    usual: dict[str, Sequence[Recall]] = {
+        "memory": [*outcomes("paraphrase", 90, 96), *outcomes("unknown", 20, 24)],
+        "base": [*outcomes("paraphrase", 0, 96), *outcomes("unknown", 24, 24)],
+        "full": [*outcomes("paraphrase", 93, 96), *outcomes("unknown", 24, 24)],
+    }
+    rows = {arm: tuple(each) for arm, each in (arms or usual).items()}
+    notes = ("wrong: there is no other memory in the folder.",)
+    return RecallReport("exact_match", rows, notes, {"memory": "handbook"}).to_json()
+
+
+def card(name: str) -> dict[str, Any]:
+    """What a list of memories reads of a card."""
+    return {
+        "name": name,
+        "id": "e923893f9a6fccfa",
+        "reason": "recalled",
+        "adapter": {"lora": {"rank": 8}},
+        "report": {"recall": verdict()["recall"]},
+    }
+
+
+def merge() -> dict[str, Any]:
+    """The record of a merge of two memories, with one trial that could not be."""
+
+    def estimate(n_right: int) -> dict[str, Any]:
+        share = wilson(n_right, 8)
+        return {"n": 8, "recall": share.mean, "low": share.low, "high": share.high}
+
+    part = {
+        "recall": {
+            "paraphrase": {"alone": estimate(8), "merged": estimate(7), "base": estimate(0)}
+        },
+        "lost": {"paraphrase": {"n": 8, "mean": 0.125, "low": -0.04, "high": 0.3}},
+    }
+    trial = {"rank": 16, "seconds": 1.25, "options": {}, "why_not": ""}
+    return {
+        "parts": [{"memory": name, **part} for name in ("a", "b")],
+        "trials": [
+            {**trial, "method": "ties", "options": {"density": 0.2}, "held": [estimate(8)] * 2},
+            {**trial, "method": "svd", "held": [], "why_not": "ranks differ; give --rank."},
+        ],
     }

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lorewright.recall.statistics import Estimate
 from lorewright.reports.figures.ink import Ink, apart, kind_of, plain, sheet
-from lorewright.reports.tables import checked_record, estimate_of
+from lorewright.reports.results import checked_record, estimate_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,7 +14,7 @@ import numpy as np
 
 from lorewright.law.curves import FORMS
 from lorewright.reports.figures.ink import Ink, apart, plain, shades, sheet
-from lorewright.reports.tables import checked_record
+from lorewright.reports.results import checked_record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lorewright.reports.figures.ink import Ink, plain, sheet
-from lorewright.reports.tables import checked_record
+from lorewright.reports.results import checked_record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lorewright.reports.figures.ink import plain, shades, sheet
-from lorewright.reports.tables import checked_record
+from lorewright.reports.results import checked_record
 
 SAFE = 0.5
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from lorewright.reports.figures.contrast import LEAST_LOSS
 from lorewright.reports.figures.ink import plain, sheet
-from lorewright.reports.tables import checked_record
+from lorewright.reports.results import checked_record
 
 
 def training_figure(

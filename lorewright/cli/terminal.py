@@ -1,0 +1,84 @@
+"""What every command does with its result and its progress, and the exit codes.
+
+Results go to stdout, progress to stderr; `--json` prints one object of plain data.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from lorewright.models.model import Model
+    from lorewright.training.config import WriteConfig
+    from lorewright.training.watch import Watch
+
+
+class Exit(IntEnum):
+    """Exit codes of every command."""
+
+    DONE = 0
+    FAILED = 1
+    """The verdict of `doctor`, `forget` or `supersede` is bad; everything ran."""
+    REFUSED = 2
+    """It cannot be done as requested; also typer's own code for wrong usage."""
+    INTERRUPTED = 130
+    """Ctrl-C, as shells have it."""
+
+
+def print_json(data: Mapping[str, Any]) -> None:
+    """Print one object on stdout, as JSON."""
+    typer.echo(json.dumps(data))
+
+
+def say(text: str, style: str = "") -> None:
+    """Print a line on stdout as it is: no markup, no wrapping, no colours for numbers."""
+    Console(soft_wrap=True).print(Text(text, style), highlight=False)
+
+
+def show(table: Any) -> None:
+    """Print a table on stdout, as wide as the terminal."""
+    from lorewright.reports.tables import Rendered
+
+    Console().print(Rendered(table))
+
+
+def console_for(threads: int) -> Console:
+    """Return stderr for progress; sets the number of threads first."""
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+    return Console(stderr=True)
+
+
+@contextmanager
+def watching(console: Console) -> Iterator[Watch]:
+    """Show progress on the console while a verb is at work."""
+    from lorewright.reports.progress import write_progress
+    from lorewright.training.watch import Watch
+
+    def step(text: str) -> None:
+        console.print(Text(text, "dim"), highlight=False)
+
+    with write_progress(console) as epoch:
+        yield Watch(step, epoch)
+
+
+def print_coverage(console: Console, model: Model, config: WriteConfig) -> None:
+    """Print which layers are adapted, before anything is trained."""
+    from lorewright.adapters.targets import resolve_targets
+
+    coverage = resolve_targets(model.network, config.lora.targets, config.lora.layers)
+    kinds = Counter(site.projection.split(".")[-1] for site in coverage.sites)
+    where = ", ".join(f"{kind} ×{n}" for kind, n in kinds.items())
+    text = f"{model.name}: adapter on {len(coverage.sites)} of {coverage.n_linear} linear layers"
+    console.print(Text(f"{text} ({where})", "dim"), highlight=False)

@@ -1,0 +1,119 @@
+"""`lore verify` and `lore doctor`: what a memory recalls, and why it does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lorewright.cli.options import (
+    Base,
+    Folder,
+    Json,
+    Markdown,
+    Metric,
+    Name,
+    Probes,
+    Threads,
+    open_memory,
+    probes_in,
+)
+from lorewright.cli.terminal import Exit, console_for, print_json, say, show, watching
+
+if TYPE_CHECKING:
+    from lorewright.recall.diagnose import Diagnosis
+
+
+def verify(
+    folder: Folder,
+    name: Name = "",
+    model: Base = "",
+    probes: Probes = None,
+    metric: Metric = "",
+    markdown: Markdown = False,
+    as_json: Json = False,
+    threads: Threads = 0,
+) -> None:
+    """Take the verdict again: probes in untrained forms, beside controls, with intervals.
+
+    [dim]lore verify atlas[/]
+    [dim]lore verify atlas --probes examples/handbook.probes.jsonl --json[/]
+    """
+    from lorewright.reports.results import recall_table
+    from lorewright.reports.tables import to_markdown
+
+    console, questions = console_for(threads), probes_in(probes)
+    memory = open_memory(folder, model)
+    with watching(console) as watch:
+        report = memory.verify(name, probes=questions, metric=metric, watch=watch).to_json()
+    if as_json:
+        print_json(report)
+    elif markdown:
+        table = recall_table(report)
+        typer.echo(f"{table.title} ({table.subtitle})\n\n{to_markdown(table)}")
+    else:
+        show(recall_table(report))
+
+
+def doctor(
+    place: Annotated[str, typer.Argument(help="An adapter folder, a memory's, or FOLDER/NAME.")],
+    name: Name = "",
+    model: Base = "",
+    facts: Annotated[
+        Path | None, typer.Option(help="What it should know: facts or documents.")
+    ] = None,
+    probes: Probes = None,
+    as_json: Json = False,
+    threads: Threads = 0,
+) -> None:
+    """Diagnose why an adapter does not recall: measurement, cause, the one command that mends it.
+
+    Works on any PEFT adapter folder. Exit code 1 when something is wrong.
+
+    [dim]lore doctor atlas[/]
+    [dim]lore doctor atlas/handbook --json[/]
+    [dim]lore doctor checkpoints/my-lora --model Qwen/Qwen3-0.6B --facts facts.jsonl[/]
+    """
+    from lorewright.knowledge.readers import read_knowledge
+    from lorewright.memory.diagnose import diagnose as examine
+
+    console_for(threads)
+    diagnosis = examine(
+        place,
+        name=name,
+        base=model or None,
+        knowledge=read_knowledge(facts) if facts else None,
+        probes=probes_in(probes),
+    )
+    if as_json:
+        print_json(diagnosis.to_json())
+    else:
+        _print_diagnosis(diagnosis)
+    if diagnosis.findings:
+        raise typer.Exit(Exit.FAILED)
+
+
+def _print_diagnosis(diagnosis: Diagnosis) -> None:
+    from lorewright.recall.diagnose import summary
+
+    for key, value in summary(diagnosis.evidence).items():
+        if value is not None and value != {}:
+            say(f"{key} {_plain(value)}", "dim")
+    for finding in diagnosis.findings:
+        say(f"\n{finding.check}: {finding.measured}", "bold red")
+        say(f"  because {finding.cause}")
+        say(f"  {finding.remedy}", "bold")
+    if not diagnosis.findings:
+        say("\nnothing is wrong", "bold green")
+        if not diagnosis.evidence.answered:
+            say("no facts were checked: give some with --facts", "dim")
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_plain(each)}" for key, each in value.items())
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+COMMANDS = (verify, doctor)

@@ -1,0 +1,195 @@
+"""Claims about options from dataclasses: each default and each sentence is written once."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import pytest
+import typer
+from support.commands import Lore
+from typer.testing import CliRunner
+
+from lorewright.cli.main import app as lore_app
+from lorewright.cli.options import LESSON, LORA, WRITE
+from lorewright.cli.settings import Flag, Group, dict_keys, field_docs, whole_numbers, with_options
+from lorewright.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Oven:
+    """A dataclass from outside the package."""
+
+    hours: int = 3
+    """How long it bakes."""
+    heat: float | None = None
+    """Degrees; 0 = cold.
+
+    What the help leaves out.
+    """
+    tins: tuple[int, ...] = (1, 2)
+    """Which tins."""
+    loaves: tuple[str, ...] = ("rye",)
+    """What is baked."""
+    fan: bool = False
+    """Whether air moves."""
+    label: str = field(default="plain", metadata={"unused": True})
+    """Its [name]."""
+
+
+@dataclass(frozen=True)
+class Later(Oven):
+    """The same with another default."""
+
+    hours: int = 7
+    """How long it rests."""
+
+
+def built(group: Group, *arguments: str) -> Any:
+    """The dataclass that a command with these options gets."""
+    configs: list[Any] = []
+    app = typer.Typer()
+
+    @app.command()
+    @with_options(config=group)
+    def bake(config: Oven, extra: Annotated[str, typer.Option(help="One more.")] = "") -> None:
+        configs.append(config)
+
+    ran = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+    assert ran.exit_code == 0, ran.output
+    return configs[0]
+
+
+def help_of(group: Group) -> str:
+    app = typer.Typer()
+
+    @app.command()
+    @with_options(config=group)
+    def bake(config: Oven) -> None: ...
+
+    return CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"}).output
+
+
+def test_without_options_the_dataclass_has_its_defaults() -> None:
+    assert built(Group(Oven)) == Oven()
+
+
+def test_every_kind_of_field_is_read() -> None:
+    arguments = ["--hours", "5", "--heat", "200", "--tins", "4,1-2", "--fan", "--label", "x"]
+    loaves = ["--loaves", "oat", "--loaves", "corn"]
+    assert built(Group(Oven), *arguments, *loaves) == Oven(
+        5, 200.0, (1, 2, 4), ("oat", "corn"), True, "x"
+    )
+
+
+def test_zero_stands_for_none_where_none_is_possible() -> None:
+    assert built(Group(Oven), "--heat", "0", "--hours", "0") == Oven(hours=0, heat=None)
+
+
+def test_a_default_that_changes_in_the_dataclass_changes_the_command() -> None:
+    group = Group(Later)
+    assert built(group) == Later() and built(group).hours == 7
+    assert "How long it rests. [default: 7]" in help_of(group)
+    assert "Which tins." in help_of(group)  # of the dataclass that it extends
+
+
+def test_help_is_the_docstring_up_to_its_first_blank_line() -> None:
+    assert field_docs(Oven)["heat"] == "Degrees; 0 = cold."
+    text = help_of(Group(Oven))
+    assert "How long it bakes." in text and "[default: 3]" in text and "leaves out" not in text
+    assert "[default: (1,2)]" in text and "Its [name]." in text
+
+
+def test_a_flag_renames_limits_and_converts() -> None:
+    flags = {
+        "hours": Flag("--time", least=1),
+        "label": Flag(kind=int, parse=lambda n: "x" * int(n or 0)),
+    }
+    group = Group(Oven, flags, without=("fan",))
+    assert built(group, "--time", "2", "--label", "3") == Oven(hours=2, label="xxx")
+    assert "--fan" not in help_of(group) and "x>=1" in help_of(group)
+
+
+def test_a_parameter_of_the_command_takes_the_place_of_a_field() -> None:
+    app = typer.Typer()
+
+    @app.command()
+    @with_options(config=Group(Oven))
+    def bake(config: Oven, hours: Annotated[str, typer.Option(help="By name.")] = "few") -> None:
+        assert (hours, config.hours) == ("many", 3)
+
+    assert CliRunner().invoke(app, ["--hours", "many"], catch_exceptions=False).exit_code == 0
+
+
+def test_numbers_are_sorted_and_each_once() -> None:
+    assert whole_numbers("--n", "8, 1,2,8") == (1, 2, 8)
+    assert whole_numbers("--n", "0-3,7") == (0, 1, 2, 3, 7)
+    for text in ("1,", "a", "-1", "1.5", "3-1", "0-99999999999", "²"):
+        with pytest.raises(ConfigError, match="--n"):
+            whole_numbers("--n", text)
+
+
+# -- the commands of the package -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("group", [WRITE, LORA, LESSON], ids=lambda group: group.config.__name__)
+def test_write_shows_every_field_with_its_default_and_its_docstring(
+    lore: Lore, monkeypatch: pytest.MonkeyPatch, group: Group
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    lines = lore("write", "--help").out.splitlines()
+    docs = field_docs(group.config)
+    for each in group.fields():
+        name = group.flags.get(each.name, Flag()).name or f"--{each.name.replace('_', '-')}"
+        (line,) = [line for line in lines if re.match(rf"│[ *]*{re.escape(name)} ", line)]
+        if each.name not in ("rank", "lr"):  # options of the command's own
+            assert docs[each.name].rstrip(".") in line, line
+            if isinstance(each.default, int | float | str) and each.default is not False:
+                assert f"[default: {each.default}]" in line, line
+
+
+@pytest.mark.parametrize(
+    ("option", "place"),
+    [
+        ("--objective", "training.objectives.OBJECTIVES"),
+        ("--schedule", "training.schedules.SCHEDULES"),
+        ("--order", "models.batching.ORDERS"),
+        ("--optimizer", "training.optimisers.OPTIMIZERS"),
+        ("--view", "knowledge.views.VIEWS"),
+        ("--preset", "training.config.PRESETS"),
+    ],
+)
+def test_choices_are_the_keys_of_the_dict_that_the_code_calls(
+    lore: Lore, monkeypatch: pytest.MonkeyPatch, option: str, place: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    module, _, name = f"lorewright.{place}".rpartition(".")
+    keys = list(getattr(__import__(module, fromlist=[name]), name))
+    assert sorted(dict_keys(f"lorewright.{place}")) == sorted(keys)
+    (line,) = [x for x in lore("write", "--help").out.splitlines() if f" {option} " in x]
+    assert all(key in line for key in keys)
+
+
+def test_help_loads_no_torch() -> None:
+    code = "import sys; from lorewright.cli.main import main\n"
+    code += "try: main()\nexcept SystemExit: print('torch' in sys.modules, file=sys.stderr)"
+    for arguments in (["--help"], ["write", "--help"], ["serve", "--help"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+        )
+        assert done.stderr.strip() == "False"
+
+
+def test_every_option_has_a_sentence() -> None:
+    root = typer.main.get_command(lore_app)
+    todo = [("lore", root)]
+    while todo:
+        name, command = todo.pop()
+        todo += [(f"{name} {n}", c) for n, c in vars(command).get("commands", {}).items()]
+        for parameter in command.params:
+            text = vars(parameter).get("help")
+            assert text and inspect.cleandoc(text), f"{name} {parameter.name}"
