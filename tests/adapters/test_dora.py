@@ -242,6 +242,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_lore_writes_verifies_and_asks_one(
     lore: Lore,
     place: Path,

@@ -130,6 +130,7 @@ def test_adapters_are_merged_for_the_same_quantised_base(model: Model) -> None:
         logits(model)
 
 
+@pytest.mark.slow
 def test_a_memory_is_reopened_on_the_base_it_was_written_on(place: Path, tmp_path: Path) -> None:
     memory = Memory.open(tmp_path / "atlas", str(place), dtype="nf4")
     outcome = memory.write(FACTS, name="codes", config=BRIEF)
@@ -142,6 +143,7 @@ def test_a_memory_is_reopened_on_the_base_it_was_written_on(place: Path, tmp_pat
         Memory.open(tmp_path / "atlas", dtype="float32")
 
 
+@pytest.mark.slow
 def test_a_folder_remembers_how_a_given_base_was_loaded(model: Model, tmp_path: Path) -> None:
     Memory.open(tmp_path / "atlas", model).write(FACTS, name="codes", config=BRIEF)
     assert quantised(Memory.open(tmp_path / "atlas").model.network)

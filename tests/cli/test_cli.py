@@ -285,6 +285,7 @@ def test_every_verb_that_prints_a_result_can_print_it_as_json() -> None:
 # -- Ctrl-C --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_training_exits_130_and_the_same_command_resumes(
     lore: Lore, place: Path, tmp_path: Path
 ) -> None:

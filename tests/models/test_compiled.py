@@ -398,6 +398,7 @@ def test_structures_of_another_size_are_refused(monkeypatch: pytest.MonkeyPatch)
         layout.declare(here)
 
 
+@pytest.mark.slow
 def test_a_base_is_read_and_written_to_without_it_in_a_process_of_its_own() -> None:
     code = (
         "from lorewright.models.model import Model; m = Model.load();"

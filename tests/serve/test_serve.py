@@ -703,6 +703,7 @@ def test_no_request_breaks_the_server(served: str) -> None:
 # --- the command ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_killed_at_work_the_server_loses_no_memory(
     atlas: Path, model: Model, tmp_path: Path
 ) -> None:
