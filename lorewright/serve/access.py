@@ -2,8 +2,8 @@
 
     RecordRequests ─▶ AuthenticationMiddleware(KeyAuthentication) ─▶ LimitRequests ─▶ routes
 
-Keys are compared as digests in constant time, against all of them. Nothing is read of the body of
-a caller without a key, but for a little, so that it sees the refusal. Every refusal is logged.
+Keys are compared as digests in constant time, against all of them. The body of a caller without a
+key is not read, unless it is short: then the caller sees the refusal. Every refusal is logged.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 
 from starlette.authentication import AuthenticationBackend, AuthenticationError
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -32,7 +33,7 @@ OPEN_PATHS = ("/health", "/ready", "/metrics")
 ADMIN_PATHS = ("/admin/", "/v1/load_lora_adapter", "/v1/unload_lora_adapter")
 """Paths that need an administrator's key."""
 REFUSED_BYTES = 64 << 10
-"""Most of a refused caller's body that is read; a client cut off while it sends sees no reply."""
+"""Longest body of a refused caller that is read; one cut off while it sends sees no reply."""
 REFUSED_SECONDS = 1.0
 LARGE_BODIES = 16
 """How many times the limit of a body is read of one that is too large, with a valid key."""
@@ -57,8 +58,9 @@ class DeniedResponse(ErrorResponse):
     """The reply to a caller without access; the connection is closed after it."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it, having read a bounded part of the request's body."""
-        if scope["type"] == "http":
+        """Send it; a short body of a declared length is read first."""
+        length = Headers(scope=scope).get("content-length", "")
+        if length.isdigit() and 0 < int(length) <= REFUSED_BYTES:
             await _drain(receive, REFUSED_BYTES, REFUSED_SECONDS)
         self.headers["connection"] = "close"
         await super().__call__(scope, receive, send)
