@@ -146,23 +146,14 @@ def merge(
             watch.step(f"chosen: {spelt(label, best.options)}, rank {best.rank}")
         watch.step(f"merging by {label}")
         made = combine(own, evidence)
-        state = AdapterState(made)
 
         def judge(stored: State, moved: float) -> tuple[Merged, dict[str, Any]]:
-            parts = tuple(
-                _part(memory, name, each, AdapterState(alone), stored, metric, watch)
-                for name, each, alone in zip(names, lessons, own, strict=True)
-            )
+            sources = zip(names, lessons, map(AdapterState, own), strict=True)
             outcome = Merged(
-                into,
-                stored.id,
-                memory.folder.state_path(stored.id),
-                label,
-                evidence.options,
+                *(into, stored.id, memory.folder.state_path(stored.id), label, evidence.options),
                 tuple(float(w) for w in weights or [1.0] * len(names)),
-                made.config.rank,
-                stored.size_bytes,
-                parts,
+                *(made.config.rank, stored.size_bytes),
+                tuple(_part(memory, *source, stored, metric, watch) for source in sources),
                 tuple(replace(trial, adapter=None) for trial in trials),
                 moved,
                 time.monotonic() - began,
@@ -174,7 +165,11 @@ def merge(
         parents = [{"name": name, "adapter": i} for name, i in zip(names, ids, strict=True)]
         try:
             return commit(
-                memory, state, lesson, judge, name=into, run=run, knowledge=known, parents=parents
+                *(memory, AdapterState(made), lesson, judge),
+                name=into,
+                run=run,
+                knowledge=known,
+                parents=parents,
             )
         except NoEffect as error:
             raise NoEffect(

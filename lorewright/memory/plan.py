@@ -9,8 +9,8 @@ from pathlib import Path
 
 from lorewright.errors import ConfigError
 from lorewright.files import read_object, save_json
-from lorewright.knowledge.data import Document, Example, Knowledge
-from lorewright.knowledge.lesson import LessonConfig, prepare
+from lorewright.knowledge.data import Document, Example, Knowledge, Probe
+from lorewright.knowledge.lesson import Lesson, LessonConfig, prepare
 from lorewright.knowledge.selfstudy import AskLLM
 from lorewright.law import plan as plans
 from lorewright.law.calibration import Calibration, calibrate, find, load_of
@@ -48,14 +48,8 @@ def plan(
     if not 0 < wanted < 1:
         raise ConfigError(f"the wanted recall is {wanted}; give a share between 0 and 1.")
     shape = plans.shape_of(model, config.lora)
-    made = prepare(
-        as_knowledge(knowledge),
-        ask_llm=teacher or partial(write_about, model),
-        closed_book=model.generate,
-        config=lesson or LessonConfig(),
-        progress=watch.step,
-        phrasing=model.phrasing if teacher is None else "general",
-    )
+    known = as_knowledge(knowledge)
+    made = lesson_for(model, known, lesson or LessonConfig(), teacher=teacher, watch=watch)
     load = load_of(model, made.examples)
     calibration = None if recalibrate else find(model, config)
     if calibration is None:
@@ -67,6 +61,27 @@ def plan(
     lora = replace(config.lora, rank=planned.rank)
     pace = plans.pace(model, made.examples, replace(config, lora=lora))
     return plans.timed(planned, calibration.forecast, pace)
+
+
+def lesson_for(
+    model: Model,
+    known: Knowledge,
+    config: LessonConfig,
+    *,
+    teacher: AskLLM | None = None,
+    probes: Sequence[Probe] = (),
+    watch: Watch,
+) -> Lesson:
+    """Examples and probes of some knowledge, its questions written by the base or a teacher."""
+    return prepare(
+        known,
+        ask_llm=teacher or partial(write_about, model),
+        closed_book=model.generate,
+        config=config,
+        given_probes=probes,
+        progress=watch.step,
+        phrasing=model.phrasing if teacher is None else "general",
+    )
 
 
 def rank_for(

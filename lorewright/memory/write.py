@@ -12,16 +12,15 @@ from lorewright.adapters.targets import resolve_targets
 from lorewright.errors import ConfigError
 from lorewright.files import digest, read_object, save_json, slug
 from lorewright.knowledge.data import Document, Knowledge, Probe
-from lorewright.knowledge.lesson import Lesson, LessonConfig, grounds, prepare
+from lorewright.knowledge.lesson import Lesson, LessonConfig, grounds
 from lorewright.knowledge.scoring import METRICS
 from lorewright.knowledge.selfstudy import AskLLM
 from lorewright.memory.commit import commit
 from lorewright.memory.folder import LESSON_FILE, lesson_in
 from lorewright.memory.opened import OpenFolder, as_knowledge
-from lorewright.memory.plan import rank_for
+from lorewright.memory.plan import lesson_for, rank_for
 from lorewright.memory.verify import usual_metric, verdict
 from lorewright.models.model import Model
-from lorewright.models.questions import write_about
 from lorewright.recall.traces import Audit, audit
 from lorewright.recall.verify import RecallReport
 from lorewright.training.checkpoint import CHECKPOINT
@@ -29,7 +28,7 @@ from lorewright.training.config import Preset, WriteConfig, preset_of
 from lorewright.training.rates import find_lr, suggested_lr
 from lorewright.training.watch import Watch
 from lorewright.writers.methods import writer_of
-from lorewright.writers.writer import Material, State, Writer
+from lorewright.writers.writer import Cost, Material, State
 
 GRADIENT = "gradient"
 RATES_FILE = "rates.json"
@@ -114,60 +113,77 @@ def write(
     config = config or WriteConfig(lr=suggested_lr(memory.model))
     lesson = lesson or LessonConfig()
     metric = metric or usual_metric(memory.model)
-    watch, fitted = watch or Watch(), preset_of(preset)
-    writer = _writer(method, config, find_rate or find_rank)
-    _check(memory.model, writer, known, config, probes, metric)
+    watch, fitted, model = watch or Watch(), preset_of(preset), memory.model
+    _check(model, method, known, config, probes, metric, searches=find_rate or find_rank)
     settings = {"write": config.to_json(), "lesson": asdict(lesson), "metric": metric}
     how = [name, teacher is not None, find_rate, *(["rank"] if find_rank else [])]
     how += [word for word, usual in ((preset, "exact"), (method, GRADIENT)) if word != usual]
-    asked = [asdict(probe) for probe in probes]
-    key = digest([known.digest(), settings, asked, memory.model.digest, *how])
+    rows = [asdict(probe) for probe in probes]
+    key = digest([known.digest(), settings, rows, model.digest, *how])
     with memory.writing():
         run = memory.folder.run(name, {"key": key, "source": known.digest(), **settings})
-        made = _lesson(memory.model, run, known, lesson, teacher, probes, watch)
-        config, notes = _settled(
-            memory.model, run, made, known, config, fitted, find_rank, find_rate, watch
-        )
+        if not (run / LESSON_FILE).exists():
+            made = lesson_for(model, known, lesson, teacher=teacher, probes=probes, watch=watch)
+            save_json(made, run / LESSON_FILE)
+        made = lesson_in(run)
+        config, notes = _fitted(fitted, config, len(made.examples))
+        if find_rank:
+            config, note = rank_for(model, run, made.examples, config, watch)
+            notes += [note]
+        if find_rate:
+            config = replace(config, lr=_best_rate(model, run, made, known, config, watch))
         made = replace(made, notes=(*made.notes, *notes))
         writer = writer_of(method, config)
         material = Material(known, made.examples if writer.reads == "lesson" else ())
-        state, cost = writer.write(memory.model, material, seed=config.seed, run=run, watch=watch)
+        state, cost = writer.write(model, material, seed=config.seed, run=run, watch=watch)
         watch.step("proving that it is on disk")
-
-        def judge(stored: State, moved: float) -> tuple[Outcome, dict[str, Any]]:
-            with stored.on(memory.model):
-                checked = audit(memory.model, made.examples)
-            report = verdict(memory, name, stored, known.digest(), made, metric, watch)
-            outcome = Outcome(
-                name,
-                stored.id,
-                memory.folder.state_path(stored.id),
-                method,
-                cost.reason,
-                len(made.examples),
-                cost.n_epochs,
-                cost.seconds,
-                checked,
-                report,
-                made.notes,
-            )
-            card = {
-                "method": method,
-                "settings": {**settings, "write": config.to_json()},
-                "training": dict(cost.last),
-                "reason": cost.reason,
-                "engine": cost.engine,
-            }
-            earlier = [dict(each) for each in lineage if each["adapter"] != stored.id]
-            return outcome, card | ({"supersedes": earlier} if earlier else {})
-
+        settings["write"] = config.to_json()
+        about = (memory, name, method, known.digest(), made, settings, cost, lineage, watch)
+        judge = partial(_judge, *about)
         outcome = commit(memory, state, made, judge, name=name, run=run, knowledge=known)
         (run / CHECKPOINT).unlink(missing_ok=True)
         return outcome
 
 
-def _writer(method: str, config: WriteConfig, searches: bool) -> Writer:
-    """The method's writer, if it leaves a memory that can be written with these settings."""
+def _judge(
+    memory: OpenFolder,
+    name: str,
+    method: str,
+    source: str,
+    lesson: Lesson,
+    settings: Mapping[str, Any],
+    cost: Cost,
+    lineage: Sequence[Mapping[str, str]],
+    watch: Watch,
+    stored: State,
+    moved: float,
+) -> tuple[Outcome, dict[str, Any]]:
+    """The verdict on what a write left, and what its card says of it."""
+    with stored.on(memory.model):
+        checked = audit(memory.model, lesson.examples)
+    report = verdict(memory, name, stored, source, lesson, settings["metric"], watch)
+    outcome = Outcome(
+        *(name, stored.id, memory.folder.state_path(stored.id), method),
+        *(cost.reason, len(lesson.examples), cost.n_epochs, cost.seconds),
+        *(checked, report, lesson.notes),
+    )
+    about = {"method": method, "settings": dict(settings), "training": dict(cost.last)}
+    about |= {"reason": cost.reason, "engine": cost.engine}
+    earlier = [dict(each) for each in lineage if each["adapter"] != stored.id]
+    return outcome, about | ({"supersedes": earlier} if earlier else {})
+
+
+def _check(
+    model: Model,
+    method: str,
+    known: Knowledge,
+    config: WriteConfig,
+    probes: Sequence[Probe],
+    metric: str,
+    *,
+    searches: bool,
+) -> None:
+    """Refuse what would fail after minutes of work: method, metric, targets, texts too long."""
     writer = writer_of(method, config)
     if writer.needs_context:
         raise ConfigError(
@@ -179,18 +195,6 @@ def _writer(method: str, config: WriteConfig, searches: bool) -> Writer:
             f"a rate or a rank was to be searched for method {method!r}; only {GRADIENT} has them; "
             "give the settings."
         )
-    return writer
-
-
-def _check(
-    model: Model,
-    writer: Writer,
-    known: Knowledge,
-    config: WriteConfig,
-    probes: Sequence[Probe],
-    metric: str,
-) -> None:
-    """Refuse what would fail after minutes of work: metric, targets, texts that do not fit."""
     if metric not in METRICS:
         listed = ", ".join(sorted(METRICS))
         raise ConfigError(f"metric {metric!r} is unknown; use one of {listed}.")
@@ -202,56 +206,13 @@ def _check(
         model.render(f"{probe.context}\n\n{probe.question}".strip())
 
 
-def _lesson(
-    model: Model,
-    run: Path,
-    known: Knowledge,
-    config: LessonConfig,
-    teacher: AskLLM | None,
-    probes: Sequence[Probe],
-    watch: Watch,
-) -> Lesson:
-    """The run's lesson: as it was prepared before an interruption, or prepared now."""
-    if not (run / LESSON_FILE).exists():
-        made = prepare(
-            known,
-            ask_llm=teacher or partial(write_about, model),
-            closed_book=model.generate,
-            config=config,
-            given_probes=probes,
-            progress=watch.step,
-            phrasing=model.phrasing if teacher is None else "general",
-        )
-        save_json(made, run / LESSON_FILE)
-    return lesson_in(run)
-
-
-def _settled(
-    model: Model,
-    run: Path,
-    made: Lesson,
-    known: Knowledge,
-    config: WriteConfig,
-    preset: Preset,
-    find_rank: bool,
-    find_rate: bool,
-    watch: Watch,
-) -> tuple[WriteConfig, list[str]]:
-    """The settings once the examples are known, and what is to be noted of them."""
-    notes, before = [], config
-    config = preset(config, len(made.examples))
+def _fitted(preset: Preset, before: WriteConfig, n_examples: int) -> tuple[WriteConfig, list[str]]:
+    """The settings of a preset, and a sentence on what it changed."""
+    config = preset(before, n_examples)
     was, now = asdict(before), asdict(config)
     changes = [f"{key.replace('_', ' ')} {now[key]}" for key in now if now[key] != was[key]]
-    if changes:
-        about = f"Preset {preset.__name__}: {', '.join(changes)} for {len(made.examples)} examples."
-        watch.step(about)
-        notes.append(about)
-    if find_rank:
-        config, about = rank_for(model, run, made.examples, config, watch)
-        notes.append(about)
-    if find_rate:
-        config = replace(config, lr=_best_rate(model, run, made, known, config, watch))
-    return config, notes
+    about = f"Preset {preset.__name__}: {', '.join(changes)} for {n_examples} examples."
+    return config, [about] if changes else []
 
 
 def _best_rate(
