@@ -23,6 +23,7 @@ from lorewright.memory.commit import commit
 from lorewright.memory.folder import LESSON_FILE
 from lorewright.memory.opened import OpenFolder
 from lorewright.memory.verify import metric_of
+from lorewright.merging.algebra import check_rank
 from lorewright.merging.choosing import AUTO, Trial, best_of, search, spelt
 from lorewright.merging.methods import METHODS, Evidence, Merge, Options, named
 from lorewright.recall.statistics import Estimate, paired_difference
@@ -206,8 +207,7 @@ def _check_settings(
         raise ConfigError(
             f"auto chooses its options; {sorted(options)} were given; name the method they are for."
         )
-    if rank is not None and (type(rank) is not int or rank < 1):
-        raise ConfigError(f"rank must be an integer of at least 1; it is {rank!r}.")
+    check_rank(rank)
 
 
 def _lesson(memory: OpenFolder, name: str) -> Lesson:

@@ -34,7 +34,6 @@ from lorewright.memory.folder import INDEX_FILE, Folder
 from lorewright.routing.gate import (
     N_CANDIDATES,
     RATE,
-    WITHIN,
     Decision,
     Gate,
     HeldOut,
@@ -92,7 +91,6 @@ class FolderRouter:
         *,
         top: int = TOP,
         false_activation: float = FALSE_ACTIVATION,
-        within: float = WITHIN,
     ) -> Decision:
         """Return the memories that a question is for, at most `top` of them, or none; see `decide`.
 
@@ -100,7 +98,7 @@ class FolderRouter:
         """
         hits = self.index.retrieve_memories(question, k=max(top, N_CANDIDATES))
         named = [replace(hit, memory=self._names[hit.memory]) for hit in hits]
-        return decide(named, self.gate, rate=false_activation, within=within, most=top)
+        return decide(named, self.gate, rate=false_activation, most=top)
 
     def passages(self, question: str, identity: str, n: int) -> tuple[str, ...]:
         """Return the n passages of a memory nearest to a question, best first, others after."""

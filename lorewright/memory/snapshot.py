@@ -40,7 +40,6 @@ MAX_MEMBER_BYTES = 16 * 1024**3
 MAX_TOTAL_BYTES = 256 * 1024**3
 """Most that is unpacked in all, in bytes."""
 ZIPPED = (".gz", ".tgz")
-PIECE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -150,12 +149,11 @@ def _files(folder: Path) -> Iterator[PurePosixPath]:
 
 
 def _about(path: Path) -> dict[str, Any]:
-    hasher, size = hashlib.sha256(), 0
     with path.open("rb") as file:
-        while piece := file.read(PIECE_BYTES):
-            hasher.update(piece)
-            size += len(piece)
-    return {"bytes": size, "sha256": hasher.hexdigest()}
+        return {
+            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+            "bytes": path.stat().st_size,
+        }
 
 
 def _manifest(about: dict[str, dict[str, Any]]) -> bytes:
@@ -278,15 +276,13 @@ def _unpack(
         target.parent.mkdir(parents=True, exist_ok=True)
         file = archive.extractfile(member)
         assert file is not None
-        hasher = hashlib.sha256()
         with target.open("xb") as out:
-            while piece := file.read(PIECE_BYTES):
-                hasher.update(piece)
-                out.write(piece)
-        if hasher.hexdigest() != each["sha256"]:
+            shutil.copyfileobj(file, out)
+        digest = _about(target)["sha256"]
+        if digest != each["sha256"]:
             raise DataError(
-                f"{source}: {member.name!r} is not what was stored (SHA-256 "
-                f"{hasher.hexdigest()[:16]}, expected {str(each['sha256'])[:16]}); use a copy."
+                f"{source}: {member.name!r} is not what was stored (SHA-256 {digest[:16]}, "
+                f"expected {str(each['sha256'])[:16]}); use a copy."
             )
     if left:
         raise DataError(

@@ -127,9 +127,8 @@ def merge(
             f"there is no method {method!r}; choose one of {', '.join(COMBINATIONS)}."
         )
     check_options(combine, options)
-    factors_of = _checked_weights(adapters, weights)
-    if rank is not None and (type(rank) is not int or rank < 1):
-        raise ConfigError(f"rank must be an integer of at least 1, or None; it is {rank!r}.")
+    factors_of = checked_weights(len(adapters), weights)
+    check_rank(rank)
     notes = _check_bases(adapters)
     changes: dict[str, Factors] = {}
     for module in dict.fromkeys(name for adapter in adapters for name in adapter.modules):
@@ -427,12 +426,20 @@ def check_options(method: Callable[..., Any], options: Mapping[str, Any]) -> Non
         )
 
 
-def _checked_weights(adapters: Sequence[Adapter], weights: Sequence[float] | None) -> list[float]:
-    given = [1.0] * len(adapters) if weights is None else list(weights)
-    numbers = all(isinstance(w, int | float) and math.isfinite(w) for w in given)
-    if len(given) != len(adapters) or not numbers:
-        raise ConfigError(f"weights must be {len(adapters)} finite numbers; they are {given}.")
-    return [float(weight) for weight in given]
+def checked_weights(n: int, weights: Sequence[float] | None) -> list[float]:
+    """Factors on n weight changes, 1 by default. Raises ConfigError for others than n numbers."""
+    factors = [1.0] * n if weights is None else list(weights)
+    if len(factors) != n or not all(
+        isinstance(w, int | float) and math.isfinite(w) for w in factors
+    ):
+        raise ConfigError(f"weights must be {n} finite numbers; they are {factors}.")
+    return [float(weight) for weight in factors]
+
+
+def check_rank(rank: int | None) -> None:
+    """Raise ConfigError for anything but a positive integer or None."""
+    if rank is not None and (type(rank) is not int or rank < 1):
+        raise ConfigError(f"rank must be an integer of at least 1, or None; it is {rank!r}.")
 
 
 def _check_bases(adapters: Sequence[Adapter]) -> list[str]:

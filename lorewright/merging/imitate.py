@@ -34,6 +34,7 @@ from lorewright.adapters.lora import Stack, attach
 from lorewright.adapters.targets import Site, survey
 from lorewright.errors import ConfigError, ModelError
 from lorewright.knowledge.data import Example
+from lorewright.merging.algebra import check_rank, checked_weights
 from lorewright.merging.layerwise import Layers, Start, tapping
 from lorewright.models.batching import by_length
 from lorewright.models.model import Batch, Model
@@ -157,15 +158,11 @@ def _checked(
             f"imitate needs the examples that each source was trained on; source {bare[0]} has "
             "none. Merge with a method that uses weights only, such as tsv."
         )
-    given = [1.0] * len(sources) if weights is None else [float(weight) for weight in weights]
-    if len(given) != len(sources) or not all(map(math.isfinite, given)):
-        raise ConfigError(f"weights must be {len(sources)} finite numbers; they are {given}.")
-    if rank is not None and (type(rank) is not int or rank < 1):
-        raise ConfigError(f"rank must be an integer of at least 1, or None; it is {rank!r}.")
+    check_rank(rank)
     for name, value in (("ridge", ridge), ("floor", floor), ("damping", damping)):
         if not 0 < value < math.inf:
             raise ConfigError(f"{name} must be above 0; it is {value}.")
-    return given
+    return checked_weights(len(sources), weights)
 
 
 def _config(adapters: Sequence[Adapter], width: int) -> LoraConfig:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from lorewright.adapters import adapter as adapters
 from lorewright.adapters.adapter import Adapter
+from lorewright.adapters.config import LoraConfig
 from lorewright.files import digest, save_json
 from lorewright.knowledge.data import Document, Example, Fact, Knowledge, Probe
 from lorewright.knowledge.lesson import Lesson, contexts
 from lorewright.memory.memory import Memory
+from lorewright.merging.imitate import Source
+from lorewright.models.model import Model
+from lorewright.training.config import Job, WriteConfig, Written
+from lorewright.training.loop import write_all
+from lorewright.training.rates import suggested_lr
 
 PAGES: Mapping[str, tuple[str, Sequence[tuple[str, str, str]]]] = {
     "harbour": (
@@ -49,6 +57,32 @@ def lesson_of(name: str, forms: Sequence[str] = FORMS) -> Lesson:
     probes.append(Probe(f"{name}-no", f"What is the roof of {facts[0][1]}?", (), "unknown"))
     full, scaffold = contexts(known(name))
     return Lesson(tuple(examples), tuple(probes), full, scaffold, ())
+
+
+def taught(name: str) -> Lesson:
+    """A page's lesson, with the other page's relations asked of its first subject, to decline."""
+    made = lesson_of(name)
+    (other,) = (facts for page, (_, facts) in PAGES.items() if page != name)
+    subject = PAGES[name][1][0][1]
+    nothing = [
+        Example(FORMS[0].format(r=r, s=subject), "I do not know.", "unknown") for r, _, _ in other
+    ]
+    return replace(made, examples=(*made.examples, *nothing))
+
+
+@cache
+def written_pages() -> tuple[Source, ...]:
+    """Adapters of both pages on the embedded base, written in one stack, each recalling its own."""
+    model = Model.load()
+    config = WriteConfig(lr=suggested_lr(model), epochs=40, batch_size=6)
+    lessons = [taught(name) for name in PAGES]
+    jobs = [
+        Job(made.examples, replace(config, lora=LoraConfig(4, seed=n), seed=n))
+        for n, made in enumerate(lessons)
+    ]
+    done = [each for each in write_all(model, jobs) if isinstance(each, Written) and each.complete]
+    pairs = zip(done, lessons, strict=True)
+    return tuple(Source(each.adapter, made.examples) for each, made in pairs)
 
 
 def known(name: str) -> Knowledge:
