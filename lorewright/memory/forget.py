@@ -15,7 +15,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -45,7 +45,6 @@ from lorewright.memory.verify import metric_of
 from lorewright.recall.statistics import Estimate
 from lorewright.recall.verify import answer
 from lorewright.training.watch import Watch
-from lorewright.writers.writer import State
 
 JOURNAL = "forgetting.json"
 BLANK = "[forgotten]"
@@ -209,8 +208,11 @@ def removal_of(folder: Folder, names: tuple[str, ...]) -> Removal:
     used = {
         key: {str(e.get(key)) for e in staying.values()} for key in ("adapter", "source", "run")
     }
-    unnamed = _unnamed_states(folder, {entry["adapter"] for entry in entries.values()})
-    runs = {run: about for run, about in _runs(folder).items() if run not in used["run"]}
+    named = {entry["adapter"] for entry in entries.values()}
+    states = [p for p in folder.path.glob("adapters/*") if p.name not in named]
+    unnamed = _records(states, CARD_FILE)
+    unused = [p for p in folder.path.glob("runs/*") if p.name not in used["run"]]
+    runs = _records(unused, CONFIG_FILE)
 
     def sources_of(entries: Iterable[Mapping[str, Any]], of: set[str]) -> set[str]:
         """Sources of some entries, and of what was written under some names before."""
@@ -230,18 +232,18 @@ def removal_of(folder: Folder, names: tuple[str, ...]) -> Removal:
     own = aliases - {*merged}
     sources = sources_of(going, aliases)
     free, own_free = sources - used["source"], sources_of([entries[name]], own) - used["source"]
-    states = {entry["adapter"] for entry in going}
+    gone = {entry["adapter"] for entry in going}
     parents = tuple(p["name"] for p in entries[name].get("parents", ()) if p["name"] in staying)
     going_runs = {str(entry.get("run")) for entry in going} & {*runs}
     own_runs = {str(entries[name].get("run"))} - {"", "None"}
     return Removal(
         names,
-        tuple(sorted((states - used["adapter"]) | among(unnamed, aliases, free))),
+        tuple(sorted((gone - used["adapter"]) | among(unnamed, aliases, free))),
         tuple(sorted(free)),
         tuple(sorted(among(runs, aliases, free) | going_runs)),
         tuple(sorted(among(runs, own, own_free) | own_runs)),
         (
-            *_reasons(staying, "adapter", states & used["adapter"]),
+            *_reasons(staying, "adapter", gone & used["adapter"]),
             *_reasons(staying, "source", sources & used["source"]),
             *(f"{parent} stays: {name} was merged from it." for parent in parents),
         ),
@@ -263,17 +265,9 @@ def descendants(entries: Mapping[str, Any], name: str) -> tuple[str, ...]:
     return tuple(names[1:])
 
 
-def _unnamed_states(folder: Folder, used: set[str]) -> dict[str, dict[str, Any]]:
-    """Folders of states that no name stands for, with their cards."""
-    places = [p for p in sorted(folder.path.glob("adapters/*")) if p.name not in used]
-    return {p.name: {"name": None, **readable(p / CARD_FILE)} for p in places}
-
-
-def _runs(folder: Folder) -> dict[str, dict[str, Any]]:
-    """Every run with its name and source; of older ones the name is that of the folder."""
-    places = sorted(folder.path.glob("runs/*"))
-    named = {p.name: {"name": _STAMP.sub("", p.name)} for p in places}
-    return {p.name: {**named[p.name], **readable(p / CONFIG_FILE)} for p in places}
+def _records(places: Iterable[Path], file: str) -> dict[str, dict[str, Any]]:
+    """What each folder's record says, with a name: the record's own, or else the folder's."""
+    return {p.name: {"name": _STAMP.sub("", p.name), **readable(p / file)} for p in places}
 
 
 def _reasons(staying: Mapping[str, Any], key: str, values: Iterable[str]) -> Iterator[str]:
@@ -442,7 +436,7 @@ def _before(memory: OpenFolder, name: str, probes: Sequence[Probe], metric: str)
     if not probes or name not in memory.names:
         return None
     try:
-        return _recalled(memory, probes, metric, memory.state(name))
+        return _recall(memory, probes, metric, name)
     except AdapterError:  # damaged: it is forgotten all the same
         return None
 
@@ -454,25 +448,23 @@ def _ask_those_left(
     if not probes:
         return None, {}
     step("asking the base")
-    base = estimate(_scores(answer(memory.model, probes), probes, metric))
-    names = sorted(memory.names)
-    others = {}
+    base, others, names = _recall(memory, probes, metric), {}, sorted(memory.names)
     for other in names[:: max(1, -(-len(names) // N_OTHERS))]:
         step(f"asking {other}")
         try:
-            others[other] = _recalled(memory, probes, metric, memory.state(other))
+            others[other] = _recall(memory, probes, metric, other)
         except AdapterError as error:
             step(f"{other} is damaged and was left out: {error}")
     return base, others
 
 
-def _recalled(memory: OpenFolder, probes: Sequence[Probe], metric: str, state: State) -> Estimate:
-    with state.on(memory.model):
-        return estimate(_scores(answer(memory.model, probes), probes, metric))
-
-
-def _scores(outputs: Sequence[str], probes: Sequence[Probe], metric: str) -> list[float]:
-    return [METRICS[metric](text, p.answers) for text, p in zip(outputs, probes, strict=True)]
+def _recall(memory: OpenFolder, probes: Sequence[Probe], metric: str, name: str = "") -> Estimate:
+    """The share of probes that a memory answers, or the base alone."""
+    with memory.state(name).on(memory.model) if name else nullcontext():
+        outputs = answer(memory.model, probes)
+    return estimate(
+        [METRICS[metric](text, probe.answers) for text, probe in zip(outputs, probes, strict=True)]
+    )
 
 
 def _record(folder: Folder, proof: Forgotten) -> None:

@@ -8,7 +8,7 @@ This module reads and writes the record; `compare` makes it, `ask` goes by it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from lorewright.errors import DataError
@@ -59,20 +59,8 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data: what lies in modes.json, and what follows from it."""
-        kinds = {
-            kind: {mode: dict(vars(each)) for mode, each in modes.items()}
-            for kind, modes in self.kinds.items()
-        }
-        return {
-            "schema": SCHEMA,
-            "metric": self.metric,
-            "kinds": kinds,
-            "memories": list(self.memories),
-            "p_against_half": self.p_against_half,
-            "better_half": self.better_half,
-            "hybrid_is_worse": self.hybrid_is_worse,
-            "best": self.best,
-        }
+        follows = {key: getattr(self, key) for key in ("better_half", "hybrid_is_worse", "best")}
+        return {"schema": SCHEMA, **asdict(self), **follows}
 
 
 def store_comparison(comparison: Comparison, folder: Folder) -> None:

@@ -56,16 +56,13 @@ class Outcome:
     def to_json(self) -> dict[str, Any]:
         """Plain data for `--json` and the run's report."""
         trained, report = self.audit.recall, self.report.to_json()
+        plain = ("method", "reason", "n_examples", "epochs", "seconds")
         return {
             **report,
             "memory": self.name,
             "adapter": self.adapter_id,
             "folder": str(self.folder),
-            "method": self.method,
-            "reason": self.reason,
-            "n_examples": self.n_examples,
-            "epochs": self.epochs,
-            "seconds": self.seconds,
+            **{key: vars(self)[key] for key in plain},
             "trained": {
                 "n": trained.n,
                 "recall": trained.mean,

@@ -18,7 +18,7 @@ from lorewright.writers.adapter import AdapterState
 from lorewright.writers.methods import STATES, WRITERS
 from lorewright.writers.writer import Cost
 
-CODES = Knowledge(facts=(Fact("red", "Code of red?", "48"), Fact("blue", "Code of blue?", "7.5")))
+CODES = Knowledge(facts=(Fact("red", "Code of red?", "48"),))
 OTHER = Knowledge(facts=(Fact("teal", "Code of teal?", "KX"),))
 AS_GIVEN = LessonConfig(negatives=0, views=("given",))
 
@@ -34,7 +34,7 @@ def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Memory:
 def test_a_writer_from_outside_is_written_verified_asked_and_forgotten(memory: Memory) -> None:
     outcome = memory.write(CODES, name="codes", method="steering", lesson=AS_GIVEN)
     assert (outcome.method, outcome.reason, outcome.epochs) == ("steering", "written", 0)
-    assert outcome.audit.n_exact == 2 and outcome.adapter_id == memory.names["codes"]
+    assert outcome.audit.n_exact == 1 and outcome.adapter_id == memory.names["codes"]
     (card,) = memory.folder.cards()
     assert (card["method"], card["kind"], card["engine"]) == ("steering", "steering", "hooks")
     assert memories_table(memory.folder.briefs()).row_count == 1
@@ -82,13 +82,11 @@ def test_text_writers_get_the_source_alone_and_the_verdict_all_the_same(
     seen: list[int] = []
 
     class FromText(steering.Steering):
-        reads = "text"  # type: ignore[assignment]
-
         def write(self, model, material, **how):  # type: ignore[no-untyped-def]
             seen.append(len(material.examples))
             return AdapterState(an_adapter(model)), Cost("written", 0.0, "none")
 
-    monkeypatch.setitem(WRITERS, "text", lambda config: FromText())
+    monkeypatch.setitem(WRITERS, "text", lambda config: FromText(reads="text"))
     outcome = memory.write(CODES, name="codes", method="text", lesson=AS_GIVEN)
-    assert seen == [0] and outcome.n_examples == 2
-    assert outcome.report.proportion("memory", "efficacy").n == 2
+    assert seen == [0] and outcome.n_examples == 1
+    assert outcome.report.proportion("memory", "efficacy").n == 1

@@ -226,7 +226,7 @@ def test_grams_are_products_of_what_each_module_receives_without_padding() -> No
     ("change", "message"),
     [
         ({"sources": []}, "at least one source"),
-        ({"weights": [1.0, 2.0]}, "1 finite numbers; found"),
+        ({"weights": [1.0, 2.0]}, "1 finite numbers; they"),
         ({"weights": [math.nan]}, "1 finite numbers"),
         ({"rank": 0}, "rank must be"),
         ({"ridge": 0.0}, "ridge must be above 0"),
