@@ -94,7 +94,6 @@ def test_imports_point_down() -> None:
     none_of([f"{name} imports {target}, line {line}" for name, target, line in upward()])
 
 
-@PENDING
 def test_there_are_no_import_knots_at_any_level() -> None:
     assert knots(edges()) == []
     assert knots(package_edges()) == []
