@@ -85,17 +85,12 @@ class Binding:
     def __init__(self) -> None:
         self.rows = Rows()
         self.dropout: Masks | None = None
-        self.whole_NP: Tensor | None = None
-
-    @property
-    def rows_B(self) -> Tensor | None:  # noqa: N802
-        return self.rows.index_B
 
     @contextmanager
     def using(self, rows: Rows | None, dropout: Masks | None) -> Iterator[None]:
         """Other rows (None = those that are bound) and dropout for the length of a block."""
         before = self.rows, self.dropout
-        self.rows, self.dropout = rows or self.rows, dropout or self.dropout
+        self.rows, self.dropout = rows or self.rows, dropout
         try:
             yield
         finally:
@@ -294,7 +289,7 @@ class Stack(AbstractContextManager["Stack"]):
         self.model = model
         self.configs = tuple(configs)
         self.coverage = tuple(coverage)
-        self.binding = self.rows = Binding()
+        self.binding = Binding()
         self.modules: dict[str, Stacked] = {}
         self.flats: tuple[Flat, ...] = ()
         self._thawed = [weight for weight in model.parameters() if weight.requires_grad]
@@ -336,15 +331,6 @@ class Stack(AbstractContextManager["Stack"]):
         None = every row uses adapter 0; otherwise one index per row, -1 = no adapter.
         """
         self.binding.rows = Rows(rows_B, len(self))
-
-    @contextmanager
-    def dropping(self, masks: Masks) -> Iterator[None]:
-        """Hide from every A, in the passes of a block, what the masks say; never outside it."""
-        self.binding.dropout = masks
-        try:
-            yield
-        finally:
-            self.binding.dropout = None
 
     def parameters(self) -> list[nn.Parameter]:
         """All A_NRI and B_NOR (and M_NO), in model order: what an optimiser is given."""

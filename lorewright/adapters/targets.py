@@ -16,7 +16,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from lorewright.errors import AdapterError, ConfigError, TargetsNotFound
+from lorewright.errors import AdapterError, ConfigError, ModelError, TargetsNotFound
 
 # Parts of dotted names, in the spellings of the model families.
 ATTENTION = ("attn", "attention")
@@ -140,6 +140,22 @@ def text_decoder(model: nn.Module) -> nn.Module:
             break
         model = inner
     return model
+
+
+def layer_list(model: nn.Module) -> nn.ModuleList:
+    """The decoder's numbered layers. Raises ModelError when they are not one list."""
+    sites, _ = survey(model)
+    lists = [
+        site.name.removesuffix(site.projection).rstrip(".").rpartition(".")[0] for site in sites
+    ]
+    prefixes = list(dict.fromkeys(lists))
+    layers = model.get_submodule(prefixes[0]) if len(prefixes) == 1 else None
+    if not isinstance(layers, nn.ModuleList):
+        raise ModelError(
+            f"the decoder has {len(prefixes)} lists of layers ({', '.join(prefixes[:3])}); it can "
+            "be run as a whole only: write with trunk off."
+        )
+    return layers
 
 
 class Adapted(nn.Module):

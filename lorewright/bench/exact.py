@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 from lorewright.adapters.config import LoraConfig
-from lorewright.adapters.targets import resolve_targets
+from lorewright.adapters.targets import layer_list, resolve_targets
 from lorewright.errors import ConfigError, WrongBase
 from lorewright.knowledge.data import Example
 from lorewright.models.model import Model
@@ -28,7 +28,6 @@ from lorewright.recall.traces import TokenTrace, trace
 from lorewright.training.config import Diverged, Job, WriteConfig, Written
 from lorewright.training.loop import write_all
 from lorewright.training.rates import suggested_lr
-from lorewright.training.trunk import decoder_layers
 
 NARROW_RATE = 6.0
 """Peak rate in one layer over the one for adapters in all: a small one wants larger steps."""
@@ -80,7 +79,7 @@ def placement(model: Model, name: str) -> tuple[tuple[str, ...], tuple[int, ...]
     targets, _, where = name.partition("@")
     layers: tuple[int, ...] | None = None
     if where in ("middle", "last"):
-        last = len(decoder_layers(model.network)) - 1
+        last = len(layer_list(model.network)) - 1
         layers = (min(last, round((last + 1) * 2 / 3)) if where == "middle" else last,)
     elif where.isascii() and where.isdecimal():
         layers = (int(where),)

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from lorewright.adapters.targets import layer_list
 from lorewright.errors import ModelError
 from lorewright.models.model import Model
-from lorewright.training.trunk import decoder_layers
 
 
 @contextmanager
@@ -72,7 +72,7 @@ class Layers:
 
     def __init__(self, model: Model) -> None:
         self.model = model
-        self.layers = decoder_layers(model.network)
+        self.layers = list(layer_list(model.network))
 
     def __len__(self) -> int:
         return len(self.layers)

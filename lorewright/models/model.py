@@ -33,14 +33,14 @@ from transformers.utils import logging as transformers_logging
 
 from lorewright.adapters import quantise
 from lorewright.adapters.adapter import Adapter, validate
-from lorewright.adapters.lora import Stack, Stacked, attach
+from lorewright.adapters.lora import Stack, attach
 from lorewright.adapters.targets import text_decoder
 from lorewright.errors import DataError, ModelError, first_line
-from lorewright.models.backends.backend import AS_BOUND, Entering, Pass
-from lorewright.models.backends.fused import Fused
+from lorewright.models.backends.backend import AS_BOUND, Backend, MakeBackend, Pass
+from lorewright.models.backends.builtin import BACKENDS
 from lorewright.models.catalogue import KNOWN, POCKET, located
 from lorewright.models.fingerprint import fingerprint
-from lorewright.models.nats import LOGIT_VALUES, TokenNats, chunked_nats, rows_at_once, token_nats
+from lorewright.models.nats import LOGIT_VALUES, TokenNats, token_nats
 
 
 @dataclass(frozen=True)
@@ -87,11 +87,17 @@ class Model:
     """A causal language model that is read, never changed."""
 
     def __init__(
-        self, network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str
+        self,
+        network: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        name: str,
+        *,
+        backends: Mapping[str, MakeBackend] = BACKENDS,
     ) -> None:
         """Wrap a network and its tokenizer; freezes the network and puts it in eval mode.
 
-        Raises ModelError without an end-of-text token, or when predictions depend on later tokens.
+        A pass runs in the first of `backends` that does not refuse it. Raises ModelError without
+        an end-of-text token, or when predictions depend on later tokens.
         """
         self.name = name
         self.network = network.eval()
@@ -110,10 +116,10 @@ class Model:
         # generate() takes from here whatever it is not told, and penalties that models ship with
         # would break the certificate of greedy decoding.
         network.generation_config = self._greedy(max_new_tokens=1)
-        self.entering: Entering | None = None
-        """Where the next pass over completions begins, if not at the tokens; see `trunk`."""
         self._head: nn.Module | None = self._plain_head()
-        self.fused = Fused.of(text_decoder(network)) if self._head is not None else None
+        body = text_decoder(network) if self._head is not None else network
+        self.backends = {key: make(body) for key, make in backends.items()}
+        self.runs_in()  # has backends try themselves on the base alone
         self._n_vocab = int(network.config.get_text_config().vocab_size)
 
     @classmethod
@@ -278,68 +284,48 @@ class Model:
             mask[i, :n] = 1.0
         return Batch(*(part.to(self.device) for part in (ids, position, target, mask)))
 
-    @contextmanager
-    def _passing(self, pass_: Pass) -> Iterator[None]:
-        layers = (m for m in self.network.modules() if isinstance(m, Stacked))
-        binding = next((layer.binding for layer in layers), None)
-        self.entering = pass_.entering or self.entering
-        if binding is None:
-            yield
-            return
-        binding.whole_NP = pass_.whole_NP
-        try:
-            with binding.using(pass_.rows, pass_.dropout):
-                yield
-        finally:
-            binding.whole_NP = None
+    def backend(self, pass_: Pass = AS_BOUND) -> Backend:
+        """The first backend that runs a pass on the network as it is now."""
+        for backend in self.backends.values():
+            if backend.refusal(pass_) is None:
+                return backend
+        raise ModelError(f"no backend runs this pass of {self.name!r}; have transformers last.")
+
+    def runs_in(self, pass_: Pass = AS_BOUND) -> str:
+        """What a pass runs in and, in brackets, why in nothing quicker."""
+        chosen, why = self.backend(pass_), None
+        for backend in self.backends.values():
+            if backend is chosen:
+                break
+            why = backend.refusal(pass_)
+        return f"{chosen.name} ({why})" if why else chosen.name
 
     def completion_logits(self, batch: Batch, pass_: Pass = AS_BOUND) -> Tensor:
-        with self._passing(pass_):
-            return self._logits(batch)
-
-    def completion_nats(self, batch: Batch, pass_: Pass = AS_BOUND) -> TokenNats:
-        with self._passing(pass_):
-            return self._nats(batch)
-
-    def _logits(self, batch: Batch) -> Tensor:
         """Logits_BCV in float32 at the completion positions only; the head runs nowhere else.
 
         Carries gradient for attached adapters. Where the model does more than decoder and head
         (soft caps, scaled logits), the whole network runs and its logits are selected.
         """
-        if self._head is None:
-            logits_BTV = self.network(input_ids=batch.ids_BT, use_cache=False).logits
-            return batch.predicting(logits_BTV).float()
-        logits: Tensor = self._head(self._hidden(batch))
-        return logits.float()
+        values_BCX = self.backend(pass_).hidden(batch.ids_BT, batch.position_BC, pass_)
+        return (values_BCX if self._head is None else self._head(values_BCX)).float()
 
-    def _hidden(self, batch: Batch, *, real: bool = False) -> Tensor:
-        """Hidden states (B, C, D) that predict completion tokens; `real`: padding ones do not."""
-        entering = self.entering
-        if self.fused and self.fused.ready(entering.layer if entering else 0):
-            self.entering = None
-            at_BC = batch.position_BC
-            at_BC = torch.where(batch.mask_BC.bool(), at_BC, -1) if real else at_BC
-            return self.fused.hidden(batch.ids_BT, at_BC, entering)
-        decoder = text_decoder(self.network)
-        return batch.predicting(decoder(input_ids=batch.ids_BT, use_cache=False).last_hidden_state)
-
-    def _nats(self, batch: Batch) -> TokenNats:
+    def completion_nats(self, batch: Batch, pass_: Pass = AS_BOUND) -> TokenNats:
         """Loss_BC in nats and whether each token is the argmax; padding has loss 0 and is right.
 
         Holds few logits at a time where the network is decoder and head.
         """
         on_cpu = self.device.type == "cpu"  # elsewhere few logits cost less than finding the mask's
         many = batch.mask_BC.numel() * self._n_vocab > LOGIT_VALUES
+        real_BC = batch.mask_BC.bool()
         if self._head is None or not (on_cpu or many):
-            ids_BC = torch.where(batch.mask_BC.bool(), batch.target_BC, -1)
-            return token_nats(self._logits(batch), ids_BC)
-        at_MM = batch.mask_BC.nonzero(as_tuple=True)
-        chunk = rows_at_once(self._n_vocab, self.device)
-        hidden_MD, ids_M = self._hidden(batch, real=True)[at_MM], batch.target_BC[at_MM]
-        made = self.fused.nats if self.fused and on_cpu else chunked_nats
-        nats_M, right_M = made(self._head, hidden_MD, ids_M, chunk)
-        right_BC = torch.ones_like(batch.mask_BC, dtype=torch.bool).index_put(at_MM, right_M)
+            ids_BC = torch.where(real_BC, batch.target_BC, -1)
+            return token_nats(self.completion_logits(batch, pass_), ids_BC)
+        at_MM = real_BC.nonzero(as_tuple=True)
+        position_BC = torch.where(real_BC, batch.position_BC, -1)
+        hidden_BCD = self.backend(pass_).hidden(batch.ids_BT, position_BC, pass_)
+        score = next(filter(None, (b.losses(self._head) for b in self.backends.values())))
+        nats_M, right_M = score(hidden_BCD[at_MM], batch.target_BC[at_MM])
+        right_BC = torch.ones_like(real_BC).index_put(at_MM, right_M)
         return TokenNats(torch.zeros_like(batch.mask_BC).index_put(at_MM, nats_M), right_BC)
 
     def _plain_head(self) -> nn.Module | None:

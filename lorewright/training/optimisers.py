@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from lorewright.adapters.lora import Flat, Stack
 from lorewright.errors import ConfigError
-from lorewright.models.backends.compiled import Matrices, Mover, load
+from lorewright.models.backends.compiled.adam import Matrices, Mover
+from lorewright.models.backends.compiled.library import load
 from lorewright.training.whitening import Bases, Group, grouped
 
 BETAS = (0.9, 0.999)

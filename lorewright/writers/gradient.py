@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal
 
 from lorewright.knowledge.lesson import grounds
-from lorewright.models.backends.fused import engine
 from lorewright.models.model import Model
 from lorewright.training.config import WriteConfig
 from lorewright.training.loop import write
@@ -40,7 +39,7 @@ class Gradient:
         examples = material.examples
         distills = config.objective == "distill"
         contexts = grounds(examples, material.knowledge) if distills else ()
-        runs_in = engine(model.fused)
+        runs_in = model.runs_in()
         watch.step(f"training in {runs_in}")
         written = write(model, examples, config, contexts=contexts, run=run, on_epoch=watch.epoch)
         last = written.epochs[-1]

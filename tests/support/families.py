@@ -43,6 +43,26 @@ def qwen3() -> nn.Module:
     return _build(Qwen3ForCausalLM, Qwen3Config(**_GROUPED, head_dim=8, tie_word_embeddings=True))
 
 
+def qwen2() -> nn.Module:
+    """Biases on q, k and v."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    network = _build(Qwen2ForCausalLM, Qwen2Config(**_GROUPED))
+    generator = torch.Generator().manual_seed(3)
+    for name, weight in network.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(weight, generator=generator)
+    return network
+
+
+def mistral() -> nn.Module:
+    """One key head for all, no window."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    config = MistralConfig(**{**_SHAPE, "num_key_value_heads": 1}, sliding_window=None, head_dim=8)
+    return _build(MistralForCausalLM, config)
+
+
 def gemma3_text() -> nn.Module:
     """Sliding and full attention, four norms a layer."""
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig

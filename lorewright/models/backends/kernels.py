@@ -1,9 +1,9 @@
 """Norms, attention and adapted linear layers of a decoder: forward and backward by hand.
 
-Each forward gives what its backward needs; nothing is recorded for autograd. A and B are the only
-weights with gradients. This room knows tensors and a stack's layers; it knows no decoder.
+Each forward returns what its backward needs; nothing is recorded for autograd. A and B are the only
+weights with gradients.
 
-Shape letters: B row, T token, C position asked for, M tokens of all rows, D width, H heads, E width
+Shape letters: B row, T token, C queried position, M tokens of all rows, D width, H heads, E width
 of a head, I in-features, O out-features, R ranks of one input's adapters together, K blocks of
 rows, N adapters of the stack, Z rows and heads together.
 """
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lorewright.adapters.lora import LoraLinear
+from lorewright.adapters.lora import LoraLinear, Rows
 
 SCORE_BYTES = 8 << 20
 """Above this many bytes of attention scores a layer, torch's own attention never holds them all."""
@@ -45,7 +45,7 @@ def rms_norm(x_MD: Tensor, norm: Any) -> tuple[Tensor, Normed]:
     return unit_MD * norm.weight, Normed(unit_MD, inverse_M1, norm.weight)
 
 
-def rms_norm_back(grad_MD: Tensor, saved: Normed) -> Tensor:
+def rms_norm_backward(grad_MD: Tensor, saved: Normed) -> Tensor:
     """Gradient of a norm's input."""
     unit_MD, inverse_M1, weight_D = saved
     scaled_MD = grad_MD * weight_D
@@ -56,12 +56,11 @@ def rms_norm_back(grad_MD: Tensor, saved: Normed) -> Tensor:
 # Linear layers of one input
 
 
-class Bound:
+class Blocks:
     """Which adapters the rows of a pass use: K equal blocks of rows, an adapter each."""
 
-    def __init__(self, lora: LoraLinear, n_rows: int) -> None:
-        """Read it from any layer of the stack. Raises AdapterError when other rows are bound."""
-        rows, scale_N = lora.binding.rows, lora.scale_N
+    def __init__(self, rows: Rows, scale_N: Tensor, n_rows: int) -> None:
+        """Raises AdapterError when `rows` are of another batch."""
         self.index_K, live_K = rows.on(scale_N.device)
         self.in_order = rows.in_order
         rows.check(n_rows)
@@ -76,7 +75,7 @@ class Bound:
             return weight_NXY[0 if self.in_order else int(self.index_K)]
         return weight_NXY if self.in_order else weight_NXY[self.index_K]
 
-    def give(self, grad_KXY: Tensor, weight_NXY: Tensor) -> Tensor:
+    def unpick(self, grad_KXY: Tensor, weight_NXY: Tensor) -> Tensor:
         """The gradient (N, X, Y) from that of every block's part."""
         grad_KXY = grad_KXY[None] if self.flat else grad_KXY
         if self.in_order:
@@ -104,7 +103,7 @@ class Bound:
 class Linears:
     """Linear layers of one input, side by side: their base weights and the adapters on them."""
 
-    def __init__(self, bound: Bound | None, modules: Sequence[Any]) -> None:
+    def __init__(self, bound: Blocks | None, modules: Sequence[Any]) -> None:
         plain = [m.base if isinstance(m, LoraLinear) else m for m in modules]
         self.weights = [linear.weight for linear in plain]
         self.biases = [linear.bias for linear in plain]
@@ -116,8 +115,8 @@ class Linears:
             self.loras = [(i, m) for i, m in enumerate(modules) if isinstance(m, LoraLinear)]
         self.ranks = [lora.A_NRI.shape[1] for _, lora in self.loras]
 
-    def forward(self, x_MI: Tensor, into_MO: Tensor | None = None, *, keep: bool) -> list[Tensor]:
-        """The outputs (M, O) of each; with `into_MO`, which one layer takes, added to it."""
+    def forward(self, x_MI: Tensor, into_MO: Tensor | None = None, *, save: bool) -> list[Tensor]:
+        """The outputs (M, O) of each; with `into_MO`, of one layer, added to it."""
         if into_MO is None:
             outputs = [torch.mm(x_MI, weight.t()) for weight in self.weights]
         else:
@@ -136,14 +135,14 @@ class Linears:
         inner_KMR = bound.product(x_KMI, down_KRI.mT)
         for (i, lora), u_KMR in zip(self.loras, self._parts(inner_KMR), strict=True):
             bound.add_product(outputs[i], u_KMR, bound.pick(lora.B_NOR).mT)
-        if keep:
-            self.kept = x_KMI, down_KRI, inner_KMR
+        if save:
+            self.saved = x_KMI, down_KRI, inner_KMR
         return outputs
 
     def backward(
         self,
         grads: Sequence[Tensor],
-        found: Grads,
+        grads_of: Grads,
         *,
         needed: bool = True,
     ) -> Tensor | None:
@@ -157,18 +156,18 @@ class Linears:
         bound = self.bound
         if bound is None or not self.loras:
             return total
-        x_KMI, down_KRI, inner_KMR = self.kept
+        x_KMI, down_KRI, inner_KMR = self.saved
         back_KMR = torch.empty_like(inner_KMR)
         parts = self._parts(inner_KMR), self._parts(back_KMR)
         ups = []
         for (i, lora), u_KMR, back in zip(self.loras, *parts, strict=True):
             grad_KMO = bound.blocks(grads[i])
             bound.product(grad_KMO, bound.pick(lora.B_NOR), out=back)
-            ups.append(bound.give(bound.product(grad_KMO.mT, u_KMR), lora.B_NOR))
+            ups.append(bound.unpick(bound.product(grad_KMO.mT, u_KMR), lora.B_NOR))
         grad_KRI = bound.product(back_KMR.mT, x_KMI).mul_(bound.scale)
         downs = self._parts(grad_KRI, -2)
         for (_, lora), down_KrI, up_NOR in zip(self.loras, downs, ups, strict=True):
-            found[lora] = bound.give(down_KrI, lora.A_NRI), up_NOR
+            grads_of[lora] = bound.unpick(down_KrI, lora.A_NRI), up_NOR
         if total is not None:
             bound.add_product(total, back_KMR, down_KRI)
         return total
@@ -186,20 +185,20 @@ def heads(x_MHE: Tensor, n_rows: int) -> Tensor:
     return x_MHE.view(n_rows, -1, *x_MHE.shape[1:]).permute(2, 0, 1, 3)
 
 
-def turn(
+def rotate(
     x_HBTE: Tensor,
-    turns: tuple[Tensor, Tensor],
+    table: tuple[Tensor, Tensor],
     out_HBTE: Tensor | None = None,
     *,
-    back: bool = False,
+    inverse: bool = False,
 ) -> Tensor:
-    """Turn pairs (e, e + E/2) by their position's angle, into `out`; `back` turns the other way."""
-    cos, sin = turns
+    """Rotate pairs (e, e + E/2) by their position's angle, or back, into `out`."""
+    cos, sin = table
     if out_HBTE is None:
         out_HBTE = x_HBTE.new_empty(x_HBTE.shape)
     one, two = x_HBTE.chunk(2, -1)
     out_one, out_two = out_HBTE.chunk(2, -1)
-    sign = -1 if back else 1
+    sign = -1 if inverse else 1
     torch.mul(one, cos, out=out_one)
     out_one.addcmul_(two, sin, value=-sign)
     torch.mul(two, cos, out=out_two)
@@ -212,13 +211,13 @@ Scores = Tensor | tuple[Tensor, ...]
 
 
 def attend(
-    q_HBCE: Tensor, k_HBTE: Tensor, v_HBTE: Tensor, mask: Tensor, *, keep: bool
+    q_HBCE: Tensor, k_HBTE: Tensor, v_HBTE: Tensor, mask: Tensor, *, save: bool
 ) -> tuple[Tensor, Scores]:
     """softmax(q k' + mask) v; the scale is in q and k already."""
     n_heads, n_rows = q_HBCE.shape[:2]
     if 4 * n_heads * n_rows * mask.shape[-2] * mask.shape[-1] > SCORE_BYTES:
-        with torch.set_grad_enabled(keep):
-            q, k, v = (part.detach().requires_grad_(keep) for part in (q_HBCE, k_HBTE, v_HBTE))
+        with torch.set_grad_enabled(save):
+            q, k, v = (part.detach().requires_grad_(save) for part in (q_HBCE, k_HBTE, v_HBTE))
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
         return out.detach(), (out, q, k, v)
     mask_ZCT = mask.expand(n_heads, n_rows, *mask.shape[-2:]).flatten(0, 1)
@@ -227,7 +226,7 @@ def attend(
     return out_ZCE.unflatten(0, (n_heads, n_rows)), share_ZCT
 
 
-def attend_back(
+def attend_backward(
     grad_HBCE: Tensor, q_HBCE: Tensor, k_HBTE: Tensor, v_HBTE: Tensor, scores: Scores
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v."""

@@ -1,23 +1,8 @@
-/* A step of Adam. */
+/* A step of Adam on one adapter's values, each matrix in the basis of its layer's inputs. */
 
 #pragma once
 
 #include "products.h"
-
-/* Adam on one adapter's values, each matrix in the basis of what its layer reads. */
-
-typedef struct {
-    long n_spans, rows, width; /* matrices (rows, width) that have one basis */
-    const long *spans;         /* where each begins */
-    const float *basis;        /* W (width, width) in panels; null: as it is */
-    float ratio;               /* of their rate to the adapter's */
-} Span;
-
-typedef struct {
-    float *weight, *first, *second;
-    const float *grad;
-    float clip, new_first, new_second, whole_first, whole_second, eps, rate, decay;
-} Moving;
 
 /* Moments move on; grad becomes the direction. */
 static void adam(long n, float *grad, float *first, float *second, const Moving *by) {
@@ -46,7 +31,6 @@ static float factor_of(long n, const Span *groups, const Moving *by) {
     return factor < 1 ? factor : square == square ? 1 : NAN;
 }
 
-/* `work` holds twice the largest group of matrices of one basis. */
 void lorewright_adam(long n, const Span *groups, const Moving *by, float *work) {
     const uint64_t before = flush();
     const float factor = factor_of(n, groups, by);

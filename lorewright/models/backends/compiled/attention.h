@@ -4,7 +4,7 @@
 
 #include "network.h"
 
-/* Rotary positions: pairs (e, e + E/2) of n heads turned by their position's angle, or back. */
+/* Rotary positions: pairs (e, e + E/2) of n heads rotated by their position's angle, or back. */
 static void rotate(const Decoder *net, float *x, long n_heads, long position, int back) {
     const long half = net->E / 2;
     const float *cos = net->cos + position * half, *sin = net->sin + position * half;
@@ -25,7 +25,7 @@ static long reach(const long *position, long n) {
 }
 
 /* Shares of QUERIES queries at most, zero after each one's position; how far they see. Keys are
-   turned: (E, W). */
+   transposed: (E, W). */
 static long shares(
     const Decoder *net, long n, const long *position, const float *q, const float *keys_EW, long W,
     float *share) {
@@ -47,11 +47,11 @@ typedef struct {
     long shared, own;
     const float *k_shared, *v_shared, *k, *v;
     float *grad_k_shared, *grad_v_shared, *grad_k, *grad_v; /* added to */
-    float *share; /* kept shares (H, queries, W), or null */
+    float *share; /* saved shares (H, queries, W), or null */
 } Seen;
 
-/* A head's keys or values, turned: (E, W). */
-static void turned_of(
+/* A head's keys or values, transposed: (E, W). */
+static void transpose_head(
     const Decoder *net, const Seen *seen, const float *shared, const float *own, long g,
     float *to_EW) {
     const long E = net->E, GE = net->G * E, T = seen->shared + seen->own, W = whole(T);
@@ -77,8 +77,8 @@ static void unmix(
     float *shared, float *own, long g) {
     const long E = net->E, GE = net->G * E, W = whole(seen->shared + seen->own);
     const long before = end < seen->shared ? end : seen->shared;
-    const Term to_shared = turned(weight, W, x, net->H * E, n);
-    const Term to_own = turned(weight + before, W, x, net->H * E, n);
+    const Term to_shared = transposed(weight, W, x, net->H * E, n);
+    const Term to_own = transposed(weight + before, W, x, net->H * E, n);
     product(before, E, &to_shared, 1, shared + g * E, GE, shared + g * E, GE);
     product(end - before, E, &to_own, 1, own + g * E, GE, own + g * E, GE);
 }
@@ -91,7 +91,7 @@ static void attend(
     const long W = whole(seen->shared + seen->own);
     float *keys_EW = take(&work, E * W), *made = take(&work, QUERIES * W);
     for (long g = 0; g < net->G; g++) {
-        turned_of(net, seen, seen->k_shared, seen->k, g, keys_EW);
+        transpose_head(net, seen, seen->k_shared, seen->k, g, keys_EW);
         for (long h = g * per; h < (g + 1) * per; h++)
             for (long c = 0; c < n_queries; c += QUERIES) {
                 const long left = n_queries - c, n = left < QUERIES ? left : QUERIES;
@@ -112,8 +112,8 @@ static void attend_back(
     float *keys_EW = take(&work, E * W), *values_EW = take(&work, E * W);
     float *made = take(&work, QUERIES * W), *change = take(&work, QUERIES * W);
     for (long g = 0; g < net->G; g++) {
-        if (!seen->share) turned_of(net, seen, seen->k_shared, seen->k, g, keys_EW);
-        turned_of(net, seen, seen->v_shared, seen->v, g, values_EW);
+        if (!seen->share) transpose_head(net, seen, seen->k_shared, seen->k, g, keys_EW);
+        transpose_head(net, seen, seen->v_shared, seen->v, g, values_EW);
         for (long h = g * per; h < (g + 1) * per; h++)
             for (long c = 0; c < n_queries; c += QUERIES) {
                 const long left = n_queries - c, n = left < QUERIES ? left : QUERIES;

@@ -9,6 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "interface.h"
+
 /* Matrix products. A tile of ROWS x 2 vectors stays in registers while its products are summed. */
 
 #if defined(__AVX512F__)
@@ -32,14 +34,14 @@ typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
 
 static long whole(long n) { return (n + LANES - 1) / LANES * LANES; }
 
-/* left(m, k) = left[m * row + k * step]. right(k, n) = right[k * ld + n]; or, where `panels` is the
-   right factor's whole depth, it lies in panels of COLUMNS columns, one after another, the last
+/* left(m, k) = left[m * row + k * step]. right(k, n) = right[k * ld + n]; or, where `packed` is the
+   right factor's whole depth, it lies in blocks of COLUMNS columns, one after another, the last
    filled up with zeros: frozen weights do, so that they are read from memory in one stream. */
 typedef struct {
     const float *left;
     long row, step;
     const float *right;
-    long ld, depth, panels;
+    long ld, depth, packed;
 } Term;
 
 static inline __attribute__((always_inline)) void tile(
@@ -96,8 +98,8 @@ static __attribute__((noinline)) void tile_of(
 #undef CASE
 }
 
-/* One panel of columns, all rows; `width` columns of it are real. Meanwhile `ahead` is fetched. */
-static void panel(
+/* One block of columns, all rows; `width` columns of it are real. Meanwhile `ahead` is fetched. */
+static void block(
     long M, long width, const Term *terms, int n_terms, const float *from, long ld_from, float *to,
     long ld_to, const float *ahead, long n_ahead) {
     const int full = width == COLUMNS || width == LANES, vectors = width <= LANES ? 1 : 2;
@@ -107,7 +109,7 @@ static void panel(
         at[t] = terms[t];
         /* Copied where a whole vector could not be read, or where rows lie a power of two apart and
            would push one another out of the cache. */
-        if (at[t].panels || (full && (at[t].ld % 512 || M < 2 * ROWS))) continue;
+        if (at[t].packed || (full && (at[t].ld % 512 || M < 2 * ROWS))) continue;
         at[t].right = p, at[t].ld = vectors * LANES;
         const float *r = terms[t].right;
         for (long k = 0; k < at[t].depth; k++, r += terms[t].ld, p += at[t].ld) {
@@ -150,15 +152,15 @@ static void product(
     while (t < n_terms || first) { /* as many terms at a time as add up to two slices */
         Term now[TERMS];
         int n_now = 0;
-        long room = 2 * DEPTH;
+        long space = 2 * DEPTH;
         while (t < n_terms && n_now < TERMS) {
             long depth = terms[t].depth - k;
             if (depth > DEPTH) depth = DEPTH;
-            if (depth > room) break;
+            if (depth > space) break;
             now[n_now] = terms[t];
             now[n_now].left += k * terms[t].step, now[n_now].right += k * terms[t].ld;
             now[n_now++].depth = depth;
-            room -= depth, k += depth;
+            space -= depth, k += depth;
             if (k == terms[t].depth) t++, k = 0;
         }
         for (long n = 0; n < N; n += COLUMNS) {
@@ -167,40 +169,39 @@ static void product(
             long n_ahead = 0;
             for (int i = 0; i < n_now; i++) {
                 here[i] = now[i];
-                here[i].right += now[i].panels ? n * now[i].panels : n;
-                if (now[i].panels > n_ahead && n + COLUMNS < N)
-                    ahead = here[i].right + COLUMNS * now[i].panels,
+                here[i].right += now[i].packed ? n * now[i].packed : n;
+                if (now[i].packed > n_ahead && n + COLUMNS < N)
+                    ahead = here[i].right + COLUMNS * now[i].packed,
                     n_ahead = COLUMNS * now[i].depth;
             }
             const long width = N - n < COLUMNS ? N - n : COLUMNS;
-            panel(
+            block(
                 M, width, here, n_now, from ? from + n : 0, ld_from, to + n, ld_to, ahead, n_ahead);
         }
         from = to, ld_from = ld_to, first = 0;
     }
 }
 
-/* A frozen matrix (K, N), or the turned (N, K), into panels. */
-void lorewright_panels(long K, long N, const float *from, long is_turned, float *to) {
+void lorewright_pack(long K, long N, const float *from, long transposed, float *to) {
     for (long n = 0; n < N; n += COLUMNS)
         for (long k = 0; k < K; k++)
             for (long j = n; j < n + COLUMNS; j++)
-                *to++ = j >= N ? 0 : is_turned ? from[j * K + k] : from[k * N + j];
+                *to++ = j >= N ? 0 : transposed ? from[j * K + k] : from[k * N + j];
 }
 
 static Term term(const float *left, long row, const float *right, long ld, long depth) {
     return (Term){left, row, 1, right, ld, depth, 0};
 }
 
-static Term frozen(const float *left, long row, const float *panels, long depth) {
-    return (Term){left, row, 1, panels, COLUMNS, depth, depth};
+static Term frozen(const float *left, long row, const float *packed, long depth) {
+    return (Term){left, row, 1, packed, COLUMNS, depth, depth};
 }
 
-static Term turned(const float *left, long ld_left, const float *right, long ld, long depth) {
+static Term transposed(const float *left, long ld_left, const float *right, long ld, long depth) {
     return (Term){left, 1, ld_left, right, ld, depth, 0};
 }
 
-/* Four vectors of four, turned. */
+/* Four vectors of four, transposed. */
 typedef float four __attribute__((vector_size(16)));
 typedef float four_at __attribute__((vector_size(16), aligned(4), may_alias));
 #if defined(__clang__)
@@ -221,7 +222,7 @@ static inline void square(const float *from, long ld, float factor, float *to, l
     *(four_at *)(to + 3 * ld_to) = SHUFFLED(ba, dc, 2, 3, 6, 7) * factor;
 }
 
-/* to (N, M) = from (M, N) turned, times a factor, with so many zeros behind every row. */
+/* to (N, M) = from (M, N) transposed, times a factor, with so many zeros behind every row. */
 static void transpose(
     long M, long N, const float *from, long ld, float factor, float *to, long ld_to, long zeros) {
     const long m_end = M / 4 * 4, n_end = N / 4 * 4;

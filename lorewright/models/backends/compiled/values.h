@@ -86,11 +86,6 @@ static void swiglu(long n, float *gate, float *up, const float *grad, float *ope
 
 /* RMS norms of M vectors of D values. */
 
-typedef struct {
-    const float *weight;
-    float eps;
-} Norm;
-
 static inline float inverse_of(const float *x, long D, float eps) {
     float square = 0;
 #pragma omp simd reduction(+ : square)
