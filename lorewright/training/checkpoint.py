@@ -42,11 +42,11 @@ LAYOUT = 2
 
 def fingerprint(model: Model, jobs: Sequence[Job]) -> str:
     """A digest of all that decides the bytes of some writes."""
-    given = [[[asdict(e) for e in j.examples], j.config.to_json(), [*j.contexts]] for j in jobs]
+    learned = [[[asdict(e) for e in j.examples], j.config.to_json(), [*j.contexts]] for j in jobs]
     starts = [content_id(job.start) if job.start else None for job in jobs]
     objectives = [job.objective.name if job.objective else None for job in jobs]
     more = [each for each in (starts, objectives) if any(each)]
-    return digest([model.digest, model.template_digest, given, *more])
+    return digest([model.digest, model.template_digest, learned, *more])
 
 
 class Checkpoint:

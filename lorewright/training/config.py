@@ -1,4 +1,4 @@
-"""What a write is given and what it reports: settings, presets, jobs, epochs, results.
+"""What a write starts from and what it reports: settings, presets, jobs, epochs, results.
 
 Plain data with its checks; importing it loads no torch. What happens with it is in `loop`.
 """
@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from lorewright.adapters.config import DORA, LoraConfig
-from lorewright.errors import ConfigError, DataError
+from lorewright.errors import ConfigError
 from lorewright.knowledge.data import Example
 from lorewright.training.schedules import SCHEDULES, Elapsed
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lorewright.training.optimisers import OptimizerConfig
 
 NEARLY = 0.9
-"""Share of examples recalled from which certificates are taken and `wsd` lets the rate fall."""
+"""Share of examples recalled from which certificates are taken and the rate of `wsd` falls."""
 
 
 @dataclass(frozen=True)
@@ -96,30 +96,32 @@ class WriteConfig:
             "order": ORDERS,
             "optimizer": sorted(OPTIMIZERS),
         }
-        for name, known in choices.items():
-            if (value := getattr(self, name)) not in known:
-                raise ConfigError(f"{name} {value!r} is unknown; use one of {', '.join(known)}.")
-        if not 0.5 <= self.margin < 1:
-            raise ConfigError(f"margin must lie in [0.5, 1); got {self.margin}.")
-        if self.rest is not None and not self.margin <= self.rest < 1:
-            raise ConfigError(
-                f"rest must lie in [margin, 1), where margin is {self.margin}; got {self.rest}."
-            )
-        for name in ("epochs", "batch_size", "recheck", "patience", "seed"):
-            value, least = getattr(self, name), 0 if name in ("patience", "seed") else 1
-            if type(value) is not int or value < least:
-                raise ConfigError(f"{name} must be a whole number from {least}; got {value!r}.")
+        for name, options in choices.items():
+            if (value := getattr(self, name)) not in options:
+                raise ConfigError(f"{name} {value!r} is unknown; use one of {', '.join(options)}.")
+        rules = [
+            ("margin", 0.5 <= self.margin < 1, "lie in [0.5, 1)"),
+            (
+                "rest",
+                self.rest is None or self.margin <= self.rest < 1,
+                f"lie in [margin, 1), where margin is {self.margin}",
+            ),
+            ("dropout", 0 <= self.dropout < 1, "lie in [0, 1)"),
+            ("lr", 0 < self.lr < math.inf, "be above 0"),
+            ("max_seconds", self.max_seconds is None or self.max_seconds > 0, "be above 0"),
+        ]
+        least = {"epochs": 1, "batch_size": 1, "recheck": 1, "patience": 0, "seed": 0}
+        for name, lowest in least.items():
+            whole = type(getattr(self, name)) is int and getattr(self, name) >= lowest
+            rules.append((name, whole, f"be a whole number from {lowest}"))
+        for name, holds, rule in rules:
+            if not holds:
+                raise ConfigError(f"{name} must {rule}; got {getattr(self, name)!r}.")
         if self.lora.variant == DORA and self.optimizer != "adamw":
             raise ConfigError(
                 f"optimizer {self.optimizer!r} goes by pairs of A and B; a DoRA adapter has "
                 "magnitudes as well; use adamw, or variant lora."
             )
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout must lie in [0, 1); got {self.dropout}.")
-        if not 0 < self.lr < math.inf:
-            raise ConfigError(f"lr must be above 0; got {self.lr}.")
-        if self.max_seconds is not None and not self.max_seconds > 0:
-            raise ConfigError(f"max_seconds must be above 0; got {self.max_seconds}.")
         self.optimizing  # noqa: B018 - checks clip, ratio and decay
 
     def to_json(self) -> dict[str, Any]:
@@ -219,13 +221,6 @@ class Job:
     """An adapter of config.lora's form to go on from; None = a first A drawn by its seed, B = 0."""
     objective: Objective | None = None
     """Used in place of the one that config.objective names; None = that one."""
-
-    def check(self, which: str = "") -> None:
-        """Raise DataError, beginning with `which`, when there is nothing to learn."""
-        if not self.examples:
-            raise DataError(
-                f"{which}write got no examples, so it has nothing to learn; check the views."
-            )
 
 
 @dataclass(frozen=True)

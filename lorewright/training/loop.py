@@ -8,7 +8,7 @@ Training stops on recall, never on a loss: when greedy decoding is certain to re
 completion (p > margin at every token, one forward pass, no decoding).
 
 Knows models, examples and objectives. It knows nothing of probes, folders of memories or reports;
-the verdict is taken elsewhere, on questions that were not trained.
+the verdict, on questions that were not trained, belongs to `recall`.
 
 Shape letters: N adapters, B batch row, C completion token, V vocabulary, P values of an adapter.
 """
@@ -38,7 +38,7 @@ from lorewright.training.config import NEARLY, Diverged, Epoch, Job, WriteConfig
 from lorewright.training.objectives import Objective, StepOutcome, Targets, weighted_mean
 from lorewright.training.optimisers import WHITENED, Optimizer
 from lorewright.training.state import Table, WriteState
-from lorewright.training.stopping import FAILURES, Known, stop
+from lorewright.training.stopping import FAILURES, Status, stop
 from lorewright.training.trunk import Trunk
 from lorewright.training.whitening import measure
 
@@ -93,7 +93,8 @@ def write_all(
         raise DataError("write_all got no jobs, so there is nothing to write; give it some.")
     for i, job in enumerate(jobs):
         which = f"job {i}: " if len(jobs) > 1 else ""
-        job.check(which)
+        if not job.examples:
+            raise DataError(f"{which}there are no examples, so nothing to learn; check the views.")
         if job.start is not None:
             _check_start(model, job.start, job.config, which)
     stack = attach(model.network, [job.config.lora for job in jobs])
@@ -127,7 +128,7 @@ def _train(
     """Step until every write has ended; results in the order of the jobs."""
     started = time.monotonic()
 
-    # Prepare: the rows of all writes, what is known of each write, and what moves its adapter.
+    # Prepare: the rows of all writes, the state of each, and what moves its adapter.
     table = Table(model, jobs)
     states = []
     for i, (job, rows) in enumerate(zip(jobs, table.rows_of, strict=True)):
@@ -180,8 +181,8 @@ def _train(
                     idle = () if state.epochs else stack.idle(n)
                     n_weighted = int(state.tally[2])
                     so_far = [*state.epochs, epoch]
-                    known = Known(state.config, so_far, n_weighted, finite, idle)
-                    state.reason, state.why = stop(known)
+                    status = Status(state.config, so_far, n_weighted, finite, idle)
+                    state.reason, state.why = stop(status)
                     if state.reason in FAILURES:
                         leave(state)
                         continue
@@ -312,16 +313,16 @@ def _passes(
 
 
 def _targets(model: Model, active: Sequence[WriteState], run: Path | None) -> dict[int, Targets]:
-    """Soft targets of the writes whose objective has a teacher, made once for equal questions."""
-    known: dict[object, Targets] = {}
+    """Soft targets of the writes whose objective has a teacher; equal ones share theirs."""
+    answers: dict[object, Targets] = {}
     targets = {}
     for state in active:
         if (teacher := state.objective.teacher) is not None:
             examples, contexts = tuple(state.job.examples), tuple(state.job.contexts)
             key = teacher, examples, contexts
-            if key not in known:
-                known[key] = teacher(model, examples, contexts, run)
-            targets[state.index] = known[key]
+            if key not in answers:
+                answers[key] = teacher(model, examples, contexts, run)
+            targets[state.index] = answers[key]
     return targets
 
 

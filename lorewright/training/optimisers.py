@@ -85,7 +85,7 @@ class Optimizer:
         """Work on the stack's buffers as they are now."""
         flats = self.stack.flats
         self.whole_NP: Tensor | None = None
-        """All parameters in one: a `Pass` that is given it may return their gradient at once."""
+        """All parameters in one: a `Pass` with it may return their gradient at once."""
         if len(flats) == 1:
             self.whole_NP = flats[0].weight_NP.detach().requires_grad_()
         self.whiten(self.bases)
@@ -220,11 +220,10 @@ class Optimizer:
 
     def drop(self, n: int) -> None:
         """Forget adapter n, after `Stack.drop(n)` has removed it."""
-        keep = [i for i in range(len(self.configs)) if i != n]
-        self.configs = [self.configs[i] for i in keep]
-        self.bases = [self.bases[i] for i in keep]
-        self.steps_N1 = self.steps_N1[keep]
-        self.moments = [moments_2NP[:, keep] for moments_2NP in self.moments]
+        del self.configs[n], self.bases[n]
+        rest = [i for i in range(len(self.steps_N1)) if i != n]
+        self.steps_N1 = self.steps_N1[rest]
+        self.moments = [moments_2NP[:, rest] for moments_2NP in self.moments]
         self._bind()
 
     def tensors(self, n: int) -> dict[str, Tensor]:
@@ -274,7 +273,7 @@ def preconditioned(flat: Flat, grad_NP: Tensor, state: State) -> Tensor:
 
     G_A <- (B'B)^-1 G_A and G_B <- G_B (AA')^-1. The step in ΔW then depends less than Adam's own
     on how ΔW is split into factors. Source: Riemannian Preconditioned LoRA, arXiv 2402.02347; the
-    ridge is there because B starts at zero. Departure: the gradient keeps the norm it had.
+    ridge is there because B starts at zero. Departure: the gradient's norm stays as it was.
     """
     changed = grad_NP.clone()
     for (at_A, shape_A), (at_B, shape_B) in zip(flat.spans[::2], flat.spans[1::2], strict=True):
@@ -288,7 +287,7 @@ def preconditioned(flat: Flat, grad_NP: Tensor, state: State) -> Tensor:
 
 
 def _solve(gram_NRR: Tensor, g_NRX: Tensor) -> Tensor:
-    """(Gram + ridge)^-1 G with G's norm kept; padding has no Gram, no gradient, and stays 0."""
+    """(Gram + ridge)^-1 G at G's norm; padding has no Gram, no gradient, and stays 0."""
     largest_N = gram_NRR.diagonal(dim1=1, dim2=2).amax(1)
     eye_RR = torch.eye(gram_NRR.shape[-1], device=gram_NRR.device)
     ridge_N11 = (1e-8 + RIDGE * largest_N)[:, None, None]
@@ -320,7 +319,7 @@ def whitened(flat: Flat, grad_NP: Tensor, state: State) -> Tensor:
 
 
 def muon(flat: Flat, grad_NP: Tensor, state: State) -> Tensor:
-    """Momentum of every A and B with its singular values made equal, at the size of an Adam step.
+    """Momentum of every A and B with equal singular values, at the size of an Adam step.
 
     Quintic Newton–Schulz in float32 (K. Jordan, 2024), scaled by 0.2 sqrt(width of the layer), so
     that rates that suit AdamW suit it (Moonlight, arXiv 2502.16982, has the larger side).

@@ -3,7 +3,7 @@
 The right rate moves with rank, objective, optimiser and base, so it is measured. All candidates
 train in one stack on one frozen base, which costs less than one after the other.
 
-This room knows writes; it knows nothing of verdicts.
+Knows writes; knows nothing of verdicts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from lorewright.errors import ConfigError, ModelError
 from lorewright.knowledge.data import Example
 from lorewright.models.model import Model
-from lorewright.training.config import Diverged, Epoch, Job, WriteConfig, Written
+from lorewright.training.config import Diverged, Epoch, Job, WriteConfig
 from lorewright.training.loop import write_all
 
 FACTORS = (1 / 4, 1 / 2, 1.0, 2.0, 4.0, 8.0)
@@ -39,7 +39,7 @@ class Trial:
     epochs: int
     """Passes it took; a trial that recalls everything ends early."""
     why: str = ""
-    """What went wrong, if it diverged."""
+    """What failed, if it diverged."""
 
 
 @dataclass(frozen=True)
@@ -75,26 +75,20 @@ def find_lr(
     """
     tried = sorted(set(rates or (suggested_lr(model) * factor for factor in FACTORS)))
     if not all(math.isfinite(lr) and lr > 0 for lr in tried):
-        raise ConfigError(f"rates must be above 0; found {tried}.")
+        raise ConfigError(f"rates must be above 0; got {tried}.")
     step = max(1, -(-len(examples) // MOST_EXAMPLES))
     brief = replace(
         config, epochs=max(LEAST_EPOCHS, round(SHARE * config.epochs)), max_seconds=None
     )
     jobs = [Job(examples[::step], replace(brief, lr=lr), contexts[::step]) for lr in tried]
     done = write_all(model, jobs, on_epoch=lambda job, epoch: on_epoch(tried[job], epoch))
-    trials = []
-    for lr, found in zip(tried, done, strict=True):
-        last = found.epochs[-1] if isinstance(found, Written) else None
-        trials.append(
-            Trial(
-                lr,
-                last.loss_nats if last else math.inf,
-                last.n_recalled if last else 0,
-                len(jobs[0].examples),
-                len(found.epochs) if last else brief.epochs,
-                found.why if isinstance(found, Diverged) else "",
-            )
-        )
+    trials, n_examples = [], len(jobs[0].examples)
+    for lr, result in zip(tried, done, strict=True):
+        if isinstance(result, Diverged):
+            trials.append(Trial(lr, math.inf, 0, n_examples, brief.epochs, result.why))
+        else:
+            last = result.epochs[-1]
+            trials.append(Trial(lr, last.loss_nats, last.n_recalled, n_examples, last.epoch))
     if all(math.isinf(trial.loss_nats) for trial in trials):
         raise ModelError(
             f"no rate from {tried[0]:g} to {tried[-1]:g} worked; at the lowest, {trials[0].why}"

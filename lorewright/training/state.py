@@ -1,4 +1,4 @@
-"""What training works on: the rows of all writes, and what is known of each write on its way.
+"""What training works on: the rows of all writes, and each write on its way.
 
 Of a write: where it is in its epoch, how it ended, and for every example, on the model's device so
 that nothing is read back between steps, mean loss and largest loss of a token when it last ran, and

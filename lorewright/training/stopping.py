@@ -1,6 +1,7 @@
-"""When a write ends: a list of named reasons, each a function of what is known after an epoch.
+"""When a write ends: a list of named reasons, each a function of where the write stands.
 
-The first that applies ends it. Two of them are failures, which leave no adapter.
+They are tried after every epoch, in order; the first that applies ends it. Two of them are
+failures, which leave no adapter.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from lorewright.training.config import Epoch, WriteConfig
 
 
 @dataclass(frozen=True)
-class Known:
-    """What is known of a write when an epoch is over."""
+class Status:
+    """Where a write stands when an epoch is over."""
 
     config: WriteConfig
     epochs: Sequence[Epoch]
@@ -37,60 +38,60 @@ class Known:
         return self.last.n_recalled == self.last.n_examples
 
 
-Stop = Callable[[Known], str]
+Stop = Callable[[Status], str]
 """Why a write ends here, in a sentence; empty to go on."""
 
 
-def diverged(known: Known) -> str:
+def diverged(status: Status) -> str:
     """A failure: loss or weights are not finite."""
-    lr, last = known.config.lr, known.last
+    lr, last = status.config.lr, status.last
     if not math.isfinite(last.loss_nats):
         return f"the loss is {last.loss_nats} in epoch {last.epoch}; lower lr (it is {lr})."
-    return "" if known.finite else f"the weights are no longer finite; lower lr (it is {lr})."
+    return "" if status.finite else f"the weights are no longer finite; lower lr (it is {lr})."
 
 
-def idle_layers(known: Known) -> str:
+def idle_layers(status: Status) -> str:
     """A failure: a layer that a whole epoch did not move is not reached by the loss."""
-    if known.last.epoch > 1 or not known.idle or known.all_recalled:
+    if status.last.epoch > 1 or not status.idle or status.all_recalled:
         return ""
     return (
-        f"{len(known.idle)} adapted layers got no gradient in a whole epoch, the first is "
-        f"{known.idle[0]!r}; leave them out of targets."
+        f"{len(status.idle)} adapted layers got no gradient in a whole epoch, the first is "
+        f"{status.idle[0]!r}; leave them out of targets."
     )
 
 
-def recalled(known: Known) -> str:
+def recalled(status: Status) -> str:
     """Greedy decoding is certain to reproduce every completion, with the weights as they are."""
-    return "every example is recalled." if known.last.certified and known.all_recalled else ""
+    return "every example is recalled." if status.last.certified and status.all_recalled else ""
 
 
-def nothing_left(known: Known) -> str:
-    """No token has weight, though not all is recalled: further epochs would not move a thing.
+def nothing_left(status: Status) -> str:
+    """No token has weight, though not all is recalled: further epochs would change nothing.
 
-    Tokens may be safe in the batches that train and not in those that check. Examples that rest are
-    checked again, so they end nothing.
+    Tokens may be safe in the batches that train and not in those that check. Examples that rest
+    wait for their next check.
     """
-    stuck = known.n_weighted == 0 and known.config.rest is None and not known.all_recalled
+    stuck = status.n_weighted == 0 and status.config.rest is None and not status.all_recalled
     return "no token has weight any more." if stuck else ""
 
 
-def budget(known: Known) -> str:
+def budget(status: Status) -> str:
     """All epochs are spent."""
-    spent = known.last.epoch >= known.config.epochs
-    return f"the budget of {known.config.epochs} epochs is spent." if spent else ""
+    spent = status.last.epoch >= status.config.epochs
+    return f"the budget of {status.config.epochs} epochs is spent." if spent else ""
 
 
-def seconds(known: Known) -> str:
+def seconds(status: Status) -> str:
     """`max_seconds` are spent."""
-    limit = known.config.max_seconds
-    return f"{limit} seconds are spent." if limit and known.last.seconds >= limit else ""
+    limit = status.config.max_seconds
+    return f"{limit} seconds are spent." if limit and status.last.seconds >= limit else ""
 
 
-def patience(known: Known) -> str:
+def patience(status: Status) -> str:
     """The count of recalled examples has not risen for `patience` epochs."""
-    best = max(epoch.n_recalled for epoch in known.epochs)
-    since = known.last.epoch - next(e.epoch for e in known.epochs if e.n_recalled == best)
-    tired = known.config.patience and since >= known.config.patience
+    best = max(epoch.n_recalled for epoch in status.epochs)
+    since = status.last.epoch - next(e.epoch for e in status.epochs if e.n_recalled == best)
+    tired = status.config.patience and since >= status.config.patience
     return f"no new example was recalled in {since} epochs." if tired else ""
 
 
@@ -106,7 +107,7 @@ STOPS: dict[str, Stop] = {
 FAILURES = ("diverged", "idle layers")
 
 
-def stop(known: Known) -> tuple[str, str]:
+def stop(status: Status) -> tuple[str, str]:
     """Name and sentence of the first reason to end a write; two empty strings to go on."""
-    reasons = ((name, why(known)) for name, why in STOPS.items())
+    reasons = ((name, why(status)) for name, why in STOPS.items())
     return next((reason for reason in reasons if reason[1]), ("", ""))

@@ -1,4 +1,4 @@
-"""Who hears of progress."""
+"""Progress of a verb, reported to whoever shows it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from lorewright.training.config import Epoch
 
 @dataclass(frozen=True)
 class Watch:
-    """Functions told about progress; by default nobody is."""
+    """Functions that are called with progress; by default they do nothing."""
 
     step: Callable[[str], None] = lambda text: None
+    """What a verb does next, in a few words."""
     epoch: Callable[[Epoch], None] = lambda epoch: None
+    """The record of a training epoch that is over."""

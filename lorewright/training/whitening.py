@@ -107,9 +107,9 @@ def grouped(stack: Stack, flat: Flat, bases_N: Sequence[Bases]) -> list[list[Gro
     """For every adapter the groups of its A in a buffer; {} has none."""
     device = flat.weight_NP.device
     layers = [name for name, x in stack.modules.items() if x.A_NRI.device == device]
-    known: dict[int, list[Group]] = {}  # adapters that learn the same rows share their bases
+    groups: dict[int, list[Group]] = {}  # adapters that learn the same rows share their bases
     for bases in bases_N:
-        if id(bases) in known:
+        if id(bases) in groups:
             continue
         # Layers of one input share a basis; ranks may differ between layers.
         shared: dict[tuple[int, int], tuple[Basis, list[slice]]] = {}
@@ -119,8 +119,8 @@ def grouped(stack: Stack, flat: Flat, bases_N: Sequence[Bases]) -> list[list[Gro
         alike: dict[tuple[int, int, int], list[tuple[Basis, list[slice]]]] = {}
         for (_, size), (basis, spans) in shared.items():
             alike.setdefault((len(basis.side_IK), len(spans), size), []).append((basis, spans))
-        known[id(bases)] = [Group.of(*zip(*parts, strict=True)) for parts in alike.values()]
-    return [known[id(bases)] for bases in bases_N]
+        groups[id(bases)] = [Group.of(*zip(*parts, strict=True)) for parts in alike.values()]
+    return [groups[id(bases)] for bases in bases_N]
 
 
 # Measuring
@@ -201,8 +201,8 @@ def basis(x_SI: Tensor) -> Basis:
         side_IK = x_SI.T @ side_SK / (n * value_K.clamp(min=1e-30)).sqrt()
     else:
         value_K, side_IK = torch.linalg.eigh(x_SI.T @ x_SI / n)
-    kept = (value_K > 1e-9 * value_K.max()).nonzero()[:, 0][-DIRECTIONS:]
-    value_K, side_IK = value_K[kept], side_IK[:, kept]
+    largest = (value_K > 1e-9 * value_K.max()).nonzero()[:, 0][-DIRECTIONS:]
+    value_K, side_IK = value_K[largest], side_IK[:, largest]
     ridge = RIDGE * size / width
     gain_K, rest = (value_K + ridge).rsqrt(), ridge**-0.5
     others = max(0.0, size - float(value_K.sum()))

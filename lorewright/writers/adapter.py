@@ -1,6 +1,6 @@
 """A LoRA adapter as a `State`: the form that merges, exports and serves.
 
-Knows the adapter's folder and how a model uses it; knows nothing of how it was made.
+Knows the adapter's folder and how a model uses it; knows nothing of how it was written.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lorewright.models.model import Model
 
 @dataclass(frozen=True)
 class AdapterState:
-    """An adapter that a model can be asked with."""
+    """An adapter with the means to store it and to switch it on."""
 
     adapter: Adapter
 

@@ -1,6 +1,6 @@
 """Writing by gradient descent: an adapter trained on a lesson until it is recalled.
 
-Knows training and its settings. The verdict on questions that were not trained is taken elsewhere.
+Knows training and its settings; the verdict belongs to `recall`.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def load_state(folder: Path) -> State:
     try:
         card = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
         kind = card.get(KIND, adapter.AdapterState.kind)
-    except (OSError, ValueError, AttributeError):  # the loader of adapters says what is wrong
+    except (OSError, ValueError, AttributeError):  # the loader of adapters explains
         kind = adapter.AdapterState.kind
     if kind not in STATES:
         raise AdapterError(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lorewright.training.config import Epoch, WriteConfig
-from lorewright.training.stopping import FAILURES, STOPS, Known, stop
+from lorewright.training.stopping import FAILURES, STOPS, Status, stop
 
 CONFIG = WriteConfig(epochs=50)
 
@@ -22,7 +22,7 @@ def epochs(*recalled: int, **last: Any) -> list[Epoch]:
 
 
 @pytest.mark.parametrize(
-    ("records", "settings", "known", "reason"),
+    ("records", "settings", "more", "reason"),
     [
         (epochs(1, 9), {}, {}, ""),
         (epochs(1, 9, certified=True), {}, {}, "recalled"),
@@ -45,19 +45,19 @@ def epochs(*recalled: int, **last: Any) -> list[Epoch]:
     ],
 )
 def test_why_a_write_ends(
-    records: Sequence[Epoch], settings: dict[str, Any], known: dict[str, Any], reason: str
+    records: Sequence[Epoch], settings: dict[str, Any], more: dict[str, Any], reason: str
 ) -> None:
-    name, why = stop(Known(replace(CONFIG, **settings), records, **known))
+    name, why = stop(Status(replace(CONFIG, **settings), records, **more))
     assert name == reason
     assert bool(why) == bool(reason)
 
 
 def test_failures_say_what_to_do() -> None:
-    for known, remedy in (
-        (Known(CONFIG, epochs(0, loss_nats=math.inf)), "the loss is inf in epoch 1; lower lr (it"),
-        (Known(CONFIG, epochs(0), finite=False), "weights are no longer finite; lower lr (it is"),
-        (Known(CONFIG, epochs(0), idle=["a", "b"]), "2 adapted layers got no gradient"),
+    for status, remedy in (
+        (Status(CONFIG, epochs(0, loss_nats=math.inf)), "the loss is inf in epoch 1; lower lr (it"),
+        (Status(CONFIG, epochs(0), finite=False), "weights are no longer finite; lower lr (it is"),
+        (Status(CONFIG, epochs(0), idle=["a", "b"]), "2 adapted layers got no gradient"),
     ):
-        name, why = stop(known)
+        name, why = stop(status)
         assert name in FAILURES and remedy in why
     assert set(FAILURES) < STOPS.keys()

@@ -227,7 +227,7 @@ def test_weights_of_no_number_after_the_last_step_are_refused(
 
 def test_no_examples_and_examples_that_do_not_fit_are_refused(model: Model) -> None:
     before = logits(model)
-    with pytest.raises(DataError, match="got no examples, so it has nothing to learn"):
+    with pytest.raises(DataError, match="there are no examples, so nothing to learn"):
         write(model, [], CONFIG)
     with pytest.raises(DataError, match="shorten or split"):
         write(model, [*EXAMPLES, Example("Who?", "a" * 200)], CONFIG)
