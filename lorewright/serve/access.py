@@ -92,11 +92,8 @@ class KeyAuthentication(AuthenticationBackend):
             return
         host = re.sub(r":\d*\Z", "", conn.headers.get("host", "localhost")).strip("[]").lower()
         if self._local_only and host not in LOOPBACK:
-            raise AccessDenied(
-                403,
-                f"this server answers to this machine only, not as {host[:100]!r}; use localhost, "
-                "or start it with an API key.",
-            )
+            why = f"{host[:100]!r} is not this machine; use localhost, or serve with an API key."
+            raise AccessDenied(403, why)
         admin = path.startswith(ADMIN_PATHS)
         scheme, _, key = conn.headers.get("authorization", "").partition(" ")
         digest = hashlib.sha256(key.strip().encode("latin-1")).digest()
@@ -104,12 +101,9 @@ class KeyAuthentication(AuthenticationBackend):
         keys = self._admin_keys if admin else self._keys
         matches = [hmac.compare_digest(digest, each) for each in keys]
         if (admin or self._needs_key) and not (scheme.lower() == "bearer" and any(matches)):
-            raise AccessDenied(
-                401,
-                f"this needs {'an administrator' if admin else 'an API'} key; send one as "
-                "Authorization: Bearer KEY.",
-                code="invalid_api_key",
-            )
+            kind = "an administrator" if admin else "an API"
+            why = f"this needs {kind} key; send one as Authorization: Bearer KEY."
+            raise AccessDenied(401, why, code="invalid_api_key")
 
 
 def _digests(keys: Sequence[str]) -> list[bytes]:

@@ -11,10 +11,11 @@ import copy
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 
 from lorewright.adapters.adapter import Adapter, content_id, load
-from lorewright.errors import AdapterError, ConfigError, LorewrightError, StorageError
+from lorewright.errors import AdapterError, ConfigError, StorageError
 from lorewright.memory.memory import Memory
 from lorewright.models.model import Model
 from lorewright.serve.adapter_cache import check
@@ -57,7 +58,7 @@ class LocalBackend:
         self._tokenization = Tokenization(model, config.max_tokens)
         self._tokenizer_thread = ThreadPoolExecutor(1, "tokenizer")
         # tokenizers are not made for two threads at once: replies have a copy
-        self._tokenizer = copy.deepcopy(model.tokenizer)
+        self.reply_tokenizer = copy.deepcopy(model.tokenizer)
         self._adapters: Loads[Adapter] = Loads()
         self._version = registry.version
 
@@ -76,12 +77,7 @@ class LocalBackend:
 
     def gauges(self) -> dict[str, float]:
         """Return rows, jobs, adapters and steps of the scheduler."""
-        return {
-            "rows_running": self.scheduler.n_running,
-            "jobs_waiting": self.scheduler.n_waiting,
-            "adapters_resident": len(self.scheduler.cache.slots),
-            "engine_steps": self.scheduler.n_steps,
-        }
+        return self.scheduler.gauges()
 
     async def load(self, adapter_id: str) -> None:
         """Load an adapter and check it against the base. Raises AdapterError or StorageError."""
@@ -97,12 +93,7 @@ class LocalBackend:
         """Yield a reply in chunks, none before the first token: until then, errors are statuses."""
         generation = await self._generate(request, target, stream=True)
         try:
-            opened = False
             async for delta in generation.deltas():
-                if not opened:
-                    for chunk in generation.format.opening(len(generation.jobs)):
-                        yield chunk
-                    opened = True
                 yield generation.format.chunk(delta)
             if request.include_usage:
                 yield generation.format.ending(generation.usage)
@@ -137,7 +128,7 @@ class LocalBackend:
                 )
                 generation.jobs.append(job)
         if not self.scheduler.submit(generation.jobs):
-            raise too_many(f"{self.scheduler.n_waiting} replies wait already")
+            raise too_many("as many replies wait already as may")
         return generation
 
     async def _adapter_of(self, target: Target) -> tuple[Adapter | None, Target]:
@@ -174,21 +165,13 @@ class LocalBackend:
 
     def _read(self, adapter_id: str) -> Adapter:
         path = self.registry.path(adapter_id)
+        remedy = "restore it from a copy, or write it again"
         try:
             adapter = load(path)
-            content = content_id(adapter)
-        except LorewrightError:
-            raise
-        except Exception as error:  # whatever a damaged file makes a parser raise
-            raise AdapterError(
-                f"{path} cannot be read ({type(error).__name__}); restore it from a copy, or write "
-                "it again."
-            ) from error
-        if content != adapter_id:
-            raise AdapterError(
-                f"{path} does not hold the adapter of its name; restore it from a copy, or write "
-                "it again."
-            )
+        except RecursionError as error:  # of a parser, at JSON that is nested too deeply
+            raise AdapterError(f"{path} cannot be read ({error}); {remedy}.") from error
+        if content_id(adapter) != adapter_id:
+            raise AdapterError(f"{path} does not hold the adapter of its name; {remedy}.")
         check(adapter, self.model)
         return adapter
 
@@ -210,16 +193,14 @@ class _Generation:
         )
         self.jobs: list[Job] = []
         self._texts: list[Detokenizer] = []
+        self._tokenizer = backend.reply_tokenizer
         self._n_tokens = 0
         self._outputs: asyncio.Queue[tuple[int, Output]] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
 
     def receiver(self, index: int) -> Callable[[Output], None]:
         """What the scheduler's thread calls with the outputs of one job."""
-        tokenizer = self.backend._tokenizer
-        self._texts.append(
-            Detokenizer(tokenizer, self.request.stop, strip=isinstance(self.request, ChatRequest))
-        )
+        self._texts.append(Detokenizer(self._tokenizer, self.request.stop, strip=self.format.chat))
 
         def deliver(output: Output) -> None:
             with suppress(RuntimeError):  # the loop was closed: nothing waits any more
@@ -239,7 +220,7 @@ class _Generation:
 
     async def deltas(self) -> AsyncIterator[Delta]:
         """Yield what the choices gain, until all have ended."""
-        running = set(range(len(self.jobs)))
+        running, begun = set(range(len(self.jobs))), set[int]()
         try:
             while running:
                 index, output = await self._next()
@@ -252,7 +233,8 @@ class _Generation:
                     running.discard(index)
                     self.backend.scheduler.cancel(self.jobs[index])
                 if delta.finish_reason or delta.text or delta.tokens:
-                    yield delta
+                    yield replace(delta, first=index not in begun)
+                    begun.add(index)
         finally:
             self.backend.metrics.count_tokens(self.usage)
             self.cancel()
@@ -267,9 +249,8 @@ class _Generation:
         try:
             return await asyncio.wait_for(self._outputs.get(), max(seconds_left, 0.001))
         except TimeoutError as error:
-            seconds = f"{self.backend.seconds:g} s"
-            message = f"no reply within {seconds}; request fewer tokens, or try later."
-            raise APIError(504, message, code="timeout") from error
+            why = f"no reply within {self.backend.seconds:g} s; request fewer tokens, or try later."
+            raise APIError(504, why, code="timeout") from error
 
     def _delta(self, index: int, output: Output) -> Delta:
         text, n_used = self._texts[index], len(output.tokens)
@@ -287,6 +268,5 @@ class _Generation:
         self._n_tokens += n_used
         tokens: tuple[TokenText, ...] = ()
         if self.request.n_top is not None:
-            tokenizer = self.backend._tokenizer
-            tokens = tuple(token_text(tokenizer, token) for token in output.tokens[:n_used])
+            tokens = tuple(token_text(self._tokenizer, token) for token in output.tokens[:n_used])
         return Delta(index, added, tokens, "stop" if text.stopped else output.finish or None)

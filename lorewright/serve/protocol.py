@@ -45,23 +45,13 @@ IGNORED = frozenset(
 )
 """Fields that are accepted and change nothing here."""
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "logit_bias": ({},),
-    "tools": ([],),
     "tool_choice": ("none", "auto"),
-    "functions": ([],),
     "function_call": ("none", "auto"),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
-    "audio": (),
-    "prediction": (),
-    "web_search_options": (),
-    "echo": (False,),
-    "suffix": ("",),
     "best_of": (1,),
 }
-"""Fields that are not supported, and the values that ask for nothing."""
+"""Values of fields that are not supported which ask for nothing, as empty ones do."""
 ABSOLUTE_PATH = re.compile(r"(?<![\w./])/(?:[^\s/:;,()'\"]+/)+")
 ADDRESS = re.compile(r"https?://[^\s,;()'\"]+")
 
@@ -153,8 +143,10 @@ def validation_error(errors: Sequence[Mapping[str, Any]]) -> APIError:
         return APIError(400, f"{cause}.", param=param)
     if not path:
         return APIError(400, "the body must be a JSON object, with content-type application/json.")
-    reason = "unknown field" if first["type"] == "extra_forbidden" else first["msg"]
-    return APIError(400, f"{'.'.join(path)}: {reason}.", param=".".join(path))
+    where = ".".join(path)
+    if first["type"] == "extra_forbidden":
+        return APIError(400, f"{where} is not supported; leave it out.", param=where)
+    return APIError(400, f"{where}: {first['msg']}.", param=where)
 
 
 class InvalidField(ValueError):
@@ -180,27 +172,24 @@ Text = Annotated[str, AfterValidator(_encodable)]
 
 
 class Body(BaseModel):
-    """A JSON object; null means absent, an unknown field is an error."""
+    """A JSON object. Null means absent; a field that is not supported must be empty or neutral."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     ignored: ClassVar[frozenset[str]] = frozenset()
-    neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
 
     @model_validator(mode="before")
     @classmethod
     def _drop_neutral(cls, data: Any) -> Any:
-        """Drop nulls and what asks for nothing. Raises an error for what is not supported."""
+        """Drop what asks for nothing; what is left of unsupported fields is an error."""
         if not isinstance(data, dict):
             return data
-        fields = {}
-        for name, value in data.items():
-            if value is None or name in cls.ignored:
-                continue
-            if name not in cls.neutral:
-                fields[name] = value
-            elif value not in cls.neutral[name]:
-                raise InvalidField(name, f"{name} is not supported; leave it out")
-        return fields
+        return {
+            name: value
+            for name, value in data.items()
+            if (value if name not in cls.model_fields else value is not None)
+            and name not in cls.ignored
+            and value not in NEUTRAL.get(name, ())
+        }
 
 
 class TextPart(Body):
@@ -225,12 +214,6 @@ class Message(Body):
     """One message of a conversation."""
 
     ignored = frozenset(("name",))
-    neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        "refusal": ("",),
-        "annotations": ([],),
-        "audio": (),
-        "function_call": (),
-    }
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[Text, BeforeValidator(_joined, str | list[TextPart])] = ""
     tool_calls: list[dict[str, Any]] = []
@@ -255,7 +238,6 @@ class _Request(Body):
     """What both kinds of completion have in common."""
 
     ignored = IGNORED
-    neutral = NEUTRAL
     model: Text
     """A memory's name or content id, the base's id, or `auto`."""
     max_tokens: int | None = Field(None, ge=1)

@@ -144,12 +144,8 @@ class Registry:
             except (OSError, ValueError, RuntimeError):
                 inside = False
         if not inside or not ADAPTER_ID.fullmatch(adapter_id) or not self.path(adapter_id).is_dir():
-            raise APIError(
-                400,
-                f"{adapter[:100]!r} is no adapter of this folder; give a content id of one in "
-                "adapters/.",
-                param="adapter",
-            )
+            why = f"{adapter[:100]!r} is no adapter of this folder; give a content id."
+            raise APIError(400, why, param="adapter")
         return adapter_id
 
     def add(self, name: str, adapter_id: str, *, replace: bool = False) -> None:
@@ -159,19 +155,14 @@ class Registry:
         `replace`.
         """
         if not NAME.fullmatch(name) or name in (AUTO, self.base):
-            raise APIError(
-                400,
+            why = (
                 f"{name[:100]!r} cannot be a memory's name; use letters, digits, '.', '_' and '-', "
-                f"and neither {AUTO!r} nor {self.base!r}.",
-                param="name",
+                f"and neither {AUTO!r} nor {self.base!r}."
             )
+            raise APIError(400, why, param="name")
         if not replace and self.names.get(name, adapter_id) != adapter_id:
-            raise APIError(
-                400,
-                f"{name!r} has already been loaded, with adapter {self.names[name]}; choose "
-                "another name, or request replacement (replace, load_inplace).",
-                param="name",
-            )
+            why = f"{name!r} has already been loaded; set replace (load_inplace) to replace it."
+            raise APIError(400, why, param="name")
         self._hidden.discard(name)
         self._added[name] = adapter_id
         self._update()

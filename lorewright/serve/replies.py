@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -85,8 +85,7 @@ DONE = event(b"[DONE]")
 """The last event of a stream."""
 
 
-@dataclass(frozen=True)
-class TokenText:
+class TokenText(NamedTuple):
     """A generated token as text, with its log-probability in nats and the best alternatives."""
 
     text: str
@@ -103,6 +102,8 @@ class Delta:
     tokens: tuple[TokenText, ...] = ()
     """Empty unless log-probabilities were requested."""
     finish_reason: str | None = None
+    first: bool = False
+    """Whether the choice begins with it."""
 
 
 @dataclass(frozen=True)
@@ -126,37 +127,29 @@ class ReplyFormat:
         for index, parts in sorted(by_index.items()):
             text = "".join(part.text for part in parts)
             tokens = tuple(token for part in parts for token in part.tokens)
-            message = AssistantMessage(role="assistant", content=text, refusal=None)
-            whole = Delta(index, text, tokens, parts[-1].finish_reason)
-            choices.append(self._choice(whole, {"message": message}, logprobs=self.logprobs))
+            message = {"message": AssistantMessage(role="assistant", content=text, refusal=None)}
+            choices.append(
+                self._choice(Delta(index, text, tokens, parts[-1].finish_reason), message)
+            )
         return self._completion("chat.completion", choices, usage=usage)
-
-    def opening(self, n_choices: int) -> Iterator[Completion]:
-        """The first chunks of a chat: the role of each choice."""
-        for index in range(n_choices if self.chat else 0):
-            added = AssistantMessage(role="assistant", content="", refusal=None)
-            yield self._chunk(Delta(index, ""), added)
 
     def chunk(self, delta: Delta) -> Completion:
         """A chunk with what one choice gained."""
-        empty = not delta.text and not delta.tokens
-        return self._chunk(
-            delta, AssistantMessage() if empty else AssistantMessage(content=delta.text)
-        )
+        added: dict[str, Any] = {"role": "assistant", "refusal": None} if delta.first else {}
+        if delta.text or delta.tokens or delta.first:
+            added["content"] = delta.text
+        choice = self._choice(delta, {"delta": AssistantMessage(**added)})
+        return self._completion("chat.completion.chunk", [choice])
 
     def ending(self, usage: Usage) -> Completion:
         """The chunk after the last one, which counts the tokens."""
         return self._completion("chat.completion.chunk", [], usage=usage)
 
-    def _chunk(self, delta: Delta, added: AssistantMessage) -> Completion:
-        choice = self._choice(delta, {"delta": added}, logprobs=bool(delta.tokens))
-        return self._completion("chat.completion.chunk", [choice])
-
-    def _choice(self, delta: Delta, chat: dict[str, Any], *, logprobs: bool) -> Choice:
+    def _choice(self, delta: Delta, chat: dict[str, Any]) -> Choice:
         return Choice(
             index=delta.index,
             **(chat if self.chat else {"text": delta.text}),
-            logprobs=self._logprobs(delta.tokens) if logprobs else None,
+            logprobs=self._logprobs(delta.tokens) if self.logprobs else None,
             finish_reason=delta.finish_reason,
         )
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from lorewright.adapters.adapter import Adapter
-from lorewright.errors import AdapterError, ConfigError, LorewrightError, ModelError
+from lorewright.errors import AdapterError, LorewrightError, ModelError
 from lorewright.models.model import Model
 from lorewright.serve.adapter_cache import NO_SLOT, AdapterCache
 from lorewright.serve.batch import batch_for
@@ -88,8 +88,6 @@ class Scheduler:
 
     def __init__(self, model: Model, *, max_rows: int = 16, max_waiting: int = 1024) -> None:
         """Put an adapter cache on the base; until `stop` the network belongs to the scheduler."""
-        if max_rows < 1 or max_waiting < 1:
-            raise ConfigError(f"{max_rows} rows, {max_waiting} waiting; give at least 1 of each.")
         self.model = model
         self.max_rows = max_rows
         self.max_waiting = max_waiting
@@ -108,15 +106,14 @@ class Scheduler:
 
     # -- from any thread -------------------------------------------------------------------------
 
-    @property
-    def n_waiting(self) -> int:
-        """Jobs without a row."""
-        return len(self._waiting)
-
-    @property
-    def n_running(self) -> int:
-        """Rows that are being decoded."""
-        return len(self._running)
+    def gauges(self) -> dict[str, float]:
+        """Return rows that are decoded, jobs that wait for one, adapters in slots, and steps."""
+        return {
+            "rows_running": len(self._running),
+            "jobs_waiting": len(self._waiting),
+            "adapters_resident": len(self.cache.slots),
+            "engine_steps": self.n_steps,
+        }
 
     @property
     def alive(self) -> bool:
@@ -128,17 +125,12 @@ class Scheduler:
         self._thread.start()
 
     def submit(self, jobs: Sequence[Job]) -> bool:
-        """Queue jobs, all or none; False when too many wait already.
+        """Queue jobs that fit the context, all or none; False when too many wait already.
 
-        Raises ModelError after the end, ConfigError for a job that does not fit the context.
+        Raises ModelError after the end.
         """
-        for job in jobs:
-            n_left = self.model.context - len(job.prompt)
-            if not job.prompt or not 1 <= job.max_tokens <= n_left:
-                raise ConfigError(
-                    f"{len(job.prompt)} prompt tokens and {job.max_tokens} new ones do not fit "
-                    f"{self.model.context}; shorten one of them."
-                )
+        n_tokens = [len(job.prompt) + job.max_tokens for job in jobs if job.prompt]
+        assert len(n_tokens) == len(jobs) and max(n_tokens) <= self.model.context
         with self._changed:
             if self._stopping or self._dead:
                 raise ModelError("generation has ended; start the server again.")

@@ -105,19 +105,16 @@ def serve(
 
 def _listen(config: ServeConfig) -> socket.socket:
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    # with the protocol named, asyncio turns off Nagle's algorithm, which would cost 40 ms a reply
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux: drop clients that take nothing of a reply
-        milliseconds = int(config.seconds * 1000)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
     try:
-        listener.bind((config.host, config.port))
+        server = socket.create_server((config.host, config.port), family=family, backlog=128)
     except OSError as error:
-        listener.close()
         raise ConfigError(
             f"{config.host}:{config.port} cannot be opened ({error.strerror or error}); "
             "give another --port or --host."
         ) from error
-    listener.listen(128)
+    # opened anew, it knows its protocol, and asyncio turns off Nagle's algorithm: 40 ms a reply
+    listener = socket.socket(fileno=server.detach())
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux: drop clients that take nothing of a reply
+        milliseconds = int(config.seconds * 1000)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
     return listener

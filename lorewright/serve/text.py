@@ -21,7 +21,6 @@ from lorewright.serve.protocol import (
     ChatRequest,
     GenerationRequest,
     Message,
-    TextRequest,
     check_token_limit,
 )
 from lorewright.serve.replies import TokenText
@@ -51,17 +50,16 @@ class Tokenization:
         that the base's chat template cannot render.
         """
         if isinstance(request, ChatRequest):
-            param = "messages"
-            self._check_chars(sum(len(message.content) for message in request.messages), param)
+            param, texts = "messages", ["".join(message.content for message in request.messages)]
+        else:
+            param, texts = "prompt", [each for each in request.prompt if isinstance(each, str)]
+        n_chars = max(map(len, texts), default=0)
+        if n_chars > self._max_chars:  # before they are tokenised, which may take long
+            raise self._too_long(f"{n_chars} characters are too many", param)
+        if isinstance(request, ChatRequest):
             prompts = [self._chat(request.messages)]
         else:
-            assert isinstance(request, TextRequest)
-            param = "prompt"
-            prompts = []
-            for prompt in request.prompt:
-                if isinstance(prompt, str):
-                    self._check_chars(len(prompt), param)
-                prompts.append(self._text(prompt))
+            prompts = [self._text(prompt) for prompt in request.prompt]
         return [(p, self._budget(len(p), request.token_limit, param)) for p in prompts]
 
     def _chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
@@ -80,31 +78,21 @@ class Tokenization:
             except DataError as error:
                 raise self._too_long(str(error), "messages") from error
         if model.tokenizer.chat_template is None:
-            raise APIError(
-                400,
-                f"{model.name!r} has no chat template, so it takes one question and no "
-                "conversation.",
-                param="messages",
-            )
+            why = f"{model.name!r} has no chat template, so it takes one question at a time."
+            raise APIError(400, why, param="messages")
+        template = f"the chat template of {model.name!r}"
         try:
             text = model.tokenizer.apply_chat_template(
                 turns, tokenize=False, add_generation_prompt=True, enable_thinking=False
             )
         except (jinja2.TemplateError, TypeError) as error:
-            raise APIError(
-                400,
-                f"the chat template of {model.name!r} cannot render these messages: {error}.",
-                param="messages",
-            ) from error
+            why = f"{template} cannot render these messages: {error}."
+            raise APIError(400, why, param="messages") from error
         assert isinstance(text, str)
         for number, message in enumerate(messages):
             if not _shown(message, text):
-                raise APIError(
-                    400,
-                    f"the chat template of {model.name!r} leaves out messages.{number}, of role "
-                    f"{message.role!r}; leave it out, or write it as a user message.",
-                    param=f"messages.{number}",
-                )
+                why = f"{template} leaves out role {message.role!r}; write a user message instead."
+                raise APIError(400, why, param=f"messages.{number}")
         return tuple(model.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _text(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
@@ -116,9 +104,8 @@ class Tokenization:
         n_tokens = int(model.network.get_input_embeddings().weight.shape[0])
         invalid = [each for each in prompt if not 0 <= each < n_tokens]
         if invalid:
-            raise APIError(
-                400, f"{invalid[0]} is no token; ids go from 0 to {n_tokens - 1}.", param="prompt"
-            )
+            why = f"{invalid[0]} is no token; ids go from 0 to {n_tokens - 1}."
+            raise APIError(400, why, param="prompt")
         return tuple(prompt)
 
     def _budget(self, n_prompt: int, requested: int | None, param: str) -> int:
@@ -130,19 +117,10 @@ class Tokenization:
             raise self._too_long(f"{n_prompt} prompt tokens and {reply} are too many", param)
         return min(n_left, requested or self.max_tokens)
 
-    def _check_chars(self, n_chars: int, param: str) -> None:
-        """Refuse what cannot fit before it is tokenised, which takes long for long texts."""
-        if n_chars > self._max_chars:
-            raise self._too_long(f"{n_chars} characters are too many", param)
-
     def _too_long(self, why: str, param: str) -> APIError:
-        model = self.model
-        return APIError(
-            400,
-            f"{why.rstrip('.')}; the context of {model.name!r} is {model.context} tokens.",
-            code="context_length_exceeded",
-            param=param,
-        )
+        context = f"the context of {self.model.name!r} is {self.model.context} tokens"
+        message = f"{why.rstrip('.')}; {context}."
+        return APIError(400, message, code="context_length_exceeded", param=param)
 
 
 def _shown(message: Message, text: str) -> bool:

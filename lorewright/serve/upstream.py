@@ -44,6 +44,8 @@ from lorewright.serve.replies import Completion
 
 READY_SECONDS = 5
 """Longest time that the engine may take to show that it is there."""
+PASSED_ON = {400: 400, 413: 413, 422: 400, 429: 429, 503: 503}
+"""The engine's statuses that are passed on, and as what; all others are 502."""
 QUOTED_CHARS = 300
 """How much of the engine's own message is quoted, in characters."""
 
@@ -65,14 +67,21 @@ class Upstream:
     """Replies of another server."""
 
     def __init__(
-        self, registry: Registry, config: ServeConfig, metrics: Metrics, _: object, *, engine: str
+        self,
+        registry: Registry,
+        config: ServeConfig,
+        metrics: Metrics,
+        model: object,
+        *,
+        engine: str,
     ) -> None:
-        """`engine` is an entry of ENGINES, empty = as the server reports. Raises ConfigError."""
+        """`engine` is an entry of ENGINES, empty = as the server reports; no `model` is needed.
+
+        Raises ConfigError without an address.
+        """
         if not config.engine_url.startswith(("http://", "https://")):
-            raise ConfigError(
-                f"engine URL {config.engine_url!r} is no address; write one like "
-                "http://127.0.0.1:8001."
-            )
+            url = config.engine_url
+            raise ConfigError(f"engine URL {url!r} is no address; write http://HOST:PORT.")
         self.registry = registry
         self.metrics = metrics
         self.url = config.engine_url.rstrip("/").removesuffix("/v1")
@@ -336,13 +345,11 @@ async def _check(response: httpx.Response) -> None:
     except (ValueError, AttributeError):
         quoted = _message(text)
     status = response.status_code
-    if status in (400, 413, 422):
-        raise APIError(413 if status == 413 else 400, f"the engine refuses: {quoted}")
-    if status in (429, 503):
-        raise APIError(status, f"the engine is busy: {quoted}", retry_after_seconds=1)
     if status in (401, 403):
         raise APIError(502, "the engine wants another key; set LOREWRIGHT_ENGINE_KEY.")
-    raise APIError(502, f"the engine answered with status {status}: {quoted}")
+    retry = 1 if status in (429, 503) else None
+    message = f"the engine answered with status {status}: {quoted}"
+    raise APIError(PASSED_ON.get(status, 502), message, retry_after_seconds=retry)
 
 
 ENGINES: dict[str, EngineAPI] = {
