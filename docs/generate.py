@@ -113,8 +113,10 @@ def cli_page() -> str:
 def commands(words: str, command: Any) -> Iterator[tuple[str, Any]]:
     """A command and those below it, in the order of the help."""
     yield words, command
-    for name, child in getattr(command, "commands", {}).items():
-        yield from commands(f"{words} {name}", child)
+    if hasattr(command, "list_commands"):
+        context = command.make_context(words, [], resilient_parsing=True)
+        for name in command.list_commands(context):
+            yield from commands(f"{words} {name}", command.get_command(context, name))
 
 
 def prose(text: str) -> list[str]:

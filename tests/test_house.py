@@ -470,25 +470,25 @@ def test_every_command_has_help_and_an_example() -> None:
         help_text = f"{command.help or ''}\n{command.epilog or ''}"
         if not (command.help or "").strip():
             complaints.append(f"`{words}` has no help")
-        elif not hasattr(command, "commands") and not re.search(rf"\b{words}\b", help_text):
+        elif not hasattr(command, "list_commands") and not re.search(rf"\b{words}\b", help_text):
             complaints.append(f"the help of `{words}` shows no example `{words} ...`")
     none_of(complaints)
 
 
 def _commands() -> Iterator[tuple[str, Any]]:
+    """Every command by its words; groups may make theirs when they are wanted."""
     import typer
 
-    cli = importlib.import_module("lorewright.cli.main")
-    apps = [value for value in vars(cli).values() if isinstance(value, typer.Typer)]
-    assert apps, "lorewright.cli holds no typer.Typer"
-    trees = [typer.main.get_command(app) for app in apps]
-    root = max(trees, key=lambda tree: len(vars(tree).get("commands", ())))
-    todo: list[tuple[str, Any]] = [("lore", root)]
-    while todo:
-        words, command = todo.pop()
+    from lorewright.cli.main import app
+
+    pending: list[tuple[str, Any]] = [("lore", typer.main.get_command(app))]
+    while pending:
+        words, command = pending.pop()
         yield words, command
-        children = vars(command).get("commands", {})
-        todo.extend((f"{words} {name}", child) for name, child in children.items())
+        if hasattr(command, "list_commands"):
+            context = command.make_context(words, [], resilient_parsing=True)
+            names = command.list_commands(context)
+            pending += [(f"{words} {name}", command.get_command(context, name)) for name in names]
 
 
 def console_commands(page: str) -> list[str]:
@@ -563,6 +563,22 @@ def test_python_in_the_pages_imports_what_exists() -> None:
                 module = importlib.import_module(node.module or "")
                 missing = [a.name for a in node.names if not hasattr(module, a.name)]
                 assert not missing, f"{page.name}: {node.module} has no {missing}"
+
+
+def test_names_of_the_package_in_the_pages_exist() -> None:
+    pages = [p for p in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")) if p.name != "LOG.md"]
+    complaints = []
+    for page in pages:
+        for name in re.findall(r"\blorewright(?:\.\w+)+", page.read_text(encoding="utf-8")):
+            module, attributes = name, []
+            known = {f"lorewright.{each}" for each in edges()}
+            while module not in known and "." in module:
+                module, _, last = module.rpartition(".")
+                attributes.append(last)
+            names = vars(importlib.import_module(module))
+            if len(attributes) > 1 or not names.keys() >= set(attributes):
+                complaints.append(f"{page.relative_to(ROOT)}: {name}")
+    none_of(complaints)
 
 
 def test_links_in_the_pages_lead_somewhere() -> None:
