@@ -191,7 +191,7 @@ def test_nobody_prints_swallows_or_defaults_in_silence() -> None:
 def test_every_module_and_public_name_has_a_docstring() -> None:
     complaints = []
     for module in modules():
-        if ast.get_docstring(module.tree) is None:
+        if not ast.get_docstring(module.tree):
             complaints.append(f"{where(module, 1)} has no module docstring")
         for node in _public(module.tree.body):
             if ast.get_docstring(node) is None:

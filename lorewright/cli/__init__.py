@@ -1,1 +1,1 @@
-""""""
+"""The command `lore`: arguments in, text or JSON out, exit codes."""

@@ -1,1 +1,1 @@
-""""""
+"""Documents and facts: reading, splitting, self-study, lessons, scoring of answers."""

@@ -1,1 +1,1 @@
-""""""
+"""A folder of memories and its verbs."""

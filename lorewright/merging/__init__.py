@@ -1,1 +1,1 @@
-""""""
+"""Several adapters to one: algebra on weight changes, imitation, refinement, choosing by recall."""
