@@ -1,11 +1,8 @@
 """A language model behind an OpenAI-compatible address, as a function from prompts to replies.
 
-For whoever wants something larger than the base to write questions about a document. What comes
-back is the ``AskLLM`` that ``views`` takes. Replies are asked for at temperature 0 and can be kept
-on disk, so that an interrupted job asks nothing twice.
-
-This room knows HTTP and the chat-completions shape. It knows nothing of documents, of what the
-prompts say, of torch or of the base model.
+For whoever wants something larger than the base to write questions about a document. The `openai`
+client (`pip install 'lorewright[teacher]'`) sends, waits and tries again. Replies are requested at
+temperature 0 and can be stored on disk, so that an interrupted job sends nothing twice.
 """
 
 from __future__ import annotations
@@ -25,17 +22,13 @@ from lorewright.files import digest, jsonl_rows
 from lorewright.knowledge.selfstudy import AskLLM
 
 if TYPE_CHECKING:
-    import httpx
+    import openai
 
 KEY_VARIABLES = ("LOREWRIGHT_API_KEY", "OPENAI_API_KEY")
 """Environment variables that may hold the key; the first that is set counts."""
-FIRST_WAIT_SECONDS = 0.5
-"""Wait before the first retry; it doubles with each further one."""
-MAX_WAIT_SECONDS = 30.0
-"""Longest wait before a retry, also when the server asks for more."""
 CONNECT_SECONDS = 10.0
 """Longest wait for a connection; the rest of the time-out is for the reply."""
-SAID_CHARS = 200
+QUOTED_CHARS = 200
 """How much of a server's own message is quoted in an error, in characters."""
 
 
@@ -53,7 +46,7 @@ def connect(
     """Return a function that puts prompts to the model at ``url`` and gives its replies in order.
 
     ``url`` is the server's root or ends in /v1; ``url#name`` names the model too, where ``model``
-    does not. Without either the server is asked which one it has. 429, 5xx, time-outs and dropped
+    does not. Without either the server must have exactly one. 429, 5xx, time-outs and dropped
     connections are tried again ``retries`` times; ``cache`` is a JSON-lines file of replies by
     (model, prompt). Raises ConfigError for settings that do not fit or a choice of several models;
     TeacherError, also later, when no usable reply comes; a reply cut off at ``max_tokens`` is
@@ -61,25 +54,24 @@ def connect(
     """
     for name, value in (("timeout_seconds", timeout_seconds), ("max_tokens", max_tokens)):
         if not value > 0:
-            raise ConfigError(f"{name} must be above 0; found {value}.")
+            raise ConfigError(f"{name} is {value}; give a number above 0.")
     if retries < 0 or workers < 1:
         raise ConfigError(
             f"retries is {retries} and workers {workers}; give at least 0 and at least 1."
         )
-    address, _, named = url.partition("#")
+    address, _, in_url = url.partition("#")
     server = _Server(_root(address), _key(api_key), timeout_seconds, retries)
-    with server.client() as client:
-        chosen = model or named or _only_model(server, client)
-    replies = _Replies(cache)
+    chosen = model or in_url or _only_model(server)
+    stored = ReplyCache(cache)
 
     def ask(prompts: list[str]) -> list[str]:
         keys = [digest([chosen, prompt]) for prompt in prompts]
-        missing = {
-            key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in replies.by
-        }
+        pairs = zip(keys, prompts, strict=True)
+        missing = {key: prompt for key, prompt in pairs if key not in stored.replies}
         if missing:
-            _ask_all(server, chosen, missing, replies, max_tokens=max_tokens, workers=workers)
-        return [replies.by[key] for key in keys]
+            send = _sender(server, chosen, max_tokens)
+            _send_all(send, missing, lambda key, reply: stored.add(key, reply, chosen), workers)
+        return [stored.replies[key] for key in keys]
 
     return ask
 
@@ -101,16 +93,23 @@ def _root(url: str) -> str:
 
 
 def _key(api_key: str | None) -> str:
-    given = [api_key] if api_key is not None else [os.environ.get(v, "") for v in KEY_VARIABLES]
-    key = next((value.strip() for value in given if value and value.strip()), "")
+    keys = [api_key] if api_key is not None else [os.environ.get(v, "") for v in KEY_VARIABLES]
+    key = next((key.strip() for key in keys if key and key.strip()), "")
     if not key.isascii() or not key.isprintable():
         raise ConfigError("the API key holds characters that no key has; copy it again.")
     return key
 
 
+AskOne = Callable[[str], str]
+"""A prompt to its reply."""
+
+
+# --- one request -------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class _Server:
-    """Where to ask, and how patiently."""
+    """Where to send requests, and how patiently."""
 
     root: str
     key: str = field(repr=False)
@@ -123,48 +122,102 @@ class _Server:
         parts = urlsplit(self.root)
         return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
-    def client(self) -> httpx.Client:
-        """An HTTP client; the caller closes it."""
+    def client(self) -> openai.OpenAI:
+        """The client, which threads may share."""
         try:
-            import httpx
+            import openai
         except ImportError as error:
             raise ConfigError(
-                "asking another language model needs httpx, which is not installed; run "
-                "`pip install httpx`."
+                "another language model is asked through the openai client, which is not "
+                "installed; run `pip install 'lorewright[teacher]'`."
             ) from error
-        return httpx.Client(
-            headers={"Authorization": f"Bearer {self.key}"} if self.key else {},
-            timeout=httpx.Timeout(
-                self.timeout_seconds, connect=min(CONNECT_SECONDS, self.timeout_seconds)
-            ),
+        seconds = self.timeout_seconds
+        timeout = openai.Timeout(seconds, connect=min(CONNECT_SECONDS, seconds))
+        return openai.OpenAI(
+            api_key=self.key or "none",  # there is no client without one; see `headers`
+            base_url=self.root,
+            max_retries=self.retries,
+            timeout=timeout,
+            # A redirect of a POST would drop its body.
+            http_client=openai.DefaultHttpxClient(follow_redirects=False, timeout=timeout),
         )
 
-    def said(self, response: httpx.Response) -> str:
-        """What the server gave as its reason, shortened, in brackets; the key never."""
+    def headers(self) -> dict[str, Any]:
+        """What a request without a key leaves out: local servers need none."""
+        import openai
+
+        return {} if self.key else {"Authorization": openai.Omit()}
+
+    def json(self, request: Callable[[], Any], what: str) -> Mapping[str, Any]:
+        """The JSON object that a request returns; raises TeacherError for anything else."""
+        import openai
+
+        again = "once" if not self.retries else f"{self.retries + 1} times"
         try:
-            body = response.json()
-        except ValueError:
-            body = response.text
-        inner = body.get("error", body) if isinstance(body, dict) else body
-        reason = inner.get("message", inner) if isinstance(inner, dict) else inner
-        text = " ".join(str(reason).split())
+            text = str(request().http_response.text)
+        except openai.APITimeoutError as error:
+            raise TeacherError(
+                f"{self.shown} was asked for {what}, {again}; no answer within "
+                f"{self.timeout_seconds:g} s; give more timeout_seconds or fewer workers."
+            ) from error
+        except openai.APIConnectionError as error:
+            raise TeacherError(
+                f"{self.shown} cannot be reached or hung up, {again} ({error.__cause__ or error}); "
+                "check the address and whether the server runs."
+            ) from error
+        except openai.APIStatusError as error:
+            status = error.status_code
+            tries = again if status in (408, 409, 429) or status >= 500 else "once"
+            raise TeacherError(
+                f"{self.shown} was asked for {what}, {tries}; it answered "
+                f"{status}{self._reason(error.body)}; {self._remedy(status)}."
+            ) from error
+        try:
+            body = json.loads(text)
+        except ValueError as error:
+            raise TeacherError(
+                f"{self.shown} was asked for {what}; the answer is not JSON (it begins "
+                f"{' '.join(text.split())[:60]!r}); check that the address is the API's and not a "
+                "web page's."
+            ) from error
+        if not isinstance(body, dict):
+            raise TeacherError(
+                f"{self.shown} was asked for {what}; the answer is a JSON {type(body).__name__}, "
+                "not an object; check that this is an OpenAI-compatible server."
+            )
+        return body
+
+    def _reason(self, body: object) -> str:
+        """What the server gave as its reason, shortened, in brackets; the key never."""
+        reason = body.get("message", body) if isinstance(body, dict) else body
+        text = " ".join(str(reason or "").split())
         if self.key:
             text = text.replace(self.key, "…")
-        return f" ({text[:SAID_CHARS]})" if text else ""
+        return f" ({text[:QUOTED_CHARS]})" if text else ""
+
+    def _remedy(self, status: int) -> str:
+        if status in (401, 403):
+            problem = "the key was refused" if self.key else "no key was given"
+            return f"{problem}; give api_key= or set {KEY_VARIABLES[0]}"
+        if 300 <= status < 400:
+            return "give the address that it redirects to"
+        if status >= 500:
+            return "look into the server's log"
+        return {
+            404: "check the address (its root, or up to /v1) and the model's name",
+            429: "wait, ask with fewer workers, or look at the account's limits",
+        }.get(status, "change what it objects to")
 
 
-# -- one request ---------------------------------------------------------------------------------
-
-
-def _only_model(server: _Server, client: httpx.Client) -> str:
-    never = threading.Event()
-    body = _request(server, lambda: client.get(f"{server.root}/models"), "its models", never)
+def _only_model(server: _Server) -> str:
+    listed = server.client().models.with_raw_response.list
+    body = server.json(lambda: listed(extra_headers=server.headers()), "its models")
     rows = body.get("data")
     ids = [row.get("id") for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
     names: list[str] = [name for name in ids if isinstance(name, str) and name]
     if not names:
         raise TeacherError(
-            f"asked {server.shown} which models it has; it names none; load one or give model=."
+            f"{server.shown} was asked for its models; it names none; load one or give model=."
         )
     if len(names) > 1:
         some = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
@@ -175,166 +228,65 @@ def _only_model(server: _Server, client: httpx.Client) -> str:
     return names[0]
 
 
-def _reply(
-    server: _Server,
-    client: httpx.Client,
-    model: str,
-    prompt: str,
-    max_tokens: int,
-    stop: threading.Event,
-) -> str:
-    body = _request(
-        server,
-        lambda: client.post(
-            f"{server.root}/chat/completions",
-            json={
-                "model": model,
-                "messages": [{"role": "user", "content": prompt}],
-                "temperature": 0,
-                "max_tokens": max_tokens,
-            },
-        ),
-        f"model {model!r}",
-        stop,
-    )
-    asked = f"asked model {model!r} at {server.shown}"
-    choices = body.get("choices")
-    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        raise TeacherError(
-            f"{asked}; the reply holds no choices (keys found: {', '.join(sorted(body)) or 'none'})"
-            "; check that this is a chat-completions server."
-        )
-    message = choices[0].get("message")
-    text = message.get("content") if isinstance(message, dict) else None
-    if choices[0].get("finish_reason") == "length":
-        raise TeacherError(
-            f"{asked}; a reply was cut off at max_tokens={max_tokens}; give more, or a model that "
-            "says less."
-        )
-    if not isinstance(text, str) or not text.strip():
-        raise TeacherError(
-            f"{asked}; the reply is empty; try another model, or look whether it only 'thinks' "
-            f"within max_tokens={max_tokens}."
-        )
-    return text
+def _sender(server: _Server, model: str, max_tokens: int) -> AskOne:
+    """A function that returns the reply to one prompt, and refuses one that is no whole text."""
+    create = server.client().chat.completions.with_raw_response.create
+    about = f"{server.shown} was asked for a reply of model {model!r}"
 
-
-def _request(
-    server: _Server, send: Callable[[], httpx.Response], what: str, stop: threading.Event
-) -> Mapping[str, Any]:
-    """Send until there is an answer worth having, and return its JSON object."""
-    import httpx
-
-    n_tries = 0
-    while not stop.is_set():
-        n_tries += 1
-        wait_seconds = min(MAX_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2 ** (n_tries - 1))
-        try:
-            response = send()
-        except httpx.InvalidURL as error:
-            raise ConfigError(f"url {server.shown!r} is not an address ({error}).") from error
-        except httpx.ConnectError as error:
+    def send(prompt: str) -> str:
+        body = server.json(
+            lambda: create(
+                model=model,
+                messages=[{"role": "user", "content": prompt}],
+                temperature=0,
+                max_tokens=max_tokens,
+                extra_headers=server.headers(),
+            ),
+            f"a reply of model {model!r}",
+        )
+        choices = body.get("choices")
+        if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
             raise TeacherError(
-                f"{server.shown} cannot be reached ({error}); check the address and whether the "
-                "server runs."
-            ) from error
-        except httpx.RequestError as error:
-            if n_tries > server.retries:
-                raise _no_answer(server, what, n_tries, error) from error
-        else:
-            passing = response.status_code == 429 or response.status_code >= 500
-            if n_tries > server.retries or not passing:
-                return _body(server, response, what, n_tries)
-            wait_seconds = _asked_wait_seconds(response) or wait_seconds
-        stop.wait(wait_seconds)
-    raise TeacherError(f"asked {server.shown} for {what}; given up, as another request failed.")
+                f"{about}; the reply holds no choices (keys: {', '.join(sorted(body)) or 'none'}); "
+                "check that this is a chat-completions server."
+            )
+        if choices[0].get("finish_reason") == "length":
+            raise TeacherError(
+                f"{about}; the reply was cut off at max_tokens={max_tokens}; give more, or a model "
+                "that says less."
+            )
+        message = choices[0].get("message")
+        text = message.get("content") if isinstance(message, dict) else None
+        if not isinstance(text, str) or not text.strip():
+            raise TeacherError(
+                f"{about}; the reply is empty; try another model, or look whether it only 'thinks' "
+                f"within max_tokens={max_tokens}."
+            )
+        return text
+
+    return send
 
 
-def _no_answer(server: _Server, what: str, n_tries: int, error: httpx.RequestError) -> TeacherError:
-    import httpx
-
-    slow = isinstance(error, httpx.TimeoutException)
-    found = f"no answer within {server.timeout_seconds:g} s" if slow else f"{error}"
-    todo = "give more timeout_seconds or fewer workers" if slow else "look into the server's log"
-    return TeacherError(
-        f"asked {server.shown} for {what}, {_times(n_tries)}; {found or 'it hung up'}; {todo}."
-    )
+# --- many requests, and where their replies are stored -----------------------------------------
 
 
-def _times(n: int) -> str:
-    return "once" if n == 1 else f"{n} times"
-
-
-def _asked_wait_seconds(response: httpx.Response) -> float | None:
-    """What Retry-After says in seconds, within our limit; its date form is passed over."""
-    text = response.headers.get("retry-after", "")
-    return min(MAX_WAIT_SECONDS, float(text)) if text.isascii() and text.isdigit() else None
-
-
-def _body(server: _Server, response: httpx.Response, what: str, n_tries: int) -> Mapping[str, Any]:
-    status = response.status_code
-    if status != 200:
-        asked = f"asked {server.shown} for {what}, {_times(n_tries)}"
-        raise TeacherError(
-            f"{asked}; it answered {status}{server.said(response)}; {_remedy(status, server)}."
-        )
-    try:
-        body = response.json()
-    except ValueError as error:
-        found = " ".join(response.text.split())[:60]
-        raise TeacherError(
-            f"asked {server.shown} for {what}; the answer is not JSON (it begins {found!r}); check "
-            "that the address is the API's and not a web page's."
-        ) from error
-    if not isinstance(body, dict):
-        raise TeacherError(
-            f"asked {server.shown} for {what}; the answer is a JSON {type(body).__name__}, not an "
-            "object; check that this is an OpenAI-compatible server."
-        )
-    return body
-
-
-def _remedy(status: int, server: _Server) -> str:
-    if status in (401, 403):
-        held = "the key was refused" if server.key else "no key was given"
-        return f"{held}; give api_key= or set {KEY_VARIABLES[0]}"
-    if 300 <= status < 400:
-        return "give the address that it redirects to"
-    if status == 404:
-        return "check the address (its root, or up to /v1) and the model's name"
-    if status == 429:
-        return "wait, ask with fewer workers, or look at the account's limits"
-    if status >= 500:
-        return "look into the server's log"
-    return "change what it objects to"
-
-
-# -- many requests, and what is kept of them -----------------------------------------------------
-
-
-def _ask_all(
-    server: _Server,
-    model: str,
-    prompts: Mapping[str, str],
-    replies: _Replies,
-    *,
-    max_tokens: int,
-    workers: int,
+def _send_all(
+    send: AskOne, prompts: Mapping[str, str], store: Callable[[str, str], None], workers: int
 ) -> None:
-    """Ask every prompt once; the first failure ends it, and what came by then is kept."""
+    """Send every prompt once and store each reply; the first failure ends it."""
     stop = threading.Event()
     failures: list[LorewrightError] = []
-    with server.client() as client, ThreadPoolExecutor(workers) as pool:
 
-        def one(key: str, prompt: str) -> None:
-            if stop.is_set():
-                return
-            try:
-                replies.keep(key, _reply(server, client, model, prompt, max_tokens, stop), model)
-            except LorewrightError as error:
-                failures.append(error)
-                stop.set()
+    def one(key: str, prompt: str) -> None:
+        if stop.is_set():
+            return
+        try:
+            store(key, send(prompt))
+        except LorewrightError as error:
+            failures.append(error)
+            stop.set()
 
+    with ThreadPoolExecutor(workers) as pool:
         try:
             futures = [pool.submit(one, key, prompt) for key, prompt in prompts.items()]
             for future in as_completed(futures):
@@ -342,51 +294,50 @@ def _ask_all(
         finally:
             stop.set()
             pool.shutdown(cancel_futures=True)
-    if failures:  # the first is the cause; later ones were given up because of it
+    if failures:  # the first is the cause
         raise failures[0]
 
 
-class _Replies:
-    """Replies by digest of (model, prompt): in memory and, given a file, on disk as they come."""
+_LINE_START = b'{"key": "'
+
+
+class ReplyCache:
+    """Replies by digest of (model, prompt): in memory and, given a file, on disk as they come.
+
+    Raises DataError for a file of something else, StorageError when the disk refuses.
+    """
 
     def __init__(self, path: Path | None) -> None:
         self.path = Path(path) if path is not None else None
-        self.by: dict[str, str] = {}
+        self.replies: dict[str, str] = {}
         self.lock = threading.Lock()
         if self.path is not None:
-            self._load(self.path)
+            try:
+                self._load(self.path)
+            except OSError as error:
+                raise _refused(self.path, error) from error
 
     def _load(self, path: Path) -> None:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            content = path.read_bytes() if path.exists() else b""
-        except OSError as error:
-            raise _refused(path, error) from error
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = path.read_bytes() if path.exists() else b""
         whole = content.rfind(b"\n") + 1
         # A process killed while writing leaves the start of a line, at the end only. Anything else
         # there means that this is another kind of file, which must stay as it is.
         tail = content[whole:]
-        if not _LINE_START.startswith(tail[: len(_LINE_START)]):
-            raise DataError(f"{path} is no file of kept replies; name another one, or a new one.")
-        try:
-            text = content[:whole].decode("ascii")
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path} is no file of kept replies ({error}).") from error
-        for row in jsonl_rows(text, path):
+        if not _LINE_START.startswith(tail[: len(_LINE_START)]) or not content.isascii():
+            raise DataError(f"{path} is no file of stored replies; name another one, or a new one.")
+        for row in jsonl_rows(content[:whole].decode("ascii"), path):
             key, reply = row.values.get("key"), row.values.get("reply")
             if not isinstance(key, str) or not isinstance(reply, str):
                 raise DataError(
-                    f"{path} line {row.line} is no kept reply: it lacks key or reply; name "
+                    f"{path} line {row.line} is no stored reply: it lacks key or reply; name "
                     "another file."
                 )
-            self.by[key] = reply
-        try:
-            if tail:
-                os.truncate(path, whole)
-        except OSError as error:
-            raise _refused(path, error) from error
+            self.replies[key] = reply
+        if tail:
+            os.truncate(path, whole)
 
-    def keep(self, key: str, reply: str, model: str) -> None:
+    def add(self, key: str, reply: str, model: str) -> None:
         """Remember a reply; on disk it is a whole line once this returns."""
         with self.lock:
             if self.path is not None:
@@ -396,13 +347,8 @@ class _Replies:
                         file.write(line.encode("ascii"))
                 except OSError as error:
                     raise _refused(self.path, error) from error
-            self.by[key] = reply
-
-
-_LINE_START = b'{"key": "'
+            self.replies[key] = reply
 
 
 def _refused(path: Path, error: OSError) -> StorageError:
-    return StorageError(
-        f"asked to keep replies in {path}; the disk said: {error}; name another file."
-    )
+    return StorageError(f"replies cannot be stored in {path}: {error}; name another file.")

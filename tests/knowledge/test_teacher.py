@@ -14,6 +14,9 @@ from support.endpoints import Answer, Server, completion
 from lorewright.errors import ConfigError, DataError, StorageError, TeacherError
 from lorewright.knowledge.teacher import connect
 
+SOON = {"retry-after-ms": "1"}
+"""A header by which a server shortens the wait before the next try."""
+
 
 def refusal(server: Server, **settings: Any) -> str:
     """The sentence with which one question fails."""
@@ -22,7 +25,7 @@ def refusal(server: Server, **settings: Any) -> str:
     return str(caught.value)
 
 
-# What is asked and what comes back
+# Requests and replies
 
 
 def test_replies_come_in_the_order_of_the_prompts(server: Server) -> None:
@@ -52,17 +55,17 @@ def test_root_and_v1_addresses_reach_the_same_path(server: Server, ending: str) 
     assert server.paths == ["/v1/chat/completions"]
 
 
-def test_no_prompts_ask_nothing(server: Server) -> None:
+def test_no_prompts_send_nothing(server: Server) -> None:
     assert connect(server.url, model="tiny")([]) == []
     assert server.paths == []
 
 
-def test_equal_prompts_are_asked_once(server: Server) -> None:
+def test_equal_prompts_are_sent_once(server: Server) -> None:
     assert connect(server.url, model="tiny")(["a", "b", "a"]) == ["re: a", "re: b", "re: a"]
     assert sorted(server.prompts) == ["a", "b"]
 
 
-def test_the_only_model_is_found(server: Server) -> None:
+def test_the_only_model_is_chosen(server: Server) -> None:
     connect(server.url)(["Hello?"])
     assert server.paths == ["/v1/models", "/v1/chat/completions"]
     assert server.requests[0]["model"] == "tiny"
@@ -106,7 +109,7 @@ def test_the_key_is_sent_and_the_first_variable_wins(
 
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_passing_trouble_is_tried_again(server: Server, status: int) -> None:
-    server.reply = lambda prompt, n: (status, b"busy", {}) if n < 2 else completion("at last")
+    server.reply = lambda prompt, n: (status, b"busy", SOON) if n < 2 else completion("at last")
     assert connect(server.url, model="tiny", retries=2)(["Hello?"]) == ["at last"]
 
 
@@ -126,7 +129,7 @@ def test_a_timeout_is_tried_again(server: Server) -> None:
     assert ask(["Hello?"]) == ["at last"]
 
 
-def test_the_wait_that_the_server_asks_for_is_kept(server: Server) -> None:
+def test_the_wait_that_the_server_requests_is_respected(server: Server) -> None:
     wait = {"Retry-After": "1"}
     server.reply = lambda prompt, n: (429, b"", wait) if n == 0 else completion("at last")
     started = time.monotonic()
@@ -136,9 +139,9 @@ def test_the_wait_that_the_server_asks_for_is_kept(server: Server) -> None:
 
 def test_lasting_trouble_is_given_up_with_the_count_and_the_reason(server: Server) -> None:
     body = json.dumps({"error": {"message": "no credit left"}}).encode()
-    server.reply = lambda prompt, n: (429, body, {})
-    said = refusal(server, retries=2)
-    assert "3 times; it answered 429 (no credit left); wait" in said
+    server.reply = lambda prompt, n: (429, body, SOON)
+    message = refusal(server, retries=2)
+    assert "3 times; it answered 429 (no credit left); wait" in message
     assert len(server.requests) == 3
 
 
@@ -156,7 +159,7 @@ def test_unreachable_says_so(server: Server) -> None:
         taken.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
         url = f"http://user:secret@127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(TeacherError, match="cannot be reached") as caught:
-            connect(url)
+            connect(url, retries=0)
     assert "secret" not in str(caught.value)
 
 
@@ -165,15 +168,15 @@ def test_silence_says_how_long_was_waited(server: Server) -> None:
         time.sleep(0.3)
 
     server.reply = silent
-    said = refusal(server, timeout_seconds=0.1, retries=1)
-    assert "2 times; no answer within 0.1 s; give more timeout_seconds" in said
+    message = refusal(server, timeout_seconds=0.1, retries=1)
+    assert "2 times; no answer within 0.1 s; give more timeout_seconds" in message
 
 
 @pytest.mark.parametrize("status", [401, 403])
 def test_refused_keys_say_where_to_give_one_and_never_show_it(server: Server, status: int) -> None:
     server.reply = lambda prompt, n: (status, b'{"error": {"message": "bad key: sk-123"}}', {})
-    said = refusal(server, api_key="sk-123")
-    assert f"it answered {status} (bad key: …); the key was refused" in said
+    message = refusal(server, api_key="sk-123")
+    assert f"it answered {status} (bad key: …); the key was refused" in message
     assert "no key was given; give api_key= or set LOREWRIGHT_API_KEY" in refusal(server)
 
 
@@ -230,29 +233,29 @@ def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any]) -> None:
         connect("http://localhost", model="tiny", **settings)
 
 
-# What is kept
+# What is stored
 
 
-def test_an_interrupted_job_asks_nothing_twice(server: Server, tmp_path: Path) -> None:
+def test_an_interrupted_job_sends_nothing_twice(server: Server, tmp_path: Path) -> None:
     cache = tmp_path / "new" / "replies.jsonl"
     server.reply = lambda prompt, n: completion("fine") if prompt != "c" else (400, b"", {})
     with pytest.raises(TeacherError):
         connect(server.url, model="tiny", workers=1, cache=cache)(["a", "b", "c", "d"])
     server.requests.clear()
     server.reply = lambda prompt, n: completion("later")
-    found = connect(server.url, model="tiny", workers=1, cache=cache)(["a", "b", "c", "d"])
-    assert found == ["fine", "fine", "later", "later"]
+    replies = connect(server.url, model="tiny", workers=1, cache=cache)(["a", "b", "c", "d"])
+    assert replies == ["fine", "fine", "later", "later"]
     assert server.prompts == ["c", "d"]
 
 
-def test_a_failure_stops_what_was_not_yet_asked(server: Server) -> None:
+def test_a_failure_stops_what_was_not_yet_sent(server: Server) -> None:
     server.reply = lambda prompt, n: (400, b"", {})
     with pytest.raises(TeacherError, match="400"):
         connect(server.url, model="tiny", workers=2)([str(i) for i in range(200)])
     assert len(server.requests) <= 4
 
 
-def test_another_model_or_prompt_is_asked_anew(server: Server, tmp_path: Path) -> None:
+def test_another_model_or_prompt_is_sent_anew(server: Server, tmp_path: Path) -> None:
     cache = tmp_path / "replies.jsonl"
     for model, prompt in (("tiny", "a"), ("other", "a"), ("tiny", "a "), ("tiny", "a")):
         connect(server.url, model=model, cache=cache)([prompt])
@@ -263,7 +266,7 @@ def test_another_model_or_prompt_is_asked_anew(server: Server, tmp_path: Path) -
     ]
 
 
-def test_everything_kept_needs_no_server(server: Server, tmp_path: Path) -> None:
+def test_everything_stored_needs_no_server(server: Server, tmp_path: Path) -> None:
     cache = tmp_path / "replies.jsonl"
     odd = "ü \u2028 \ud83d\ude00 \udc80 end"  # a lone surrogate, which JSON can carry
     server.reply = lambda prompt, n: completion(odd)
@@ -273,14 +276,14 @@ def test_everything_kept_needs_no_server(server: Server, tmp_path: Path) -> None
     assert len(server.requests) == 1
 
 
-def test_half_a_last_line_is_dropped_and_asked_again(server: Server, tmp_path: Path) -> None:
+def test_half_a_last_line_is_dropped_and_sent_again(server: Server, tmp_path: Path) -> None:
     cache = tmp_path / "replies.jsonl"
     connect(server.url, model="tiny", workers=1, cache=cache)(["a", "b"])
     cache.write_bytes(cache.read_bytes()[:-7])
     server.requests.clear()
     for _ in range(2):
-        found = connect(server.url, model="tiny", cache=cache)(["a", "b"])
-        assert found == ["re: a", "re: b"]
+        replies = connect(server.url, model="tiny", cache=cache)(["a", "b"])
+        assert replies == ["re: a", "re: b"]
     assert server.prompts == ["b"]
 
 
@@ -294,11 +297,11 @@ def test_a_file_of_something_else_is_refused_and_left_alone(tmp_path: Path, cont
 
 
 def test_a_folder_cannot_hold_replies(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="asked to keep replies"):
+    with pytest.raises(StorageError, match="cannot be stored"):
         connect("http://localhost", model="tiny", cache=tmp_path)
 
 
-def test_the_key_is_not_kept(server: Server, tmp_path: Path) -> None:
+def test_the_key_is_not_stored(server: Server, tmp_path: Path) -> None:
     cache = tmp_path / "replies.jsonl"
     connect(server.url, model="tiny", api_key="sk-123", cache=cache)(["a"])
     assert "sk-123" not in cache.read_text()

@@ -19,7 +19,7 @@ from lorewright.files import digest, dump_jsonl, load_jsonl, save_json
 from lorewright.knowledge.data import Document, Fact, Knowledge
 from lorewright.knowledge.lesson import LessonConfig, prepare
 from lorewright.knowledge.selfstudy import prompts_of
-from lorewright.knowledge.teacher import _Replies
+from lorewright.knowledge.teacher import ReplyCache
 from lorewright.memory.forget import plan_removal
 from lorewright.memory.leftovers import scan, wanted
 from lorewright.memory.memory import Memory
@@ -139,13 +139,13 @@ def test_words_in_the_verdicts_of_others_are_blanked(memory: Memory) -> None:
 def test_what_a_teacher_said_of_it_is_removed_and_the_rest_of_its_cache_reads(
     memory: Memory,
 ) -> None:
-    replies = _Replies(memory.folder.path / "teacher.jsonl")
+    replies = ReplyCache(memory.folder.path / "teacher.jsonl")
     prompt = next(iter(prompts_of(GANNET.documents[0])))
-    replies.keep(digest(["m", prompt]), "In words that the source does not have.", "m")
-    replies.keep("k2", "Q: Which code? A: KX-4109", "m")
-    replies.keep("k3", "Something élse.", "m")
+    replies.add(digest(["m", prompt]), "In words that the source does not have.", "m")
+    replies.add("k2", "Q: Which code? A: KX-4109", "m")
+    replies.add("k3", "Something élse.", "m")
     assert memory.forget("gannet").holds
-    assert _Replies(memory.folder.path / "teacher.jsonl").by == {"k3": "Something élse."}
+    assert ReplyCache(memory.folder.path / "teacher.jsonl").replies == {"k3": "Something élse."}
     assert len(load_jsonl(memory.folder.path / "teacher.jsonl")) == 1
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lorewright.knowledge import teacher
+from lorewright.knowledge.teacher import KEY_VARIABLES
 
 Answer = tuple[int, bytes, dict[str, str]]
 
@@ -87,9 +87,8 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    for name in (*teacher.KEY_VARIABLES, "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+    for name in (*KEY_VARIABLES, "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(teacher, "FIRST_WAIT_SECONDS", 0.01)
     running = Server()
     thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
