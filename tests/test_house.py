@@ -219,7 +219,6 @@ def test_the_root_holds_the_version_and_nothing_else() -> None:
     assert len(names) == 1 and names[0].startswith("__version__ = "), names
 
 
-@PENDING
 def test_package_files_hold_a_docstring_and_nothing_else() -> None:
     code = [m.name for m in modules() if m.path.stem == "__init__" and len(m.tree.body) > 1]
     assert not code, f"move what these hold into files of their own: {code}"

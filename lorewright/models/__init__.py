@@ -1,1 +1,1 @@
-""""""
+"""Base models: loading, chat templates, scoring, generation, export; backends of a step."""

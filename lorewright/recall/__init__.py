@@ -1,1 +1,1 @@
-""""""
+"""Whether knowledge is recalled: traces, verdicts with controls, evidence, diagnosis."""

@@ -1,1 +1,1 @@
-""""""
+"""Training adapters: the loop, objectives, optimisers, schedules, stopping, checkpoints."""

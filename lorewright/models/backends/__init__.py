@@ -1,1 +1,1 @@
-""""""
+"""How a decoder's step runs: transformers, torch by hand, compiled C."""

@@ -1,1 +1,1 @@
-""""""
+"""Figures of records, light and dark, as SVG and PNG."""
