@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lorewright.reports.figures.ink import plain, sheet
+from lorewright.reports.figures.style import canvas, style_axes
 
 LIMIT = 0.2
 
@@ -26,9 +26,9 @@ def losses_figure(rows: Mapping[str, Mapping[str, Any]], path: Path, *, dark: bo
         title = "Merging two memories: only imitation stays under a fifth"
     about = f"share of recall lost, held question form; dots: both memories of {n_pairs} pairs; bar: mean and 95 % interval over pairs"
     height = 0.33 * len(order) + 1.7
-    with sheet(path, title, about, size=(9.6, height), dark=dark) as (figure, ink):
+    with canvas(path, title, about, size=(9.6, height), dark=dark) as (figure, ink):
         ax = figure.add_axes((0.21, 0.62 / height, 0.76, 1 - 1.55 / height))
-        plain(ax, ink, x="share of the recall that is lost", grid="x")
+        style_axes(ax, ink, x="share of the recall that is lost", grid="x")
         ax.axvline(LIMIT, color=ink.muted, linewidth=1, linestyle=(0, (2, 3)))
         ax.text(
             LIMIT, len(order) - 0.35, " 20 %", color=ink.muted, size=9, va="bottom", ha="center"

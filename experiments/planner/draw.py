@@ -10,7 +10,7 @@ import numpy as np
 from tables import at_plan, inside, share
 
 from lorewright.law.forecast import Forecast
-from lorewright.reports.figures.ink import plain, sheet
+from lorewright.reports.figures.style import canvas, style_axes
 
 ROW_INCHES, FRAME_INCHES = 0.27, 1.8
 
@@ -23,9 +23,9 @@ def intervals(records: Sequence[dict[str, Any]], path: Path, *, dark: bool) -> N
     title = f"{n_inside} of {len(rows)} writes came to what was predicted"
     about = "at the planned rank: 90 % interval and median before the write (blue), recall after it; orange: outside"
     height = ROW_INCHES * len(rows) + FRAME_INCHES
-    with sheet(path, title, about, size=(9.6, height), dark=dark) as (figure, ink):
+    with canvas(path, title, about, size=(9.6, height), dark=dark) as (figure, ink):
         ax = figure.add_axes((0.30, 0.6 / height, 0.66, 1 - 1.5 / height))
-        plain(ax, ink, x="share of answers reproduced exactly", grid="x")
+        style_axes(ax, ink, x="share of answers reproduced exactly", grid="x")
         for y, i in enumerate(order):
             predicted, measured, held = rows[i]["forecast"], share(rows[i]), inside(rows[i])
             span, band = [predicted["low"], predicted["high"]], ink.lines[1]
@@ -48,9 +48,9 @@ def curve(records: Sequence[dict[str, Any]], forecast: Forecast, path: Path, *, 
         "curve as calibrated, 90 % of bodies of knowledge around it; orange: outside its interval"
     )
     kappa, most = forecast.constants[0], 2.6
-    with sheet(path, title, about, size=(7.6, 5.2), dark=dark) as (figure, ink):
+    with canvas(path, title, about, size=(7.6, 5.2), dark=dark) as (figure, ink):
         ax = figure.add_axes((0.10, 0.13, 0.86, 0.68))
-        plain(ax, ink, x="epochs given over epochs predicted for half", y="recall")
+        style_axes(ax, ink, x="epochs given over epochs predicted for half", y="recall")
         ratio = np.linspace(0.5, most, 300)
         shares = [
             1 / (1 + np.exp(-kappa * (np.log(ratio) + z * forecast.spread)))

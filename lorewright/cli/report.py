@@ -34,7 +34,7 @@ def report(run: Run, to: To = None, figures: Figures = False, as_json: Json = Fa
     [dim]lore report bench-longcontext[/]
     [dim]lore report atlas --to atlas.md[/]
     """
-    from lorewright.reports.figures.ink import DARK, LIGHT
+    from lorewright.reports.figures.style import DARK, LIGHT
     from lorewright.reports.page import save_page
 
     page = page_of(run)

@@ -13,7 +13,7 @@ from support.records import record, row
 
 from lorewright.errors import ConfigError, DataError
 from lorewright.reports.figures.contrast import contrast_figure
-from lorewright.reports.figures.ink import apart
+from lorewright.reports.figures.style import apart
 
 
 @pytest.mark.parametrize("name", ["light.svg", "dark.svg", "light.png", "dark.png"])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lorewright.errors import ConfigError
-from lorewright.reports.figures.ink import DARK, LIGHT, plain, sheet
+from lorewright.reports.figures.style import DARK, LIGHT, canvas, style_axes
 from lorewright.reports.page import (
     Listing,
     Page,
@@ -26,9 +26,9 @@ COLOURS = {"light": LIGHT.named(), "dark": DARK.named()}
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("figure") / "a.svg"
-    with sheet(path, "A title", "about it", size=(4, 3), dark=False) as (figure, ink):
+    with canvas(path, "A title", "about it", size=(4, 3), dark=False) as (figure, ink):
         ax = figure.subplots()
-        plain(ax, ink, "panel", "x", "y")
+        style_axes(ax, ink, "panel", "x", "y")
         ax.plot([0, 1], [0, 1], color=ink.lines[0])
     return path.read_text()
 

@@ -1,8 +1,4 @@
-"""Figures of records, as SVG or PNG, light or dark: the demonstration's loss beside its recall.
-
-Drawn from stored records only, so that a figure can be made again without training. This room knows
-how records are laid out and matplotlib; it does not know how they came about.
-"""
+"""The figure of the demonstration: training loss beside recall, drawn from its stored record."""
 
 from __future__ import annotations
 
@@ -13,7 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lorewright.recall.statistics import Estimate
-from lorewright.reports.figures.ink import Ink, apart, kind_of, plain, sheet
+from lorewright.reports.figures.style import (
+    Palette,
+    canvas,
+    draw_reference,
+    kind_of,
+    name_at_right,
+    panels,
+    style_axes,
+)
 from lorewright.reports.results import checked_record, estimate_of
 
 if TYPE_CHECKING:
@@ -65,12 +69,11 @@ def contrast_figure(record: Mapping[str, Any], path: Path, *, dark: bool = False
         about += f"{record['n_probes']} probes · numbers and bars: final recall, 95 % interval"
     from matplotlib.ticker import LogLocator, MaxNLocator
 
-    with sheet(path, finding, about, size=(9, 4.6), dark=dark) as (figure, ink):
-        left, right = figure.subplots(1, 2, sharex=True)
-        figure.subplots_adjust(left=0.085, right=0.875, top=0.73, bottom=0.15, wspace=0.52)
-        heads = ("Training loss, nats per token (log scale)", "Recall on held-out question forms")
-        for ax, head in zip(figure.axes, heads, strict=True):
-            plain(ax, ink, head, "epoch")
+    with canvas(path, finding, about, size=(9, 4.6), dark=dark) as (figure, ink):
+        margins = {"left": 0.085, "right": 0.875, "top": 0.73, "bottom": 0.15, "wspace": 0.52}
+        left, right = panels(figure, 1, 2, margins, share="x")[0]
+        style_axes(left, ink, "Training loss, nats per token (log scale)", "epoch")
+        style_axes(right, ink, "Recall on held-out question forms", "epoch")
         first = min(curve.epoch[0] for curve in curves)
         left.set_xlim(first, max(first + 1, *(curve.epoch[-1] for curve in curves)))
         left.set_yscale("log")
@@ -93,24 +96,12 @@ def _finding(curves: Sequence[_Curve]) -> str | None:
     return None
 
 
-def _draw_recalls(ax: Axes, curves: Sequence[_Curve], full: float | None, ink: Ink) -> None:
+def _draw_recalls(ax: Axes, curves: Sequence[_Curve], full: float | None, ink: Palette) -> None:
     ax.set_ylim(-0.04, 1.1)
     ax.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
-    if full is not None:
-        ax.axhline(full, color=ink.muted, linewidth=1, linestyle=(0, (2, 3)))
-        below = full > 0.2  # where curves that end high have left room
-        ax.annotate(
-            f"full document in the prompt {full:.2f}",
-            (1, full),
-            (0, -5 if below else 5),
-            ("axes fraction", "data"),
-            "offset points",
-            ha="right",
-            va="top" if below else "bottom",
-            size=9.5,
-            color=ink.muted,
-            bbox={"fc": ink.paper, "lw": 0, "pad": 1},
-        )
+    if full is not None:  # its text where curves that end high have left space
+        text = f"full document in the prompt {full:.2f}"
+        draw_reference(ax, full, text, ink, below=full > 0.2)
     for curve, color in zip(curves, itertools.cycle(ink.lines), strict=False):
         if curve.verdict and curve.verdict.low is not None and curve.verdict.high is not None:
             x, ends = [curve.epoch[-1]] * 2, [curve.verdict.low, curve.verdict.high]
@@ -118,30 +109,21 @@ def _draw_recalls(ax: Axes, curves: Sequence[_Curve], full: float | None, ink: I
     _draw_lines(ax, [(curve, curve.recall, f"\n{curve.final:.2f}") for curve in curves], ink)
 
 
-def _draw_lines(ax: Axes, series: Sequence[tuple[_Curve, list[float], str]], ink: Ink) -> None:
-    """Lines with their names at the right edge, moved apart where they would overlap.
+def _draw_lines(ax: Axes, series: Sequence[tuple[_Curve, list[float], str]], ink: Palette) -> None:
+    """Lines with their names at the right edge.
 
     A write that ended early is led to its name by a dotted line.
     """
-    right, points = ax.get_xlim()[1], 72 / ax.figure.dpi
-    names = [textwrap.fill(curve.name, 12) + more for curve, _, more in series]
-    for i, (curve, values, _) in enumerate(series):
-        x, y, color = curve.epoch[-1], values[-1], ink.lines[i % len(ink.lines)]
+    right, colours = (
+        ax.get_xlim()[1],
+        list(itertools.islice(itertools.cycle(ink.lines), len(series))),
+    )
+    for (curve, values, _), color in zip(series, colours, strict=True):
+        x, y = curve.epoch[-1], values[-1]
         ax.plot(curve.epoch, values, color=color, linewidth=2.2, solid_capstyle="round")
         ax.plot([x, right], [y, y], ":", color=color, linewidth=1, alpha=0.8)
         ax.plot(x, y, "o", color=color, markersize=6, clip_on=False, zorder=3)
-    # Names last: only now are the limits of both axes final.
-    ends = [ax.transData.transform((right, values[-1]))[1] * points for _, values, _ in series]
-    places = apart(ends, 14.0 * max(name.count("\n") + 1 for name in names))
-    for i, (_, values, _) in enumerate(series):
-        ax.annotate(
-            names[i],
-            (right, values[-1]),
-            xytext=(9, places[i] - ends[i]),
-            size=10.5,
-            textcoords="offset points",
-            va="center",
-            color=ink.lines[i % len(ink.lines)],
-            linespacing=1.15,
-            annotation_clip=False,
-        )
+    names = [textwrap.fill(curve.name, 12) + more for curve, _, more in series]
+    gap = 14.0 * max(name.count("\n") + 1 for name in names)
+    ends = [values[-1] for _, values, _ in series]
+    name_at_right(ax, ends, names, colours, gap=gap, size=10.5)

@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lorewright.law.curves import FORMS
-from lorewright.reports.figures.ink import Ink, apart, plain, shades, sheet
+from lorewright.reports.figures.style import (
+    DASHED,
+    Palette,
+    canvas,
+    draw_intervals,
+    draw_reference,
+    name_at_right,
+    panels,
+    shades,
+    style_axes,
+)
 from lorewright.reports.results import checked_record
 
 if TYPE_CHECKING:
@@ -21,21 +31,20 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FORM = "bounded"
-BANDS = ("#f7fbff", "#08306b")  # from little to much, in light and dark alike
 
 
 def law_figure(law: Mapping[str, Any], path: Path, *, about: str, dark: bool = False) -> None:
     """Draw ΔL against rank and against length, runs as points, the law as lines.
 
-    ``law`` has ``cells`` and ``report``. Raises DataError for another shape, and as `ink.sheet`.
+    ``law`` has ``cells`` and ``report``. Raises DataError for another shape, and as `canvas`.
     """
     with checked_record():
         cells, title = law["cells"], _title(law, "What a rank keeps of a text")
-        with sheet(path, title, about, size=(10, 4.9), dark=dark) as (figure, ink):
-            left, right = figure.subplots(1, 2, sharey=True)
-            figure.subplots_adjust(left=0.06, right=0.905, top=0.73, bottom=0.135, wspace=0.26)
-            plain(left, ink, "ΔL in nats per token, against rank", "rank")
-            plain(right, ink, "The same, against length", "answer tokens")
+        with canvas(path, title, about, size=(10, 4.9), dark=dark) as (figure, ink):
+            margins = {"left": 0.06, "right": 0.905, "top": 0.73, "bottom": 0.135, "wspace": 0.26}
+            left, right = panels(figure, 1, 2, margins, share="y")[0]
+            style_axes(left, ink, "ΔL in nats per token, against rank", "rank")
+            style_axes(right, ink, "The same, against length", "answer tokens")
             left.set_ylim(0, 1.06 * max(cell["loss_init"] for cell in cells))
             _families(left, law, cells, ("rank", "n_answer_tokens"), "{} tokens", ink)
             _families(right, law, cells, ("n_answer_tokens", "rank"), "rank {}", ink)
@@ -52,10 +61,10 @@ def _title(law: Mapping[str, Any], otherwise: str) -> str:
 
 def _curve(law: Mapping[str, Any], size: Any, length: Any) -> NDArray[np.float64] | None:
     """The law's ΔL; None where it could not be fitted."""
-    found = law["report"].get("laws", {}).get(FORM, {}).get("constants")
-    if not found:
+    fitted = law["report"].get("laws", {}).get(FORM, {}).get("constants")
+    if not fitted:
         return None
-    constants = np.array([found[name]["value"] for name in FORMS[FORM].constants])
+    constants = np.array([fitted[name]["value"] for name in FORMS[FORM].constants])
     # Texts of each length have a first loss of their own, which bounds what can be gained.
     tops: dict[int, list[float]] = defaultdict(list)
     for cell in law["cells"]:
@@ -73,7 +82,7 @@ def _families(
     cells: Sequence[Mapping[str, Any]],
     axes: tuple[str, str],
     named: str,
-    ink: Ink,
+    ink: Palette,
 ) -> None:
     """A line of the law and its points for every value of the second axis."""
     across, along = axes
@@ -94,36 +103,13 @@ def _families(
         ends.append(float(line[-1]))
         names.append(named.format(value))
     _ticks(ax, xs)
-    _name_ends(ax, ends, names, shades(len(families), ink))
+    name_at_right(ax, ends, names, shades(len(families), ink))
 
 
 def _ticks(ax: Axes, xs: Sequence[int]) -> None:
     ax.set_xscale("log")
     ax.set_xticks(xs, [str(x) for x in xs])
     ax.minorticks_off()
-
-
-def _name_ends(
-    ax: Axes, ends: Sequence[float], names: Sequence[str], colours: Sequence[str]
-) -> None:
-    """Names at the right edge, moved apart where they would overlap."""
-    figure, points = ax.figure, 72 / ax.figure.dpi
-    ax.set_ylim(ax.get_ylim())  # names are placed for these limits
-    heights = [ax.transData.transform((1.0, end))[1] * points for end in ends]
-    places = apart(heights, 12.5)
-    assert figure is not None
-    for name, end, height, place, colour in zip(names, ends, heights, places, colours, strict=True):
-        ax.annotate(
-            name,
-            (1, end),
-            (7, place - height),
-            ("axes fraction", "data"),
-            "offset points",
-            va="center",
-            size=9.5,
-            color=colour,
-            annotation_clip=False,
-        )
 
 
 def plane_figure(law: Mapping[str, Any], path: Path, *, about: str, dark: bool = False) -> None:
@@ -134,11 +120,12 @@ def plane_figure(law: Mapping[str, Any], path: Path, *, about: str, dark: bool =
     with checked_record():
         cells = law["cells"]
         top = max(cell["loss_init"] for cell in cells)
-        with sheet(path, _title(law, "The plane"), about, size=(8.2, 5.2), dark=dark) as drawn:
+        with canvas(path, _title(law, "The plane"), about, size=(8.2, 5.2), dark=dark) as drawn:
             figure, ink = drawn
-            ax = figure.subplots()
-            figure.subplots_adjust(left=0.085, right=0.99, top=0.83, bottom=0.125)
-            plain(ax, ink, "", "rank", "answer tokens", grid="")
+            ((ax,),) = panels(
+                figure, 1, 1, {"left": 0.085, "right": 0.99, "top": 0.83, "bottom": 0.125}
+            )
+            style_axes(ax, ink, "", "rank", "answer tokens", grid="")
             ranks, lengths = (
                 sorted({cell[name] for cell in cells}) for name in ("rank", "n_answer_tokens")
             )
@@ -181,20 +168,18 @@ def predicted_figure(
 ) -> None:
     """Draw predicted against measured ΔL: cells that the law was fitted on, and those held out.
 
-    Held-out cells are predicted by the law that never saw them; a panel for each share of noise.
+    Held-out cells are predicted by the law that never saw them; one plot for each share of noise.
     """
     with checked_record():
         title = "Predicted against measured, and beyond what was fitted"
         width = max(6.2, 1.4 + 3.1 * len(laws))
-        with sheet(path, title, about, size=(width, 4.7), dark=dark) as (figure, ink):
-            axes = figure.subplots(1, len(laws), sharex=True, sharey=True, squeeze=False)[0]
-            figure.subplots_adjust(
-                left=0.65 / width, right=0.985, top=0.715, bottom=0.145, wspace=0.1
-            )
+        with canvas(path, title, about, size=(width, 4.7), dark=dark) as (figure, ink):
+            margins = {"right": 0.985, "top": 0.715, "bottom": 0.145, "wspace": 0.1}
+            axes = panels(figure, 1, len(laws), {**margins, "left": 0.65 / width}, share="xy")[0]
             top = 1.05 * max(c["loss_init"] for law in laws.values() for c in law["cells"])
             for ax, (noise, law) in zip(axes, laws.items(), strict=True):
-                plain(ax, ink, f"{noise} % random tokens", "predicted ΔL, nats", grid="both")
-                ax.plot([0, top], [0, top], color=ink.muted, linewidth=1, linestyle=(0, (2, 3)))
+                style_axes(ax, ink, f"{noise} % random tokens", "predicted ΔL, nats", grid="both")
+                ax.plot([0, top], [0, top], color=ink.muted, linewidth=1, linestyle=DASHED)
                 ax.set_xlim(0, top)
                 ax.set_ylim(0, top)
                 _predictions(ax, law, ink)
@@ -203,13 +188,13 @@ def predicted_figure(
             axes[0].legend(handles, labels, frameon=False, labelcolor=ink.text, loc="upper left")
 
 
-def _predictions(ax: Axes, law: Mapping[str, Any], ink: Ink) -> None:
-    found = law["report"].get("laws", {}).get(FORM, {})
+def _predictions(ax: Axes, law: Mapping[str, Any], ink: Palette) -> None:
+    fitted = law["report"].get("laws", {}).get(FORM, {})
     limits = law["report"].get("held_out")
-    if "held_out" not in found or not limits:
+    if "held_out" not in fitted or not limits:
         return
-    before = np.array([found["held_out"]["constants"][name] for name in FORMS[FORM].constants])
-    whole = np.array([found["constants"][name]["value"] for name in FORMS[FORM].constants])
+    before = np.array([fitted["held_out"]["constants"][name] for name in FORMS[FORM].constants])
+    whole = np.array([fitted["constants"][name]["value"] for name in FORMS[FORM].constants])
     groups: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
     for cell in law["cells"]:
         above = cell["rank"] > limits["above_rank"]
@@ -222,7 +207,7 @@ def _predictions(ax: Axes, law: Mapping[str, Any], ink: Ink) -> None:
     for held, name, colour in looks:
         points = np.array(groups[held] or [(np.nan, np.nan)])
         ax.plot(*points.T, "o", color=colour, markersize=5, alpha=0.7, mew=0, label=name)
-    held_score = found["held_out"]
+    held_score = fitted["held_out"]
     ax.annotate(
         f"held out: {held_score['mape']:.1%} off, n={held_score['n']}",
         (1, 0),
@@ -236,33 +221,23 @@ def _predictions(ax: Axes, law: Mapping[str, Any], ink: Ink) -> None:
 
 
 def heat_figure(
-    grids: Mapping[str, Sequence[Mapping[str, Any]]],
-    path: Path,
-    *,
-    about: str,
-    dark: bool = False,
+    grids: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, *, about: str, dark: bool = False
 ) -> None:
     """Draw final loss and token accuracy of every rank and length as heat maps, noise by noise."""
     with checked_record():
         width, height = max(7.0, 1.6 + 3.2 * len(grids)), 7.4
         title = "What is lost, and what comes back, by rank and length"
-        with sheet(path, title, about, size=(width, height), dark=dark) as (figure, ink):
-            axes = figure.subplots(2, len(grids), squeeze=False)
-            figure.subplots_adjust(
-                left=0.85 / width,
-                right=1 - 0.2 / width,
-                top=0.82,
-                bottom=0.085,
-                wspace=0.22,
-                hspace=0.36,
-            )
+        with canvas(path, title, about, size=(width, height), dark=dark) as (figure, ink):
+            margins = {"top": 0.82, "bottom": 0.085, "wspace": 0.22, "hspace": 0.36}
+            ends = {"left": 0.85 / width, "right": 1 - 0.2 / width}
+            axes = panels(figure, 2, len(grids), {**ends, **margins})
             worst = max(cell["loss"] for cells in grids.values() for cell in cells)
             for column, (noise, cells) in enumerate(grids.items()):
                 loss, accuracy = axes[0, column], axes[1, column]
                 _heat(loss, cells, "loss", worst, "{:.1f}", "magma_r", ink)
                 _heat(accuracy, cells, "token_accuracy", 1.0, "{:.2f}", "viridis", ink)
-                plain(loss, ink, f"Final loss, {noise} % random", grid="")
-                plain(accuracy, ink, f"Token accuracy, {noise} % random", "rank", grid="")
+                style_axes(loss, ink, f"Final loss, {noise} % random", grid="")
+                style_axes(accuracy, ink, f"Token accuracy, {noise} % random", "rank", grid="")
             for row in axes:
                 row[0].set_ylabel("answer tokens", color=ink.muted)
 
@@ -274,7 +249,7 @@ def _heat(
     top: float,
     form: str,
     colours: str,
-    ink: Ink,
+    ink: Palette,
 ) -> None:
     ranks, lengths = (sorted({cell[key] for cell in cells}) for key in ("rank", "length"))
     table = np.full((len(lengths), len(ranks)), np.nan)
@@ -287,8 +262,8 @@ def _heat(
         if not np.isnan(value):
             red, green, blue, _ = drawn.cmap(drawn.norm(value))
             bright = 0.3 * red + 0.59 * green + 0.11 * blue > 0.55
-            said, ground = form.format(value), "#000000" if bright else "#fefefe"
-            ax.text(x, y, said, ha="center", va="center", size=8.5, color=ground)
+            colour = "#000000" if bright else "#fefefe"
+            ax.text(x, y, form.format(value), ha="center", va="center", size=8.5, color=colour)
 
 
 def capacity_figure(
@@ -299,14 +274,14 @@ def capacity_figure(
     references: Mapping[str, float],
     dark: bool = False,
 ) -> None:
-    """Draw bits held and bits per parameter by rank, with intervals, beside what others found."""
+    """Draw bits held and bits per parameter by rank, with intervals, beside what others report."""
     with checked_record():
         title = "Capacity grows with rank, efficiency falls"
-        with sheet(path, title, about, size=(10, 4.7), dark=dark) as (figure, ink):
-            left, right = figure.subplots(1, 2)
-            figure.subplots_adjust(left=0.07, right=0.87, top=0.72, bottom=0.14, wspace=0.5)
-            plain(left, ink, "Bits held, the most at any length", "rank")
-            plain(right, ink, "Bits per parameter of the adapter", "rank")
+        with canvas(path, title, about, size=(10, 4.7), dark=dark) as (figure, ink):
+            margins = {"left": 0.07, "right": 0.87, "top": 0.72, "bottom": 0.14, "wspace": 0.5}
+            left, right = panels(figure, 1, 2, margins)[0]
+            style_axes(left, ink, "Bits held, the most at any length", "rank")
+            style_axes(right, ink, "Bits per parameter of the adapter", "rank")
             names, ranks = [f"{noise} % random" for noise in capacities], set[int]()
             for ax, key in ((left, "bits"), (right, "bits_per_parameter")):
                 ends = []
@@ -314,37 +289,12 @@ def capacity_figure(
                     colour = ink.lines[i % len(ink.lines)]
                     x = [row["rank"] for row in rows]
                     ranks.update(x)
-                    _with_bars(ax, x, [row[key] for row in rows], colour)
+                    draw_intervals(ax, x, [row[key] for row in rows], colour)
                     ends.append(rows[-1][key]["mean"])
                 _ticks(ax, sorted(ranks))
                 ax.set_ylim(0, 1.05 * ax.get_ylim()[1])
                 if key != "bits":
-                    _references(ax, references, ink)
-                _name_ends(ax, ends, names, [*ink.lines][: len(names)])
-
-
-def _with_bars(
-    ax: Axes, x: Sequence[float], found: Sequence[Mapping[str, Any]], colour: str
-) -> None:
-    """A line through means with their intervals."""
-    means = [row["mean"] for row in found]
-    ax.plot(x, means, "-o", color=colour, linewidth=1.8, markersize=5, mew=0)
-    for at, row in zip(x, found, strict=True):
-        if row["low"] is not None:
-            ax.plot([at, at], [row["low"], row["high"]], color=colour, linewidth=1.4)
-
-
-def _references(ax: Axes, references: Mapping[str, float], ink: Ink) -> None:
-    ax.set_ylim(0, max(ax.get_ylim()[1], 1.08 * max(references.values())))
-    for name, bits in references.items():
-        ax.axhline(bits, color=ink.muted, linewidth=1, linestyle=(0, (2, 3)))
-        ax.annotate(
-            f"{name.partition(' (')[0]}: {bits:g}",
-            (1, bits),
-            (0, 3),
-            ("axes fraction", "data"),
-            "offset points",
-            ha="right",
-            size=8.5,
-            color=ink.muted,
-        )
+                    ax.set_ylim(0, max(ax.get_ylim()[1], 1.08 * max(references.values())))
+                    for name, bits in references.items():
+                        draw_reference(ax, bits, f"{name.partition(' (')[0]}: {bits:g}", ink)
+                name_at_right(ax, ends, names, ink.lines)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lorewright.reports.figures.ink import Ink, plain, sheet
+from lorewright.reports.figures.style import Palette, canvas, draw_intervals, panels, style_axes
 from lorewright.reports.results import checked_record
 
 if TYPE_CHECKING:
@@ -40,45 +40,29 @@ def compared_figure(
         if not names or not ranks:
             raise ValueError(f"it has no {metric}")
         title = title or f"{metric[0].upper()}{metric[1:]} by rank, at the same budget"
-        with sheet(path, title, about, size=(10, 4.8), dark=dark) as (figure, ink):
-            left, right = figure.subplots(1, 2)
-            figure.subplots_adjust(left=0.065, right=0.985, top=0.72, bottom=0.14, wspace=0.22)
-            plain(left, ink, f"{metric}, mean with 95 % interval", "rank")
+        with canvas(path, title, about, size=(10, 4.8), dark=dark) as (figure, ink):
+            margins = {"left": 0.065, "right": 0.985, "top": 0.72, "bottom": 0.14, "wspace": 0.22}
+            left, right = panels(figure, 1, 2, margins)[0]
+            style_axes(left, ink, f"{metric}, mean with 95 % interval", "rank")
             against = next((r[by] for r in own if r["difference"] is None), names[0])
-            plain(right, ink, f"paired difference to {against}", "rank")
+            style_axes(right, ink, f"paired difference to {against}", "rank")
             right.axhline(0, color=ink.muted, linewidth=1)
             for i, name in enumerate(names):
                 mine = {row["rank"]: row for row in own if row[by] == name}
                 shift = 0.11 * (i - (len(names) - 1) / 2)
-                look = (ink.lines[i % len(ink.lines)], name)
-                _dots(left, ranks, shift, [mine.get(rank) for rank in ranks], look)
+                at, colour = np.arange(len(ranks)) + shift, ink.lines[i % len(ink.lines)]
+                means = [mine.get(rank) for rank in ranks]
+                draw_intervals(left, at, means, colour, "o", label=name, markersize=6)
                 differences = [(mine.get(rank) or {}).get("difference") for rank in ranks]
                 if any(differences):
-                    _dots(right, ranks, shift, differences, look)
+                    draw_intervals(right, at, differences, colour, "o", markersize=6)
             for ax in (left, right):
                 ax.set_xticks(range(len(ranks)), [str(rank) for rank in ranks])
-            if len(ranks) > 0:
-                _legend(left, ink)
+            _legend(left, ink)
 
 
-def _dots(
-    ax: Axes,
-    ranks: Sequence[int],
-    shift: float,
-    found: Sequence[Mapping[str, Any] | None],
-    look: tuple[str, str],
-) -> None:
-    colour, name = look
-    at = np.arange(len(ranks)) + shift
-    means = [np.nan if row is None else row["mean"] for row in found]
-    ax.plot(at, means, "o", color=colour, markersize=6, mew=0, label=name)
-    for x, row in zip(at, found, strict=True):
-        if row is not None and row["low"] is not None:
-            ax.plot([x, x], [row["low"], row["high"]], color=colour, linewidth=1.8)
-
-
-def _legend(ax: Axes, ink: Ink) -> None:
-    """Below the title, over both panels: it covers no point there."""
+def _legend(ax: Axes, ink: Palette) -> None:
+    """Below the title, over both plots: it covers no point there."""
     handles, labels = ax.get_legend_handles_labels()
     assert ax.figure is not None
     ax.figure.legend(
@@ -111,33 +95,17 @@ def placement_figure(
         own = [row for row in rows if row["metric"] == "bits" and row["rank"] is not None]
         names = list(dict.fromkeys(row["placement"] for row in own))
         title = "Where a parameter holds most"
-        with sheet(path, title, about, size=(8.6, 5), dark=dark) as (figure, ink):
-            ax = figure.subplots()
-            figure.subplots_adjust(left=0.085, right=0.74, top=0.8, bottom=0.13)
-            plain(ax, ink, "", "parameters of the adapter", "bits held", grid="both")
+        with canvas(path, title, about, size=(8.6, 5), dark=dark) as (figure, ink):
+            ((ax,),) = panels(
+                figure, 1, 1, {"left": 0.085, "right": 0.74, "top": 0.8, "bottom": 0.13}
+            )
+            style_axes(ax, ink, "", "parameters of the adapter", "bits held", grid="both")
             for i, name in enumerate(names):
                 mine = [row for row in own if row["placement"] == name]
                 x = [parameters[name] * row["rank"] for row in mine]
                 style, colour = ("-", "--")[i // len(ink.lines) % 2], ink.lines[i % len(ink.lines)]
-                ax.plot(
-                    x,
-                    [r["mean"] for r in mine],
-                    style,
-                    marker="o",
-                    color=colour,
-                    markersize=5,
-                    mew=0,
-                    label=name,
-                )
-                for at, row in zip(x, mine, strict=True):
-                    if row["low"] is not None:
-                        ax.plot([at, at], [row["low"], row["high"]], color=colour, linewidth=1.3)
+                draw_intervals(ax, x, mine, colour, f"{style}o", label=name, linewidth=1.5)
             ax.set_xscale("log")
             ax.set_ylim(0, ax.get_ylim()[1])
-            ax.legend(
-                frameon=False,
-                labelcolor=ink.text,
-                loc="center left",
-                bbox_to_anchor=(1.01, 0.5),
-                fontsize=9.5,
-            )
+            place = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}
+            ax.legend(frameon=False, labelcolor=ink.text, fontsize=9.5, **place)

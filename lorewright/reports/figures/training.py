@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lorewright.reports.figures.contrast import LEAST_LOSS
-from lorewright.reports.figures.ink import plain, sheet
+from lorewright.reports.figures.style import canvas, panels, style_axes
 from lorewright.reports.results import checked_record
 
 
@@ -26,19 +26,18 @@ def training_figure(
         loss = [max(LEAST_LOSS, float(epoch["loss_nats"])) for epoch in epochs]
         share = [epoch["n_recalled"] / epoch["n_examples"] for epoch in epochs]
         sure = [(e["epoch"], s) for e, s in zip(epochs, share, strict=True) if e["certified"]]
-        with sheet(path, "How it was written", about, size=(9, 4.2), dark=dark) as (figure, ink):
-            left, right = figure.subplots(1, 2)
-            figure.subplots_adjust(left=0.085, right=0.985, top=0.7, bottom=0.155, wspace=0.24)
-            plain(left, ink, "Loss in training, nats per token (log scale)", "epoch")
-            plain(right, ink, "Share of examples recalled", "epoch")
+        with canvas(path, "How it was written", about, size=(9, 4.2), dark=dark) as (figure, ink):
+            margins = {"left": 0.085, "right": 0.985, "top": 0.7, "bottom": 0.155, "wspace": 0.24}
+            left, right = panels(figure, 1, 2, margins)[0]
+            style_axes(left, ink, "Loss in training, nats per token (log scale)", "epoch")
+            style_axes(right, ink, "Share of examples recalled", "epoch")
             left.set_yscale("log")
             left.yaxis.set_major_formatter("{x:g}")
             left.minorticks_off()
             left.plot(at, loss, color=ink.lines[0], linewidth=2.2, solid_capstyle="round")
             right.plot(at, share, color=ink.lines[1], linewidth=2.2, solid_capstyle="round")
-            right.plot(
-                *zip(*sure, strict=True), "o", color=ink.lines[1], clip_on=False
-            ) if sure else None
+            if sure:
+                right.plot(*zip(*sure, strict=True), "o", color=ink.lines[1], clip_on=False)
             right.set_ylim(-0.03, 1.06)
             right.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
             for ax in (left, right):
