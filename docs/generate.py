@@ -137,7 +137,9 @@ def parameters(command: Any) -> list[str]:
         names = ", ".join(
             f"`{name}`" for name in (one.opts if is_option else [one.metavar or one.name])
         )
-        default = "required" if one.required else shown(one.default)
+        words = getattr(one, "show_default", None)
+        default = f"`{words}`" if isinstance(words, str) else shown(one.default)
+        default = "required" if one.required else default
         env = f" (`{one.envvar}`)" if getattr(one, "envvar", None) else ""
         text = re.sub(r"\s+", " ", getattr(one, "help", "") or "").replace("|", "\\|")
         rows.append(f"| {names} | {default} | {text}{env} |")
