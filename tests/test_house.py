@@ -144,6 +144,13 @@ def test_every_import_is_declared_and_optional_ones_stay_inside_functions() -> N
     none_of(complaints)
 
 
+def test_the_reference_lists_every_extra() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    page = (ROOT / "docs" / "reference" / "environment.md").read_text(encoding="utf-8")
+    missing = [name for name in project["optional-dependencies"] if f"`{name}`" not in page]
+    assert not missing
+
+
 def _distribution(requirement: str) -> str:
     name = re.split(r"[\[<>=!~; ]", requirement, maxsplit=1)[0].replace("-", "_")
     return {"markdown_it_py": "markdown_it"}.get(name, name)
