@@ -429,9 +429,8 @@ def check_options(method: Callable[..., Any], options: Mapping[str, Any]) -> Non
 def checked_weights(n: int, weights: Sequence[float] | None) -> list[float]:
     """Factors on n weight changes, 1 by default. Raises ConfigError for others than n numbers."""
     factors = [1.0] * n if weights is None else list(weights)
-    if len(factors) != n or not all(
-        isinstance(w, int | float) and math.isfinite(w) for w in factors
-    ):
+    numbers = all(isinstance(w, int | float) and math.isfinite(w) for w in factors)
+    if len(factors) != n or not numbers:
         raise ConfigError(f"weights must be {n} finite numbers; they are {factors}.")
     return [float(weight) for weight in factors]
 
@@ -470,13 +469,11 @@ def _parts(
         if not any(key in adapter.tensors for key in keys):
             continue
         pair = [adapter.tensors[key] for key in keys if key in adapter.tensors]
-        r, pair_shapes = adapter.config.rank, [tuple(tensor.shape) for tensor in pair]
-        if [len(s) for s in pair_shapes] != [2, 2] or not pair_shapes[0][0] == pair_shapes[1][
-            1
-        ] == r:
+        r, sizes = adapter.config.rank, [tuple(tensor.shape) for tensor in pair]
+        if [len(size) for size in sizes] != [2, 2] or {sizes[0][0], sizes[1][1]} != {r}:
             raise AdapterError(
-                f"adapter {n}: {module!r} must have A ({r}, in) and B (out, {r}), not "
-                f"{pair_shapes}; load the adapter again."
+                f"adapter {n}: {module!r} must have A ({r}, in) and B (out, {r}), not {sizes}; "
+                "load the adapter again."
             )
         if not all(torch.isfinite(tensor).all() for tensor in pair):
             raise AdapterError(f"adapter {n}: {module!r} holds NaN or infinity; write it again.")

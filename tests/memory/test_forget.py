@@ -136,7 +136,7 @@ def test_words_in_the_verdicts_of_others_are_blanked(memory: Memory) -> None:
     assert after["outcomes"]["memory"] == report["outcomes"]["memory"]
 
 
-def test_what_a_teacher_said_of_it_is_removed_and_the_rest_of_its_cache_reads(
+def test_what_a_teacher_replied_on_it_is_removed_and_the_rest_of_its_cache_reads(
     memory: Memory,
 ) -> None:
     replies = ReplyCache(memory.folder.path / "teacher.jsonl")
