@@ -58,25 +58,25 @@ def unmeasured(memory: Memory) -> Memory:
 
 
 def test_an_answer_says_which_memory_which_passage_and_how_sure(memory: Memory) -> None:
-    found = memory.ask(HEAD)
-    assert (found.text, found.memory, found.declined) == ("Maren Oskold", "harbour", False)
-    assert found.probability and found.probability > 0.5 and found.confidence > 0.5
-    assert found.mode == "hybrid" and found.question == HEAD
-    assert found.passages == () or "Maren Oskold" in found.passages[0]
-    assert found.considered[0].memory == "harbour"
+    result = memory.ask(HEAD)
+    assert (result.text, result.memory, result.declined) == ("Maren Oskold", "harbour", False)
+    assert result.probability and result.probability > 0.5 and result.confidence > 0.5
+    assert result.mode == "hybrid" and result.question == HEAD
+    assert result.passages == () or "Maren Oskold" in result.passages[0]
+    assert result.considered[0].memory == "harbour"
 
 
 def test_a_question_that_no_memory_is_for_is_declined_without_asking_anybody(
     memory: Memory,
 ) -> None:
-    found = memory.ask(STRANGER)
-    assert (found.text, found.declined, found.memory, found.replies) == (DECLINE, True, "", ())
-    assert "no memory here is for it; the nearest is mill" in found.note
+    result = memory.ask(STRANGER)
+    assert (result.text, result.declined, result.memory, result.replies) == (DECLINE, True, "", ())
+    assert "no memory here is for it; the nearest is mill" in result.note
 
 
 def test_a_memory_that_is_named_is_asked_whatever_the_question(memory: Memory) -> None:
-    found = memory.ask(OWNER, "harbour", mode="closed")
-    assert found.memory == "harbour" and len(found.replies) == 1
+    result = memory.ask(OWNER, "harbour", mode="closed")
+    assert result.memory == "harbour" and len(result.replies) == 1
 
 
 WAYS = {
@@ -89,10 +89,10 @@ WAYS = {
 
 @pytest.mark.parametrize("mode", WAYS)
 def test_each_mode_has_its_readers_and_its_texts(unmeasured: Memory, mode: str) -> None:
-    found = unmeasured.ask(COLOUR, mode=mode)
-    assert {reply.way for reply in found.replies} == WAYS[mode] and found.mode == mode
-    assert found.text == "teal" and found.memory == "harbour"
-    for reply in found.replies:
+    result = unmeasured.ask(COLOUR, mode=mode)
+    assert {reply.way for reply in result.replies} == WAYS[mode] and result.mode == mode
+    assert result.text == "teal" and result.memory == "harbour"
+    for reply in result.replies:
         if reply.way == "closed":
             assert reply.passages == ()
         elif reply.way == "full":
@@ -103,9 +103,9 @@ def test_each_mode_has_its_readers_and_its_texts(unmeasured: Memory, mode: str) 
 
 def test_hybrid_gives_what_its_readers_agree_on(unmeasured: Memory) -> None:
     for question in (HEAD, COLOUR, OWNER, HELD.format(r="fee", s="the Flour Shop")):
-        found = unmeasured.ask(question, mode="hybrid")
-        assert found.text == lorewright.routing.ask.agreed(found.replies).text
-        assert {reply.way for reply in found.replies if reply.text == found.text} >= {found.way}
+        result = unmeasured.ask(question, mode="hybrid")
+        assert result.text == lorewright.routing.ask.agreed(result.replies).text
+        assert {reply.way for reply in result.replies if reply.text == result.text} >= {result.way}
 
 
 def test_a_memory_without_text_to_read_answers_closed_book_and_refuses_the_rest(
@@ -113,8 +113,8 @@ def test_a_memory_without_text_to_read_answers_closed_book_and_refuses_the_rest(
 ) -> None:
     alone = Memory.open(tmp_path / "atlas", memory.model)
     put(alone, "harbour", None, lesson_of("harbour"), memory.adapter("harbour"))
-    found = alone.ask(HEAD, mode="hybrid")
-    assert found.text == "Maren Oskold" and [reply.way for reply in found.replies] == ["closed"]
+    result = alone.ask(HEAD, mode="hybrid")
+    assert result.text == "Maren Oskold" and [reply.way for reply in result.replies] == ["closed"]
     with pytest.raises(DataError, match="has no passage that could be read"):
         alone.ask(HEAD, mode="open")
     with pytest.raises(DataError, match="has no source to put before the question"):
@@ -139,9 +139,9 @@ def test_many_questions_are_answered_as_each_alone(
 
 
 def test_a_question_in_two_parts_is_answered_by_both_memories(memory: Memory) -> None:
-    found = memory.ask(f"{HEAD[:-1]} and tell me the owner of the Grain Mill?", mode="closed")
-    assert (found.text, found.memory) == ("Maren Oskold; Bram Vell", "harbour, mill")
-    assert found.confidence == min(reply.confidence for reply in found.replies)
+    result = memory.ask(f"{HEAD[:-1]} and tell me the owner of the Grain Mill?", mode="closed")
+    assert (result.text, result.memory) == ("Maren Oskold; Bram Vell", "harbour, mill")
+    assert result.confidence == min(reply.confidence for reply in result.replies)
 
 
 @pytest.mark.parametrize(
@@ -164,9 +164,9 @@ def test_of_two_memories_asked_the_one_that_knows_speaks(memory: Memory) -> None
     loose = memory.route("What is the head of the Grain Mill?", false_activation=0.5)
     assert loose.hits[0].memory in PAGES
     both = [lorewright.routing.ask.Candidate(name) for name in ("mill", "harbour")]
-    (found,) = lorewright.routing.ask.ask_each(memory.model, [(HEAD, both)], memory.adapter)
-    assert found.memory == "harbour" or found.declined
-    assert len(found.replies) == 2
+    (result,) = lorewright.routing.ask.ask_each(memory.model, [(HEAD, both)], memory.adapter)
+    assert result.memory == "harbour" or result.declined
+    assert len(result.replies) == 2
 
 
 # -- what is refused -----------------------------------------------------------------------------
@@ -210,16 +210,16 @@ def test_hybrid_that_was_measured_worse_gives_way_and_says_so(unmeasured: Memory
     ids = list(unmeasured.names.values())
     store_comparison(standing(9, 5, 8, ids), unmeasured.folder)
     for mode in ("auto", "hybrid"):
-        found = unmeasured.ask(HEAD, mode=mode)
-        assert found.mode == "closed" and [reply.way for reply in found.replies] == ["closed"]
-        assert "hybrid was measured at 0.80" in found.note and "closed was used" in found.note
+        result = unmeasured.ask(HEAD, mode=mode)
+        assert result.mode == "closed" and [reply.way for reply in result.replies] == ["closed"]
+        assert "hybrid was measured at 0.80" in result.note and "closed was used" in result.note
     assert unmeasured.ask(HEAD, mode="open").mode == "open"
 
 
 def test_hybrid_that_was_measured_no_worse_is_used(unmeasured: Memory) -> None:
     store_comparison(standing(9, 5, 9, list(unmeasured.names.values())), unmeasured.folder)
-    found = unmeasured.ask(HEAD)
-    assert found.mode == "hybrid" and found.note == ""
+    result = unmeasured.ask(HEAD)
+    assert result.mode == "hybrid" and result.note == ""
 
 
 def test_what_was_measured_on_other_memories_has_lapsed(unmeasured: Memory) -> None:
@@ -238,28 +238,28 @@ def test_a_damaged_comparison_is_named(unmeasured: Memory) -> None:
 
 
 def test_comparing_asks_the_probes_and_keeps_numbers_only(unmeasured: Memory) -> None:
-    found = unmeasured.compare()
-    n = {kind: modes["hybrid"].n for kind, modes in found.kinds.items()}
+    result = unmeasured.compare()
+    n = {kind: modes["hybrid"].n for kind, modes in result.kinds.items()}
     assert n == {"all": 8, "paraphrase": 6, "unknown": 2}
     stored = stored_comparison(unmeasured.folder)
-    assert stored and stored.to_json() == found.to_json()
+    assert stored and stored.to_json() == result.to_json()
     assert "Tide" not in (unmeasured.folder.path / DERIVED / MODES_FILE).read_text()
-    best = max(found.kinds[ALL][mode].mean or 0 for mode in ("closed", "open"))
-    assert found.hybrid_is_worse == ((found.kinds[ALL]["hybrid"].mean or 0) < best)
+    best = max(result.kinds[ALL][mode].mean or 0 for mode in ("closed", "open"))
+    assert result.hybrid_is_worse == ((result.kinds[ALL]["hybrid"].mean or 0) < best)
 
 
 @pytest.mark.parametrize("mode", ["closed", "open", "hybrid"])
 def test_a_comparison_has_for_each_mode_what_that_mode_says_alone(
     unmeasured: Memory, mode: str
 ) -> None:
-    found = unmeasured.compare()
+    result = unmeasured.compare()
     probes = [probe for name in PAGES for probe in lesson_of(name).probes]
-    told = ask_as(unmeasured, [probe.question for probe in probes], mode=mode)
+    answers = ask_as(unmeasured, [probe.question for probe in probes], mode=mode)
     right = [
         a.declined if p.kind == "unknown" else a.text == p.answers[0]
-        for a, p in zip(told, probes, strict=True)
+        for a, p in zip(answers, probes, strict=True)
     ]
-    assert found.kinds[ALL][mode].mean == sum(right) / len(right)
+    assert result.kinds[ALL][mode].mean == sum(right) / len(right)
 
 
 def test_nothing_can_be_compared_without_probes(memory: Memory, tmp_path: Path) -> None:
@@ -280,24 +280,24 @@ def lore(*arguments: object) -> Any:
 
 
 def test_lore_ask_says_what_memory_ask_says(unmeasured: Memory) -> None:
-    found = lore("ask", HEAD, "--memory", unmeasured.folder.path, "--mode", "closed")
-    assert found["text"] == "Maren Oskold" and found["memory"] == "harbour"
-    assert found == json.loads(json.dumps(asdict(unmeasured.ask(HEAD, mode="closed"))))
+    result = lore("ask", HEAD, "--memory", unmeasured.folder.path, "--mode", "closed")
+    assert result["text"] == "Maren Oskold" and result["memory"] == "harbour"
+    assert result == json.loads(json.dumps(asdict(unmeasured.ask(HEAD, mode="closed"))))
 
 
 def test_lore_ask_tells_people_memory_passage_and_certainty(unmeasured: Memory) -> None:
     ran = CliRunner().invoke(app, ["ask", COLOUR, "--memory", str(unmeasured.folder.path)])
     assert ran.exit_code == 0 and ran.stdout.startswith("teal\n")
-    for words in ("memory harbour, found with p = ", "mean token probability", "read: # Harbour"):
+    for words in ("memory harbour, result with p = ", "mean token probability", "read: # Harbour"):
         assert words in ran.stdout
     ran = CliRunner().invoke(app, ["ask", STRANGER, "--memory", str(unmeasured.folder.path)])
     assert ran.stdout.startswith(DECLINE) and "no memory here is for it" in ran.stdout
 
 
 def test_lore_route_shows_candidates_with_probabilities(memory: Memory) -> None:
-    found = lore("route", HEAD, "--memory", memory.folder.path, "--false-activation", 0.1)
-    assert found["chosen"] == ["harbour"] and found["threshold"]["rate"] <= 0.1
-    assert found["candidates"][0]["probability"] > found["threshold"]["value"]
+    result = lore("route", HEAD, "--memory", memory.folder.path, "--false-activation", 0.1)
+    assert result["chosen"] == ["harbour"] and result["threshold"]["rate"] <= 0.1
+    assert result["candidates"][0]["probability"] > result["threshold"]["value"]
     none = lore("route", STRANGER, "--memory", memory.folder.path)
     assert none["chosen"] == [] and "the nearest is mill" in none["note"]
     ran = CliRunner().invoke(app, ["route", STRANGER, "--memory", str(memory.folder.path)])
@@ -305,8 +305,8 @@ def test_lore_route_shows_candidates_with_probabilities(memory: Memory) -> None:
 
 
 def test_lore_modes_measures_and_lore_ask_goes_by_it(unmeasured: Memory) -> None:
-    found = lore("modes", unmeasured.folder.path, "--probes", 8)
-    assert found["kinds"]["all"]["hybrid"]["n"] == 8
-    assert lore("ask", HEAD, "--memory", unmeasured.folder.path)["mode"] == found["best"]
+    result = lore("modes", unmeasured.folder.path, "--probes", 8)
+    assert result["kinds"]["all"]["hybrid"]["n"] == 8
+    assert lore("ask", HEAD, "--memory", unmeasured.folder.path)["mode"] == result["best"]
     ran = CliRunner().invoke(app, ["modes", str(unmeasured.folder.path)])
     assert ran.exit_code == 0 and "its better half" in ran.stdout

@@ -30,7 +30,7 @@ MORE = [  # what makes some words rare and others not
 ]
 
 
-def said(memory: str, question: str, *answers: str) -> Statement:
+def stated(memory: str, question: str, *answers: str) -> Statement:
     return Statement(memory, question, answers, "fact")
 
 
@@ -39,7 +39,7 @@ def kinds(*given: Statement) -> list[str]:
 
 
 def test_the_same_question_with_two_answers_is_a_contradiction_and_comes_first() -> None:
-    a, b = said("a", "What is the code?", "KX-41"), said("b", "what is the  code", "KX-42")
+    a, b = stated("a", "What is the code?", "KX-41"), stated("b", "what is the  code", "KX-42")
     assert contradictions([b, a]) == [Contradiction("same", b, a, 1.0)]
     assert contradictions([a, b], near=1)[0].kind == "same"
 
@@ -53,12 +53,12 @@ def test_the_same_question_with_two_answers_is_a_contradiction_and_comes_first()
     ],
 )
 def test_answers_that_say_the_same_agree(first: tuple[str, ...], second: tuple[str, ...]) -> None:
-    asked = "Who leads Project Gannet?"
-    assert kinds(said("a", asked, *first), said("b", asked, *second)) == []
+    question = "Who leads Project Gannet?"
+    assert kinds(stated("a", question, *first), stated("b", question, *second)) == []
 
 
 def test_one_memory_does_not_contradict_itself() -> None:
-    assert kinds(said("a", "Who leads?", "Mira"), said("a", "Who leads?", "Ansel")) == []
+    assert kinds(stated("a", "Who leads?", "Mira"), stated("a", "Who leads?", "Ansel")) == []
 
 
 @pytest.mark.parametrize(
@@ -74,11 +74,11 @@ def test_one_memory_does_not_contradict_itself() -> None:
 def test_nearly_equal_questions_are_found_and_near_misses_are_not(
     one: str, other: str, near: bool
 ) -> None:
-    assert kinds(said("a", one, "KX-41"), said("b", other, "ZZ-99")) == ["near"] * near
+    assert kinds(stated("a", one, "KX-41"), stated("b", other, "ZZ-99")) == ["near"] * near
 
 
 @pytest.mark.parametrize(
-    ("question", "answer", "found"),
+    ("question", "answer", "result"),
     [
         ("Which project has the code KX-41?", "Heron", True),
         ("Which project has the code KX-41?", "Project Gannet", False),
@@ -87,10 +87,10 @@ def test_nearly_equal_questions_are_found_and_near_misses_are_not(
     ],
 )
 def test_a_reversed_fact_that_names_another_subject_is_found(
-    question: str, answer: str, found: bool
+    question: str, answer: str, result: bool
 ) -> None:
-    fact = said("a", "What is the code of Project Gannet?", "KX-41")
-    assert kinds(fact, said("b", question, answer)) == ["reversed"] * found
+    fact = stated("a", "What is the code of Project Gannet?", "KX-41")
+    assert kinds(fact, stated("b", question, answer)) == ["reversed"] * result
 
 
 def test_terms_leave_out_words_of_asking_and_keep_numbers_whole() -> None:
@@ -100,7 +100,7 @@ def test_terms_leave_out_words_of_asking_and_keep_numbers_whole() -> None:
 
 
 def test_only_narrows_to_one_memory() -> None:
-    given = [said(m, "What is the code?", f"K{m}") for m in "abc"]
+    given = [stated(m, "What is the code?", f"K{m}") for m in "abc"]
     assert len(contradictions(given)) == 3
     assert {c.second.memory for c in contradictions(given, only="a")} == {"b", "c"}
 
@@ -108,7 +108,7 @@ def test_only_narrows_to_one_memory() -> None:
 def test_shares_out_of_range_and_too_many_questions_are_refused() -> None:
     with pytest.raises(ConfigError, match="near is 0"):
         contradictions([], near=0)
-    many = [said("a", f"q{i}", "x") for i in range(MAX_NEAR + 1)]
+    many = [stated("a", f"q{i}", "x") for i in range(MAX_NEAR + 1)]
     with pytest.raises(ConfigError, match="too many to compare with near ones"):
         contradictions(many)
     assert contradictions(many, near=1) == [] and contradictions([]) == []

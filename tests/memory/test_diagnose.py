@@ -1,4 +1,4 @@
-"""Claims about the doctor: folders, names and plain adapters are found, and bases that moved."""
+"""Claims about the doctor: folders, names and plain adapters are recognised, and bases that moved."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ def adapter_of(folder: Path) -> Path:
 
 def test_a_folder_a_name_in_it_and_its_adapter_are_all_found(folder: Path, model: Model) -> None:
     for place in (folder, folder / "book", adapter_of(folder)):
-        found = diagnose(place, base=model)
-        assert found.findings == () and found.evidence.moved
-        assert (len(found.evidence.answered) == 3) == (place != adapter_of(folder))
+        result = diagnose(place, base=model)
+        assert result.findings == () and result.evidence.moved
+        assert (len(result.evidence.answered) == 3) == (place != adapter_of(folder))
     given = diagnose(adapter_of(folder), base=model, knowledge=Knowledge(facts=FACTS))
     assert given.evidence.answered == (True, True, True)
 
@@ -80,20 +80,20 @@ def test_a_folder_on_a_base_that_changed_is_diagnosed_and_not_refused(
     card = json.loads(path.read_text())
     card["adapter"]["base_digest"] = "0" * 64
     path.write_text(json.dumps(card))
-    (found,) = diagnose(folder, base=model).findings
-    assert found.check == "other_base"
+    (result,) = diagnose(folder, base=model).findings
+    assert result.check == "other_base"
 
 
 def test_the_remedy_names_this_memory(folder: Path, model: Model) -> None:
     (adapter_of(folder) / "adapter_model.safetensors").write_bytes(b"x")
-    (found,) = diagnose(folder, base=model).findings
-    assert found.remedy.endswith(f"lore write SOURCE --into {folder} --name book")
+    (result,) = diagnose(folder, base=model).findings
+    assert result.remedy.endswith(f"lore write SOURCE --into {folder} --name book")
 
 
 def test_probes_stand_in_for_the_memorys_own(folder: Path, model: Model) -> None:
     odd = tuple(Probe(f"p{i}", f"{w}?", ("zzz",), "paraphrase") for i, w in enumerate("abc"))
-    (found,) = diagnose(folder, base=model, probes=odd).findings
-    assert found.check == "one_form"
+    (result,) = diagnose(folder, base=model, probes=odd).findings
+    assert result.check == "one_form"
 
 
 def test_a_place_that_is_neither_is_refused(folder: Path, tmp_path: Path, model: Model) -> None:

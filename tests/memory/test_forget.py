@@ -75,8 +75,8 @@ def texts_of(known: Knowledge) -> list[str]:
 
 
 def files(memory: Memory) -> set[str]:
-    found = (p for p in memory.folder.path.rglob("*") if p.is_file())
-    return {str(p.relative_to(memory.folder.path)) for p in found if p.name != ".lock"}
+    result = (p for p in memory.folder.path.rglob("*") if p.is_file())
+    return {str(p.relative_to(memory.folder.path)) for p in result if p.name != ".lock"}
 
 
 def merged(memory: Memory, name: str, *of: str) -> str:

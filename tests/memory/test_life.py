@@ -133,10 +133,10 @@ def test_what_peft_saved_is_taken_in(tmp_path: Path) -> None:
 def test_an_adapter_without_effect_or_of_another_base_is_not_taken_in(
     memory: Memory, tmp_path: Path
 ) -> None:
-    found = memory.adapter("book")
-    still = {k: torch.zeros_like(t) if "lora_B" in k else t for k, t in found.tensors.items()}
-    adapters.save(replace(found, tensors=still, card={}), tmp_path / "still")
-    adapters.save(replace(found, base_digest="0" * 64, card={}), tmp_path / "other")
+    result = memory.adapter("book")
+    still = {k: torch.zeros_like(t) if "lora_B" in k else t for k, t in result.tensors.items()}
+    adapters.save(replace(result, tensors=still, card={}), tmp_path / "still")
+    adapters.save(replace(result, base_digest="0" * 64, card={}), tmp_path / "other")
     before = memory.folder.entries()
     with pytest.raises(NoEffect, match="weight change of zero"):
         memory.add(tmp_path / "still")
@@ -177,13 +177,13 @@ def test_runs_under_a_former_name_are_forgotten_too(memory: Memory) -> None:
 
 def test_a_changed_fact_has_its_new_answer_and_its_neighbours_stay(memory: Memory) -> None:
     old = memory.names["book"]
-    found = memory.supersede("book", Knowledge(facts=CHANGED))
-    assert found.holds and found.old_adapter == old and found.kept_as == ""
-    assert (found.unchanged_before.n, found.unchanged_before.mean) == (2, 1)
-    assert found.unchanged.mean == 1 and found.new_given.mean == 1 and found.old_given.mean == 0
+    result = memory.supersede("book", Knowledge(facts=CHANGED))
+    assert result.holds and result.old_adapter == old and result.kept_as == ""
+    assert (result.unchanged_before.n, result.unchanged_before.mean) == (2, 1)
+    assert result.unchanged.mean == 1 and result.new_given.mean == 1 and result.old_given.mean == 0
     assert memory.names.keys() == {"book"} and memory.names["book"] != old
     assert memory.ask(FACTS[0].question, "book", mode="closed").text == "ZB-9027"
-    assert found.scan is not None and not found.scan.leftovers
+    assert result.scan is not None and not result.scan.leftovers
     assert not any("KX-4109" in p.read_text(errors="replace") for p in texts(memory))
     card = memory.adapter("book").card
     assert [line["adapter"] for line in card["supersedes"]] == [old]
@@ -196,8 +196,8 @@ def texts(memory: Memory) -> list[Path]:
 
 def test_the_old_one_can_be_kept_and_then_contradicts(memory: Memory) -> None:
     old = memory.names["book"]
-    found = memory.supersede("book", Knowledge(facts=CHANGED), keep=True)
-    assert found.kept_as == "book-before" and memory.names["book-before"] == old
+    result = memory.supersede("book", Knowledge(facts=CHANGED), keep=True)
+    assert result.kept_as == "book-before" and memory.names["book-before"] == old
     assert memory.ask(FACTS[0].question, "book-before", mode="closed").text == "KX-4109"
     with pytest.raises(ConfigError, match="an earlier one is still there as 'book-before'"):
         memory.supersede("book", Knowledge(facts=FACTS))
@@ -208,9 +208,9 @@ def test_a_write_that_does_not_hold_removes_nothing(memory: Memory) -> None:
     config, lesson = recipe_of(memory, "book")
     assert config.batch_size == 2 and lesson == QUICK
     weak = replace(config, epochs=1, lr=1e-6)
-    found = memory.supersede("book", Knowledge(facts=CHANGED), config=weak)
-    assert not found.holds and found.kept_as == "book-before"
-    assert memory.names["book-before"] == old and found.unchanged.mean == 0
+    result = memory.supersede("book", Knowledge(facts=CHANGED), config=weak)
+    assert not result.holds and result.kept_as == "book-before"
+    assert memory.names["book-before"] == old and result.unchanged.mean == 0
 
 
 def test_a_supersession_that_was_interrupted_after_the_write_goes_on(
@@ -220,8 +220,8 @@ def test_a_supersession_that_was_interrupted_after_the_write_goes_on(
     with pytest.raises(KeyboardInterrupt):
         memory.supersede("book", Knowledge(facts=CHANGED), watch=watch)
     assert memory.names.keys() == {"book", "book-before"}
-    found = memory.supersede("book", Knowledge(facts=CHANGED))
-    assert found.holds and found.outcome is None and memory.names.keys() == {"book"}
+    result = memory.supersede("book", Knowledge(facts=CHANGED))
+    assert result.holds and result.outcome is None and memory.names.keys() == {"book"}
     with pytest.raises(ConfigError, match="the source has not changed"):
         memory.supersede("book", Knowledge(facts=CHANGED))
 
@@ -230,25 +230,25 @@ def test_what_changed_is_told_from_what_did_not() -> None:
     text = "The code of Gannet is KX-4109. The room of Heron is B 12. Mira leads Gannet."
     newer = "The code of Gannet is ZB-9027. The room of Heron is B 12."
 
-    def asked(question: str, answer: str) -> Probe:
+    def probe_of(question: str, answer: str) -> Probe:
         return Probe(question, question, (answer,), "paraphrase", "note")
 
     old = Lesson(
         (),
         (
-            asked("Gannet's code?", "KX-4109"),
-            asked("Heron's room?", "B 12"),
-            asked("Who leads?", "Mira"),
+            probe_of("Gannet's code?", "KX-4109"),
+            probe_of("Heron's room?", "B 12"),
+            probe_of("Who leads?", "Mira"),
             Probe("u", "Who swims?", (), "unknown"),
         ),
         "",
         "",
         (),
     )
-    new = Lesson((), (asked("gannet's  code?", "ZB-9027"),), "", "", ())
+    new = Lesson((), (probe_of("gannet's  code?", "ZB-9027"),), "", "", ())
     was = Knowledge((Document("note", text),))
-    found = compare(was, old, Knowledge((Document("note", newer),)), new)
-    assert [(a.new, a.changed) for a in found] == [
+    result = compare(was, old, Knowledge((Document("note", newer),)), new)
+    assert [(a.new, a.changed) for a in result] == [
         (("ZB-9027",), True),
         (("B 12",), False),
         ((), True),
@@ -288,7 +288,7 @@ def test_supersede_and_contradictions_on_the_command_line(
     dump_jsonl(CHANGED, tmp_path / "changed.jsonl")
     ran = lore("supersede", memory.folder.path, "book", tmp_path / "changed.jsonl", "--keep")
     assert ran.code == 0 and "superseded" in ran.out and "book-before" in ran.out
-    said = lore("contradictions", memory.folder.path, "--name", "book")
-    assert "ZB-9027" in said.out and "KX-4109" in said.out and "1 certain" in said.out
+    printed = lore("contradictions", memory.folder.path, "--name", "book")
+    assert "ZB-9027" in printed.out and "KX-4109" in printed.out and "1 certain" in printed.out
     refused = lore("contradictions", memory.folder.path, "--near", "0")
     assert refused.code == 2 and "near is 0" in refused.err

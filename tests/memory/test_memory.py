@@ -112,8 +112,8 @@ def run_of(memory: Memory) -> Path:
 def tree(folder: Path) -> dict[str, bytes]:
     """Every file below a folder but the lock and what an unfinished run holds."""
     files = (path for path in folder.rglob("*") if path.is_file())
-    kept = (p for p in files if p.name != ".lock" and "runs" not in p.parts)
-    return {str(path.relative_to(folder)): path.read_bytes() for path in kept}
+    whole = (p for p in files if p.name != ".lock" and "runs" not in p.parts)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in whole}
 
 
 # -- what a write leaves -------------------------------------------------------------------------
@@ -181,7 +181,7 @@ def test_a_document_is_written_from_questions_the_base_asks_itself(
     text = "# Project Gannet\n\nThe deadline of Project Gannet is 4 May.\n"
     steps: list[str] = []
     try:
-        found = Memory.open(tmp_path / "atlas", model).write(
+        result = Memory.open(tmp_path / "atlas", model).write(
             Document("gannet", text),
             config=WriteConfig(lr=1e-3, epochs=2),
             watch=Watch(steps.append),
@@ -189,7 +189,7 @@ def test_a_document_is_written_from_questions_the_base_asks_itself(
     except DataError as error:  # a base that can not ask yet says so
         assert "nothing came out to learn" in str(error)
         return
-    assert found.name == "gannet" and found.n_examples > 0
+    assert result.name == "gannet" and result.n_examples > 0
     assert steps[0] == "reading gannet" and "proving that it is on disk" in steps
 
 
@@ -232,9 +232,9 @@ def test_verify_takes_other_probes_and_needs_some(memory: Memory) -> None:
 
 def test_a_fact_that_was_written_is_answered_after_reload(memory: Memory) -> None:
     for fact in FACTS.facts:
-        found = Memory.open(memory.folder.path).ask(fact.question)
-        assert (found.text, found.memory) == (fact.answer, "project-book")
-        assert not found.declined and found.confidence > 0.5
+        result = Memory.open(memory.folder.path).ask(fact.question)
+        assert (result.text, result.memory) == (fact.answer, "project-book")
+        assert not result.declined and result.confidence > 0.5
 
 
 @peft_warns
@@ -403,7 +403,7 @@ def test_a_folder_that_is_no_memory_is_refused(model: Model, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "said"),
+    ("arguments", "error", "message"),
     [
         ({"metric": "taste"}, ConfigError, "metric 'taste' is unknown; use one of contains"),
         (
@@ -428,10 +428,10 @@ def test_what_cannot_work_is_refused_before_the_folder_is_touched(
     model: Model,
     arguments: dict[str, Any],
     error: type[LorewrightError],
-    said: str,
+    message: str,
     tmp_path: Path,
 ) -> None:
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         brief(Memory.open(tmp_path / "atlas", model), **arguments)
     assert not (tmp_path / "atlas").exists()
 
@@ -495,10 +495,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_adapter_is_named(memory: Memory, damage: str) -> None:
-    spoil, said = DAMAGES[damage]
+    spoil, message = DAMAGES[damage]
     spoil(folder_of(memory))
     for read in (memory.ask, lambda _: memory.verify()):
-        with pytest.raises(AdapterError, match=said):
+        with pytest.raises(AdapterError, match=message):
             read(FACTS.facts[0].question)
 
 

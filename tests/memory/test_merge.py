@@ -76,13 +76,15 @@ def merged(
 def test_every_source_is_asked_its_own_probes_before_and_after(
     merged: tuple[Merged, Path], model: Model, sources: list[Source]
 ) -> None:
-    found, _ = merged
-    assert [part.name for part in found.parts] == list(TWO)
-    for part, source, name in zip(found.parts, sources, TWO, strict=True):
+    result, _ = merged
+    assert [part.name for part in result.parts] == list(TWO)
+    for part, source, name in zip(result.parts, sources, TWO, strict=True):
         assert part.adapter_id == content_id(source.adapter)
         assert set(part.report.arms) == {"alone", "merged", "base"}
         probes = lesson_of(name).probes
-        again = side_by_side(model, probes, {"alone": source.adapter, "merged": load(found.folder)})
+        again = side_by_side(
+            model, probes, {"alone": source.adapter, "merged": load(result.folder)}
+        )
         assert part.report.arms == again.arms, "it is measured, from disk, on the stored probes"
         assert part.report.proportion("alone", "paraphrase").n == 3
         assert part.report.proportion("base", "paraphrase").mean == 0.0
@@ -94,38 +96,38 @@ def test_every_source_is_asked_its_own_probes_before_and_after(
 def test_auto_tries_every_method_and_takes_the_one_that_kept_most(
     merged: tuple[Merged, Path],
 ) -> None:
-    found, _ = merged
-    assert {trial.method for trial in found.trials} == {*METHODS} - {"rewrite"}
-    best = max(found.trials, key=lambda trial: trial.merit)
-    assert (found.method, found.options, found.rank) == (best.method, best.options, best.rank)
-    assert found.rank <= 8 and all(len(trial.held) == 2 for trial in found.trials)
-    kept = {trial.method: trial.merit[1] for trial in found.trials if trial.rank == 8}
-    assert kept["imitate"] > kept["mean"], "the choice makes a difference"
+    result, _ = merged
+    assert {trial.method for trial in result.trials} == {*METHODS} - {"rewrite"}
+    best = max(result.trials, key=lambda trial: trial.merit)
+    assert (result.method, result.options, result.rank) == (best.method, best.options, best.rank)
+    assert result.rank <= 8 and all(len(trial.held) == 2 for trial in result.trials)
+    retained = {trial.method: trial.merit[1] for trial in result.trials if trial.rank == 8}
+    assert retained["imitate"] > retained["mean"], "the choice makes a difference"
 
 
 def test_a_merge_keeps_at_least_half_of_what_was_trained_on_either_side(
     merged: tuple[Merged, Path], model: Model, sources: list[Source]
 ) -> None:
-    found, _ = merged
-    with model.using(load(found.folder)):
-        kept = [audit(model, source.examples).recall.mean for source in sources]
-    assert min(share or 0 for share in kept) >= 0.5
+    result, _ = merged
+    with model.using(load(result.folder)):
+        retained = [audit(model, source.examples).recall.mean for source in sources]
+    assert min(share or 0 for share in retained) >= 0.5
 
 
 def test_entry_and_card_name_parents_method_and_weights(merged: tuple[Merged, Path]) -> None:
-    found, folder = merged
+    result, folder = merged
     known_entries = Folder(folder).entries()
     parents = [{"name": name, "adapter": known_entries[name]["adapter"]} for name in TWO]
     assert known_entries["both-of-them"]["parents"] == parents
     assert [*descendants(known_entries, "mill")] == ["both-of-them"]
     card = next(card for card in Folder(folder).cards() if card["name"] == "both-of-them")
-    assert card["parents"] == parents and card["reason"] == f"merged by {found.method}"
+    assert card["parents"] == parents and card["reason"] == f"merged by {result.method}"
     assert card["merge"]["sources"] == [each["adapter"] for each in parents]
     assert [part["memory"] for part in card["report"]["parts"]] == list(TWO)
     assert card["report"]["recall"]["paraphrase"]["memory"]["n"] == 6
     assert "outcomes" not in json.dumps(card["report"])
     run = folder / "runs" / known_entries["both-of-them"]["run"]
-    assert json.loads((run / "report.json").read_text())["adapter"] == found.adapter_id
+    assert json.loads((run / "report.json").read_text())["adapter"] == result.adapter_id
     assert {p.name for p in run.iterdir()} == {"config.json", "lesson.json", "report.json"}
 
 
@@ -143,12 +145,14 @@ def test_a_merge_by_weights_says_them_and_has_scale_one(
 def test_the_merged_memory_is_a_plain_adapter_that_is_verified_asked_and_merged_again(
     merged: tuple[Merged, Path], model: Model, tmp_path: Path
 ) -> None:
-    found, folder = merged
+    result, folder = merged
     shutil.copytree(folder, tmp_path / "atlas")
     memory = Memory.open(tmp_path / "atlas", model)
     adapter = memory.adapter("both-of-them")
-    assert content_id(adapter) == found.adapter_id
-    assert {t.shape[0] for k, t in adapter.tensors.items() if k.endswith(HALVES[0])} == {found.rank}
+    assert content_id(adapter) == result.adapter_id
+    assert {t.shape[0] for k, t in adapter.tensors.items() if k.endswith(HALVES[0])} == {
+        result.rank
+    }
     report = memory.verify("both-of-them")
     assert report.proportion("memory", "paraphrase").n == 6
     assert "wrong" not in report.arms, "a parent is no wrong memory: it knows the same"
@@ -167,8 +171,8 @@ def test_a_merge_is_forgotten_with_its_parent_and_holds_its_text(
     memory = Memory.open(tmp_path / "atlas", model)
     with pytest.raises(ConfigError, match="merged from it"):
         memory.forget("mill")
-    found = memory.forget("mill", with_merged=True)
-    assert found.removal.names == ("mill", "both-of-them") and not found.scan.leftovers
+    result = memory.forget("mill", with_merged=True)
+    assert result.removal.names == ("mill", "both-of-them") and not result.scan.leftovers
     assert set(memory.names) == {"harbour"}
 
 
@@ -179,7 +183,7 @@ def test_a_method_that_is_named_is_used_with_its_options_and_no_other_is_tried(
     memory: Memory,
 ) -> None:
     steps: list[str] = []
-    found = memory.merge(
+    result = memory.merge(
         TWO,
         method="ties",
         weights=[1, 0.5],
@@ -188,18 +192,18 @@ def test_a_method_that_is_named_is_used_with_its_options_and_no_other_is_tried(
         into="ab",
         watch=Watch(steps.append),
     )
-    assert found.trials == () and not any("trying" in step for step in steps)
-    assert (found.method, found.rank, found.weights) == ("ties", 6, (1.0, 0.5))
+    assert result.trials == () and not any("trying" in step for step in steps)
+    assert (result.method, result.rank, result.weights) == ("ties", 6, (1.0, 0.5))
     record = memory.adapter("ab").card["merge"]
     assert record["options"] == {"density": 0.3} and record["weights"] == [1.0, 0.5]
-    assert any("rank 6 keeps" in note for note in found.notes)
+    assert any("rank 6 keeps" in note for note in result.notes)
 
 
 def test_what_one_source_answers_is_no_longer_declined_because_another_did(
     memory: Memory, sources: list[Source]
 ) -> None:
-    asked = PAGES["mill"][1][0]
-    question = FORMS[0].format(r=asked[0], s=asked[1])
+    fact = PAGES["mill"][1][0]
+    question = FORMS[0].format(r=fact[0], s=fact[1])
     opposed = Probe("no", question, (), "unknown")
     lesson = taught("harbour")
     lesson = replace(
@@ -208,12 +212,12 @@ def test_what_one_source_answers_is_no_longer_declined_because_another_did(
         examples=(*lesson.examples, Example(question, "I do not know.", "unknown")),
     )
     put(memory, "stubborn", known("harbour"), lesson, sources[0].adapter)
-    found = memory.merge(["stubborn", "mill"], method="svd", into="ab")
-    asked_of = [row.question for row in found.parts[0].report.arms["merged"]]
+    result = memory.merge(["stubborn", "mill"], method="svd", into="ab")
+    asked_of = [row.question for row in result.parts[0].report.arms["merged"]]
     assert question not in asked_of and len(asked_of) == len(lesson.probes) - 1
     stored = memory.folder.path / "runs" / memory.folder.entries()["ab"]["run"] / "lesson.json"
     rows = json.loads(stored.read_text())["examples"]
-    assert [row["completion"] for row in rows if row["prompt"] == question] == [asked[2]]
+    assert [row["completion"] for row in rows if row["prompt"] == question] == [fact[2]]
 
 
 # -- a method from outside -----------------------------------------------------------------------
@@ -231,10 +235,10 @@ def test_a_method_from_outside_is_merged_by_verified_and_forgotten(
     memory: Memory, sources: list[Source], by: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(METHODS, "loudest", loudest)
-    found = memory.merge(TWO, method="loudest" if by == "name" else loudest, into="loud")
-    assert found.method == "loudest" and found.notes == ("one of several.",)
-    assert found.adapter_id in [content_id(source.adapter) for source in sources]
-    assert sorted(part.lost("paraphrase").mean or 0 for part in found.parts)[0] == 0
+    result = memory.merge(TWO, method="loudest" if by == "name" else loudest, into="loud")
+    assert result.method == "loudest" and result.notes == ("one of several.",)
+    assert result.adapter_id in [content_id(source.adapter) for source in sources]
+    assert sorted(part.lost("paraphrase").mean or 0 for part in result.parts)[0] == 0
     assert memory.verify("loud").proportion("memory", "paraphrase").n == 6
     assert memory.forget("loud").removal.names == ("loud",)
     assert memory.names.keys() == {*TWO}
@@ -324,10 +328,12 @@ def test_the_command_merges_and_says_what_it_cost(
     options = ("--method", "ties", "--option", "density=0.4", "--into-name", "ab", "--rank", 6)
     code, out, err = lore("merge", memory.folder.path, *TWO, *options, "--json")
     assert code == 0 and "merging by ties" in err
-    found = json.loads(out)
-    assert found["memory"] == "ab" and found["rank"] == 6 and found["options"] == {"density": 0.4}
-    assert [part["memory"] for part in found["parts"]] == list(TWO)
-    row = found["parts"][0]["recall"]["paraphrase"]["merged"]
+    result = json.loads(out)
+    assert (
+        result["memory"] == "ab" and result["rank"] == 6 and result["options"] == {"density": 0.4}
+    )
+    assert [part["memory"] for part in result["parts"]] == list(TWO)
+    row = result["parts"][0]["recall"]["paraphrase"]["merged"]
     assert row["n"] == 3 and row["low"] <= row["recall"] <= row["high"]
     code, out, _ = lore(
         "merge", memory.folder.path, *TWO, "--method", "svd", "--into-name", "plain"
@@ -336,7 +342,7 @@ def test_the_command_merges_and_says_what_it_cost(
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         (("--method", "tis"), "ConfigError: there is no method 'tis'; choose one of auto, cat"),
         (("--weights", "1"), "ConfigError: 2 memories need 2 weights; there are [1.0]"),
@@ -349,8 +355,8 @@ def test_the_command_merges_and_says_what_it_cost(
     ],
 )
 def test_bad_input_ends_in_one_sentence_and_exit_code_two(
-    lore: Callable[..., tuple[int, str, str]], folder: Path, more: tuple[str, ...], said: str
+    lore: Callable[..., tuple[int, str, str]], folder: Path, more: tuple[str, ...], message: str
 ) -> None:
     code, out, err = lore("merge", folder, *TWO, *more)
     last = err.strip().splitlines()[-1]
-    assert code == 2 and out == "" and "Traceback" not in err and said in last
+    assert code == 2 and out == "" and "Traceback" not in err and message in last

@@ -13,7 +13,7 @@ from lorewright.errors import AdapterError, ConfigError
 from lorewright.knowledge.data import Fact, Knowledge
 from lorewright.knowledge.lesson import LessonConfig
 from lorewright.memory.memory import Memory
-from lorewright.reports.tables import memories_table
+from lorewright.reports.results import memories_table
 from lorewright.writers.adapter import AdapterState
 from lorewright.writers.methods import STATES, WRITERS
 from lorewright.writers.writer import Cost
@@ -37,7 +37,7 @@ def test_a_writer_from_outside_is_written_verified_asked_and_forgotten(memory: M
     assert outcome.audit.n_exact == 1 and outcome.adapter_id == memory.names["codes"]
     (card,) = memory.folder.cards()
     assert (card["method"], card["kind"], card["engine"]) == ("steering", "steering", "hooks")
-    assert memories_table(memory.folder.briefs()).row_count == 1
+    assert len(memories_table(memory.folder.briefs()).rows) == 1
     again = Memory.open(memory.folder.path, memory.model)
     assert again.verify("codes").proportion("memory", "efficacy").mean == 1
     for fact in CODES.facts:

@@ -1,4 +1,4 @@
-"""Claims about folders of older schemas: read as they are, written anew with a copy kept.
+"""Claims about folders of older schemas: read as they are, written anew beside a copy.
 
 tests/fixtures/schema-1 is a folder as the version that wrote schema 1 left it.
 """
@@ -75,6 +75,6 @@ def test_a_damaged_card_leaves_the_folder_readable(folder: Path, content: str | 
 
 @pytest.mark.parametrize("schema", [None, 0, SCHEMA + 1, "1", True, [1]])
 def test_another_schema_is_refused_with_those_that_are_read(folder: Path, schema: object) -> None:
-    found = {**json.loads((folder / "memory.json").read_text()), "schema": schema}
+    result = {**json.loads((folder / "memory.json").read_text()), "schema": schema}
     with pytest.raises(DataError, match=r"this version reads 1, 2; use a matching version"):
-        migrate(found, folder)
+        migrate(result, folder)

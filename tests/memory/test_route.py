@@ -1,4 +1,4 @@
-"""Claims about finding memories by questions: who is found, who is not, and what lies on disk."""
+"""Claims about routing questions to memories: which one, when none, and what lies on disk."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def memory(model: Model, tmp_path: Path) -> Memory:
 
 
 def steps_of(memory: Memory, question: str = HEAD) -> list[str]:
-    """What is told on the way to an answer in a new process."""
+    """The steps on the way to an answer in a new process."""
     steps: list[str] = []
     Memory.of(memory.folder, memory.model).route(question, watch=Watch(steps.append))
     return steps
 
 
-# -- who is found --------------------------------------------------------------------------------
+# -- who is result --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -61,28 +61,30 @@ def steps_of(memory: Memory, question: str = HEAD) -> list[str]:
 def test_a_question_in_new_words_leads_to_its_memory(
     memory: Memory, question: str, name: str
 ) -> None:
-    found = memory.route(question)
-    assert [hit.memory for hit in found.chosen] == [name]
-    assert found.threshold and (found.chosen[0].probability or 0) > found.threshold.value
+    result = memory.route(question)
+    assert [hit.memory for hit in result.chosen] == [name]
+    assert result.threshold and (result.chosen[0].probability or 0) > result.threshold.value
 
 
 def test_few_strangers_are_let_through(memory: Memory) -> None:
-    asked = unrelated_questions()
-    asked = asked[len(asked) * 3 // 4 :]  # those that the calibration does not see
-    assert sum(bool(memory.route(question).chosen) for question in asked) <= 0.1 * len(asked)
+    unrelated = unrelated_questions()
+    unrelated = unrelated[len(unrelated) * 3 // 4 :]  # those that the calibration does not see
+    assert sum(bool(memory.route(question).chosen) for question in unrelated) <= 0.1 * len(
+        unrelated
+    )
 
 
 def test_topics_of_the_folder_asked_of_strangers_are_not_let_through(memory: Memory) -> None:
     for question in ("What is the owner of Project Zubkel?", "Tell me the fee of the Vorn Hall."):
-        found = memory.route(question)
+        result = memory.route(question)
         assert (
-            not found.chosen and "no memory here is for it; the nearest is mill" in found.why_none
+            not result.chosen and "no memory here is for it; the nearest is mill" in result.why_none
         )
 
 
 def test_a_question_without_a_common_word_says_so(memory: Memory) -> None:
-    found = memory.route("Zubkel?")
-    assert not found.hits and found.why_none == "no memory here has a word of the question"
+    result = memory.route("Zubkel?")
+    assert not result.hits and result.why_none == "no memory here has a word of the question"
 
 
 def test_a_lower_rate_of_false_activation_lets_no_more_through(memory: Memory) -> None:
@@ -111,9 +113,9 @@ def test_where_nothing_was_asked_in_training_the_nearest_is_taken_uncalibrated(
 ) -> None:
     memory = Memory.open(tmp_path / "atlas", model)
     put(memory, "mill", known("mill"), Lesson((Example("", PAGES["mill"][0]),), (), "", "", ()))
-    found = memory.route("Who owns the Grain Mill?")
-    assert [hit.memory for hit in found.chosen] == ["mill"] and found.threshold is None
-    assert found.chosen[0].probability is None
+    result = memory.route("Who owns the Grain Mill?")
+    assert [hit.memory for hit in result.chosen] == ["mill"] and result.threshold is None
+    assert result.chosen[0].probability is None
 
 
 def test_a_memory_without_source_and_lesson_is_found_by_no_question(memory: Memory) -> None:
@@ -124,8 +126,8 @@ def test_a_memory_without_source_and_lesson_is_found_by_no_question(memory: Memo
 def test_a_source_that_is_gone_costs_its_own_memory_only(memory: Memory) -> None:
     source = known("mill").digest()
     (memory.folder.path / "sources" / f"{source}.jsonl").unlink()
-    found = memory.router.current()
-    assert found.keyless == ("mill",) and "no question leads to a memory" in found.notes[0]
+    result = memory.router.current()
+    assert result.keyless == ("mill",) and "no question leads to a memory" in result.notes[0]
     assert memory.route(HEAD).chosen[0].memory == "harbour"
 
 
@@ -162,13 +164,13 @@ def test_passages_come_nearest_first_and_no_more_than_asked_for(memory: Memory) 
 
 @given(st.text())
 def test_the_terms_kept_are_the_texts_own_and_never_none_of_some(text: str) -> None:
-    kept, every = words(text), tokens(text)
-    assert set(kept) <= set(every) and bool(kept) == bool(every)
+    chosen, every = words(text), tokens(text)
+    assert set(chosen) <= set(every) and bool(chosen) == bool(every)
 
 
 def test_names_are_what_is_written_with_capitals() -> None:
-    found = list(names_in("The head of the Tide Office is Maren Oskold. It opens with a code."))
-    assert {"Tide Office", "Maren Oskold"} <= set(found) and "It" not in found
+    result = list(names_in("The head of the Tide Office is Maren Oskold. It opens with a code."))
+    assert {"Tide Office", "Maren Oskold"} <= set(result) and "It" not in result
 
 
 # -- on disk -------------------------------------------------------------------------------------

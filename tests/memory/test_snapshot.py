@@ -35,8 +35,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    found = (p for p in folder.rglob("*") if p.is_file() and p.name != ".lock")
-    return {str(p.relative_to(folder)): p.read_bytes() for p in found}
+    result = (p for p in folder.rglob("*") if p.is_file() and p.name != ".lock")
+    return {str(p.relative_to(folder)): p.read_bytes() for p in result}
 
 
 @pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".tgz"])
@@ -223,10 +223,10 @@ def replaced(first: tuple[tarfile.TarInfo, bytes], content: bytes) -> tuple[tarf
 
 @pytest.mark.parametrize("what", DOCTORED)
 def test_a_doctored_archive_restores_nothing(folder: Path, tmp_path: Path, what: str) -> None:
-    change, said = DOCTORED[what]
+    change, message = DOCTORED[what]
     take(folder, tmp_path / "a.tar")
     write(tmp_path / "b.tar", change(read(tmp_path / "a.tar")))
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         restore(tmp_path / "b.tar", tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.tar", "atlas", "b.tar"]
 
@@ -268,10 +268,10 @@ def test_a_full_disk_leaves_no_half_of_either(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     take(folder, tmp_path / "a.tar")
-    said = OSError(28, os.strerror(28))
+    refusal = OSError(28, os.strerror(28))
 
     def full(*_: object, **__: object) -> None:
-        raise said
+        raise refusal
 
     monkeypatch.setattr(tarfile.TarFile, "addfile", full)
     with pytest.raises(StorageError, match="No space left"):

@@ -69,32 +69,32 @@ def deltas(adapter: Adapter) -> dict[str, Tensor]:
     return {name: delta(adapter, name) for name in adapter.modules}
 
 
-def close(found: Adapter, name: str, expected: Tensor) -> None:
+def close(result: Adapter, name: str, expected: Tensor) -> None:
     """Assert that a module changes by these amounts, but for the float32 of A and B."""
-    A_RI, B_OR = (found.tensors[name + half].double().abs() for half in HALVES)
-    most = found.config.scale * (B_OR @ A_RI).max().item()
+    A_RI, B_OR = (result.tensors[name + half].double().abs() for half in HALVES)
+    most = result.config.scale * (B_OR @ A_RI).max().item()
     atol = rounding(1, 2 * most) + 1e-12
-    torch.testing.assert_close(delta(found, name), expected, rtol=0, atol=atol)
+    torch.testing.assert_close(delta(result, name), expected, rtol=0, atol=atol)
 
 
-def same(found: Adapter | Merged, expected: Adapter | dict[str, Tensor]) -> None:
+def same(result: Adapter | Merged, expected: Adapter | dict[str, Tensor]) -> None:
     """Assert that both change the same modules by the same amounts."""
-    found = found.adapter if isinstance(found, Merged) else found
+    result = result.adapter if isinstance(result, Merged) else result
     expected = deltas(expected) if isinstance(expected, Adapter) else expected
-    assert set(found.modules) == set(expected)
+    assert set(result.modules) == set(expected)
     for name, delta_OI in expected.items():
-        close(found, name, delta_OI)
+        close(result, name, delta_OI)
 
 
 def gram(adapters: Sequence[Adapter], seed: int = 0) -> list[dict[str, Tensor]]:
     """A Gram matrix of random inputs for every adapter and module it covers."""
     generator = torch.Generator().manual_seed(seed)
-    found = []
+    result = []
     for each in adapters:
         widths = {name: each.tensors[name + HALVES[0]].shape[1] for name in each.modules}
         inputs = {n: torch.randn(4 * i, i, generator=generator) for n, i in widths.items()}
-        found.append({name: X_BI.T @ X_BI for name, X_BI in inputs.items()})
-    return found
+        result.append({name: X_BI.T @ X_BI for name, X_BI in inputs.items()})
+    return result
 
 
 def options(method: str, adapters: Sequence[Adapter], density: float = 0.5) -> dict[str, Any]:
@@ -114,11 +114,11 @@ def test_one_adapter_at_weight_one_is_the_identity(
     method: str, scaling: tuple[int, int, bool], seed: int
 ) -> None:
     one = adapter(seed, *scaling)
-    found = merge([one], method=method, **options(method, [one], density=1.0))
-    same(found, one)
-    config = found.adapter.config
+    result = merge([one], method=method, **options(method, [one], density=1.0))
+    same(result, one)
+    config = result.adapter.config
     assert config.rank == config.alpha == one.config.rank and not config.rslora
-    assert found.share == pytest.approx(1.0) and not found.notes
+    assert result.share == pytest.approx(1.0) and not result.notes
 
 
 @methods
@@ -186,42 +186,42 @@ def test_every_method_gives_the_rank_asked_for_and_says_what_it_kept(
         with pytest.raises(ConfigError, match=r"needs rank 5.*svd"):
             merge(two, method=method, rank=rank)
         return
-    found = merge(two, method=method, rank=rank, **options(method, two))
-    assert found.adapter.config.rank == found.adapter.config.alpha == rank
-    assert all(t.dtype == torch.float32 for t in found.adapter.tensors.values())
-    assert found.share == min(found.shares.values()) == found.adapter.card["merge"]["kept"]
-    assert (found.share < 1 - 1e-4) == (rank < 5)
-    assert save(found.adapter, tmp_path / "merged") == content_id(load(tmp_path / "merged"))
+    result = merge(two, method=method, rank=rank, **options(method, two))
+    assert result.adapter.config.rank == result.adapter.config.alpha == rank
+    assert all(t.dtype == torch.float32 for t in result.adapter.tensors.values())
+    assert result.share == min(result.shares.values()) == result.adapter.card["merge"]["kept"]
+    assert (result.share < 1 - 1e-4) == (rank < 5)
+    assert save(result.adapter, tmp_path / "merged") == content_id(load(tmp_path / "merged"))
 
 
 @methods
 def test_a_module_that_one_adapter_lacks_is_zero_there(method: str) -> None:
     both, half = adapter(0), adapter(1, rank=3, shapes={"m.0": SHAPES["m.0"]})
     settings = options(method, [both, half], density=1.0)
-    found = merge([both, half], None, method, **settings)
-    assert set(found.adapter.modules) == set(SHAPES)
-    assert found.notes == ("1 of 2 modules are not in every adapter.",)
+    result = merge([both, half], None, method, **settings)
+    assert set(result.adapter.modules) == set(SHAPES)
+    assert result.notes == ("1 of 2 modules are not in every adapter.",)
     share = 0.5 if method == "mean" else 1.0
     expected = share * delta(both, "m.1")
-    close(found.adapter, "m.1", expected)
+    close(result.adapter, "m.1", expected)
 
 
 @methods
 def test_copies_of_one_adapter_merge_to_a_multiple_of_it(method: str) -> None:
     copies = [adapter(4)] * 3
-    found = merge(copies, None, method, **options(method, copies, density=1.0))
+    result = merge(copies, None, method, **options(method, copies, density=1.0))
     summed = ("cat", "svd", "task_arithmetic", "dare", "magnitude_prune")
     times = 3 if method in summed else 1
-    same(found, {name: times * delta_OI for name, delta_OI in deltas(copies[0]).items()}, 4e-5)
+    same(result, {name: times * delta_OI for name, delta_OI in deltas(copies[0]).items()}, 4e-5)
 
 
 @methods
 def test_a_weight_change_and_its_negative_cancel_and_the_notes_say_so(method: str) -> None:
     one = adapter(5)
     settings = {"grams": gram([one]) * 2} if method == "regmean" else options(method, [one], 1.0)
-    found = merge([one, one], [1, -1], method, **settings)
-    same(found, {name: torch.zeros(shape).double() for name, shape in SHAPES.items()})
-    assert found.notes == ("2 of 2 modules change nothing, such as 'm.0'.",)
+    result = merge([one, one], [1, -1], method, **settings)
+    same(result, {name: torch.zeros(shape).double() for name, shape in SHAPES.items()})
+    assert result.notes == ("2 of 2 modules change nothing, such as 'm.0'.",)
 
 
 # Linear methods
@@ -238,20 +238,22 @@ def test_cat_is_the_weighted_sum_for_mixed_ranks_and_scalings(
 ) -> None:
     several = [adapter(seed + n, *scaling) for n, scaling in enumerate(scalings)]
     weights = weights[: len(several)]
-    found = merge(several, weights)
+    result = merge(several, weights)
     pairs = list(zip(weights, several, strict=True))
     expected = {name: sum(w * delta(a, name) for w, a in pairs) for name in SHAPES}
-    same(found, expected)
-    assert found.adapter.config.rank == sum(rank for rank, _, _ in scalings) and found.share == 1.0
+    same(result, expected)
+    assert (
+        result.adapter.config.rank == sum(rank for rank, _, _ in scalings) and result.share == 1.0
+    )
 
 
 def test_mean_divides_by_the_number_and_task_arithmetic_multiplies_by_its_scaling() -> None:
     two = [adapter(0), adapter(1)]
     total = {name: delta(two[0], name) + delta(two[1], name) for name in SHAPES}
     same(merge(two, method="mean"), {name: d / 2 for name, d in total.items()})
-    found = merge(two, method="task_arithmetic", scaling=0.3)
-    same(found, {name: 0.3 * d for name, d in total.items()})
-    assert found.adapter.card["merge"]["options"] == {"scaling": 0.3}
+    result = merge(two, method="task_arithmetic", scaling=0.3)
+    same(result, {name: 0.3 * d for name, d in total.items()})
+    assert result.adapter.card["merge"]["options"] == {"scaling": 0.3}
 
 
 def test_negation_takes_an_adapter_out_of_a_sum() -> None:
@@ -264,25 +266,25 @@ def test_negation_takes_an_adapter_out_of_a_sum() -> None:
 def test_disjoint_modules_need_no_more_rank_than_the_wider_adapter() -> None:
     one = adapter(0, rank=2, shapes={"m.0": (9, 7)})
     other = adapter(1, rank=3, shapes={"m.1": (6, 11)})
-    found = merge([one, other])
-    assert found.adapter.config.rank == 3
-    same(found, {**deltas(one), **deltas(other)})
+    result = merge([one, other])
+    assert result.adapter.config.rank == 3
+    same(result, {**deltas(one), **deltas(other)})
 
 
 @few
 @given(seed=seeds, rank=st.integers(1, 5))
 def test_svd_is_the_best_of_its_rank_and_its_error_is_the_tail(seed: int, rank: int) -> None:
     two = [adapter(seed), adapter(seed + 1, rank=3)]
-    found = merge(two, [1, -0.5], "svd", rank)
+    result = merge(two, [1, -0.5], "svd", rank)
     for name in SHAPES:
         total = delta(two[0], name) - 0.5 * delta(two[1], name)
         U, sigma, Vh = torch.linalg.svd(total, full_matrices=False)
         best = U[:, :rank] * sigma[:rank] @ Vh[:rank]
-        close(found.adapter, name, best)
-        error = (total - delta(found.adapter, name)).square().sum().item()
+        close(result.adapter, name, best)
+        error = (total - delta(result.adapter, name)).square().sum().item()
         assert error == pytest.approx(sigma[rank:].square().sum().item(), abs=1e-3)
-        kept = sigma[:rank].square().sum() / sigma.square().sum()
-        assert found.shares[name] == pytest.approx(kept.item(), abs=1e-6)
+        share = sigma[:rank].square().sum() / sigma.square().sum()
+        assert result.shares[name] == pytest.approx(share.item(), abs=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(40, 12), (12, 40)])
@@ -293,8 +295,8 @@ def test_the_dense_and_the_core_route_of_truncation_agree(shape: tuple[int, int]
     core, dense = truncate(Factors(B_OR, A_RI), 4), truncate(B_OR @ A_RI, 4)
     torch.testing.assert_close(core.B_OR @ core.A_RI, dense.B_OR @ dense.A_RI)
     assert core.share == pytest.approx(dense.share)
-    for found in (core, dense):  # B and A have equal norms, column by row
-        torch.testing.assert_close(found.B_OR.norm(dim=0), found.A_RI.norm(dim=1))
+    for result in (core, dense):  # B and A have equal norms, column by row
+        torch.testing.assert_close(result.B_OR.norm(dim=0), result.A_RI.norm(dim=1))
     nothing = truncate(torch.zeros(shape, dtype=torch.float64), 4)
     assert nothing.share == 1.0 and not nothing.B_OR.any() and not nothing.A_RI.any()
 
@@ -307,24 +309,24 @@ def test_ties_on_a_worked_example() -> None:
     other = of_delta([[-1.0, -3.0, 0.2], [6.0, 0.1, 4.0], [0.3, 2.5, -0.5]])
     # 5 of 9 stay: 4, -1, 3, -5, 2 of the first and -1, -3, 6, 4, 2.5 of the other
     expected = torch.tensor([[4.0, -2.0, 0.0], [6.0, 3.0, -5.0], [0.0, 2.25, 0.0]]).double()
-    found = merge([one, other], method="ties", rank=3, density=5 / 9)
-    close(found.adapter, "m", expected)
+    result = merge([one, other], method="ties", rank=3, density=5 / 9)
+    close(result.adapter, "m", expected)
     # the weights come first: the other's -1 becomes -5 and wins the first place from 4
-    found = merge([one, other], [1, 5], method="ties", rank=3, density=5 / 9)
+    result = merge([one, other], [1, 5], method="ties", rank=3, density=5 / 9)
     expected = torch.tensor([[-5.0, -8.0, 0.0], [30.0, 3.0, 20.0], [0.0, 7.25, 0.0]]).double()
-    close(found.adapter, "m", expected)
+    close(result.adapter, "m", expected)
 
 
 def test_ties_elects_nothing_where_the_sum_is_zero() -> None:
-    found = merge([of_delta([[2.0, 1.0]]), of_delta([[-2.0, 3.0]])], method="ties", density=1.0)
-    torch.testing.assert_close(delta(found.adapter, "m"), torch.tensor([[0.0, 2.0]]).double())
+    result = merge([of_delta([[2.0, 1.0]]), of_delta([[-2.0, 3.0]])], method="ties", density=1.0)
+    torch.testing.assert_close(delta(result.adapter, "m"), torch.tensor([[0.0, 2.0]]).double())
 
 
 def test_pruning_keeps_the_largest_entries_of_each() -> None:
     one, other = of_delta([[1.0, -4.0], [2.0, 3.0]]), of_delta([[0.1, 0.2], [-0.4, 0.3]])
-    found = merge([one, other], method="magnitude_prune", rank=2, density=0.5)
+    result = merge([one, other], method="magnitude_prune", rank=2, density=0.5)
     expected = torch.tensor([[0.0, -4.0], [-0.4, 3.3]]).double()
-    close(found.adapter, "m", expected)
+    close(result.adapter, "m", expected)
     alone = merge([one], method="magnitude_prune", rank=2, density=0.01)
     assert (delta(alone.adapter, "m").abs() > 1e-6).sum() == 1  # at least one entry stays
 
@@ -352,7 +354,7 @@ def test_dare_draws_anew_for_every_module_and_adapter() -> None:
     first = merge([pair], method="dare").adapter
     assert not torch.equal(delta(first, "a"), delta(first, "b"))
     both = delta(merge([one, one], method="dare").adapter, "m")
-    assert ((both - 2).abs() < 1e-5).any()  # 2 = kept in one, dropped in the other
+    assert ((both - 2).abs() < 1e-5).any()  # 2 = whole in one, dropped in the other
 
 
 def test_dare_ties_is_dare_followed_by_election() -> None:
@@ -365,8 +367,8 @@ def test_dare_ties_is_dare_followed_by_election() -> None:
         stack = torch.stack(alone)
         agree = (stack.sign() == stack.sum(dim=0).sign()) & (stack != 0)
         expected = (stack * agree).sum(dim=0) / agree.sum(dim=0).clamp(min=1)
-        found = merge([one, other], method="dare_ties", seed=seed)
-        close(found.adapter, "m", expected)
+        result = merge([one, other], method="dare_ties", seed=seed)
+        close(result.adapter, "m", expected)
 
 
 # RegMean
@@ -382,8 +384,8 @@ def test_regmean_is_the_least_squares_solution(seed: int, ridge: float, shrink: 
         for n, (_, i) in SHAPES.items()
     }
     grams = [{name: X[name][n].T @ X[name][n] for name in SHAPES} for n in range(2)]
-    found = merge(two, weights, "regmean", grams=grams, ridge=ridge, shrink=shrink)
-    assert found.adapter.config.rank == 5 and found.share == 1.0
+    result = merge(two, weights, "regmean", grams=grams, ridge=ridge, shrink=shrink)
+    assert result.adapter.config.rank == 5 and result.share == 1.0
     for name, (n_out, n_in) in SHAPES.items():
         rows, targets = [], []
         for n, each in enumerate(two):
@@ -393,7 +395,7 @@ def test_regmean_is_the_least_squares_solution(seed: int, ridge: float, shrink: 
             targets += [X[name][n] @ target, math.sqrt(ridge) * level * target]
             targets += [torch.zeros(n_in, n_out).double()]
         expected = torch.linalg.lstsq(torch.cat(rows), torch.cat(targets)).solution.T
-        close(found.adapter, name, expected)
+        close(result.adapter, name, expected)
 
 
 def test_regmean_keeps_both_adapters_where_their_inputs_are_disjoint() -> None:
@@ -401,9 +403,9 @@ def test_regmean_keeps_both_adapters_where_their_inputs_are_disjoint() -> None:
     first, second = torch.zeros(12, 12), torch.zeros(12, 12)
     first[:5, :5], second[5:, 5:] = torch.eye(5), torch.eye(7)
     grams = [{n: g[:i, :i] for n, (_, i) in SHAPES.items()} for g in (first, second)]
-    found = merge([one, other], method="regmean", grams=grams, ridge=1e-6)
+    result = merge([one, other], method="regmean", grams=grams, ridge=1e-6)
     for name in SHAPES:
-        ours = delta(found.adapter, name)
+        ours = delta(result.adapter, name)
         torch.testing.assert_close(ours[:, :5], delta(one, name)[:, :5], rtol=0, atol=1e-4)
         torch.testing.assert_close(ours[:, 5:], delta(other, name)[:, 5:], rtol=0, atol=1e-4)
 
@@ -411,10 +413,10 @@ def test_regmean_keeps_both_adapters_where_their_inputs_are_disjoint() -> None:
 def test_regmean_counts_the_inputs_of_an_adapter_that_leaves_the_module_alone() -> None:
     both, half = adapter(0), adapter(1, shapes={"m.0": SHAPES["m.0"]})
     grams = gram([both, both])
-    found = merge([both, half], method="regmean", grams=grams, ridge=0.0)
+    result = merge([both, half], method="regmean", grams=grams, ridge=0.0)
     G, H = (each["m.1"].double() for each in grams)
     expected = delta(both, "m.1") @ G @ torch.linalg.inv(G + H)
-    close(found.adapter, "m.1", expected)
+    close(result.adapter, "m.1", expected)
 
 
 @pytest.mark.parametrize(
@@ -443,17 +445,17 @@ def test_tsv_by_hand() -> None:
     # u_1 = v_1 = e_1 and u_2 at 60 degrees to it, v_2 = e_2: only the left side is straightened
     one = of_delta([[2.0, 0.0], [0.0, 0.0]])
     other = of_delta([[0.0, 0.5], [0.0, math.sqrt(0.75)]])
-    found = merge([one, other], method="tsv")
+    result = merge([one, other], method="tsv")
     # the symmetric pair at 60 degrees opens to 90 about its bisector at 30: -15 and 75 degrees
     near, far = math.radians(-15), math.radians(75)
     u_1, u_2 = ([math.cos(a), math.sin(a)] for a in (near, far))
     expected = torch.tensor([[2 * u_1[0], u_2[0]], [2 * u_1[1], u_2[1]]]).double()
-    close(found.adapter, "m", expected)
+    close(result.adapter, "m", expected)
 
 
 def test_tsv_in_the_core_is_tsv_on_dense_matrices() -> None:
     two = [adapter(0), adapter(1)]
-    found = merge(two, [1.0, 0.5], "tsv")
+    result = merge(two, [1.0, 0.5], "tsv")
     for name in SHAPES:
         left, values, right = [], [], []
         for weight, each in zip([1.0, 0.5], two, strict=True):
@@ -466,16 +468,16 @@ def test_tsv_in_the_core_is_tsv_on_dense_matrices() -> None:
             X, _, Yh = torch.linalg.svd(torch.cat(side, dim=1), full_matrices=False)
             polar.append(X @ Yh)
         expected = polar[0] * torch.cat(values) @ polar[1].T
-        close(found.adapter, name, expected)
+        close(result.adapter, name, expected)
 
 
 def test_tsv_leaves_orthogonal_adapters_alone_and_shares_the_rank() -> None:
     one, other = of_delta([[3.0, 0, 0, 0], [0, 1.0, 0, 0]]), of_delta([[0, 0, 0.0, 2.0]])
     other = replace(other, tensors={**other.tensors, "m" + HALVES[1]: torch.tensor([[0.0], [0.0]])})
-    found = merge([one, other], method="tsv", rank=2)
+    result = merge([one, other], method="tsv", rank=2)
     expected = torch.tensor([[3.0, 0, 0, 0], [0, 0, 0, 0]]).double()
-    torch.testing.assert_close(delta(found.adapter, "m"), expected)
-    assert found.share == pytest.approx(0.9) and found.adapter.config.rank == 2
+    torch.testing.assert_close(delta(result.adapter, "m"), expected)
+    assert result.share == pytest.approx(0.9) and result.adapter.config.rank == 2
     with pytest.raises(ConfigError, match="rank 2, one per adapter, not 1"):
         merge([one, other], method="tsv", rank=1)
 
@@ -488,9 +490,9 @@ def test_adapters_of_different_bases_are_refused_and_unknown_bases_are_noted() -
     with pytest.raises(WrongBase, match=r"'tiny/base' \(digest dddd.*'other/base' \(digest eeee"):
         merge([one, other])
     silent = adapter(2, base_digest="", base_id="hub/name")
-    found = merge([silent, one])
-    assert found.adapter.base_digest == "d" * 64 and found.adapter.base_id == "tiny/base"
-    assert "1 of 2 adapters lack" in found.notes[0] and "hub/name" in found.notes[0]
+    result = merge([silent, one])
+    assert result.adapter.base_digest == "d" * 64 and result.adapter.base_id == "tiny/base"
+    assert "1 of 2 adapters lack" in result.notes[0] and "hub/name" in result.notes[0]
     with pytest.raises(WrongBase, match="several shapes"):
         merge([one, adapter(3, shapes={"m.0": (9, 8), "m.1": (6, 11)})])
 
@@ -541,9 +543,9 @@ def test_a_method_of_ones_own_is_a_function_of_parts() -> None:
         return parts.deltas().max(dim=0).values * power
 
     one, other = of_delta([[1.0, 5.0]]), of_delta([[2.0, -5.0]])
-    found = merge([one, other], method=largest, power=2.0)
-    torch.testing.assert_close(delta(found.adapter, "m"), torch.tensor([[4.0, 10.0]]).double())
-    assert found.adapter.card["merge"]["method"] == "largest"
+    result = merge([one, other], method=largest, power=2.0)
+    torch.testing.assert_close(delta(result.adapter, "m"), torch.tensor([[4.0, 10.0]]).double())
+    assert result.adapter.card["merge"]["method"] == "largest"
 
 
 def test_the_card_tells_where_it_came_from_and_nothing_is_changed_in_place() -> None:
@@ -614,9 +616,9 @@ def test_pefts_exact_kinds_agree(
     )
     for name in ours.modules:
         layer = wrapped.get_submodule(f"base_model.model.{name}")
-        found = layer.get_delta_weight("merged").detach().double()
+        result = layer.get_delta_weight("merged").detach().double()
         A_RI, B_OR = (ours.tensors[name + half].double() for half in HALVES)
-        torch.testing.assert_close(B_OR @ A_RI, found, rtol=0, atol=1e-5)
+        torch.testing.assert_close(B_OR @ A_RI, result, rtol=0, atol=1e-5)
 
 
 def with_deltas(adapters: Sequence[Adapter], weights: Sequence[float]) -> nn.Module:

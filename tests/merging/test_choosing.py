@@ -147,9 +147,9 @@ def test_a_source_without_examples_does_not_decide_and_without_any_auto_is_refus
 def test_one_form_of_every_answer_is_held_back_where_answers_have_several() -> None:
     rows = [Example(f"{form} {n}?", f"answer {n}") for n in range(4) for form in "abc"]
     nothing = Example("what?", "I do not know.", "unknown")
-    kept, held = held_back([*rows, nothing])
+    rest, held = held_back([*rows, nothing])
     assert len(held) == 4 and {row.completion for row in held} == {f"answer {n}" for n in range(4)}
-    assert nothing in kept and {*kept} | {*held} == {*rows, nothing} and not {*kept} & {*held}
+    assert nothing in rest and {*rest} | {*held} == {*rows, nothing} and not {*rest} & {*held}
     single = rows[::3]
     assert held_back(single)[0] == single and {*held_back(single)[1]} == {*single}
     many = [Example(f"question {n}?", f"answer {n}") for n in range(300)]

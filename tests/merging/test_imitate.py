@@ -1,4 +1,4 @@
-"""Claims about imitation: what one adapter does is kept, what several do is joined; refusals."""
+"""Claims about imitation: one adapter is copied, several are joined; refusals."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def source(model: Model, n: int, *, rank: int = 2, size: float = 0.3, **settings
             if key.endswith(HALVES[1]):
                 tensor.copy_(size * torch.randn(tensor.shape, generator=generator))
         stack.load(0, tensors)
-        found = capture(stack, 0, base_id=model.name, base_digest=model.digest)
-    return Source(found, examples(n))
+        result = capture(stack, 0, base_id=model.name, base_digest=model.digest)
+    return Source(result, examples(n))
 
 
 @torch.no_grad()
@@ -68,28 +68,28 @@ def answers(model: Model, adapter: Adapter | None, rows: list[Example]) -> Tenso
 
 def off(model: Model, adapter: Adapter, of: Source) -> float:
     """How far an adapter's logits are from the source's, where the base's are at 1."""
-    own, found, base = (answers(model, a, [*of.examples]) for a in (of.adapter, adapter, None))
-    return ((found - own).norm() / (base - own).norm()).item()
+    own, result, base = (answers(model, a, [*of.examples]) for a in (of.adapter, adapter, None))
+    return ((result - own).norm() / (base - own).norm()).item()
 
 
 @family
 def test_one_source_at_its_rank_is_imitated_exactly_in_every_family(build: Build) -> None:
     model = tiny(build)
     before, one = logits(model.network), source(model, 0)
-    found = imitate(model, [one], rank=2, **RIDGE)
-    assert off(model, found.adapter, one) < 1e-2 and found.strayed[0] < 1e-4
-    validate(found.adapter, model.network, model.digest)
+    result = imitate(model, [one], rank=2, **RIDGE)
+    assert off(model, result.adapter, one) < 1e-2 and result.strayed[0] < 1e-4
+    validate(result.adapter, model.network, model.digest)
     assert torch.equal(before, logits(model.network)), "the network is as it was"
 
 
 def test_two_sources_are_followed_where_their_sum_follows_neither() -> None:
     model = tiny()
     two = [source(model, 0), source(model, 1)]
-    found = imitate(model, two)
-    assert found.adapter.config.rank == 4 and not found.notes
+    result = imitate(model, two)
+    assert result.adapter.config.rank == 4 and not result.notes
     added = merge([each.adapter for each in two], method="cat").adapter
-    for each, strayed in zip(two, found.strayed, strict=True):
-        assert off(model, found.adapter, each) < 0.5 * off(model, added, each)
+    for each, strayed in zip(two, result.strayed, strict=True):
+        assert off(model, result.adapter, each) < 0.5 * off(model, added, each)
         assert strayed < 0.3
 
 
@@ -103,18 +103,18 @@ def test_more_rank_follows_more_closely_and_less_is_the_best_of_it() -> None:
 def test_copies_of_one_source_are_that_source_at_its_own_rank() -> None:
     model = tiny()
     one = source(model, 0)
-    found = imitate(model, [one, one], rank=2, **RIDGE)
-    assert off(model, found.adapter, one) < 1e-2
+    result = imitate(model, [one, one], rank=2, **RIDGE)
+    assert off(model, result.adapter, one) < 1e-2
 
 
 def test_sources_on_different_layers_and_modules_are_joined() -> None:
     model = tiny()
     two = [source(model, 0, layers=(0,)), source(model, 1, targets=("mlp",), layers=(1,), rank=3)]
-    found = imitate(model, two)
+    result = imitate(model, two)
     names = {name for each in two for name in each.adapter.modules}
-    assert set(found.adapter.modules) == names and found.adapter.config.rank == 5
-    validate(found.adapter, model.network, model.digest)
-    assert max(found.strayed) < 0.5
+    assert set(result.adapter.modules) == names and result.adapter.config.rank == 5
+    validate(result.adapter, model.network, model.digest)
+    assert max(result.strayed) < 0.5
 
 
 def test_weights_are_factors_on_what_each_source_changes() -> None:
@@ -125,8 +125,8 @@ def test_weights_are_factors_on_what_each_source_changes() -> None:
     torch.testing.assert_close(answers(model, none, [*one.examples]), base, rtol=0, atol=1e-3)
     tensors = {k: t * (0.5 if k.endswith(HALVES[1]) else 1) for k, t in one.adapter.tensors.items()}
     half = Source(replace(one.adapter, tensors=tensors), one.examples)
-    found = imitate(model, [one], [0.5], rank=2, **RIDGE).adapter
-    assert off(model, found, half) < 1e-2
+    result = imitate(model, [one], [0.5], rank=2, **RIDGE).adapter
+    assert off(model, result, half) < 1e-2
 
 
 @pytest.mark.parametrize(
@@ -136,36 +136,36 @@ def test_a_stream_that_is_normed_before_it_is_added_is_said_not_to_be_followed(
     build: Build, noted: bool
 ) -> None:
     model = tiny(build)
-    found = imitate(model, [source(model, 0), source(model, 1)])
-    assert bool(found.notes) == noted
-    assert all("layers [0, 1]" in note for note in found.notes)
+    result = imitate(model, [source(model, 0), source(model, 1)])
+    assert bool(result.notes) == noted
+    assert all("layers [0, 1]" in note for note in result.notes)
 
 
 def test_a_base_in_bfloat16_is_followed_as_closely_as_its_numbers_allow() -> None:
     model = tiny(lambda: llama().bfloat16())
     two = [source(model, 0), source(model, 1)]
-    found = imitate(model, two)
-    assert not found.notes and max(found.strayed) < 0.4
-    assert {tensor.dtype for tensor in found.adapter.tensors.values()} == {torch.float32}
+    result = imitate(model, two)
+    assert not result.notes and max(result.strayed) < 0.4
+    assert {tensor.dtype for tensor in result.adapter.tensors.values()} == {torch.float32}
 
 
 def test_attention_beside_a_mixture_of_experts_is_imitated() -> None:
     model = tiny(qwen3_moe)
     two = [source(model, n, targets=("attention",)) for n in (0, 1)]
-    found = imitate(model, two)
-    assert max(found.strayed) < 0.5
+    result = imitate(model, two)
+    assert max(result.strayed) < 0.5
 
 
 def test_the_gap_to_a_source_does_not_grow_from_layer_to_layer() -> None:
     model = tiny(lambda: llama(num_hidden_layers=3))
     two = [source(model, 0), source(model, 1)]
-    found = imitate(model, two, rank=3)
+    result = imitate(model, two, rank=3)
     layers_off = []
     for each in two:
         rows = [model.render(row.prompt, row.completion) for row in each.examples]
         batch = model.batch(rows)
         states = []
-        for adapter in (each.adapter, found.adapter):
+        for adapter in (each.adapter, result.adapter):
             names = [f"model.layers.{at}" for at in range(3)]
             with torch.no_grad(), model.using(adapter), tapping(model.network, names) as tap:
                 model.completion_logits(batch)
@@ -180,16 +180,16 @@ def test_the_gap_to_a_source_does_not_grow_from_layer_to_layer() -> None:
 def test_the_result_is_a_plain_adapter_that_loads_in_peft(tmp_path: Path) -> None:
     model = tiny()
     two = [source(model, 0), source(model, 1, rank=3)]
-    found = imitate(model, two).adapter
-    assert (found.config.rank, found.config.alpha, found.config.scale) == (5, 5, 1.0)
-    assert found.config.targets == ("all-linear",)
-    card = found.card["merge"]
+    result = imitate(model, two).adapter
+    assert (result.config.rank, result.config.alpha, result.config.scale) == (5, 5, 1.0)
+    assert result.config.targets == ("all-linear",)
+    card = result.card["merge"]
     assert card["method"] == "imitate" and card["n_examples"] == [4, 4]
     assert card["sources"] == [content_id(each.adapter) for each in two]
-    save(found, tmp_path / "merged")
-    assert content_id(load(tmp_path / "merged")) == content_id(found)
+    save(result, tmp_path / "merged")
+    assert content_id(load(tmp_path / "merged")) == content_id(result)
     wrapped = peft.PeftModel.from_pretrained(llama(), tmp_path / "merged")
-    with model.using(found):
+    with model.using(result):
         ours = logits(model.network)
     atol = rounding(32 * 8, ours.abs().max().item())  # sums over 32 inputs in 8 matrices
     torch.testing.assert_close(logits(wrapped), ours, rtol=0, atol=atol)
@@ -205,8 +205,8 @@ def test_the_same_sources_give_the_same_bytes() -> None:
 def test_grams_are_products_of_what_each_module_receives_without_padding() -> None:
     model = tiny()
     one = source(model, 0)
-    found = grams(model, one)
-    assert set(found) == set(one.adapter.modules)
+    result = grams(model, one)
+    assert set(result) == set(one.adapter.modules)
     name = "model.layers.1.mlp.down_proj"
     expected = torch.zeros(48, 48).double()
     for row in one.examples:  # alone, so that nothing is padded
@@ -221,8 +221,8 @@ def test_grams_are_products_of_what_each_module_receives_without_padding() -> No
         expected += x_TI.T @ x_TI
     n_values = sum(len(model.render(row.prompt, row.completion)) for row in one.examples)
     atol = rounding(48 * n_values, expected.abs().max().item())
-    torch.testing.assert_close(found[name], expected, rtol=0, atol=atol)
-    merged = merge([one.adapter, one.adapter], method="regmean", grams=[found, found])
+    torch.testing.assert_close(result[name], expected, rtol=0, atol=atol)
+    merged = merge([one.adapter, one.adapter], method="regmean", grams=[result, result])
     assert off(model, merged.adapter, one) < 1e-2
 
 
