@@ -232,22 +232,23 @@ def _known(memory: OpenFolder, names: Sequence[str]) -> Knowledge:
 
 def unopposed(lessons: Sequence[Lesson]) -> list[Lesson]:
     """The lessons, none declining what another answers."""
-    rows = [row for lesson in lessons for row in lesson.examples if row.kind != "unknown"]
-    answered = {normalise(row.prompt) for row in rows}
-    answered |= {normalise(p.question) for lesson in lessons for p in lesson.probes if p.answers}
+    answered = {
+        normalise(question)
+        for lesson in lessons
+        for question in (
+            *(row.prompt for row in lesson.examples if row.kind != "unknown"),
+            *(probe.question for probe in lesson.probes if probe.answers),
+        )
+    }
+
+    def stands(kind: str, question: str) -> bool:
+        return kind != "unknown" or normalise(question) not in answered
+
     return [
         replace(
             lesson,
-            examples=tuple(
-                row
-                for row in lesson.examples
-                if row.kind != "unknown" or normalise(row.prompt) not in answered
-            ),
-            probes=tuple(
-                probe
-                for probe in lesson.probes
-                if probe.kind != "unknown" or normalise(probe.question) not in answered
-            ),
+            examples=tuple(row for row in lesson.examples if stands(row.kind, row.prompt)),
+            probes=tuple(probe for probe in lesson.probes if stands(probe.kind, probe.question)),
         )
         for lesson in lessons
     ]

@@ -150,10 +150,8 @@ def _files(folder: Path) -> Iterator[PurePosixPath]:
 
 def _about(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
-        return {
-            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
-            "bytes": path.stat().st_size,
-        }
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": sha256}
 
 
 def _manifest(about: dict[str, dict[str, Any]]) -> bytes:

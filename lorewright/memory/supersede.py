@@ -25,7 +25,7 @@ from lorewright.memory.folder import BEFORE
 from lorewright.memory.forget import RECALLED_KINDS, descendants, removal_of, remove
 from lorewright.memory.leftovers import Scan, scan
 from lorewright.memory.opened import OpenFolder, as_knowledge
-from lorewright.memory.write import Outcome, write
+from lorewright.memory.write import GRADIENT, Outcome, write
 from lorewright.recall.statistics import Proportion, mcnemar, wilson
 from lorewright.recall.verify import answer
 from lorewright.training.config import WriteConfig
@@ -146,6 +146,7 @@ def supersede(
             memory,
             known,
             name=name,
+            method=str(folder.card(entry["adapter"]).get("method", GRADIENT)),
             config=config or own_config,
             lesson=lesson or own_lesson,
             teacher=teacher,

@@ -501,13 +501,23 @@ def _assembled(adapters: Sequence[Adapter], changes: Mapping[str, Factors], widt
         B_OR = torch.nn.functional.pad(change.B_OR, (0, more)).float()
         _check_range(torch.cat([A_RI.flatten(), B_OR.flatten()]), module)
         tensors.update(zip((module + half for half in HALVES), (A_RI, B_OR), strict=True))
-    config = LoraConfig(width, width, tuple(changes))
-    short: tuple[str, ...] = ()
-    if wide := [each for each in adapters if set(each.modules) == set(changes)]:
-        config = LoraConfig(width, width, wide[0].config.targets, wide[0].config.layers)
-        short = wide[0].target_modules
     base = next((each for each in adapters if each.base_digest), adapters[0])
+    config, short = names_of(adapters, tuple(changes), width)
     return Adapter(config, tensors, base.base_id, base.base_digest, {}, short)
+
+
+def names_of(
+    adapters: Sequence[Adapter], modules: tuple[str, ...], rank: int
+) -> tuple[LoraConfig, tuple[str, ...]]:
+    """The settings of a merge on these modules, and PEFT's names for them.
+
+    Both are those of an adapter that covers all of them, if one does.
+    """
+    for each in adapters:
+        if set(each.modules) == set(modules):
+            own = each.config
+            return LoraConfig(rank, rank, own.targets, own.layers), each.target_modules
+    return LoraConfig(rank, rank, modules), ()
 
 
 COMBINATIONS: dict[str, Combination] = {

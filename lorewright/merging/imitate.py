@@ -29,12 +29,11 @@ import torch
 from torch import Tensor, nn
 
 from lorewright.adapters.adapter import HALVES, Adapter, capture, content_id, needs_plain, validate
-from lorewright.adapters.config import LoraConfig
 from lorewright.adapters.lora import Stack, attach
 from lorewright.adapters.targets import Site, survey
 from lorewright.errors import ConfigError, ModelError
 from lorewright.knowledge.data import Example
-from lorewright.merging.algebra import check_rank, checked_weights
+from lorewright.merging.algebra import check_rank, checked_weights, names_of
 from lorewright.merging.layerwise import Layers, Start, tapping
 from lorewright.models.batching import by_length
 from lorewright.models.model import Batch, Model
@@ -102,7 +101,8 @@ def imitate(
             "place. Merge with a method that uses weights only, such as tsv."
         )
     width = rank or sum(each.config.rank for each in own)
-    config = _config(own, width)
+    every = dict.fromkeys(name for each in own for name in each.modules)
+    config, _ = names_of(own, tuple(every), width)
     with attach(model.network, [*(each.config for each in own), config]) as stack:
         for n, (each, factor) in enumerate(zip(own, factors, strict=True)):
             by_half = dict(zip(HALVES, (1.0, factor), strict=True))
@@ -163,15 +163,6 @@ def _checked(
         if not 0 < value < math.inf:
             raise ConfigError(f"{name} must be above 0; it is {value}.")
     return checked_weights(len(sources), weights)
-
-
-def _config(adapters: Sequence[Adapter], width: int) -> LoraConfig:
-    """The merged adapter's: under the target names of a source that covers all, if one does."""
-    every = dict.fromkeys(name for each in adapters for name in each.modules)
-    wide = next((each.config for each in adapters if set(each.modules) == set(every)), None)
-    if wide is None:
-        return LoraConfig(width, width, tuple(every))
-    return LoraConfig(width, width, wide.targets, wide.layers)
 
 
 # -- rows on their way through the layers --------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Claims about the doctor: folders, names and plain adapters are recognised, and bases that moved."""
+"""Claims about the doctor: folders, names and plain adapters are examined, also on other bases."""
 
 from __future__ import annotations
 
