@@ -11,16 +11,18 @@ from typing import Any
 from lorewright.adapters.targets import resolve_targets
 from lorewright.errors import ConfigError
 from lorewright.files import digest, read_object, save_json, slug
-from lorewright.knowledge.data import Document, Knowledge, Probe
-from lorewright.knowledge.lesson import Lesson, LessonConfig, grounds
+from lorewright.knowledge.data import Document, Example, Knowledge, Probe
+from lorewright.knowledge.lesson import Lesson, LessonConfig, grounds, prepare
 from lorewright.knowledge.scoring import METRICS
 from lorewright.knowledge.selfstudy import AskLLM
+from lorewright.law import plan as plans
+from lorewright.law.calibration import Calibration, find, load_of
 from lorewright.memory.commit import commit
 from lorewright.memory.folder import LESSON_FILE, lesson_in
 from lorewright.memory.opened import OpenFolder, as_knowledge
-from lorewright.memory.plan import lesson_for, rank_for
 from lorewright.memory.verify import usual_metric, verdict
 from lorewright.models.model import Model
+from lorewright.models.questions import write_about
 from lorewright.recall.traces import Audit, audit
 from lorewright.recall.verify import RecallReport
 from lorewright.training.checkpoint import CHECKPOINT
@@ -31,7 +33,7 @@ from lorewright.writers.methods import writer_of
 from lorewright.writers.writer import Cost, Material, State
 
 GRADIENT = "gradient"
-RATES_FILE = "rates.json"
+PLAN_FILE, RATES_FILE = "plan.json", "rates.json"
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def write(
         made = lesson_in(run)
         config, notes = _fitted(fitted, config, len(made.examples))
         if find_rank:
-            config, note = rank_for(model, run, made.examples, config, watch)
+            config, note = _rank_for(model, run, made.examples, config, watch)
             notes += [note]
         if find_rate:
             config = replace(config, lr=_best_rate(model, run, made, known, config, watch))
@@ -210,6 +212,68 @@ def _fitted(preset: Preset, before: WriteConfig, n_examples: int) -> tuple[Write
     changes = [f"{key.replace('_', ' ')} {now[key]}" for key in now if now[key] != was[key]]
     about = f"Preset {preset.__name__}: {', '.join(changes)} for {n_examples} examples."
     return config, [about] if changes else []
+
+
+def lesson_for(
+    model: Model,
+    known: Knowledge,
+    config: LessonConfig,
+    *,
+    teacher: AskLLM | None = None,
+    probes: Sequence[Probe] = (),
+    watch: Watch,
+) -> Lesson:
+    """Examples and probes of some knowledge, its questions written by the base or a teacher."""
+    return prepare(
+        known,
+        ask_llm=teacher or partial(write_about, model),
+        closed_book=model.generate,
+        config=config,
+        given_probes=probes,
+        progress=watch.step,
+        phrasing=model.phrasing if teacher is None else "general",
+    )
+
+
+def _rank_for(
+    model: Model, run: Path, examples: Sequence[Example], config: WriteConfig, watch: Watch
+) -> tuple[WriteConfig, str]:
+    """A write's settings with the planned rank, and a sentence on it, stored with the run.
+
+    Without a calibration the rank is FIXED_RANK: a write spends no minutes on one by itself.
+    """
+    path = run / PLAN_FILE
+    if not path.exists():
+        save_json(_ranked(model, examples, config, find(model, config)), path)
+    stored = read_object(path, "delete its run and write again")
+    rank, note = int(stored["rank"]), str(stored["note"])
+    watch.step(note)
+    return replace(config, lora=replace(config.lora, rank=rank)), note
+
+
+def _ranked(
+    model: Model, examples: Sequence[Example], config: WriteConfig, calibration: Calibration | None
+) -> dict[str, object]:
+    if calibration is None:
+        note = (
+            f"Rank {plans.FIXED_RANK}: nothing is known of this base with these settings; "
+            "`lore plan` would calibrate it, once."
+        )
+        return {"rank": plans.FIXED_RANK, "note": note}
+    shape, load = plans.shape_of(model, config.lora), load_of(model, examples)
+    ranks = [rank for rank in plans.RANKS if rank >= plans.LEAST_WRITTEN] or [shape.largest]
+    planned = plans.make(
+        load,
+        calibration.forecast,
+        shape,
+        epochs=config.epochs,
+        wanted=plans.WANTED_OF_WRITE,
+        ranks=ranks if min(ranks) <= shape.largest else [shape.largest],
+        enough=plans.ENOUGH_TO_WRITE,
+    )
+    advice = " ".join(planned.notes[:-1])
+    note = f"Planned: {planned}. {advice}".strip()
+    return {"rank": planned.rank, "note": note, "plan": planned.to_json()}
 
 
 def _best_rate(
