@@ -35,9 +35,9 @@ from lorewright.adapters.lora import attach
 from lorewright.files import dump_jsonl, save_json
 from lorewright.knowledge.data import Fact, Knowledge
 from lorewright.knowledge.lesson import LessonConfig, prepare
-from lorewright.memory.forget import plan_removal
 from lorewright.memory.memory import Memory
 from lorewright.memory.migrations import brief
+from lorewright.memory.removal import plan_removal
 from lorewright.memory.route import DERIVED
 from lorewright.models.model import Model
 from lorewright.reports.results import memories_table

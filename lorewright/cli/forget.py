@@ -53,7 +53,7 @@ def forget(
     """
     from lorewright.files import slug
     from lorewright.memory.folder import Folder as MemoryFolder
-    from lorewright.memory.forget import plan_removal
+    from lorewright.memory.removal import plan_removal
 
     if dry_run:
         plan = asdict(plan_removal(MemoryFolder(folder), slug(name), with_merged=with_merged))

@@ -7,7 +7,6 @@ have no part in routing; one choice among three modes is all that is taken from 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 
 from lorewright.errors import ConfigError
 from lorewright.knowledge.data import Probe
@@ -17,7 +16,7 @@ from lorewright.memory.folder import Folder
 from lorewright.memory.modes import ALL, HALVES, Comparison, store_comparison
 from lorewright.memory.opened import OpenFolder
 from lorewright.memory.verify import usual_metric
-from lorewright.recall.statistics import Estimate, mcnemar, mean_interval, wilson
+from lorewright.recall.statistics import estimate, mcnemar
 from lorewright.routing.ask import Answer, best
 from lorewright.training.watch import Watch
 
@@ -75,10 +74,3 @@ def _right(probe: Probe, answer: Answer, mode: str, metric: str) -> float:
     if own := [reply for reply in answer.replies if reply.way == mode]:
         text, declined = best(own).text, best(own).declined
     return float(declined) if probe.kind == "unknown" else METRICS[metric](text, probe.answers)
-
-
-def estimate(scores: Sequence[float]) -> Estimate:
-    """Wilson's interval where every score is 0 or 1, else the bootstrap's."""
-    if all(score in (0, 1) for score in scores):
-        return wilson(round(sum(scores)), len(scores))
-    return mean_interval(scores)

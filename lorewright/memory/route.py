@@ -23,7 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lorewright.errors import ConfigError, DataError, StorageError
 from lorewright.files import read_object, save_json
@@ -41,9 +41,7 @@ from lorewright.routing.gate import (
     fit_gate,
 )
 from lorewright.routing.index import KEYS_FILE, Hit, Index, Key, Part, Retriever, keys_of, tokens
-
-if TYPE_CHECKING:
-    from lorewright.training.watch import Watch
+from lorewright.training.watch import Watch
 
 DERIVED = "index"
 """In the memory's folder: everything that is derived from sources and lessons for routing."""
@@ -138,8 +136,7 @@ class LiveRouter:
         """
         stamp = _stamp(self.folder.path / INDEX_FILE)
         if self._state is None or self._state[0] != stamp:
-            step = watch.step if watch else _silent
-            self._state = (stamp, _up_to_date(self.folder, step))
+            self._state = (stamp, _up_to_date(self.folder, (watch or Watch()).step))
         return self._state[1]
 
     def route(
@@ -153,10 +150,6 @@ class LiveRouter:
         """The memories that a question is for, with their probabilities; see FolderRouter.route."""
         router = self.current(watch)
         return router.route(question, top=top, false_activation=false_activation)
-
-
-def _silent(text: str) -> None:
-    pass
 
 
 def _stamp(path: Path) -> tuple[int, ...]:

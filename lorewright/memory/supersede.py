@@ -22,9 +22,10 @@ from lorewright.knowledge.selfstudy import AskLLM
 from lorewright.knowledge.splitting import sentences
 from lorewright.memory.contradictions import Contradiction, contradictions_in
 from lorewright.memory.folder import BEFORE
-from lorewright.memory.forget import RECALLED_KINDS, descendants, removal_of, remove
+from lorewright.memory.forget import RECALLED_KINDS
 from lorewright.memory.leftovers import Scan, scan
 from lorewright.memory.opened import OpenFolder, as_knowledge
+from lorewright.memory.removal import descendants, removal_of, remove
 from lorewright.memory.write import GRADIENT, Outcome, write
 from lorewright.recall.statistics import Proportion, mcnemar, wilson
 from lorewright.recall.verify import answer

@@ -56,6 +56,13 @@ def wilson(successes: int, n: int, *, confidence: float = 0.95) -> Proportion:
     return Proportion(n, p, min(p, float(interval.low)), max(p, float(interval.high)))
 
 
+def estimate(scores: Sequence[float]) -> Estimate:
+    """Return the mean score: with Wilson's interval if all are 0 or 1, else the bootstrap's."""
+    if all(score in (0, 1) for score in scores):
+        return wilson(round(sum(scores)), len(scores))
+    return mean_interval(scores)
+
+
 def mean_interval(
     values: Sequence[float], *, confidence: float = 0.95, seed: int = 0, n_draws: int = 2000
 ) -> Estimate:

@@ -22,7 +22,7 @@ from lorewright.errors import ConfigError, DataError
 from lorewright.knowledge.data import Probe
 from lorewright.knowledge.scoring import METRICS, is_declined
 from lorewright.models.model import Model
-from lorewright.recall.statistics import Estimate, mean_interval, wilson
+from lorewright.recall.statistics import Estimate, estimate
 from lorewright.writers.writer import State
 
 ARMS = ("memory", "base", "scaffold", "wrong", "full")
@@ -65,9 +65,7 @@ class RecallReport:
         Wilson's interval where every score is 0 or 1, else the bootstrap's.
         """
         scores = [r.score for r in self.arms.get(arm, ()) if r.kind == kind and r.score is not None]
-        if all(score in (0, 1) for score in scores):
-            return wilson(round(sum(scores)), len(scores))
-        return mean_interval(scores)
+        return estimate(scores)
 
     @property
     def kinds(self) -> tuple[str, ...]:

@@ -59,8 +59,10 @@ def test_what_was_entered_is_listed(folder: Folder) -> None:
     assert folder.cards() == [{**CARD, "name": "book", "id": ONE}]
 
 
-def test_reading_a_folder_loads_no_torch() -> None:
-    code = "import sys, lorewright.memory.folder; sys.exit('torch' in sys.modules)"
+def test_what_needs_no_model_loads_no_torch() -> None:
+    names = ("folder", "route", "removal", "contradictions", "modes", "snapshot")
+    code = "".join(f"import lorewright.memory.{name}\n" for name in names)
+    code += "import sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

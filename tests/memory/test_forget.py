@@ -23,6 +23,7 @@ from lorewright.knowledge.teacher import ReplyCache
 from lorewright.memory.forget import plan_removal
 from lorewright.memory.leftovers import scan, wanted
 from lorewright.memory.memory import Memory
+from lorewright.memory.removal import plan_removal
 from lorewright.merging.algebra import merge
 from lorewright.models.model import Model
 from lorewright.training.config import WriteConfig

@@ -22,9 +22,9 @@ from lorewright.cli.main import main
 from lorewright.errors import ConfigError, NoEffect, UnknownMemory
 from lorewright.knowledge.data import Example, Probe
 from lorewright.memory.folder import Folder
-from lorewright.memory.forget import descendants
 from lorewright.memory.memory import Memory
 from lorewright.memory.merge import Merged
+from lorewright.memory.removal import descendants
 from lorewright.merging.imitate import Source
 from lorewright.merging.methods import METHODS, Evidence
 from lorewright.models.model import Model
