@@ -77,26 +77,26 @@ def add(
     """
     place, watch = Path(place), watch or Watch()
     name = slug(name or place.absolute().name)
-    known = knowledge or Knowledge()
+    knowledge = knowledge or Knowledge()
     if name in memory.names:
         raise ConfigError(f"add {place} as {name!r}: that name is taken; give another with --name.")
     original = adapters.load(place)
-    made = _lesson(known, probes)
+    lesson = _lesson(knowledge, probes)
     notes = _notes(original, memory.model)
     watch.step("proving that it moves this base")
     AdapterState(original).check(memory.model)
     model = memory.model
     state = AdapterState(replace(original, base_id=model.name, base_digest=model.digest, card={}))
-    source = known.digest() if known != Knowledge() else ""
+    source = knowledge.digest() if knowledge != Knowledge() else ""
     metric = metric or usual_metric(model)
     with memory.writing():
         key = digest([state.id, source, name])
         run = memory.folder.run(name, {"key": key, "verb": "add", "source": source})
-        save_json(made, run / LESSON_FILE)
+        save_json(lesson, run / LESSON_FILE)
 
         def judge(stored: State, moved: float) -> tuple[Added, dict[str, Any]]:
             norms = adapters.delta_norms(original)
-            report = verdict(memory, name, stored, source, made, metric, watch)
+            report = verdict(memory, name, stored, source, lesson, metric, watch)
             outcome = Added(
                 name,
                 stored.id,
@@ -109,16 +109,16 @@ def add(
             # The same content may have been written here, with a card that says more.
             return outcome, {"reason": "added", "origin": origin, **memory.folder.card(stored.id)}
 
-        return commit(memory, state, made, judge, name=name, run=run, knowledge=known)
+        return commit(memory, state, lesson, judge, name=name, run=run, knowledge=knowledge)
 
 
-def _lesson(known: Knowledge, probes: Sequence[Probe]) -> Lesson:
+def _lesson(knowledge: Knowledge, probes: Sequence[Probe]) -> Lesson:
     """What it can be asked: the probes, or the facts as they are."""
-    if probes or not known.facts:
-        return Lesson((), tuple(probes), *contexts(known), ())
+    if probes or not knowledge.facts:
+        return Lesson((), tuple(probes), *contexts(knowledge), ())
     config = LessonConfig(views=("given",), negatives=0)
-    made = prepare(known, ask_llm=list, closed_book=list, config=config)
-    return replace(made, examples=())  # whether these were trained is not known
+    lesson = prepare(knowledge, ask_llm=list, closed_book=list, config=config)
+    return replace(lesson, examples=())  # whether these were trained is not known
 
 
 def _notes(adapter: Adapter, model: Model) -> tuple[str, ...]:

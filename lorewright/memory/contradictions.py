@@ -108,7 +108,7 @@ def _of_lesson(name: str, lesson: Lesson) -> Iterator[Statement]:
 
 
 def contradictions(
-    given: Sequence[Statement], *, near: float = NEAR, only: str = ""
+    stated: Sequence[Statement], *, near: float = NEAR, only: str = ""
 ) -> list[Contradiction]:
     """Pairs of statements of different memories that disagree: equal ones first, then by score.
 
@@ -117,14 +117,14 @@ def contradictions(
     """
     if not 0 < near <= 1:
         raise ConfigError(f"near is {near}; give a share of terms above 0, at most 1.")
-    pairs = {_pair(a, b): Contradiction("same", a, b, 1.0) for a, b in _same(given)}
+    pairs = {_pair(a, b): Contradiction("same", a, b, 1.0) for a, b in _same(stated)}
     if near < 1:
-        if len(given) > MAX_NEAR:
+        if len(stated) > MAX_NEAR:
             raise ConfigError(
-                f"{len(given)} questions are too many to compare with near ones (at most "
+                f"{len(stated)} questions are too many to compare with near ones (at most "
                 f"{MAX_NEAR}); compare equal ones only (--near 1)."
             )
-        for each in _near(given, near):
+        for each in _near(stated, near):
             pairs.setdefault(_pair(each.first, each.second), each)
     chosen = [c for c in pairs.values() if only in ("", c.first.memory, c.second.memory)]
     order = ("same", "near", "reversed")
@@ -149,9 +149,9 @@ def _agree(a: Statement, b: Statement) -> bool:
     )
 
 
-def _same(given: Sequence[Statement]) -> Iterator[tuple[Statement, Statement]]:
+def _same(stated: Sequence[Statement]) -> Iterator[tuple[Statement, Statement]]:
     by_question: dict[str, list[Statement]] = {}
-    for each in given:
+    for each in stated:
         by_question.setdefault(normalise(each.question), []).append(each)
     for group in by_question.values():
         for n, a in enumerate(group):
@@ -170,10 +170,10 @@ def terms(text: str) -> tuple[str, ...]:
     return tuple(t if any(c.isdigit() for c in t) else _ENDINGS.sub("", t) for t in special)
 
 
-def _near(given: Sequence[Statement], near: float) -> Iterator[Contradiction]:
+def _near(stated: Sequence[Statement], near: float) -> Iterator[Contradiction]:
     """Nearly equal questions, and reversed ones, each among the nearest of all."""
     by_key: dict[tuple[str, str], list[Statement]] = {}
-    for each in given:
+    for each in stated:
         by_key.setdefault((each.memory, each.question), []).append(each)
     if not by_key:
         return
@@ -188,7 +188,7 @@ def _near(given: Sequence[Statement], near: float) -> Iterator[Contradiction]:
             one, other = by_key[a][0], by_key[b][0]
             if not _agree(one, other):
                 yield Contradiction("near", one, other, both)
-    for each in given:
+    for each in stated:
         yield from _reversed(each, index, by_key, near)
 
 

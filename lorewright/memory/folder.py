@@ -232,12 +232,12 @@ class Folder:
         save_json(config, run / CONFIG_FILE)
         return run
 
-    def store_source(self, known: Knowledge) -> str:
+    def store_source(self, knowledge: Knowledge) -> str:
         """Store documents and facts; their digest, empty for none."""
-        if known == Knowledge():
+        if knowledge == Knowledge():
             return ""
-        dump_jsonl([*known.documents, *known.facts], self.source_path(known.digest()))
-        return known.digest()
+        dump_jsonl([*knowledge.documents, *knowledge.facts], self.source_path(knowledge.digest()))
+        return knowledge.digest()
 
     def enter(
         self,

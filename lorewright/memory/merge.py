@@ -131,12 +131,12 @@ def merge(
     )
     began = time.monotonic()
     with memory.writing():
-        known, ids = _known(memory, names), [memory.names[name] for name in names]
-        given = {"method": label, "weights": weights, "rank": rank, "options": dict(options)}
-        key = digest([ids, given, into, memory.model.digest])
-        about = {"key": key, "verb": "merge", "source": known.digest(), "parents": ids, **given}
-        run = memory.folder.run(into, about)
-        lesson = _together(names, lessons, known)
+        knowledge, ids = _knowledge(memory, names), [memory.names[name] for name in names]
+        request = {"method": label, "weights": weights, "rank": rank, "options": dict(options)}
+        key = digest([ids, request, into, memory.model.digest])
+        about = {"key": key, "verb": "merge", "source": knowledge.digest(), "parents": ids}
+        run = memory.folder.run(into, {**about, **request})
+        lesson = _together(names, lessons, knowledge)
         save_json(lesson, run / LESSON_FILE)
         trials: tuple[Trial, ...] = ()
         if combine is None:
@@ -146,30 +146,30 @@ def merge(
             evidence = replace(evidence, options=best.options, rank=best.rank)
             watch.step(f"chosen: {spelt(label, best.options)}, rank {best.rank}")
         watch.step(f"merging by {label}")
-        made = combine(own, evidence)
+        adapter = combine(own, evidence)
 
         def judge(stored: State, moved: float) -> tuple[Merged, dict[str, Any]]:
             sources = zip(names, lessons, map(AdapterState, own), strict=True)
             outcome = Merged(
                 *(into, stored.id, memory.folder.state_path(stored.id), label, evidence.options),
                 tuple(float(w) for w in weights or [1.0] * len(names)),
-                *(made.config.rank, stored.size_bytes),
+                *(adapter.config.rank, stored.size_bytes),
                 tuple(_part(memory, *source, stored, metric, watch) for source in sources),
                 tuple(replace(trial, adapter=None) for trial in trials),
                 moved,
                 time.monotonic() - began,
-                tuple(made.card.get("merge", {}).get("notes", ())),
+                tuple(adapter.card.get("merge", {}).get("notes", ())),
             )
             report = _report(outcome, memory.model.name)
-            return outcome, {**made.card, "reason": f"merged by {label}", "report": report}
+            return outcome, {**adapter.card, "reason": f"merged by {label}", "report": report}
 
         parents = [{"name": name, "adapter": i} for name, i in zip(names, ids, strict=True)]
         try:
             return commit(
-                *(memory, AdapterState(made), lesson, judge),
+                *(memory, AdapterState(adapter), lesson, judge),
                 name=into,
                 run=run,
-                knowledge=known,
+                knowledge=knowledge,
                 parents=parents,
             )
         except NoEffect as error:
@@ -221,7 +221,7 @@ def _lesson(memory: OpenFolder, name: str) -> Lesson:
     return lesson
 
 
-def _known(memory: OpenFolder, names: Sequence[str]) -> Knowledge:
+def _knowledge(memory: OpenFolder, names: Sequence[str]) -> Knowledge:
     """The sources of all, in order, each document and fact once."""
     entries = [memory.folder.entry(name) for name in names]
     sources = [memory.folder.knowledge(str(entry.get("source") or "")) for entry in entries]
@@ -254,7 +254,7 @@ def unopposed(lessons: Sequence[Lesson]) -> list[Lesson]:
     ]
 
 
-def _together(names: Sequence[str], lessons: Sequence[Lesson], known: Knowledge) -> Lesson:
+def _together(names: Sequence[str], lessons: Sequence[Lesson], knowledge: Knowledge) -> Lesson:
     """The lesson of the merged memory: by it it is routed to, verified and merged again."""
     examples = dict.fromkeys(row for lesson in lessons for row in lesson.examples)
     probes: dict[tuple[str, str], Probe] = {}
@@ -262,7 +262,7 @@ def _together(names: Sequence[str], lessons: Sequence[Lesson], known: Knowledge)
         for probe in lesson.probes:
             probes.setdefault((probe.kind, probe.question), replace(probe, id=f"{name}/{probe.id}"))
     notes = (f"merged from {', '.join(names)}.",)
-    return Lesson(tuple(examples), tuple(probes.values()), *contexts(known), notes)
+    return Lesson(tuple(examples), tuple(probes.values()), *contexts(knowledge), notes)
 
 
 # -- the verdict ---------------------------------------------------------------------------------

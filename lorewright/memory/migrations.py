@@ -29,14 +29,14 @@ def migrate(content: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     Raises DataError for a schema that is not among those known.
     """
-    given = content.get("schema")
+    original = content.get("schema")
     while content.get("schema") != SCHEMA:
         number = content.get("schema")
         step = MIGRATIONS.get(number) if type(number) is int else None
         if step is None:
             readable = ", ".join(map(str, [*MIGRATIONS, SCHEMA]))
             raise DataError(
-                f"{folder / 'memory.json'} has schema {given!r}; this version reads {readable}; "
+                f"{folder / 'memory.json'} has schema {original!r}; this version reads {readable}; "
                 "use a matching version of lorewright."
             )
         content = step(content, folder)

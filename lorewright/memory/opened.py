@@ -34,9 +34,9 @@ class OpenFolder:
     """A folder of memories and the base that they are on."""
 
     folder: Folder
-    model: Model
-    router: LiveRouter
-    loaded: dict[str, State] = field(default_factory=dict)
+    model: Model = field(repr=False)
+    router: LiveRouter = field(repr=False)
+    loaded: dict[str, State] = field(default_factory=dict, repr=False)
     """States by id, for the next question."""
 
     @classmethod

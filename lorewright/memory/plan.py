@@ -42,9 +42,9 @@ def plan(
     if not 0 < wanted < 1:
         raise ConfigError(f"the wanted recall is {wanted}; give a share between 0 and 1.")
     shape = plans.shape_of(model, config.lora)
-    known = as_knowledge(knowledge)
-    made = lesson_for(model, known, lesson or LessonConfig(), teacher=teacher, watch=watch)
-    load = load_of(model, made.examples)
+    knowledge = as_knowledge(knowledge)
+    prepared = lesson_for(model, knowledge, lesson or LessonConfig(), teacher=teacher, watch=watch)
+    load = load_of(model, prepared.examples)
     calibration = None if recalibrate else find(model, config)
     if calibration is None:
         calibration = calibrate(
@@ -53,5 +53,5 @@ def plan(
     planned = plans.make(load, calibration.forecast, shape, epochs=config.epochs, wanted=wanted)
     watch.step("timing a few steps")
     lora = replace(config.lora, rank=planned.rank)
-    pace = plans.pace(model, made.examples, replace(config, lora=lora))
+    pace = plans.pace(model, prepared.examples, replace(config, lora=lora))
     return plans.timed(planned, calibration.forecast, pace)

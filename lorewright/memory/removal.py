@@ -235,7 +235,7 @@ def _replies_on(folder: Folder, removal: Removal, models: set[str]) -> set[str]:
     return {
         digest([model, prompt])
         for source in removal.sources
-        for document in _known(folder, source).documents
+        for document in _knowledge(folder, source).documents
         for prompt in prompts_of(document)
         for model in models
     }
@@ -264,11 +264,11 @@ def _blanked(value: Any, sought: Wanted) -> Any:
 def _texts(folder: Folder, removal: Removal) -> Iterator[str]:
     """Every text of the sources and of what was made of them, as far as it is still there."""
     for source in removal.sources:
-        known = _known(folder, source)
-        for document in known.documents:
+        knowledge = _knowledge(folder, source)
+        for document in knowledge.documents:
             yield document.title
             yield from sentences(document.text)
-        for fact in known.facts:
+        for fact in knowledge.facts:
             yield from (fact.question, *fact.answers, *fact.paraphrases)
     for lesson in lessons_of(folder, removal):
         for example in lesson.examples:
@@ -279,7 +279,7 @@ def _texts(folder: Folder, removal: Removal) -> Iterator[str]:
             yield from (probe.question, *probe.answers)
 
 
-def _known(folder: Folder, source: str) -> Knowledge:
+def _knowledge(folder: Folder, source: str) -> Knowledge:
     try:
         return folder.knowledge(source)
     except DataError:  # gone or damaged: it goes all the same

@@ -88,8 +88,8 @@ class Superseded:
         worse = self.p_worse < ALPHA and (self.unchanged.mean or 0) < (
             self.unchanged_before.mean or 0
         )
-        given = self.new_given.mean is None or self.new_given.mean >= HALF
-        return not worse and given and not self.old_given.mean
+        answered = self.new_given.mean is None or self.new_given.mean >= HALF
+        return not worse and answered and not self.old_given.mean
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `--json`."""
@@ -132,9 +132,9 @@ def supersede(
     the lineage. Raises as `write`, and ConfigError for a source that is the same.
     """
     name, step = slug(name), (watch or Watch()).step
-    known, folder, before = as_knowledge(knowledge), memory.folder, f"{slug(name)}-{BEFORE}"
+    knowledge, folder, before = as_knowledge(knowledge), memory.folder, f"{slug(name)}-{BEFORE}"
     entry = folder.entry(name)
-    finished = entry.get("source") == known.digest()
+    finished = entry.get("source") == knowledge.digest()
     if finished and before not in memory.names:
         raise ConfigError(f"supersede {name!r}: the source has not changed; give the new one.")
     outcome = None
@@ -145,7 +145,7 @@ def supersede(
         earlier = folder.card(entry["adapter"]).get("supersedes", [])
         outcome = write(
             memory,
-            known,
+            knowledge,
             name=name,
             method=str(folder.card(entry["adapter"]).get("method", GRADIENT)),
             config=config or own_config,
@@ -157,7 +157,7 @@ def supersede(
         )
     old, new = folder.entry(before), folder.entry(name)
     was = folder.knowledge(str(old.get("source") or ""))
-    changes = compare(was, folder.lesson(old), known, folder.lesson(new))
+    changes = compare(was, folder.lesson(old), knowledge, folder.lesson(new))
     step("asking what changed and what did not")
     clashes = contradictions_in(folder, only=name, near=1)
     result = Superseded(

@@ -106,40 +106,42 @@ def write(
     Raises ConfigError, DataError or TargetsNotFound for what cannot work, Locked when another
     process writes, StorageError when the disk refuses; no name changes then.
     """
-    known = as_knowledge(knowledge)
-    name = slug(name) if name else _name_of(known)
+    knowledge = as_knowledge(knowledge)
+    name = slug(name) if name else _name_of(knowledge)
     find_rank = find_rank or (config is None and method == GRADIENT)
     config = config or WriteConfig(lr=suggested_lr(memory.model))
     lesson = lesson or LessonConfig()
     metric = metric or usual_metric(memory.model)
     watch, fitted, model = watch or Watch(), preset_of(preset), memory.model
-    _check(model, method, known, config, probes, metric, searches=find_rate or find_rank)
+    _check(model, method, knowledge, config, probes, metric, searches=find_rate or find_rank)
     settings = {"write": config.to_json(), "lesson": asdict(lesson), "metric": metric}
     how = [name, teacher is not None, find_rate, *(["rank"] if find_rank else [])]
     how += [word for word, usual in ((preset, "exact"), (method, GRADIENT)) if word != usual]
     rows = [asdict(probe) for probe in probes]
-    key = digest([known.digest(), settings, rows, model.digest, *how])
+    key = digest([knowledge.digest(), settings, rows, model.digest, *how])
     with memory.writing():
-        run = memory.folder.run(name, {"key": key, "source": known.digest(), **settings})
+        run = memory.folder.run(name, {"key": key, "source": knowledge.digest(), **settings})
         if not (run / LESSON_FILE).exists():
-            made = lesson_for(model, known, lesson, teacher=teacher, probes=probes, watch=watch)
-            save_json(made, run / LESSON_FILE)
-        made = lesson_in(run)
-        config, notes = _fitted(fitted, config, len(made.examples))
+            prepared = lesson_for(
+                model, knowledge, lesson, teacher=teacher, probes=probes, watch=watch
+            )
+            save_json(prepared, run / LESSON_FILE)
+        prepared = lesson_in(run)
+        config, notes = _fitted(fitted, config, len(prepared.examples))
         if find_rank:
-            config, note = _rank_for(model, run, made.examples, config, watch)
+            config, note = _rank_for(model, run, prepared.examples, config, watch)
             notes += [note]
         if find_rate:
-            config = replace(config, lr=_best_rate(model, run, made, known, config, watch))
-        made = replace(made, notes=(*made.notes, *notes))
+            config = replace(config, lr=_best_rate(model, run, prepared, knowledge, config, watch))
+        prepared = replace(prepared, notes=(*prepared.notes, *notes))
         writer = writer_of(method, config)
-        material = Material(known, made.examples if writer.reads == "lesson" else ())
+        material = Material(knowledge, prepared.examples if writer.reads == "lesson" else ())
         state, cost = writer.write(model, material, seed=config.seed, run=run, watch=watch)
         watch.step("proving that it is on disk")
         settings["write"] = config.to_json()
-        about = (memory, name, method, known.digest(), made, settings, cost, lineage, watch)
+        about = (memory, name, method, knowledge.digest(), prepared, settings, cost, lineage, watch)
         judge = partial(_judge, *about)
-        outcome = commit(memory, state, made, judge, name=name, run=run, knowledge=known)
+        outcome = commit(memory, state, prepared, judge, name=name, run=run, knowledge=knowledge)
         (run / CHECKPOINT).unlink(missing_ok=True)
         return outcome
 
@@ -175,7 +177,7 @@ def _judge(
 def _check(
     model: Model,
     method: str,
-    known: Knowledge,
+    knowledge: Knowledge,
     config: WriteConfig,
     probes: Sequence[Probe],
     metric: str,
@@ -199,7 +201,7 @@ def _check(
         raise ConfigError(f"metric {metric!r} is unknown; use one of {listed}.")
     if writer.exports:
         resolve_targets(model.network, config.lora.targets, config.lora.layers)
-    for fact in known.facts:
+    for fact in knowledge.facts:
         model.render(fact.question, fact.answer)
     for probe in probes:
         model.render(f"{probe.context}\n\n{probe.question}".strip())
@@ -216,7 +218,7 @@ def _fitted(preset: Preset, before: WriteConfig, n_examples: int) -> tuple[Write
 
 def lesson_for(
     model: Model,
-    known: Knowledge,
+    knowledge: Knowledge,
     config: LessonConfig,
     *,
     teacher: AskLLM | None = None,
@@ -225,7 +227,7 @@ def lesson_for(
 ) -> Lesson:
     """Examples and probes of some knowledge, its questions written by the base or a teacher."""
     return prepare(
-        known,
+        knowledge,
         ask_llm=teacher or partial(write_about, model),
         closed_book=model.generate,
         config=config,
@@ -277,14 +279,19 @@ def _ranked(
 
 
 def _best_rate(
-    model: Model, run: Path, made: Lesson, known: Knowledge, config: WriteConfig, watch: Watch
+    model: Model,
+    run: Path,
+    prepared: Lesson,
+    knowledge: Knowledge,
+    config: WriteConfig,
+    watch: Watch,
 ) -> float:
     """The rate that a short search prefers: the run's own from before, or searched for now."""
     path = run / RATES_FILE
     if not path.exists():
         watch.step("trying rates")
-        contexts = grounds(made.examples, known) if config.objective == "distill" else ()
-        search = find_lr(model, made.examples, config, contexts=contexts)
+        contexts = grounds(prepared.examples, knowledge) if config.objective == "distill" else ()
+        search = find_lr(model, prepared.examples, config, contexts=contexts)
         if search.at_the_edge:
             watch.step(f"the best rate, {search.best.lr:g}, is at the edge of those tried")
         about = {"best": search.best.lr, "at_the_edge": search.at_the_edge}
@@ -292,7 +299,7 @@ def _best_rate(
     return float(read_object(path, "delete its run and write again")["best"])
 
 
-def _name_of(known: Knowledge) -> str:
-    if known.documents:
-        return slug(known.documents[0].id)
+def _name_of(knowledge: Knowledge) -> str:
+    if knowledge.documents:
+        return slug(knowledge.documents[0].id)
     raise ConfigError("facts need a name for their memory; give one with --name.")

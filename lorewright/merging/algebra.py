@@ -415,12 +415,12 @@ def _elected_mean(delta_NOI: Tensor) -> Tensor:
 def check_options(method: Callable[..., Any], options: Mapping[str, Any]) -> None:
     """Raise ConfigError for options that are no keywords of a method, or lack those it needs."""
     parameters = inspect.signature(method).parameters.values()
-    known = [p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "progress"]
-    needed = [p.name for p in known if p.default is p.empty]
-    strange = sorted(options.keys() - {p.name for p in known})
+    keywords = [p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "progress"]
+    needed = [p.name for p in keywords if p.default is p.empty]
+    strange = sorted(options.keys() - {p.name for p in keywords})
     missing = [name for name in needed if name not in options]
     if strange or missing:
-        names = [p.name for p in known]
+        names = [p.name for p in keywords]
         raise ConfigError(
             f"the method takes options {names}; unknown: {strange}, missing: {missing}."
         )
@@ -443,9 +443,9 @@ def check_rank(rank: int | None) -> None:
 
 def _check_bases(adapters: Sequence[Adapter]) -> list[str]:
     """Raise WrongBase if two known digests differ; note the adapters without one."""
-    known = {a.base_digest: (n, a.base_id) for n, a in enumerate(adapters) if a.base_digest}
-    if len(known) > 1:
-        (one, (n, of)), (other, (m, at)) = list(known.items())[:2]
+    digests = {a.base_digest: (n, a.base_id) for n, a in enumerate(adapters) if a.base_digest}
+    if len(digests) > 1:
+        (one, (n, of)), (other, (m, at)) = list(digests.items())[:2]
         raise WrongBase(
             f"adapter {n} was written on {of!r} (digest {one[:12]}), adapter {m} on {at!r} "
             f"(digest {other[:12]}); a merged adapter has one base. Merge those that share it."

@@ -147,8 +147,8 @@ def _trained(
         "epochs": len(written.epochs),
         "sources": [content_id(each) for each in adapters],
     }
-    made = replace(written.adapter, card={"merge": record})
-    return _noted(made, [f"{method} trains on the sources' examples."])
+    adapter = replace(written.adapter, card={"merge": record})
+    return _noted(adapter, [f"{method} trains on the sources' examples."])
 
 
 def _noted(adapter: Adapter, notes: Sequence[str]) -> Adapter:
