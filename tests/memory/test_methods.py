@@ -51,6 +51,14 @@ def test_a_writer_from_outside_is_written_verified_asked_and_forgotten(memory: M
     assert again.names.keys() == {"plain"}
 
 
+def test_a_successor_is_written_by_the_method_of_its_predecessor(memory: Memory) -> None:
+    memory.write(CODES, name="codes", method="steering", lesson=AS_GIVEN)
+    changed = Knowledge(facts=(Fact("red", "Code of red?", "9-1"),))
+    result = memory.supersede("codes", changed)
+    assert result.outcome is not None and result.outcome.method == "steering"
+    assert memory.ask("Code of red?", "codes", mode="closed").text == "9-1"
+
+
 def test_what_needs_an_adapter_refuses_a_state_of_another_kind(memory: Memory) -> None:
     memory.write(CODES, name="codes", method="steering", lesson=AS_GIVEN)
     memory.write(OTHER, name="plain", config=CONFIG, lesson=AS_GIVEN)
