@@ -69,21 +69,23 @@ def deltas(adapter: Adapter) -> dict[str, Tensor]:
     return {name: delta(adapter, name) for name in adapter.modules}
 
 
-def close(result: Adapter, name: str, expected: Tensor) -> None:
-    """Assert that a module changes by these amounts, but for the float32 of A and B."""
+def close(result: Adapter, name: str, expected: Tensor, n_roundings: int = 1) -> None:
+    """Assert that a module changes by these amounts, but for so many roundings of A and B."""
     A_RI, B_OR = (result.tensors[name + half].double().abs() for half in HALVES)
     most = result.config.scale * (B_OR @ A_RI).max().item()
-    atol = rounding(1, 2 * most) + 1e-12
+    atol = rounding(n_roundings, 2 * most) + 1e-12
     torch.testing.assert_close(delta(result, name), expected, rtol=0, atol=atol)
 
 
-def same(result: Adapter | Merged, expected: Adapter | dict[str, Tensor]) -> None:
+def same(
+    result: Adapter | Merged, expected: Adapter | dict[str, Tensor], n_roundings: int = 1
+) -> None:
     """Assert that both change the same modules by the same amounts."""
     result = result.adapter if isinstance(result, Merged) else result
     expected = deltas(expected) if isinstance(expected, Adapter) else expected
     assert set(result.modules) == set(expected)
     for name, delta_OI in expected.items():
-        close(result, name, delta_OI)
+        close(result, name, delta_OI, n_roundings)
 
 
 def gram(adapters: Sequence[Adapter], seed: int = 0) -> list[dict[str, Tensor]]:
@@ -156,9 +158,8 @@ def test_the_gauge_of_the_factors_changes_nothing(method: str, seed: int) -> Non
         }
         turned.append(replace(each, tensors=tensors))
     settings = options(method, two)
-    same(
-        merge(turned, None, method, **settings), merge(two, None, method, **settings).adapter, 1e-4
-    )
+    # The gauge rounds A and B too: sums of at most 3 terms, up to 8 times larger by G's inverse.
+    same(merge(turned, None, method, **settings), merge(two, None, method, **settings).adapter, 24)
 
 
 @methods
@@ -212,7 +213,7 @@ def test_copies_of_one_adapter_merge_to_a_multiple_of_it(method: str) -> None:
     result = merge(copies, None, method, **options(method, copies, density=1.0))
     summed = ("cat", "svd", "task_arithmetic", "dare", "magnitude_prune")
     times = 3 if method in summed else 1
-    same(result, {name: times * delta_OI for name, delta_OI in deltas(copies[0]).items()}, 4e-5)
+    same(result, {name: times * delta_OI for name, delta_OI in deltas(copies[0]).items()}, 4)
 
 
 @methods
@@ -618,7 +619,8 @@ def test_pefts_exact_kinds_agree(
         layer = wrapped.get_submodule(f"base_model.model.{name}")
         result = layer.get_delta_weight("merged").detach().double()
         A_RI, B_OR = (ours.tensors[name + half].double() for half in HALVES)
-        torch.testing.assert_close(B_OR @ A_RI, result, rtol=0, atol=1e-5)
+        atol = rounding(64, result.abs().max().item())  # PEFT's is a float32 SVD of 64 columns
+        torch.testing.assert_close(B_OR @ A_RI, result, rtol=0, atol=atol)
 
 
 def with_deltas(adapters: Sequence[Adapter], weights: Sequence[float]) -> nn.Module:
