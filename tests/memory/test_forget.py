@@ -20,7 +20,6 @@ from lorewright.knowledge.data import Document, Fact, Knowledge
 from lorewright.knowledge.lesson import LessonConfig, prepare
 from lorewright.knowledge.selfstudy import prompts_of
 from lorewright.knowledge.teacher import ReplyCache
-from lorewright.memory.forget import plan_removal
 from lorewright.memory.leftovers import scan, wanted
 from lorewright.memory.memory import Memory
 from lorewright.memory.removal import plan_removal
