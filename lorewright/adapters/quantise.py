@@ -80,7 +80,7 @@ def quantised(network: nn.Module) -> list[nn.Module]:
     return [module for module in network.modules() if type(module).__name__ == LAYER]
 
 
-def keep_trainable(network: nn.Module) -> None:
+def pass_gradients(network: nn.Module) -> None:
     """Have quantised layers pass gradients on, also after they have run without any.
 
     On processors with bfloat16 instructions bitsandbytes repacks a layer in its first pass without

@@ -35,7 +35,7 @@ from lorewright.knowledge.scoring import METRICS, normalise
 from lorewright.knowledge.selfstudy import AskLLM
 from lorewright.knowledge.teacher import connect
 from lorewright.models.model import Model
-from lorewright.models.questions import write_about
+from lorewright.models.replies import write_about
 from lorewright.recall.traces import trace
 from lorewright.recall.verify import answer
 from lorewright.reports.tables import Table

@@ -47,7 +47,7 @@ from lorewright.merging.algebra import merge
 from lorewright.merging.choosing import merged_by
 from lorewright.merging.methods import Evidence
 from lorewright.models.model import Model
-from lorewright.models.questions import write_about
+from lorewright.models.replies import write_about
 from lorewright.routing.ask import Answer, Candidate, ask_each
 from lorewright.training.config import Diverged, Job, WriteConfig
 from lorewright.training.loop import write, write_all

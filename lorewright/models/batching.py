@@ -1,8 +1,7 @@
 """Which examples an epoch visits, in which order and in which batches.
 
 Everything is a function of (seed, epoch) and of what is passed in, so that an interrupted write
-goes on with the same batches. This room knows lengths and measured losses; it knows no tensors of a
-model and nothing about objectives.
+goes on with the same batches.
 """
 
 from __future__ import annotations

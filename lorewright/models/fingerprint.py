@@ -1,7 +1,4 @@
-"""What tells the weights of one base from those of another, without reading gigabytes.
-
-This room knows tensors and their names; it knows nothing of models or adapters.
-"""
+"""What tells the weights of one base from those of another, without reading gigabytes."""
 
 from __future__ import annotations
 

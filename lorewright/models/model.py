@@ -1,46 +1,35 @@
 """A frozen base model with its tokenizer and chat template: render, batch, score, generate.
 
-The only room that imports transformers. It knows prompts as plain text and renders them in one
-place, so that what is written and what is asked cannot differ. It knows nothing of facts,
-objectives or files of memories. The network is never changed outside ``with model.using(...)``.
+Prompts are rendered in one place, so that training and questions afterwards cannot differ. The
+network is never changed outside ``with model.using(...)``.
 
-Shape letters: B row, T token of the whole sequence, C token of the completion, V vocabulary.
+Shape letters: B row, T token of the whole sequence, C token of the completion, V vocabulary, X
+values of a position, M positions.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import jinja2
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoTokenizer,
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.utils import logging as transformers_logging
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lorewright.adapters import quantise
 from lorewright.adapters.adapter import Adapter, validate
 from lorewright.adapters.lora import Stack, attach
 from lorewright.adapters.targets import text_decoder
-from lorewright.errors import DataError, ModelError, first_line
+from lorewright.errors import DataError, ModelError
 from lorewright.models.backends.backend import AS_BOUND, Backend, MakeBackend, Pass
 from lorewright.models.backends.builtin import BACKENDS
-from lorewright.models.catalogue import KNOWN, POCKET, located
+from lorewright.models.catalogue import POCKET
 from lorewright.models.fingerprint import fingerprint
+from lorewright.models.loading import context_length, read_base, stop_ids
 from lorewright.models.nats import LOGIT_VALUES, TokenNats, token_nats
+from lorewright.models.templates import templated
 
 
 @dataclass(frozen=True)
@@ -104,17 +93,17 @@ class Model:
         self.network.requires_grad_(False)
         self.tokenizer = tokenizer
         self.loaded_as = "auto"
-        quantise.keep_trainable(network)
+        quantise.pass_gradients(network)
         self.digest = fingerprint(network)
         template = str(tokenizer.chat_template).encode()
         self.template_digest = hashlib.sha256(template).hexdigest()[:16]
-        self.context = _context(network, tokenizer)
+        self.context = context_length(network, tokenizer)
         self.phrasing = str(network.config.to_dict().get("lorewright_phrasing", "general"))
-        self._stop_ids = _stop_ids(network, tokenizer, name)
+        self._stop_ids = stop_ids(network, tokenizer, name)
         pad = tokenizer.pad_token_id
         self._pad_id = self._stop_ids[0] if pad is None else int(pad)
-        # generate() takes from here whatever it is not told, and penalties that models ship with
-        # would break the certificate of greedy decoding.
+        # generate() takes from here whatever is not set, and penalties that models ship with would
+        #  break the certificate of greedy decoding.
         network.generation_config = self._greedy(max_new_tokens=1)
         self._head: nn.Module | None = self._plain_head()
         body = text_decoder(network) if self._head is not None else network
@@ -137,38 +126,10 @@ class Model:
         ModelError with what was tried: no such folder or model, no network, no tokenizer, no such
         device, weights missing from the files, not a causal language model.
         """
-        place = located(name)
-        local = "/" not in place or place.startswith((".", "/"))
-        if local and not Path(place).is_dir():
-            raise ModelError(
-                f"asked for the base model {name!r}; it is none of "
-                f"{', '.join((POCKET, *KNOWN))}, no folder with config.json, no .gguf file; give "
-                "one of these, or a hub name like Qwen/Qwen3-0.6B."
-            )
-        target = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        how = quantise.loading(target) if dtype == quantise.NF4 else {"dtype": dtype}
-        try:
-            with _quiet():
-                network, tokenizer = _load(place, how, revision)
-        except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-            raise ModelError(
-                f"asked for the base model {name!r}; it could not be loaded: {first_line(error)}. "
-                + (
-                    f"Fetch it first: lore models get {name}"
-                    if name in KNOWN
-                    else "Check the name, the network and HF_HOME, or give a folder."
-                )
-            ) from error
-        try:
-            network = network.to(torch.device(target))  # type: ignore[arg-type]
-        except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
-            raise ModelError(
-                f"asked to put the base model {name!r} on {target!r}; {first_line(error)}; "
-                "use device cpu."
-            ) from error
-        found = cls(network, tokenizer, name)
-        found.loaded_as = dtype
-        return found
+        network, tokenizer = read_base(name, dtype=dtype, device=device, revision=revision)
+        model = cls(network, tokenizer, name)
+        model.loaded_as = dtype
+        return model
 
     @property
     def device(self) -> torch.device:
@@ -191,9 +152,11 @@ class Model:
         token. Raises DataError when the whole is longer than the model's context, or when the
         completion itself spells a stop token, after which nothing could be recalled.
         """
-        head, tail = self._templated(prompt, completion, system) if prompt else ("", completion)
-        templated = bool(prompt) and self.tokenizer.chat_template is not None
-        prompt_ids = self._encode(head, special=not templated) or [self._start_id()]
+        head, tail = "", completion
+        if prompt:
+            head, tail = templated(self.tokenizer, self.name, prompt, completion, system)
+        plain = not prompt or self.tokenizer.chat_template is None
+        prompt_ids = self._encode(head, special=plain) or [self._start_id()]
         completion_ids: list[int] = []
         if completion is not None and tail is not None:
             stops = map(str, self.tokenizer.convert_ids_to_tokens(self._stop_ids))
@@ -204,8 +167,8 @@ class Model:
                     f"rest could not be recalled; take it out (prompt starts {prompt[:40]!r})."
                 )
             ids = self._encode(tail, special=False)
-            said = _until(ids, self._stop_ids)
-            completion_ids = [*said, *(ids[len(said) :] or self._stop_ids)[:1]]
+            reply = _until(ids, self._stop_ids)
+            completion_ids = [*reply, *(ids[len(reply) :] or self._stop_ids)[:1]]
         rendered = Rendered(tuple(prompt_ids), tuple(completion_ids))
         if len(rendered) > self.context:
             raise DataError(
@@ -214,45 +177,6 @@ class Model:
                 f"(prompt starts {prompt[:40]!r})."
             )
         return rendered
-
-    def _templated(
-        self, prompt: str, completion: str | None, system: str | None
-    ) -> tuple[str, str | None]:
-        """The text up to the reply, and the reply with what the template ends it with."""
-        whole_prompt = f"{system}\n\n{prompt}" if system else prompt
-        if self.tokenizer.chat_template is None:
-            return whole_prompt, None if completion is None else f" {completion}"
-        turns, head = [{"role": "user", "content": whole_prompt}], ""
-        if system:
-            both = [{"role": "system", "content": system}, {"role": "user", "content": prompt}]
-            with suppress(ModelError):  # a template without a system turn: the user says it
-                head = self._template(both, open_reply=True)
-            turns = both if system.strip() in head else turns
-        if turns[0]["role"] == "user":
-            head = self._template(turns, open_reply=True)
-        if completion is None:
-            return head, None
-        reply = {"role": "assistant", "content": completion}
-        whole = self._template([*turns, reply], open_reply=False)
-        if whole.startswith(head):
-            return head, whole[len(head) :].rstrip()
-        # Past replies are written otherwise than new ones begin (no empty think block, say).
-        _, found, ending = whole.rpartition(completion.strip())
-        return head, completion + ending.rstrip() if found else completion
-
-    def _template(self, turns: list[dict[str, str]], *, open_reply: bool) -> str:
-        try:
-            text = self.tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=open_reply, enable_thinking=False
-            )
-        except jinja2.TemplateError as error:
-            roles = " and ".join(turn["role"] for turn in turns)
-            raise ModelError(
-                f"the chat template of {self.name!r} refuses {roles} turns: {error}; use a base "
-                "whose template takes a question, or remove its chat template."
-            ) from error
-        assert isinstance(text, str)
-        return text
 
     def _encode(self, text: str, *, special: bool) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=special)["input_ids"]) if text else []
@@ -376,26 +300,26 @@ class Model:
         """Greedy continuations of token rows, without the stop token; left-padded batches.
 
         A reply ends at the model's context; a row near it shares its batch with equally long ones
-        only, so that it shortens no other's reply. Raises DataError for a row without any room.
+        only, so that it shortens no other's reply. Raises DataError for a row without any space.
         """
-        found: dict[int, list[int]] = {}
+        replies: dict[int, list[int]] = {}
         group: list[int] = []
         for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
             cramped = len(rows[i]) + max_new_tokens > self.context
             mixed = bool(group) and len(rows[i]) > len(rows[group[0]])
             if len(group) == batch_size or (cramped and mixed):
-                found |= self._generate_batch(rows, group, max_new_tokens)
+                replies |= self._generate_batch(rows, group, max_new_tokens)
                 group = []
             group.append(i)
-        found |= self._generate_batch(rows, group, max_new_tokens) if group else {}
-        return [found[i] for i in range(len(rows))]
+        replies |= self._generate_batch(rows, group, max_new_tokens) if group else {}
+        return [replies[i] for i in range(len(rows))]
 
     def _generate_batch(
         self, rows: Sequence[Sequence[int]], group: list[int], max_new_tokens: int
     ) -> dict[int, list[int]]:
         width = max(len(rows[i]) for i in group)
-        room = min(max_new_tokens, self.context - width)
-        if room < 1:
+        n_new = min(max_new_tokens, self.context - width)
+        if n_new < 1:
             raise DataError(
                 f"a prompt has {width} tokens; {self.name!r} reads at most {self.context}, reply "
                 "included; shorten it."
@@ -405,7 +329,7 @@ class Model:
         out_BT = self.network.generate(
             input_ids=torch.tensor(padded, device=self.device),
             attention_mask=torch.tensor(mask, device=self.device),
-            generation_config=self._greedy(room),
+            generation_config=self._greedy(n_new),
         )
         replies = out_BT[:, width:].tolist()
         return {i: _until(ids, self._stop_ids) for i, ids in zip(group, replies, strict=True)}
@@ -437,69 +361,6 @@ class Model:
             for n, adapter in enumerate(adapters):
                 stack.load(n, adapter.tensors)
             yield stack
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the bar that counts weights; those of downloads stay."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
-
-
-def _load(
-    place: str, how: Mapping[str, Any], revision: str | None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Network and tokenizer of a folder or hub name; never runs code that came with a model."""
-    config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
-    if config.is_encoder_decoder:
-        raise ValueError(f"{config.model_type} is an encoder-decoder, not a causal language model")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ValueError(f"no tokenizer comes with it ({first_line(error)})") from error
-    if tokenizer("a").input_ids == tokenizer("b").input_ids:  # made up for lack of files
-        raise ValueError("no tokenizer comes with it (none that tells a from b)")
-    network, about = _auto_class(config).from_pretrained(
-        place, **how, revision=revision, trust_remote_code=False, output_loading_info=True
-    )
-    missing = sorted(about["missing_keys"])
-    if missing:
-        raise ValueError(
-            f"{len(missing)} weights of {type(network).__name__} are not in its files and would "
-            f"be random, the first is {missing[0]}"
-        )
-    return network, tokenizer
-
-
-def _auto_class(config: Any) -> Any:
-    """The auto class for the configuration: plain text first, text-and-image wrappers otherwise."""
-    images = "ForConditionalGeneration" in " ".join(config.architectures or ())
-    return AutoModelForImageTextToText if images else AutoModelForCausalLM
-
-
-def _context(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """The longest sequence it reads, in tokens: the smaller of what model and tokenizer say."""
-    text = network.config.get_text_config().to_dict()
-    limits = [int(text["max_position_embeddings"])] if text.get("max_position_embeddings") else []
-    if tokenizer.model_max_length < 10**9:
-        limits.append(int(tokenizer.model_max_length))
-    return min(limits, default=1024)
-
-
-def _stop_ids(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> list[int]:
-    """Token ids that end a reply, the tokenizer's own first. Raises ModelError if there is none."""
-    generation = network.generation_config
-    more = generation.eos_token_id if generation is not None else None
-    ids = [tokenizer.eos_token_id, *(more if isinstance(more, list) else [more])]
-    found = list(dict.fromkeys(int(i) for i in ids if i is not None))
-    if not found:
-        raise ModelError(f"{name!r} names no end-of-text token; set eos_token in its tokenizer.")
-    return found
 
 
 def _until(ids: list[int], stops: Sequence[int]) -> list[int]:

@@ -65,11 +65,11 @@ def chunked_nats(
 
     Memory for logits is chunk x V instead of M x V, forward and backward: big vocabularies fit, and
     on a CPU small ones stay in the cache. The gradient with respect to each position's hidden state
-    is found in the forward pass, where its logits are at hand, and scaled in the backward pass; the
-    head must be frozen.
+    is computed in the forward pass, where its logits are at hand, and scaled in the backward pass;
+    the head must be frozen.
     """
 
-    def found(hidden_MD: Tensor, into_MD: Tensor | None) -> tuple[Tensor, Tensor]:
+    def score(hidden_MD: Tensor, into_MD: Tensor | None) -> tuple[Tensor, Tensor]:
         loss_M, correct_M = torch.zeros(len(ids_M), device=ids_M.device), ids_M < 0
         for i in range(0, len(ids_M), chunk):
             rows = slice(i, i + chunk)
@@ -92,34 +92,34 @@ def chunked_nats(
             (into_MD[rows],) = torch.autograd.grad(logits, part, change.to(logits.dtype))
         return loss_M, correct_M
 
-    return with_gradient(hidden_MD, found)
+    return with_gradient(hidden_MD, score)
 
 
-Found = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
-"""(hidden_MD, into_MD or None) -> losses and correctness; `into` takes each loss's gradient with
+Score = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
+"""(hidden_MD, into_MD or None) -> losses and correctness; `into` receives each loss's gradient with
 respect to its own position's hidden state."""
 
 
-def with_gradient(hidden_MD: Tensor, found: Found) -> TokenNats:
-    """Losses that carry gradient to `hidden`: found with them, and scaled in the backward pass."""
+def with_gradient(hidden_MD: Tensor, score: Score) -> TokenNats:
+    """Losses that carry gradient to `hidden`: computed with it, which the backward pass scales."""
     if torch.is_grad_enabled() and hidden_MD.requires_grad:
-        return TokenNats(*_Carried.apply(hidden_MD, found))
+        return TokenNats(*_Scored.apply(hidden_MD, score))
     with torch.no_grad():
-        return TokenNats(*found(hidden_MD, None))
+        return TokenNats(*score(hidden_MD, None))
 
 
-class _Carried(torch.autograd.Function):
-    """Losses of positions, with their gradients kept instead of their logits."""
+class _Scored(torch.autograd.Function):
+    """Losses of positions, with their gradients stored instead of their logits."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_MD: Tensor, found: Found) -> tuple[Tensor, Tensor]:
-        kept_MD = torch.empty_like(hidden_MD, memory_format=torch.contiguous_format)
-        loss_M, correct_M = found(hidden_MD, kept_MD)
-        ctx.save_for_backward(kept_MD)
+    def forward(ctx: Any, hidden_MD: Tensor, score: Score) -> tuple[Tensor, Tensor]:
+        grad_MD = torch.empty_like(hidden_MD, memory_format=torch.contiguous_format)
+        loss_M, correct_M = score(hidden_MD, grad_MD)
+        ctx.save_for_backward(grad_MD)
         ctx.mark_non_differentiable(correct_M)
         return loss_M, correct_M
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (kept_MD,) = ctx.saved_tensors
-        return (kept_MD * grads[0][:, None]).to(kept_MD.dtype), None
+        (grad_MD,) = ctx.saved_tensors
+        return (grad_MD * grads[0][:, None]).to(grad_MD.dtype), None

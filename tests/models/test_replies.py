@@ -11,11 +11,11 @@ from support.families import llama
 from support.models import letters
 
 from lorewright.models.model import Model
-from lorewright.models.questions import (
+from lorewright.models.replies import (
     MAX_QUESTION_TOKENS,
     QUESTION_SHARE,
     QUESTION_TOKENS,
-    _circles,
+    repeats,
     write_about,
 )
 
@@ -88,4 +88,4 @@ def test_a_reply_ends_at_the_models_context_beside_others_that_go_on() -> None:
     ],
 )
 def test_going_round_in_circles_is_to_end_on_a_line_from_before(text: str, expected: bool) -> None:
-    assert _circles(text) is expected
+    assert repeats(text) is expected
