@@ -22,7 +22,7 @@ from lorewright.memory.folder import LESSON_FILE, lesson_in
 from lorewright.memory.opened import OpenFolder, as_knowledge
 from lorewright.memory.verify import usual_metric, verdict
 from lorewright.models.model import Model
-from lorewright.models.questions import write_about
+from lorewright.models.replies import write_about
 from lorewright.recall.traces import Audit, audit
 from lorewright.recall.verify import RecallReport
 from lorewright.training.checkpoint import CHECKPOINT
