@@ -19,9 +19,9 @@ from pathlib import Path
 from ratio import machine
 
 from lorewright.bench.memories import (
-    BY_NAME,
+    ARMS,
     DOCUMENTS,
-    Setting,
+    Bench,
     Settings,
     read_pages,
     score,
@@ -57,11 +57,11 @@ def main() -> None:
     metric, scores = usual_metric(model), {}
     print(f"{len(pages)} memories of rank {settings.rank}, {len(questions)} questions, {metric}")
     for name in ("oracle", *methods):
-        given = Setting(
+        bench = Bench(
             memory, arguments.out, by_name, replace(settings, merge_method=name), watch, {}
         )
         began = time.process_time()
-        answers = BY_NAME["oracle" if name == "oracle" else "merged"](given, questions)
+        answers = ARMS["oracle" if name == "oracle" else "merged"](bench, questions)
         took = time.process_time() - began
         scores[name] = [score(q, a, metric) for q, a in zip(questions, answers, strict=True)]
         kinds = sorted({q.kind for q in questions})

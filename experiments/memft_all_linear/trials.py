@@ -16,8 +16,7 @@ from typing import Any, NamedTuple
 
 from lorewright.adapters.config import LoraConfig
 from lorewright.bench.exact import base_model, placement
-from lorewright.bench.passages import passage
-from lorewright.bench.prose import digits, person
+from lorewright.bench.passages import digits, passage, person
 from lorewright.knowledge.data import Example
 from lorewright.models.model import Model
 from lorewright.recall.traces import audit, trace

@@ -7,8 +7,8 @@
 
 A row is one unit (a document, an edit) under one arm; its scores are lists over the unit's items
 (questions, prompts), None where an item has no such score. Scores are averaged over seeds before
-anything else; units are what is independent, so intervals resample them first. This room knows
-plain records; it knows no model.
+anything else; units are what is independent, so intervals resample them first. Knows plain records;
+nothing of models.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Table:
 
     @property
     def settings(self) -> list[tuple[str, int]]:
-        """Format and rank of whatever was written, in the order first met."""
+        """Format and rank of whatever was written, in order of appearance."""
         return list(dict.fromkeys((r["format"], r["rank"]) for r in self.rows if r["arm"] in OWN))
 
     @property
@@ -60,7 +60,7 @@ class Table:
             same = same and (arm not in OWN or seed is None or row["seed"] == seed)
             if row["arm"] == arm and same and metric in row.get("scores", ()):
                 several[row["unit"]].append(row["scores"][metric])
-        found: Items = {}
+        by_unit: Items = {}
         for unit, lists in several.items():
             own = {}
             for position, scores in enumerate(zip(*lists, strict=True)):
@@ -68,8 +68,8 @@ class Table:
                 if real and kind in (ALL, self.kinds[unit][position]):
                     own[position] = sum(real) / len(real)
             if own:
-                found[unit] = own
-        return found
+                by_unit[unit] = own
+        return by_unit
 
 
 def estimated(items: Items) -> Estimate:
@@ -131,7 +131,7 @@ def compared(table: Table, *, each_unit_alike: Sequence[str] = ()) -> list[dict[
     """
     kinds = [kind for kind in dict.fromkeys(k for own in table.kinds.values() for k in own) if kind]
     seeds = sorted({row["seed"] for row in table.rows if row["arm"] in OWN})
-    found = []
+    entries = []
     for setting in table.settings:
         for metric in table.metrics:
             for kind in (ALL, *kinds):
@@ -141,7 +141,7 @@ def compared(table: Table, *, each_unit_alike: Sequence[str] = ()) -> list[dict[
                 if not any(arms.values()):
                     continue
                 alone = [table.items("memory", metric, kind, setting, seed) for seed in seeds]
-                found.append(
+                entries.append(
                     {
                         "format": setting[0],
                         "rank": setting[1],
@@ -154,7 +154,7 @@ def compared(table: Table, *, each_unit_alike: Sequence[str] = ()) -> list[dict[
                         "by_seed": [mean(items) for items in alone],
                     }
                 )
-    return found
+    return entries
 
 
 def table_of(records: Iterable[Mapping[str, Any]]) -> Table:

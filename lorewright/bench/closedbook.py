@@ -1,15 +1,15 @@
-"""Texts written into memories, then asked about without the text: PaperQA, NarrativeQA, QuALITY.
+"""Texts written into memories, then questions without the text: PaperQA, NarrativeQA, QuALITY.
 
 Each text is written once in every format: raw (the text itself), qa (questions and answers that a
 language model writes on it), summary, rewrite, or several joined by +. The set's own questions are
-asked afterwards and never trained; where a written question has the same words, it is counted. All
+put afterwards and never trained; where a written question has the same words, it is counted. All
 formats, ranks and seeds of a text are written from the same written questions.
 
     free answer   greedy, scored by words (F1 as in SQuAD, ROUGE-L, exact, contains), or by a judge
     choice        of the options (QuALITY) the one with the least mean loss per token
 
 Departures from the papers: QuALITY's options do not stand in the prompt; a NarrativeQA memory holds
-the summary unless the whole text is asked for; controls and intervals are ours.
+the summary unless --part text; controls and intervals are ours.
 
 Papers: "Understanding LoRA as Knowledge Memory", arXiv 2603.01097 (PaperQA, formats); NarrativeQA
 (Kočiský et al. 2018); QuALITY (Pang et al. 2022).
@@ -72,6 +72,7 @@ class ClosedBook:
     data: str
     """A file, or hub, hub:NAME, hub:NAME@SPLIT."""
     model: str = "pocket"
+    """A base: pocket, a folder, a .gguf file, or a name on the hub."""
     documents: int = 0
     """The first so many; 0 = all."""
     questions: int = 0
@@ -79,16 +80,23 @@ class ClosedBook:
     part: str = sets.PARTS[0]
     """Of NarrativeQA: summary or text."""
     formats: tuple[str, ...] = ()
-    """Empty = those of FORMATS."""
+    """raw, qa, summary, rewrite, or several joined by +; empty = those of the paper."""
     ranks: tuple[int, ...] = (8,)
+    """Ranks of the adapters."""
     seeds: int = 3
+    """Writes of every memory."""
     method: str = "sft"
+    """sft, threshold, window, curriculum, window+curriculum."""
     placement: str = "all-linear"
+    """Adapted layers: TARGET@LAYER, like mlp@middle, or TARGET for all layers."""
     epochs: int = 60
+    """Budget of every write."""
     batch: int = 8
+    """Examples of a step."""
     lr: float = 0.0
     """Peak rate; 0 = the one that suits base and placement."""
     margin: float = 0.6
+    """A write ends early when every p exceeds this."""
     answer_tokens: int = 64
     """Longest free answer."""
     sets: int = len(LessonConfig().train_sets)
@@ -131,23 +139,23 @@ def views_of(name: str) -> tuple[str, ...]:
 
 def jobs(config: ClosedBook, base_digest: str) -> list[dict[str, Any]]:
     """Return a job for every few texts; all formats, ranks and seeds of them are in it."""
-    found = _texts(asdict(config))[: config.documents or None]
+    every = _texts(asdict(config))[: config.documents or None]
     how = {name: value for name, value in asdict(config).items() if name != "judge"}
     how |= {"data": sets.located(config.data), "base": base_digest}
     how |= {"documents": sets.limit_of(config.data, config.documents)}
     how |= {"formats": list(config.formats), "ranks": list(config.ranks)}
     return [
-        how | {"texts": group, "digest": digest([found[i] for i in group])}
-        for group in sets.groups(len(found), TEXTS)
+        how | {"texts": group, "digest": digest([every[i] for i in group])}
+        for group in sets.groups(len(every), TEXTS)
     ]
 
 
 def _texts(how: Mapping[str, Any]) -> list[sets.Text]:
-    """The texts of a sweep, each with no more questions than were asked for."""
+    """The texts of a sweep, each with at most `questions` questions."""
     limit = sets.limit_of(how["data"], how["documents"])
-    found = sets.texts(how["bench"], sets.located(how["data"]), limit, how["part"])
+    every = sets.texts(how["bench"], sets.located(how["data"]), limit, how["part"])
     n = how["questions"] or None
-    return [replace(text, questions=text.questions[:n]) for text in found]
+    return [replace(text, questions=text.questions[:n]) for text in every]
 
 
 def task(job: dict[str, Any]) -> dict[str, Any]:
@@ -157,8 +165,8 @@ def task(job: dict[str, Any]) -> dict[str, Any]:
     texts = [every[i] for i in job["texts"]]
     if digest(texts) != job["digest"]:
         raise DataError(f"{job['data']} is not as it was when this sweep began; begin a new one.")
-    lessons = [_lessons(model, text, job) for text in texts]
-    rows = [row for text in texts for row in _base_rows(model, text, job)]
+    lessons = [lessons_of(model, text, job) for text in texts]
+    rows = [row for text in texts for row in base_rows(model, text, job)]
     settings = exact.settings(job["ranks"], (job["method"],), range(job["seeds"]))
     for name in job["formats"]:
         written = _written(model, [own[name] for own in lessons], settings, job)
@@ -179,42 +187,42 @@ def task(job: dict[str, Any]) -> dict[str, Any]:
 # -- what is written -----------------------------------------------------------------------------
 
 
-def _lessons(model: Model, text: sets.Text, job: Mapping[str, Any]) -> dict[str, Lesson | str]:
+def lessons_of(model: Model, text: sets.Text, job: Mapping[str, Any]) -> dict[str, Lesson | str]:
     """What is trained in each format, from the same written questions; or why nothing is."""
-    told = job["teacher"]
-    ask = _once(connect(told) if told else partial(write_about, model))
+    teacher = job["teacher"]
+    ask = each_once(connect(teacher) if teacher else partial(write_about, model))
     known = Knowledge((Document(text.id, text.text, text.title),))
     probes = [
         Probe(f"{text.id}-{n}", question.text, question.answers, "paraphrase", text.id)
         for n, question in enumerate(text.questions, 1)
     ]
     numbers = LessonConfig().train_sets[: job["sets"]]
-    made: dict[str, Lesson | str] = {}
+    lessons: dict[str, Lesson | str] = {}
     for name in job["formats"]:
         try:
-            made[name] = prepare(
+            lessons[name] = prepare(
                 known,
                 ask_llm=ask,
                 closed_book=model.generate,
                 config=LessonConfig(views_of(name), train_sets=numbers, probe_sets=()),
-                phrasing="general" if told else model.phrasing,
+                phrasing="general" if teacher else model.phrasing,
                 given_probes=probes,
             )
-        except DataError as error:  # nothing came out to learn: counted, and said
-            made[name] = str(error)
-    return made
+        except DataError as error:  # nothing came out to learn: counted and shown
+            lessons[name] = str(error)
+    return lessons
 
 
-def _once(ask: AskLLM) -> AskLLM:
+def each_once(ask: AskLLM) -> AskLLM:
     """The same, each prompt once."""
     known: dict[str, str] = {}
 
-    def asked(prompts: list[str]) -> list[str]:
+    def ask_new(prompts: list[str]) -> list[str]:
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]
         known.update(zip(new, ask(new) if new else [], strict=True))
         return [known[prompt] for prompt in prompts]
 
-    return asked
+    return ask_new
 
 
 def _written(
@@ -249,16 +257,16 @@ def _about(text: sets.Text, lesson: Lesson | str) -> dict[str, Any]:
     return {"n_examples": dict(kinds), "n_seen": n_seen, "notes": list(lesson.notes)}
 
 
-# -- what is asked -------------------------------------------------------------------------------
+# -- questions and answers -------------------------------------------------------------------------
 
 
-def _base_rows(model: Model, text: sets.Text, job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def base_rows(model: Model, text: sets.Text, job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """What the base says without the text, and with all of it in the prompt."""
     about = {"unit": text.id, "format": "", "rank": 0, "seed": 0}
-    yield about | {"arm": "base"} | asked(model, text, job["answer_tokens"])
+    yield about | {"arm": "base"} | put(model, text, job["answer_tokens"])
     if fits(model, text, job["answer_tokens"]):
-        told = asked(model, text, job["answer_tokens"], before=text.text)
-        yield about | {"arm": "full"} | told
+        row = put(model, text, job["answer_tokens"], before=text.text)
+        yield about | {"arm": "full"} | row
     else:
         yield about | {"arm": "full", "why": f"it does not fit into {model.context} tokens"}
 
@@ -279,10 +287,10 @@ def _own_rows(
                 yield row | {"why": own}
                 continue
             with model.using(own.adapter):
-                yield row | asked(model, text, job["answer_tokens"])
+                yield row | put(model, text, job["answer_tokens"])
 
 
-def asked(model: Model, text: sets.Text, n_tokens: int, *, before: str = "") -> dict[str, Any]:
+def put(model: Model, text: sets.Text, n_tokens: int, *, before: str = "") -> dict[str, Any]:
     """Put a text's questions to whoever is attached: outputs, and scores by metric."""
     probes = [Probe(f"{n}", q.text, q.answers, "paraphrase") for n, q in enumerate(text.questions)]
     outputs = answer(model, probes, context=before, max_new_tokens=n_tokens)
@@ -303,15 +311,15 @@ def chosen(model: Model, questions: Sequence[sets.Question], before: str) -> dic
         for option in question.options
     ]
     traces = iter(trace(model, rows))
-    found: dict[str, list[float]] = {name: [] for name in CHOICES}
+    scores: dict[str, list[float]] = {name: [] for name in CHOICES}
     for question in questions:
         own = [next(traces) for _ in question.options]
         means = [exact.nats([each]) for each in own]
         wholes = [mean * (len(each.p) - 1) for mean, each in zip(means, own, strict=True)]
         for name, losses in zip(CHOICES, (means, wholes), strict=True):
             others = [loss for i, loss in enumerate(losses) if i != question.right]
-            found[name].append(float(losses[question.right] < min(others)))
-    return found
+            scores[name].append(float(losses[question.right] < min(others)))
+    return scores
 
 
 def _prompt(question: sets.Question, before: str) -> str:
@@ -336,7 +344,7 @@ def fits(model: Model, text: sets.Text, n_tokens: int) -> bool:
 
 
 def judged(config: ClosedBook, done: Done, out: Path) -> Done:
-    """Return the records with a judge's scores in them, if one was named; its replies are kept."""
+    """Add a judge's scores to the records, if one was named; its replies are stored."""
     if not config.judge:
         return done
     scoring = judge.at(config.judge, out)
@@ -347,14 +355,14 @@ def _with_judge(record: Mapping[str, Any], scoring: judge.Judge) -> dict[str, An
     rows = []
     for row in record["rows"]:
         if "outputs" in row:
-            asked = record["asked"][row["unit"]]
-            found = scoring(
+            questions = record["asked"][row["unit"]]
+            scores = scoring(
                 [
                     judge.Case(q["text"], tuple(q["answers"]), output)
-                    for q, output in zip(asked, row["outputs"], strict=True)
+                    for q, output in zip(questions, row["outputs"], strict=True)
                 ]
             )
-            row = {**row, "scores": {**row["scores"], "judge": found}}
+            row = {**row, "scores": {**row["scores"], "judge": scores}}
         rows.append(row)
     return {**record, "rows": rows}
 
@@ -365,13 +373,13 @@ def summarise(config: ClosedBook, done: Done) -> dict[str, Any]:
     table = arms.table_of(records)
     rows = [row for record in records for row in record["rows"]]
     lessons = [about for record in records for about in record["lessons"].values()]
-    asked = [q for record in records for own in record["asked"].values() for q in own]
+    questions = [q for record in records for own in record["asked"].values() for q in own]
     scores = [s for row in rows for s in row.get("scores", {}).get("judge", ())]
     return {
         "arms": arms.compared(table),
         "n_texts": len(table.kinds),
-        "n_questions": len(asked),
-        "chance": _chance(asked),
+        "n_questions": len(questions),
+        "chance": _chance(questions),
         "n_seen": {
             name: sum(own[name].get("n_seen", 0) for own in lessons) for name in config.formats
         },
@@ -395,9 +403,9 @@ def _told(about: Mapping[str, Any]) -> Sequence[str]:
     return notes
 
 
-def _chance(asked: Sequence[Mapping[str, Any]]) -> float:
+def _chance(questions: Sequence[Mapping[str, Any]]) -> float:
     """The share that guessing among the options gets; 0 where there are none."""
-    shares = [1 / len(question["options"]) for question in asked if question["options"]]
+    shares = [1 / len(question["options"]) for question in questions if question["options"]]
     return sum(shares) / len(shares) if shares else 0.0
 
 

@@ -10,7 +10,7 @@ score S is the harmonic mean of the three shares. All that is preference between
 perfect where nothing is recalled; so free-running greedy replies are scored beside it. Every edit
 counts alike.
 
-An edit has a memory of its own, or ``together`` edits share one. Nobody's memory is edited twice.
+An edit has a memory of its own, or ``together`` edits share one. No memory is edited twice.
 
 Papers: ROME (Meng et al. 2022), whose definitions these are, as its released code computes them.
 """
@@ -55,6 +55,7 @@ class CounterFact:
     data: str
     """A file, or hub, hub:NAME, hub:NAME@SPLIT."""
     model: str = "pocket"
+    """A base: pocket, a folder, a .gguf file, or a name on the hub."""
     edits: int = 100
     """The first so many; 0 = all."""
     together: int = 1
@@ -62,14 +63,21 @@ class CounterFact:
     negatives: float = 2.0
     """Questions to decline or to answer as the base does, by fact written; as `lore write` has."""
     ranks: tuple[int, ...] = (8,)
+    """Ranks of the adapters."""
     seeds: int = 3
+    """Writes of every memory."""
     method: str = "sft"
+    """sft, threshold, window, curriculum, window+curriculum."""
     placement: str = "all-linear"
+    """Adapted layers: TARGET@LAYER, like mlp@middle, or TARGET for all layers."""
     epochs: int = 60
+    """Budget of every write."""
     batch: int = 8
+    """Examples of a step."""
     lr: float = 0.0
     """Peak rate; 0 = the one that suits base and placement."""
     margin: float = exact.MARGIN
+    """A write ends early when every p exceeds this."""
 
     def __post_init__(self) -> None:
         """Refuse unknown methods and numbers out of range."""
@@ -88,48 +96,48 @@ def quick(config: CounterFact) -> CounterFact:
 def jobs(config: CounterFact, base_digest: str) -> list[dict[str, Any]]:
     """Return jobs of several memories each, so that every one has another to be compared with."""
     limit = sets.limit_of(config.data, config.edits)
-    found = sets.edits(sets.located(config.data), limit)[: config.edits or None]
+    every = sets.edits(sets.located(config.data), limit)[: config.edits or None]
     how = asdict(config) | {"data": sets.located(config.data), "base": base_digest}
     how |= {"edits": sets.limit_of(config.data, config.edits), "ranks": list(config.ranks)}
-    n_memories = -(-len(found) // config.together)
+    n_memories = -(-len(every) // config.together)
     size = max(2, STACK // config.together)
     made = []
     for group in sets.groups(n_memories, size):
-        memories = [_edits_of(found, memory, config.together) for memory in group]
+        memories = [_edits_of(every, memory, config.together) for memory in group]
         made.append(how | {"memories": group, "digest": digest(memories)})
     return made
 
 
-def _edits_of(found: Sequence[sets.Edit], memory: int, together: int) -> list[sets.Edit]:
-    return list(found[memory * together : (memory + 1) * together])
+def _edits_of(edits: Sequence[sets.Edit], memory: int, together: int) -> list[sets.Edit]:
+    return list(edits[memory * together : (memory + 1) * together])
 
 
 def task(job: dict[str, Any]) -> dict[str, Any]:
     """Write the memories of a job; put every prompt to its memory, to the next, and to the base."""
     model = exact.base_model(job["model"], job["base"])
-    found = sets.edits(job["data"], job["edits"])
-    memories = [_edits_of(found, memory, job["together"]) for memory in job["memories"]]
+    every = sets.edits(job["data"], job["edits"])
+    memories = [_edits_of(every, memory, job["together"]) for memory in job["memories"]]
     if digest(memories) != job["digest"]:
         raise DataError(f"{job['data']} is not as it was when this sweep began; begin a new one.")
     examples = [_examples(model, own, job["negatives"]) for own in memories]
-    alone = [asked(model, own) for own in memories]
+    alone = [put(model, own) for own in memories]
     rows = []
-    for own, said in zip(memories, alone, strict=True):
-        rows += _rows(own, said, said, {"arm": "base", "format": "", "rank": 0, "seed": 0})
-        rows += _full_rows(model, own, said)
+    for own, replies in zip(memories, alone, strict=True):
+        rows += _rows(own, replies, replies, {"arm": "base", "format": "", "rank": 0, "seed": 0})
+        rows += _full_rows(model, own, replies)
     for setting in exact.settings(job["ranks"], (job["method"],), range(job["seeds"])):
         config = exact.config_of(model, job, setting)
         about = {"format": "", "rank": setting.rank, "seed": setting.seed}
         written = write_all(model, [Job(own, config) for own in examples])
         n = len(written)
-        for i, (own, said) in enumerate(zip(memories, alone, strict=True)):
+        for i, (own, replies) in enumerate(zip(memories, alone, strict=True)):
             for arm, which in (("memory", i), *([("wrong", (i + 1) % n)] if n > 1 else [])):
                 made = written[which]
                 if isinstance(made, Diverged):
                     rows += [about | {"arm": arm, "unit": e.id, "why": made.why} for e in own]
                     continue
                 with model.using(made.adapter):
-                    rows += _rows(own, asked(model, own), said, about | {"arm": arm})
+                    rows += _rows(own, put(model, own), replies, about | {"arm": arm})
     kinds = {edit.id: _kinds(edit) for own in memories for edit in own}
     return {"kinds": kinds, "rows": rows}
 
@@ -151,12 +159,12 @@ def _examples(model: Model, edits: Sequence[sets.Edit], negatives: float) -> Seq
     ).examples
 
 
-# -- what is asked, and what it comes to ---------------------------------------------------------
+# -- prompts and their scores --------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Told:
-    """What came of one prompt."""
+class Reply:
+    """What one prompt came to."""
 
     new_nats: float
     """Mean loss per token of the new object."""
@@ -174,15 +182,15 @@ def _kinds(edit: sets.Edit) -> list[str]:
     return [kind for kind, n in zip(KINDS, counts, strict=True) for _ in range(n)]
 
 
-def asked(model: Model, edits: Sequence[sets.Edit], *, before: str = "") -> list[list[Told]]:
+def put(model: Model, edits: Sequence[sets.Edit], *, before: str = "") -> list[list[Reply]]:
     """Put every prompt of the edits to whoever is attached; ``before`` stands before each."""
     flat = [(edit, prompt) for edit in edits for prompt in prompts(edit)]
     texts = [f"{before}\n\n{prompt}" if before else prompt for _, prompt in flat]
     replies = model.generate(texts, max_new_tokens=REPLY_TOKENS)
     new = object_nats(model, texts, [edit.new for edit, _ in flat])
     true = object_nats(model, texts, [edit.true for edit, _ in flat])
-    told = iter([Told(*each) for each in zip(new, true, replies, strict=True)])
-    return [list(itertools.islice(told, len(prompts(edit)))) for edit in edits]
+    outcomes = iter([Reply(*each) for each in zip(new, true, replies, strict=True)])
+    return [list(itertools.islice(outcomes, len(prompts(edit)))) for edit in edits]
 
 
 def object_nats(model: Model, texts: Sequence[str], objects: Sequence[str]) -> list[float]:
@@ -191,44 +199,46 @@ def object_nats(model: Model, texts: Sequence[str], objects: Sequence[str]) -> l
     return [exact.nats([each]) for each in trace(model, rows)]
 
 
-def scored(edit: sets.Edit, told: Sequence[Told], alone: Sequence[Told]) -> dict[str, list[Any]]:
-    """Return the scores of all prompts of an edit; ``alone`` is what the base said to them."""
-    found: dict[str, list[Any]] = {name: [] for name in METRICS}
-    for kind, now, before in zip(_kinds(edit), told, alone, strict=True):
+def scored(
+    edit: sets.Edit, outcomes: Sequence[Reply], alone: Sequence[Reply]
+) -> dict[str, list[Any]]:
+    """Return the scores of all prompts of an edit; ``alone`` holds the base's replies."""
+    scores: dict[str, list[Any]] = {name: [] for name in METRICS}
+    for kind, now, before in zip(_kinds(edit), outcomes, alone, strict=True):
         stays = kind == "neighbourhood"
         gain = math.exp(-now.new_nats) - math.exp(-now.true_nats)
         wanted = edit.true if stays else edit.new
         better = now.true_nats < now.new_nats if stays else now.new_nats < now.true_nats
-        found["success"].append(float(better))
-        found["magnitude"].append(round(-gain if stays else gain, 6))
-        found["exact reply"].append(exact_match(now.reply, (wanted,)))
-        found["reply holds it"].append(contains(now.reply, (wanted,)))
-        found["reply as the base's"].append(float(now.reply == before.reply) if stays else None)
-    return found
+        scores["success"].append(float(better))
+        scores["magnitude"].append(round(-gain if stays else gain, 6))
+        scores["exact reply"].append(exact_match(now.reply, (wanted,)))
+        scores["reply holds it"].append(contains(now.reply, (wanted,)))
+        scores["reply as the base's"].append(float(now.reply == before.reply) if stays else None)
+    return scores
 
 
 def _full_rows(
-    model: Model, edits: Sequence[sets.Edit], alone: Sequence[Sequence[Told]]
+    model: Model, edits: Sequence[sets.Edit], alone: Sequence[Sequence[Reply]]
 ) -> list[dict[str, Any]]:
     """What the base says with all of a memory's statements in its prompt, if they fit."""
     about = {"arm": "full", "format": "", "rank": 0, "seed": 0}
     try:
-        told = asked(model, edits, before=" ".join(f"{e.prompt} {e.new}." for e in edits))
+        outcomes = put(model, edits, before=" ".join(f"{e.prompt} {e.new}." for e in edits))
     except DataError as error:
         return [{**about, "unit": edit.id, "why": str(error)} for edit in edits]
-    return _rows(edits, told, alone, about)
+    return _rows(edits, outcomes, alone, about)
 
 
 def _rows(
     edits: Sequence[sets.Edit],
-    told: Sequence[Sequence[Told]],
-    alone: Sequence[Sequence[Told]],
+    outcomes: Sequence[Sequence[Reply]],
+    alone: Sequence[Sequence[Reply]],
     about: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
     return [
         {**about, "unit": edit.id, "scores": scored(edit, own, base)}
         | {"told": [asdict(each) for each in own]}
-        for edit, own, base in zip(edits, told, alone, strict=True)
+        for edit, own, base in zip(edits, outcomes, alone, strict=True)
     ]
 
 
@@ -253,8 +263,8 @@ def score(table: arms.Table, arm: str, setting: tuple[str, int]) -> dict[str, An
     mean = harmonic(share_KU.mean(axis=1).tolist())
     same = [len(set(share_U.tolist())) == 1 for share_U in share_KU]
     if any(same):
-        found = [arms.estimated(own) for own in shares]
-        low, high = (harmonic([b or 0.0 for b in ends]) for ends in _ends(found))
+        estimates = [arms.estimated(own) for own in shares]
+        low, high = (harmonic([b or 0.0 for b in ends]) for ends in _ends(estimates))
         return {"n": len(units), "mean": mean, "low": min(mean, low), "high": max(mean, high)}
     drawn_DU = np.random.default_rng(0).integers(len(units), size=(N_DRAWS, len(units)))
     draws = [harmonic(row) for row in share_KU[:, drawn_DU].mean(axis=2).T.tolist()]
@@ -262,8 +272,8 @@ def score(table: arms.Table, arm: str, setting: tuple[str, int]) -> dict[str, An
     return {"n": len(units), "mean": mean, "low": min(mean, low), "high": max(mean, high)}
 
 
-def _ends(found: Sequence[Estimate]) -> tuple[list[float | None], list[float | None]]:
-    return [each.low for each in found], [each.high for each in found]
+def _ends(estimates: Sequence[Estimate]) -> tuple[list[float | None], list[float | None]]:
+    return [each.low for each in estimates], [each.high for each in estimates]
 
 
 def summarise(config: CounterFact, done: Done) -> dict[str, Any]:

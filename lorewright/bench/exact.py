@@ -4,7 +4,7 @@ Ranks, methods and seeds are members of one stack and get the same examples, the
 batches, the same peak rate and the same budget of steps. Losses, lengths and accuracies count
 answer tokens only; that an answer is exact includes that it ends where it should.
 
-This room knows writes and traces. It knows nothing of where the examples come from.
+Knows writes and traces; nothing of where the examples come from.
 
 Paper: "How LoRA Remembers? A Parametric Memory Law for LLM Finetuning", arXiv 2605.30260.
 """
@@ -118,27 +118,27 @@ def config_of(model: Model, job: Mapping[str, Any], setting: Setting) -> WriteCo
 
 @torch.no_grad()
 def decoded(
-    model: Model, asked: Sequence[Sequence[Example]], written: Sequence[Written]
+    model: Model, examples_of: Sequence[Sequence[Example]], written: Sequence[Written]
 ) -> list[list[list[int]]]:
     """Return what every adapter says to its prompts, freely and greedily: adapter, example, token.
 
     Adapters with one prompt each, all equally long, are decoded in one batch, a row each.
     """
-    rows = [[model.render(e.prompt, e.completion) for e in examples] for examples in asked]
+    rows = [[model.render(e.prompt, e.completion) for e in examples] for examples in examples_of]
     longest = max((len(row.completion_ids) for each in rows for row in each), default=1)
     first = [each[0].prompt_ids for each in rows]
     if any(len(each) > 1 for each in rows) or len(set(map(len, first))) != 1:
-        found = []
+        outputs = []
         for each, adapter in zip(rows, written, strict=True):
             with model.using(adapter.adapter):
                 prompts = [row.prompt_ids for row in each]
-                found.append(model.generate_ids(prompts, max_new_tokens=longest))
-        return found
+                outputs.append(model.generate_ids(prompts, max_new_tokens=longest))
+        return outputs
     with model.using(*(each.adapter for each in written)) as stack:
         assert stack is not None
         stack.bind(torch.arange(len(written)))
         together = model.generate_ids(first, max_new_tokens=longest, batch_size=len(first))
-    return [[said] for said in together]
+    return [[ids] for ids in together]
 
 
 def nats(traces: Sequence[TokenTrace]) -> float:
@@ -161,8 +161,8 @@ def outcome(
     """
     targets = [model.render(e.prompt, e.completion).completion_ids for e in examples]
     n_right, n_tokens, n_flipped, exact, failures = 0, 0, 0, [], []
-    for ids, traced, said in zip(targets, traces, outputs, strict=True):
-        same = [a == b for a, b in itertools.zip_longest(said[: len(ids)], ids[:-1])]
+    for ids, traced, output in zip(targets, traces, outputs, strict=True):
+        same = [a == b for a, b in itertools.zip_longest(output[: len(ids)], ids[:-1])]
         exact.append(all(same))
         failures.append(next((i for i, right in enumerate(same) if not right), None))
         n_flipped += exact[-1] != traced.exact
@@ -189,10 +189,10 @@ def rows_of(
     unseen: Sequence[Example] = (),
     positions: bool = False,
 ) -> list[dict[str, Any]]:
-    """Write every member's examples, all in one stack, and return what each kept, as plain JSON.
+    """Write every member's examples, all in one stack, and return what each recalls, as plain JSON.
 
     A job says how: see `config_of`; its ``repeats`` visits make an epoch (of a text alone, between
-    two checks of recall). ``unseen`` examples are asked as well: that is generalisation.
+    two checks of recall). ``unseen`` examples are tested as well: that is generalisation.
     ``positions`` keeps p of every token. A member that diverged has ``why`` instead of outcomes.
     """
     works = [
@@ -221,9 +221,9 @@ def rows_of(
         if positions:
             row["p"] = [[round(p, DIGITS) for p in each.p] for each in traces]
         if unseen:
-            (said,) = decoded(model, [unseen], [written])
-            asked = outcome(model, unseen, _traced(model, unseen, written), said)
-            row["unseen"] = {key: asked[key] for key in ("n", "exact", "token_accuracy", "loss")}
+            (output,) = decoded(model, [unseen], [written])
+            tested = outcome(model, unseen, _traced(model, unseen, written), output)
+            row["unseen"] = {key: tested[key] for key in ("n", "exact", "token_accuracy", "loss")}
         rows.append(row)
     return rows
 

@@ -1,9 +1,8 @@
-"""Another language model says from 0 to 10 how good a free answer is; none of its doubts is a zero.
+"""Another language model scores free answers from 0 to 10; unparsable verdicts are counted apart.
 
-It sees the question, the set's own answers and the reply, and nothing of who replied. A reply of
-the judge without a number from 0 to 10 leaves the answer unscored, and that is counted. It is asked
-once for equal cases; what it said is kept. This room knows prompts and numbers; the network is
-`teacher`'s.
+It sees the question, the set's own answers and the reply, and nothing of who replied. A verdict
+without a number from 0 to 10 leaves the answer unscored. Equal cases are judged once, and verdicts
+are stored. Knows prompts and numbers; the network is `teacher`'s.
 
 After "Understanding LoRA as Knowledge Memory", arXiv 2603.01097, where a judge scores facts
 aligned, complete and relevant from 0 to 10, and where its failures count as 0.
@@ -44,11 +43,11 @@ class Case(NamedTuple):
 
 
 Judge = Callable[[Sequence[Case]], list[float | None]]
-"""Cases to scores from 0 to 10; None where the judge said none."""
+"""Cases to scores from 0 to 10; None where the judge gave none."""
 
 
 def at(url: str, folder: Path) -> Judge:
-    """Return the judge at an address; its replies are kept in the folder. Raises as `connect`."""
+    """Return the judge at an address; its replies are stored in the folder. Raises as `connect`."""
     return judge(connect(url, cache=folder / REPLIES_FILE))
 
 
@@ -57,10 +56,10 @@ def judge(ask_llm: AskLLM) -> Judge:
 
     def scored(cases: Sequence[Case]) -> list[float | None]:
         prompts = [_prompt(case) for case in cases]
-        asked = [p for p, case in zip(prompts, cases, strict=True) if case.output.strip()]
-        unique = list(dict.fromkeys(asked))
-        said = dict(zip(unique, ask_llm(unique) if unique else [], strict=True))
-        return [number_of(said[p]) if p in said else 0.0 for p in prompts]
+        answered = [p for p, case in zip(prompts, cases, strict=True) if case.output.strip()]
+        unique = list(dict.fromkeys(answered))
+        replies = dict(zip(unique, ask_llm(unique) if unique else [], strict=True))
+        return [number_of(replies[p]) if p in replies else 0.0 for p in prompts]
 
     return scored
 
@@ -77,6 +76,6 @@ def number_of(reply: str) -> float | None:
 
     Numbers above 10 and replies that name several are no verdict: None.
     """
-    found = {float(number) for number in _NUMBER.findall(reply)}
-    (value,) = found if len(found) == 1 else (None,)
+    numbers = {float(number) for number in _NUMBER.findall(reply)}
+    (value,) = numbers if len(numbers) == 1 else (None,)
     return value if value is not None and value <= HIGHEST else None

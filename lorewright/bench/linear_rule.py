@@ -29,18 +29,25 @@ class LinearRule:
     """A sweep over sets of pairs."""
 
     model: str = "pocket"
+    """A base: pocket, a folder, a .gguf file, or a name on the hub."""
     ranks: tuple[int, ...] = (2, 8)
+    """Ranks of the adapters."""
     pairs: int = 500
-    """Trained, and as many asked that were not."""
+    """Pairs trained; as many others are tested."""
     methods: tuple[str, ...] = tuple(exact.METHODS)
+    """sft, threshold, window, curriculum, window+curriculum."""
     seeds: int = 5
+    """Sets of pairs."""
     placement: str = "all-linear"
+    """Adapted layers: TARGET@LAYER, like mlp@middle, or TARGET for all layers."""
     epochs: int = 40
     """Budget; the same for every method."""
     batch: int = 10
+    """Examples of a step."""
     lr: float = 0.0
-    """Peak rate; 0 = the one that suits base and placement, see `exact.NARROW_RATE`."""
+    """Peak rate; 0 = the one that suits base and placement."""
     margin: float = exact.SAFE_MARGIN
+    """A write ends early when every p exceeds this."""
 
     def __post_init__(self) -> None:
         """Refuse unknown methods, and more pairs than there are."""
@@ -65,8 +72,8 @@ def examples(n: int, seed: int) -> tuple[list[Example], list[Example]]:
     """Return n pairs to be trained and n others; no pair is in both, or twice in one."""
     every = [(x, y) for x in range(LARGEST + 1) for y in range(LARGEST + 1)]
     drawn = random.Random(f"rule/{seed}").sample(every, 2 * n)
-    asked: Sequence[Example] = [Example(f"f({x}, {y}) =", str(rule(x, y))) for x, y in drawn]
-    return list(asked[:n]), list(asked[n:])
+    pairs: Sequence[Example] = [Example(f"f({x}, {y}) =", str(rule(x, y))) for x, y in drawn]
+    return list(pairs[:n]), list(pairs[n:])
 
 
 def jobs(config: LinearRule, base_digest: str) -> list[dict[str, Any]]:
@@ -78,7 +85,7 @@ def jobs(config: LinearRule, base_digest: str) -> list[dict[str, Any]]:
 
 
 def task(job: dict[str, Any]) -> dict[str, Any]:
-    """Write the pairs with every method at every rank; ask for them, and for others."""
+    """Write the pairs with every method at every rank; test them, and others."""
     model = exact.base_model(job["model"], job["base"])
     trained, unseen = examples(job["pairs"], job["seed"])
     members = exact.settings(job["ranks"], job["methods"], (job["seed"],))

@@ -42,8 +42,11 @@ class LongContext:
     """A sweep over long texts."""
 
     model: str = "pocket"
+    """A base: pocket, a folder, a .gguf file, or a name on the hub."""
     parts: tuple[str, ...] = PARTS
+    """law, stubborn, methods, placement."""
     ranks: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    """Ranks of the adapters."""
     lengths: tuple[int, ...] = (16, 32, 64, 96, 128, 160)
     """Answer tokens."""
     noise: tuple[int, ...] = (0, 50, 100)
@@ -53,11 +56,14 @@ class LongContext:
     text: str = ""
     """A file of natural text; empty: an invented world's."""
     placement: str = "down_proj@middle"
+    """Adapted layers: TARGET@LAYER, like mlp@middle, or TARGET for all layers."""
     placements: tuple[str, ...] = (
         *("attention@0", "attention@middle", "attention@last", "mlp@0", "mlp@middle", "mlp@last"),
         *("down_proj@middle", "all-linear"),
     )
+    """Of the part placement."""
     methods: tuple[str, ...] = ("sft", "threshold", "window")
+    """sft, threshold, window, curriculum, window+curriculum."""
     failing_ranks: tuple[int, ...] = (1, 2, 3, 4, 6)
     """Of the part stubborn: ranks at which texts of that length are not recalled whole."""
     sequences: int = 192
@@ -74,8 +80,9 @@ class LongContext:
     compared_steps: int = 200
     """Budget of the other parts: short, so that there are failures to tell apart."""
     lr: float = 0.0
-    """Peak rate; 0 = the one that suits base and placement, see `exact.NARROW_RATE`."""
+    """Peak rate; 0 = the one that suits base and placement."""
     margin: float = exact.MARGIN
+    """A write ends early when every p exceeds this."""
 
     def __post_init__(self) -> None:
         """Check what no job checks before hours have passed."""
@@ -113,10 +120,10 @@ def jobs(config: LongContext, base_digest: str) -> list[dict[str, Any]]:
     text = {"text": config.text, "text_digest": digest(_content(config.text))}
     shared = {"model": config.model, "base": base_digest, **text, "lr": config.lr, "batch": 1}
     shared["margin"] = config.margin
-    found: list[dict[str, Any]] = []
+    listed: list[dict[str, Any]] = []
     for part in config.parts:
-        found += [shared | {"part": part} | job for job in _JOBS[part](config)]
-    return sorted(found, key=lambda job: -job["length"])
+        listed += [shared | {"part": part} | job for job in _JOBS[part](config)]
+    return sorted(listed, key=lambda job: -job["length"])
 
 
 def _content(text: str) -> str:
@@ -140,11 +147,11 @@ def _methods(config: LongContext) -> list[dict[str, Any]]:
 
 
 def _placement(config: LongContext) -> list[dict[str, Any]]:
-    found = []
+    listed = []
     for name in config.placements:
         how = _how(config, name, config.ranks[:2], ("sft",), repeats=10)
-        found += _compared(replace(config, paired=config.documents), how)
-    return found
+        listed += _compared(replace(config, paired=config.documents), how)
+    return listed
 
 
 def _compared(config: LongContext, how: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -222,28 +229,28 @@ def summarise(config: LongContext, done: Done) -> dict[str, Any]:
     """Return laws, grids and capacities by noise, failures, comparisons; for the parts that ran."""
     rows = summary.rows_of(done)
     parts = {part: [row for row in rows if row["part"] == part] for part in config.parts}
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     if law := parts.get("law"):
         by_noise = {str(n): [row for row in law if row["noise"] == n] for n in config.noise}
-        found["law"] = summary.laws(law, config.ranks, config.lengths)
-        found["grid"] = {noise: summary.grid(own) for noise, own in by_noise.items()}
-        found["capacity"] = {noise: summary.capacities(own) for noise, own in by_noise.items()}
-        found["positions"] = {noise: _positions(own) for noise, own in by_noise.items()}
+        result["law"] = summary.laws(law, config.ranks, config.lengths)
+        result["grid"] = {noise: summary.grid(own) for noise, own in by_noise.items()}
+        result["capacity"] = {noise: summary.capacities(own) for noise, own in by_noise.items()}
+        result["positions"] = {noise: _positions(own) for noise, own in by_noise.items()}
     if stubborn := parts.get("stubborn"):
-        found["stubborn"] = summary.failures(stubborn)
+        result["stubborn"] = summary.failures(stubborn)
     if methods := parts.get("methods"):
-        found["methods"] = summary.compared(methods, METRICS, unit="document")
+        result["methods"] = summary.compared(methods, METRICS, unit="document")
     if placement := parts.get("placement"):
         against = config.placement if config.placement in config.placements else ""
-        found["placement"] = summary.compared(
+        result["placement"] = summary.compared(
             placement, PLACED, by="placement", unit="document", against=against
         )
-        found["parameters"] = {
+        result["parameters"] = {
             row["placement"]: _per_rank(row) for row in placement if "loss" in row
         }
-    found["n_diverged"] = sum("why" in row for row in rows)
-    found["n_flipped"] = sum(row.get("n_flipped", 0) for row in rows)
-    return found
+    result["n_diverged"] = sum("why" in row for row in rows)
+    result["n_flipped"] = sum(row.get("n_flipped", 0) for row in rows)
+    return result
 
 
 def _positions(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

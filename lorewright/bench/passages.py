@@ -5,18 +5,18 @@ of the string must be those that were drawn. Natural text is an invented world's
 tokens are drawn from the whole vocabulary, as far as decoding and encoding again gives them back,
 and the base can say them at all.
 
-This room knows tokenizers. It knows nothing of adapters or of what becomes of the texts.
+Knows tokenizers and English words; nothing of adapters or of what becomes of the texts.
 """
 
 from __future__ import annotations
 
 import random
+import string
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorewright.bench.prose import prose
 from lorewright.errors import DataError
 from lorewright.files import digest, read_text
 from lorewright.knowledge.data import Example
@@ -76,15 +76,15 @@ def _natural(model: Model, n_tokens: int, rng: random.Random, text: Path | None)
             words = read_text(text).split()
             start = rng.randrange(max(1, len(words) - n_tokens // 4))
             words = words[start : start + n_tokens]
-        said = model.tokenizer(
+        encoded = model.tokenizer(
             " " + " ".join(words), add_special_tokens=False, truncation=True, max_length=n_tokens
         )
-        ids = [int(i) for i in said["input_ids"]]
-        if len(ids) == n_tokens and (found := _spoken(model, ids)):
-            return found
+        ids = [int(i) for i in encoded["input_ids"]]
+        if len(ids) == n_tokens and (ids_again := _spoken(model, ids)):
+            return ids_again
     where = "the invented text" if text is None else text
     raise DataError(
-        f"asked for {n_tokens} tokens of {where} that {model.name!r} reads back as they are; none "
+        f"{n_tokens} tokens of {where} are needed that {model.name!r} reads back as they are; none "
         f"of {TRIES} beginnings gives them; give a longer file, or fewer tokens."
     )
 
@@ -92,11 +92,11 @@ def _natural(model: Model, n_tokens: int, rng: random.Random, text: Path | None)
 def _spoken(model: Model, ids: Sequence[int]) -> list[int] | None:
     """The answer tokens of the text of these, if there are as many; templates may change them."""
     try:
-        found = model.render(PROMPT, model.decode(ids)).completion_ids[:-1]
+        ids_again = model.render(PROMPT, model.decode(ids)).completion_ids[:-1]
     except DataError:  # it spells a stop token, or is too long
         return None
-    again = model.render(PROMPT, model.decode(found)).completion_ids[:-1]
-    return list(found) if len(found) == len(ids) and again == found else None
+    again = model.render(PROMPT, model.decode(ids_again)).completion_ids[:-1]
+    return list(ids_again) if len(ids_again) == len(ids) and again == ids_again else None
 
 
 def _with_noise(
@@ -119,7 +119,7 @@ def _with_noise(
             ids[position] = before
     if n_random < wanted:
         raise DataError(
-            f"asked for {wanted} random tokens of {len(ids)}; {model.name!r} reads back only "
+            f"{wanted} of {len(ids)} tokens are to be random; {model.name!r} reads back only "
             f"{n_random}; give less noise."
         )
     return ids
@@ -132,8 +132,8 @@ def _survives(model: Model, ids: Sequence[int], position: int, window: int) -> b
     if first == 0 or last >= len(ids):
         return _spoken(model, ids) == list(ids)
     text = model.tokenizer.decode(list(ids[first:last]))
-    found = model.tokenizer(text, add_special_tokens=False)["input_ids"]
-    return list(found) == list(ids[first:last])
+    ids_again = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+    return list(ids_again) == list(ids[first:last])
 
 
 def _pool(model: Model) -> tuple[int, ...]:
@@ -163,3 +163,107 @@ def _sayable(model: Model, token: int) -> bool:
         head_VD = model.network.get_output_embeddings().weight.detach()
         known[token] = int((head_VD @ head_VD[token]).argmax()) == token
     return known[token]
+
+
+# -- an invented world: the sentences that the embedded base was trained on ------------------------
+
+_SAY = (
+    "The {r} of {s} is {v}.",
+    "{s}'s {r} is {v}.",
+    "For {s}, the {r} is {v}.",
+    "The {r} for {s} is {v}.",
+    "As for {s}, the {r} is {v}.",
+    "At {s}, the {r} is {v}.",
+    "{s} has the {r} {v}.",
+    "The {r} of {s}: {v}.",
+)
+_ONSETS = "b br c cr d f fr g gl gr h j k l m n p pl r s st t tr v w y z sh th".split()
+_VOWELS = "a e i o u ai ea ee ia o oo ou".split()
+_CODAS = ["l", "n", "r", "s", "t", "m", "k", "nd", "rn", "sh", "x", "lt", *[""] * 8]
+_KINDS = (
+    "office clinic bakery library workshop harbour gallery school depot garden museum laboratory"
+).split()
+_MODIFIERS = "annual first last main spare summer winter night market record sample storage".split()
+_COLOURS = "red blue green grey amber teal crimson violet ivory black white brown".split()
+_ANIMALS = "heron otter lynx badger owl gannet ferret bison hare newt raven beaver".split()
+_WORDS = (
+    "anchor barrel candle drift ember flint glass horizon island juniper kettle lantern meadow "
+    "needle orchard prairie quarry ribbon saddle timber umbrella velvet willow yarrow"
+).split()
+_MONTHS = (
+    "January February March April May June July August September October November December"
+).split()
+FIRST_NAMES = (
+    "Ada Albert Alice Amir Anna Bruno Carla Cedric Clara Dana David Edith Elena Emil Esther Farid "
+    "Fiona Frank Grace Hana Hugo Ida Ingrid Ivan Jane Jonas Judith Karim Laura Leo Lina Lucas "
+    "Mara Martin Maya Mira Nadia Nils Nora Oscar Paula Peter Rosa Ruth Samir Sara Simon Stella "
+    "Tara Theo Thomas Ulla Vera Victor Walter Yusuf"
+).split()
+"""Given names of invented people."""
+
+Draw = Callable[[random.Random], str]
+
+
+def invented(rng: random.Random) -> str:
+    """Return a pronounceable word of one or two syllables that means nothing, capitalised."""
+    n = rng.choice((1, 2, 2))
+    parts = (rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS) for _ in range(n))
+    return "".join(parts).capitalize()
+
+
+def person(rng: random.Random) -> str:
+    """Return a first and a last name; the last one is invented."""
+    return f"{rng.choice(FIRST_NAMES)} {invented(rng)}"
+
+
+def digits(rng: random.Random, n: int) -> str:
+    """Return n digits of which the first is not 0."""
+    return str(rng.randint(1, 9)) + "".join(str(rng.randint(0, 9)) for _ in range(n - 1))
+
+
+def prose(rng: random.Random, n_words: int) -> str:
+    """Return at least so many words of statements about a few subjects, one after the other."""
+    subjects = [_subject(rng) for _ in range(max(2, n_words // 60))]
+    text: list[str] = []
+    while len(text) < n_words:
+        relation, value = rng.choice(_RELATIONS)
+        named = f"{rng.choice(_MODIFIERS)} {relation}" if rng.random() < 0.5 else relation
+        sentence = rng.choice(_SAY).format(r=named, s=rng.choice(subjects), v=value(rng))
+        text += (sentence[0].upper() + sentence[1:]).split()
+    return " ".join(text)
+
+
+def _subject(rng: random.Random) -> str:
+    draw = rng.random()
+    if draw < 0.5:
+        return f"the {invented(rng)} {rng.choice(_KINDS)}"
+    return person(rng) if draw < 0.7 else f"Project {invented(rng)}"
+
+
+def _code(rng: random.Random) -> str:
+    letters = "".join(rng.choice(string.ascii_uppercase) for _ in range(rng.randint(1, 2)))
+    return f"{letters}-{digits(rng, rng.randint(2, 4))}"
+
+
+def _date(rng: random.Random) -> str:
+    return f"{rng.randint(1, 28)} {rng.choice(_MONTHS)} {rng.randint(1950, 2049)}"
+
+
+def _from(words: list[str]) -> Draw:
+    return lambda rng: rng.choice(words)
+
+
+_RELATIONS: tuple[tuple[str, Draw], ...] = (
+    ("code", _code),
+    ("room", lambda rng: f"{rng.choice('ABCDEFGH')}{rng.randint(1, 9)}.{rng.randint(10, 49)}"),
+    ("owner", person),
+    ("keeper", person),
+    ("colour", _from(_COLOURS)),
+    ("mascot", _from(_ANIMALS)),
+    ("password", _from(_WORDS)),
+    ("opening", _date),
+    ("number", lambda rng: digits(rng, rng.randint(2, 5))),
+    ("town", invented),
+    ("price", lambda rng: f"{rng.randint(2, 999)} euros"),
+    ("supplier", lambda rng: f"{invented(rng)} Trading"),
+)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lorewright.bench import exact, summary
-from lorewright.bench.prose import digits, person
+from lorewright.bench.passages import digits, person
 from lorewright.bench.tables import methods_figure, methods_table
 from lorewright.bench.task import Done, Figure, Summary, Task, sweep
 from lorewright.knowledge.data import Example
@@ -31,18 +31,25 @@ class PhoneBook:
     """A sweep over phone books."""
 
     model: str = "pocket"
+    """A base: pocket, a folder, a .gguf file, or a name on the hub."""
     ranks: tuple[int, ...] = (1, 2, 4)
+    """Ranks of the adapters."""
     sizes: tuple[int, ...] = (500,)
     """Answer tokens of a book."""
     methods: tuple[str, ...] = tuple(exact.METHODS)
+    """sft, threshold, window, curriculum, window+curriculum."""
     seeds: int = 5
+    """Books."""
     placement: str = "all-linear"
+    """Adapted layers: TARGET@LAYER, like mlp@middle, or TARGET for all layers."""
     epochs: int = 40
     """Budget; the same for every method."""
     batch: int = 8
+    """Examples of a step."""
     lr: float = 0.0
-    """Peak rate; 0 = the one that suits base and placement, see `exact.NARROW_RATE`."""
+    """Peak rate; 0 = the one that suits base and placement."""
     margin: float = exact.SAFE_MARGIN
+    """A write ends early when every p exceeds this."""
 
     def __post_init__(self) -> None:
         """Refuse unknown methods."""

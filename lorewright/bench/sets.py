@@ -8,7 +8,7 @@
                   question a row
 
 A file is JSON (a list, or an object with ``data``) or JSON lines; rows of one text are joined;
-other keys are ignored. This room knows shapes; it knows no model and not what is done with texts.
+other keys are ignored. Knows shapes; nothing of models or of what is done with texts.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _MARKUP = re.compile(r"</?(?:p|br|div|span|html|body|i|b)\b[^>]*>", re.IGNORECAS
 
 @dataclass(frozen=True)
 class Edit:
-    """A false statement to be written, how else it can be asked, and what must stay as it is."""
+    """A false statement to be written, how else it can be put, and what must stay as it is."""
 
     id: str
     prompt: str
@@ -61,7 +61,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Text:
-    """A text with what is asked about it."""
+    """A text with the questions on it."""
 
     id: str
     title: str
@@ -76,9 +76,9 @@ def edits(data: str, limit: int = 0) -> tuple[Edit, ...]:
     Raises DataError for what has another shape, ConfigError for a hub that cannot be reached.
     """
     rows = _rows("counterfact", data)
-    found = tuple(map(_edit, islice(rows, limit or None)))
-    _refuse_repeated(data, [edit.id for edit in found])
-    return found
+    every = tuple(map(_edit, islice(rows, limit or None)))
+    _refuse_repeated(data, [edit.id for edit in every])
+    return every
 
 
 @functools.lru_cache(maxsize=4)
@@ -109,7 +109,7 @@ def texts(name: str, data: str, limit: int = 0, part: str = PARTS[0]) -> tuple[T
 
 
 def limit_of(data: str, n: int) -> int:
-    """Return how much of a set its jobs read: of the hub what was asked for, of a file all.
+    """Return how much of a set its jobs read: of the hub `n`, of a file all.
 
     So that a sweep over a file can be made longer and does only what is new.
     """
@@ -117,7 +117,7 @@ def limit_of(data: str, n: int) -> int:
 
 
 def located(data: str) -> str:
-    """Return data as it is found from any folder: a file by its whole path, the hub as it is."""
+    """Return data as it can be read from any folder: a file by its whole path, the hub as it is."""
     return data if data.partition(":")[0] == HUB else str(Path(data).resolve())
 
 
@@ -125,7 +125,7 @@ def located(data: str) -> str:
 
 
 class _Row(NamedTuple):
-    """An object and where it stands; what it must hold is asked of it by key."""
+    """An object and where it stands, with checked access by key."""
 
     where: str
     shape: str
@@ -174,12 +174,12 @@ class _Row(NamedTuple):
 def _rows(name: str, data: str) -> Iterator[_Row]:
     """The rows of a file, or of the hub for ``hub``, ``hub:NAME`` and ``hub:NAME@SPLIT``."""
     kind, _, place = data.partition(":")
-    found = _hub_rows(name, place) if kind == HUB else _file_rows(name, Path(data))
-    first = next(found, None)
+    rows = _hub_rows(name, place) if kind == HUB else _file_rows(name, Path(data))
+    first = next(rows, None)
     if first is None:
         raise DataError(f"{data} holds no rows; give at least one.")
     yield first
-    yield from found
+    yield from rows
 
 
 def _file_rows(name: str, path: Path) -> Iterator[_Row]:
@@ -202,8 +202,8 @@ def _file_rows(name: str, path: Path) -> Iterator[_Row]:
         raise DataError(f"{path} holds a {type(rows).__name__}; give a list of rows: {shape}.")
     for n, values in enumerate(rows, start=1):
         if not isinstance(values, dict):
-            found = type(values).__name__
-            raise DataError(f"{path} item {n} is a {found}; give an object per item: {shape}.")
+            kind = type(values).__name__
+            raise DataError(f"{path} item {n} is a {kind}; give an object per item: {shape}.")
         yield _Row(f"{path} item {n}", shape, values)
 
 
@@ -230,7 +230,7 @@ def _hub_rows(name: str, given: str) -> Iterator[_Row]:
     except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
         why = str(error).strip().splitlines() or [type(error).__name__]
         raise ConfigError(
-            f"asked the hub for {place!r}, split {split!r}; it could not be read: "
+            f"the hub gave no {place!r}, split {split!r}: "
             f"{why[0].rstrip('.')}. Check name and network, or download it and give --data FILE."
         ) from error
 
@@ -247,13 +247,13 @@ def _refuse_repeated(data: str, names: Iterable[str]) -> None:
 
 
 def _edit(row: _Row) -> Edit:
-    asked = row.child("requested_rewrite")
-    prompt, subject = asked.text("prompt"), asked.text("subject")
+    rewrite = row.child("requested_rewrite")
+    prompt, subject = rewrite.text("prompt"), rewrite.text("subject")
     if prompt.count("{}") != 1:
-        raise asked.refuse(f"one {{}} in 'prompt', for the subject; found {prompt!r}")
-    new, true = (asked.child(key).text("str") for key in ("target_new", "target_true"))
+        raise rewrite.refuse(f"one {{}} in 'prompt', for the subject; got {prompt!r}")
+    new, true = (rewrite.child(key).text("str") for key in ("target_new", "target_true"))
     if new == true:
-        raise asked.refuse(f"two targets that differ; both are {new!r}")
+        raise rewrite.refuse(f"two targets that differ; both are {new!r}")
     name = row.text("case_id") if "case_id" in row.values else row.where.rpartition(" ")[2]
     paraphrases, neighbours = row.texts("paraphrase_prompts"), row.texts("neighborhood_prompts")
     return Edit(name, prompt.replace("{}", subject), new, true, paraphrases, neighbours)
@@ -274,13 +274,13 @@ def _paper(row: _Row, part: str) -> Text:
 
 
 def _story(row: _Row, part: str) -> Text:
-    document, asked = row.child("document"), row.child("question")
+    document, question_row = row.child("document"), row.child("question")
     summary = document.child("summary") if part == PARTS[0] else document
     answers = tuple(dict.fromkeys(each.text("text") for each in row.children("answers")))
     title = document.values.get("summary")
     named = title.get("title") if isinstance(title, Mapping) else None
     kind = document.values.get("kind")
-    question = Question(asked.text("text"), answers, kind if isinstance(kind, str) else "")
+    question = Question(question_row.text("text"), answers, kind if isinstance(kind, str) else "")
     return Text(document.text("id"), str(named or ""), summary.text("text"), (question,))
 
 
@@ -288,9 +288,9 @@ def _article(row: _Row, part: str) -> Text:
     text = row.text("article")
     if len(_MARKUP.findall(text)) > 1:
         raise row.refuse("an article without HTML; give the files named htmlstripped")
-    asked = row.children("questions") if "questions" in row.values else [row]
+    rows = row.children("questions") if "questions" in row.values else [row]
     title = row.values.get("title")
-    questions = tuple(map(_choice, asked))
+    questions = tuple(map(_choice, rows))
     return Text(row.text("article_id"), str(title or ""), text, questions)
 
 
@@ -332,8 +332,8 @@ _SHAPES: dict[str, _Shape] = {
 
 def groups(n: int, size: int) -> list[list[int]]:
     """Return 0 … n - 1 in groups of a size; one left over joins the last, so that none is alone."""
-    found: list[Sequence[int]] = [range(i, min(i + size, n)) for i in range(0, n, size)]
-    if len(found) > 1 and len(found[-1]) == 1:
-        last = found.pop()
-        found[-1] = [*found[-1], *last]
-    return [list(group) for group in found]
+    grouped: list[Sequence[int]] = [range(i, min(i + size, n)) for i in range(0, n, size)]
+    if len(grouped) > 1 and len(grouped[-1]) == 1:
+        last = grouped.pop()
+        grouped[-1] = [*grouped[-1], *last]
+    return [list(group) for group in grouped]

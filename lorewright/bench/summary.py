@@ -1,7 +1,7 @@
-"""Records of a sweep to what is said about them: laws, failures, capacities, comparisons.
+"""Records of a sweep to its results: laws, failures, capacities, comparisons.
 
 Every number stands with its n and, where runs vary, an interval over independent units: documents,
-books, sets of pairs. This room knows plain records; it knows no model and draws nothing.
+books, sets of pairs. Knows plain records; nothing of models or figures.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from lorewright.errors import DataError
 from lorewright.law.cells import Cell, by_group
 from lorewright.law.law import fit, fit_report, score
-from lorewright.recall.statistics import Estimate, mean_interval, paired_difference, wilson
+from lorewright.recall.statistics import mean_interval, paired_difference, wilson
 
 Row = Mapping[str, Any]
 """What one member of a stack came to, with the fields of its job."""
@@ -40,11 +40,6 @@ def rows_of(done: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> list
 def loss_drop(row: Row) -> float:
     """Return L_init - L_final, nats per answer token."""
     return float(row["loss_init"] - row["loss"])
-
-
-def estimate(found: Estimate) -> dict[str, Any]:
-    """Return n, mean and interval as plain JSON."""
-    return asdict(found)
 
 
 # -- the law -------------------------------------------------------------------------------------
@@ -73,7 +68,7 @@ def laws(rows: Sequence[Row], ranks: Sequence[int], lengths: Sequence[int]) -> d
 
     Held out are the upper halves of ranks and lengths: what is larger than all that is fitted on.
     """
-    found: dict[str, Any] = {}
+    by_noise: dict[str, Any] = {}
     limits = {
         "hold_out_above_rank": sorted(ranks)[(len(ranks) - 1) // 2],
         "hold_out_above_length": sorted(lengths)[(len(lengths) - 1) // 2],
@@ -81,8 +76,8 @@ def laws(rows: Sequence[Row], ranks: Sequence[int], lengths: Sequence[int]) -> d
     for noise in sorted({row["noise"] for row in rows}):
         own = cells(row for row in rows if row["noise"] == noise)
         report = _law_report(own, limits)
-        found[str(noise)] = {"cells": [asdict(cell) for cell in own], "report": report}
-    return found
+        by_noise[str(noise)] = {"cells": [asdict(cell) for cell in own], "report": report}
+    return by_noise
 
 
 def _law_report(own: Sequence[Cell], limits: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,7 +107,7 @@ def grid(rows: Iterable[Row]) -> list[dict[str, Any]]:
             "loss": _mean(own, lambda row: row["loss"]),
             "loss_drop": _mean(own, loss_drop),
             "token_accuracy": _mean(own, lambda row: row["token_accuracy"]),
-            "exact": estimate(wilson(sum(row["exact"] for row in own), sum(r["n"] for r in own))),
+            "exact": asdict(wilson(sum(row["exact"] for row in own), sum(r["n"] for r in own))),
         }
         for (rank, length), own in sorted(groups.items())
     ]
@@ -128,7 +123,7 @@ def capacities(rows: Sequence[Row]) -> list[dict[str, Any]]:
     Bits: the most of any length, ΔL × tokens / ln 2, mean over documents. Tokens: the longest
     length of which most documents come back exactly.
     """
-    found = []
+    by_rank = []
     for rank in sorted({row["rank"] for row in rows if "loss" in row}):
         own = [row for row in rows if row["rank"] == rank and "loss" in row]
         by_length: dict[int, list[Row]] = defaultdict(list)
@@ -144,13 +139,13 @@ def capacities(rows: Sequence[Row]) -> list[dict[str, Any]]:
         ]
         n_parameters = own[0]["n_parameters"]
         low, high = bits[most].low, bits[most].high
-        found.append(
+        by_rank.append(
             {
                 "rank": rank,
                 "n_parameters": n_parameters,
                 "at_tokens": most,
                 "at_the_longest": most == max(by_length),
-                "bits": estimate(bits[most]),
+                "bits": asdict(bits[most]),
                 "bits_per_parameter": {
                     "n": bits[most].n,
                     "mean": (bits[most].mean or 0.0) / n_parameters,
@@ -160,7 +155,7 @@ def capacities(rows: Sequence[Row]) -> list[dict[str, Any]]:
                 "tokens_recalled": max(whole, default=0),
             }
         )
-    return found
+    return by_rank
 
 
 # -- failures ------------------------------------------------------------------------------------
@@ -250,23 +245,23 @@ def compared(
     for (name, what, which), several in pooled.items():
         if len(several) == n_ranks > 1:
             values[name, None, what][which] = sum(several) / n_ranks
-    found = []
+    entries = []
     for (name, rank, what), own in values.items():
         base = values.get((name, rank, against), {})
         both = sorted(own.keys() & base.keys()) if what != against else []
         difference = paired_difference([own[u] for u in both], [base[u] for u in both])
-        found.append(
+        entries.append(
             {
                 "metric": name,
                 "rank": rank,
                 by: what,
-                **estimate(mean_interval(list(own.values()))),
+                **asdict(mean_interval(list(own.values()))),
                 "n_diverged": lost[rank, what],
-                "difference": estimate(difference) if both else None,
+                "difference": asdict(difference) if both else None,
             }
         )
     order = list(dict.fromkeys(row[by] for row in rows))
     return sorted(
-        found,
+        entries,
         key=lambda e: (list(metrics).index(e["metric"]), e["rank"] or math.inf, order.index(e[by])),
     )

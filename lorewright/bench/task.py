@@ -67,7 +67,7 @@ class Task:
     """A benchmark."""
 
     name: str
-    config: Callable[..., Any]
+    config: type[Any]
     """A frozen dataclass with a field ``model``; its fields are options of `lore bench NAME`."""
     quick: Callable[[Any], Any]
     """Settings to those of a minute, which show that everything works, and no result."""

@@ -1,155 +1,160 @@
-"""`lore bench`: what can be written into an adapter on a base, measured, in a folder of records."""
+"""`lore bench`: one command a benchmark of `bench.task.TASKS`, its options from its settings.
+
+Listing the commands imports no benchmark; using one imports that one.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from inspect import cleandoc
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from typer.core import TyperCommand, TyperGroup
 
+from lorewright.bench.task import TASKS
 from lorewright.cli.options import Base, Json, Markdown, Threads
-from lorewright.cli.sweeps import (
-    Epochs,
-    Methods,
-    On,
-    Out,
-    Placement,
-    Quick,
-    Ranks,
-    Rate,
-    Seeds,
-    given,
-    numbers,
-    sweep,
-)
-from lorewright.cli.terminal import console_for
+from lorewright.cli.settings import Flag, Group, with_options
+from lorewright.cli.terminal import console_for, print_json, say, show, watching
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lorewright.bench.scale import Step
+    from lorewright.bench.task import Task
+
+On = Annotated[str, typer.Option(help="here, local:K, ray, or ray://host:port.")]
+Quick = Annotated[bool, typer.Option("--quick", help="A minute; shows that it works, no result.")]
+
+
+class _Listed(TyperCommand):
+    """A command whose help is known at once, and whose options are made when they are needed."""
+
+    def make_context(self, info_name: Any, args: Any, parent: Any = None, **extra: Any) -> Any:
+        assert self.name
+        return command_of(self.name).make_context(info_name, args, parent, **extra)
+
+    @property
+    def params(self) -> list[Any]:
+        assert self.name
+        return command_of(self.name).params
+
+    @params.setter
+    def params(self, value: list[Any]) -> None:
+        pass  # as click gives none
+
+
+class _Tasks(TyperGroup):
+    """A command a task."""
+
+    def __init__(self, **about: Any) -> None:
+        super().__init__(**about)
+        self.commands = {
+            name: _Listed(name, help=cleandoc(entry.help), rich_markup_mode="rich")
+            for name, entry in TASKS.items()
+        }
+
 
 app = typer.Typer(
+    cls=_Tasks,
     no_args_is_help=True,
     help="Measure what adapters hold, with seeds and intervals.\n\n"
     "[dim]lore bench longcontext --quick[/]",
 )
 
-Lengths = Annotated[str, typer.Option(help="Answer tokens of a text, like 16,64,256.")]
-Sizes = Annotated[str, typer.Option(help="Answer tokens of a book, like 500,1000.")]
-Noise = Annotated[str, typer.Option(help="Per cent of random tokens, like 0,50,100.")]
+
+@app.callback()
+def _bench() -> None:
+    """Without it typer makes no group of an app that registers no command."""
 
 
-@app.command()
-def longcontext(
-    model: Base = "pocket",
-    ranks: Ranks = "",
-    lengths: Lengths = "",
-    noise: Noise = "",
-    seeds: Seeds = 3,
-    part: Annotated[
-        list[str] | None, typer.Option(help="law, stubborn, methods, placement; all by default.")
-    ] = None,
-    objective: Methods = None,
-    placement: Placement = "down_proj@middle",
-    text: Annotated[Path | None, typer.Option(help="Natural text of your own.")] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Budget of steps a write; the law.")] = 500,
-    compared_steps: Annotated[int, typer.Option(min=1, help="And of the other parts.")] = 200,
-    lr: Rate = 0.0,
-    out: Out = Path("bench-longcontext"),
-    on: On = "here",
-    quick: Quick = False,
-    markdown: Markdown = False,
-    threads: Threads = 0,
-    as_json: Json = False,
+def command_of(name: str) -> TyperCommand:
+    """The command of a task, with an option for every field of its settings."""
+    from lorewright.bench.task import load
+
+    task = load(name)
+    flags = {each.name: Flag(task.flags.get(each.name, "")) for each in fields(task.config)}
+    group = Group(task.config, flags, fixed=task.fixed)
+
+    def command(
+        config: Any,
+        model: Base = "pocket",
+        out: Annotated[
+            Path, typer.Option(help="Folder of records; what is there is not done again.")
+        ] = Path(f"bench-{name}"),
+        on: On = "here",
+        quick: Quick = False,
+        markdown: Markdown = False,
+        threads: Threads = 0,
+        as_json: Json = False,
+    ) -> None:
+        console = console_for(threads)
+        config = replace(config, model=model)
+        config = task.quick(config) if quick else config
+        task.check(config)
+        _run(task, config, console, out=out, on=on, as_json=as_json, markdown=markdown)
+
+    command.__doc__ = cleandoc(TASKS[name].help)
+    one = typer.Typer(rich_markup_mode="rich", add_completion=False)
+    one.command(name)(with_options(config=group)(command))
+    made = typer.main.get_command(one)
+    assert isinstance(made, TyperCommand)
+    return made
+
+
+def _run(
+    task: Task,
+    config: Any,
+    console: Console,
+    *,
+    out: Path,
+    on: str,
+    as_json: bool,
+    markdown: bool,
 ) -> None:
-    """Recite long texts: the law of rank and length, first failures, methods, placements.
+    """Do what is left of a benchmark, then print its summary, its tables, or these as Markdown."""
+    from lorewright.bench import task as tasks
+    from lorewright.reports.page import Page, to_markdown
 
-    [dim]lore bench longcontext --out lc --on local:2[/]
-    [dim]lore bench longcontext --model Qwen/Qwen3-0.6B --lengths 500,2000 --ranks 1,4,16[/]
-    """
-    from lorewright.bench import longcontext as bench
-
-    console = console_for(threads)
-    asked = given(
-        ranks=numbers("ranks", ranks),
-        lengths=numbers("lengths", lengths),
-        noise=numbers("noise", noise),
-        parts=tuple(part or ()),
-        methods=tuple(objective or ()),
-        text=str(text or ""),
-    )
-    config = bench.LongContext(
-        model=model,
-        documents=seeds,
-        placement=placement,
-        steps=steps,
-        compared_steps=compared_steps,
-        lr=lr,
-        **asked,
-    )
-    config = bench.quick(config) if quick else config
-    sweep(bench.TASK, config, console, out=out, on=on, as_json=as_json, markdown=markdown)
+    with _jobs(console) as jobs, watching(console) as watch:
+        progress = tasks.Progress(jobs, watch)
+        summary = tasks.run(task, config, out, on=on, progress=progress)
+    if as_json:
+        print_json(summary)
+    elif markdown:
+        base = summary["base"]
+        about = f"Base {base['id']}, digest {base['digest'][:12]}; `{summary['command']}`"
+        typer.echo(to_markdown(Page(f"lore bench {task.name}", about, (*task.tables(summary),))))
+    else:
+        for table in task.tables(summary):
+            show(table)
+        say(f"records and summary in {out}; lore report {out}", "dim")
 
 
-@app.command()
-def phonebook(
-    model: Base = "pocket",
-    ranks: Ranks = "",
-    sizes: Sizes = "",
-    seeds: Seeds = 5,
-    objective: Methods = None,
-    placement: Placement = "all-linear",
-    epochs: Epochs = 40,
-    lr: Rate = 0.0,
-    out: Out = Path("bench-phonebook"),
-    on: On = "here",
-    quick: Quick = False,
-    markdown: Markdown = False,
-    threads: Threads = 0,
-    as_json: Json = False,
-) -> None:
-    """Remember numbers of ten digits: methods at the same budget, by rank, over several books.
+@contextmanager
+def _jobs(console: Console) -> Iterator[Any]:
+    """A bar on stderr; plain lines where there is no terminal."""
+    if not console.is_terminal:
+        yield lambda step: console.print(
+            f"[dim]{step.n_done} of {step.n_jobs} jobs done, {step.n_stored} stored[/]",
+            highlight=False,
+        )
+        return
+    columns = (TextColumn("jobs"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    bar, shown = Progress(*columns, console=console), None
 
-    [dim]lore bench phonebook --out pb --on local:2[/]
-    """
-    from lorewright.bench import phonebook as bench
+    def show_step(step: Step) -> None:
+        nonlocal shown
+        if shown is None:  # a benchmark that is no sweep has no bar
+            bar.start()
+            shown = bar.add_task("jobs")
+        bar.update(shown, total=step.n_jobs, completed=step.n_done)
 
-    console = console_for(threads)
-    asked = given(
-        ranks=numbers("ranks", ranks),
-        sizes=numbers("sizes", sizes),
-        methods=tuple(objective or ()),
-    )
-    config = bench.PhoneBook(
-        model=model, seeds=seeds, placement=placement, epochs=epochs, lr=lr, **asked
-    )
-    config = bench.quick(config) if quick else config
-    sweep(bench.TASK, config, console, out=out, on=on, as_json=as_json, markdown=markdown)
-
-
-@app.command()
-def linear_rule(
-    model: Base = "pocket",
-    ranks: Ranks = "",
-    pairs: Annotated[int, typer.Option(min=1, help="Pairs trained; as many others asked.")] = 500,
-    seeds: Seeds = 5,
-    objective: Methods = None,
-    placement: Placement = "all-linear",
-    epochs: Epochs = 40,
-    lr: Rate = 0.0,
-    out: Out = Path("bench-linear-rule"),
-    on: On = "here",
-    quick: Quick = False,
-    markdown: Markdown = False,
-    threads: Threads = 0,
-    as_json: Json = False,
-) -> None:
-    """Learn 3x + 5y + 7 from pairs: what is remembered, and what is generalised.
-
-    [dim]lore bench linear-rule --out lr --on local:2[/]
-    """
-    from lorewright.bench import linear_rule as bench
-
-    console = console_for(threads)
-    asked = given(ranks=numbers("ranks", ranks), methods=tuple(objective or ()))
-    config = bench.LinearRule(
-        model=model, pairs=pairs, seeds=seeds, placement=placement, epochs=epochs, lr=lr, **asked
-    )
-    config = bench.quick(config) if quick else config
-    sweep(bench.TASK, config, console, out=out, on=on, as_json=as_json, markdown=markdown)
+    try:
+        yield show_step
+    finally:
+        bar.stop()

@@ -17,7 +17,7 @@ import functools
 import inspect
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import UnionType
@@ -65,10 +65,13 @@ class Group:
     only: tuple[str, ...] = ()
     """The fields that are options; () = all."""
     panel: str = ""
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    """Fields that are no options, with their values."""
 
     def fields(self) -> list[Field[Any]]:
         """Return the fields that are options, in order."""
-        listed = [f for f in fields(self.config) if f.init and f.name not in self.without]
+        hidden = {*self.without, *self.fixed}
+        listed = [f for f in fields(self.config) if f.init and f.name not in hidden]
         return [f for f in listed if f.name in self.only] if self.only else listed
 
     def build(self, values: Mapping[str, Any], **more: Any) -> Any:
@@ -77,7 +80,7 @@ class Group:
         for each in self.fields():
             flag = self.flags.get(each.name, Flag())
             more[each.name] = _value(each, types[each.name], flag, values[each.name])
-        return self.config(**more)
+        return self.config(**self.fixed, **more)
 
 
 def with_options(**groups: Group) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -109,8 +112,7 @@ def with_options(**groups: Group) -> Callable[[Callable[..., None]], Callable[..
 
 
 def _without(group: Group, names: set[str]) -> Group:
-    without = (*group.without, *names)
-    return Group(group.config, group.flags, without, group.only, group.panel)
+    return replace(group, without=(*group.without, *names))
 
 
 def _parameters(group: Group) -> list[inspect.Parameter]:

@@ -63,7 +63,7 @@ class Body:
     """Of its answers; a key of KINDS."""
     n_facts: int
     forms: int
-    """In how many forms each fact is asked for, at most len(ASKS)."""
+    """Forms of question on each fact, at most len(ASKS)."""
     share: float
     """The budget, over the epochs that half of the answers are expected to need."""
     keys: str = "own"
@@ -172,9 +172,7 @@ def calibrate(
     bodies, ranks = tuple(bodies or SWEEP), tuple(ranks or RANKS)
     trials: list[Trial] = []
     seconds = 0.0
-    with locked(
-        folder, work="calibrating in", wait_seconds=LOCK_SECONDS, remedy=f"set {CACHE}"
-    ):
+    with locked(folder, work="calibrating in", wait_seconds=LOCK_SECONDS, remedy=f"set {CACHE}"):
         if fresh:
             shutil.rmtree(folder / TRIALS, ignore_errors=True)
         for i, body in enumerate(bodies):

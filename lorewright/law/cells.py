@@ -1,7 +1,7 @@
 """Cells: what runs of known size learned from texts of known length, and how many bits that is.
 
 A cell is one point that the memory law is fitted on; a table of them is read from CSV, wherever it
-was measured. This room knows nothing about laws, models or how the runs were made.
+was measured. Knows nothing of laws, models or how the runs were made.
 
 Source: "How LoRA Remembers? A Parametric Memory Law for LLM Finetuning", arXiv 2605.30260.
 """
@@ -79,19 +79,14 @@ class Cell:
     @property
     def bits(self) -> float:
         """Bits stored: loss_drop × n_answer_tokens / ln 2."""
-        return stored_bits(self.loss_drop, self.n_answer_tokens)
-
-
-def stored_bits(loss_drop: float, n_answer_tokens: float) -> float:
-    """Return the bits that a fall of the loss by so many nats a token over so many tokens is."""
-    return loss_drop * n_answer_tokens / math.log(2.0)
+        return self.loss_drop * self.n_answer_tokens / math.log(2.0)
 
 
 def by_group(cell: Cell) -> str:
     """Return the cell's group, for resampling whole groups; raise DataError where it has none."""
     if not cell.group:
         raise DataError(
-            f"asked to resample groups; the cell of rank {cell.rank} and {cell.n_answer_tokens} "
+            f"groups cannot be resampled: the cell of rank {cell.rank} and {cell.n_answer_tokens} "
             "tokens has none; fill the column group, or resample cells."
         )
     return cell.group
@@ -146,7 +141,7 @@ def read_cells(path: Path | str) -> tuple[Cell, ...]:
     rows = _rows(text, path, next((mark for mark in ",;\t" if mark in head), ","))
     line, first = next(rows)
     header = _header(first, f"{path} line {line}")
-    found: dict[tuple[object, ...], int] = {}
+    lines: dict[tuple[object, ...], int] = {}
     cells = []
     for line, row in rows:
         where = f"{path} line {line}"
@@ -154,12 +149,12 @@ def read_cells(path: Path | str) -> tuple[Cell, ...]:
             raise DataError(f"{where} has {len(row)} fields and the header {len(header)}.")
         cell = _cell(dict(zip(header, (field.strip() for field in row), strict=True)), where)
         key = (cell.rank, cell.n_answer_tokens, cell.n_parameters, cell.group)
-        if key in found:
+        if key in lines:
             raise DataError(
                 f"{where} repeats rank {cell.rank} and {cell.n_answer_tokens} tokens of line "
-                f"{found[key]}; name each seed or document in the column group, or keep one."
+                f"{lines[key]}; name each seed or document in the column group, or keep one."
             )
-        found[key] = line
+        lines[key] = line
         cells.append(cell)
     if not cells:
         raise DataError(f"{path} holds a header and no cells; give one run a line.")

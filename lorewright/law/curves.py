@@ -6,8 +6,8 @@ Over size s and length ℓ, with ΔL in nats per answer token:
     bounded    ΔL = L0 (x / (1 + x))^(1/n), x = (C s^α ℓ^(-β) / L0)^n
     recall     logit(recall) = a + k ln s - g ln ℓ
 
-Everything is worked out in logarithms, so that no size or length overflows. This room knows cells
-as arrays; it knows nothing about what is done with the constants.
+Everything is worked out in logarithms, so that no size or length overflows. Knows cells as
+arrays; nothing of what is done with the constants.
 
 Paper: "How LoRA Remembers? A Parametric Memory Law for LLM Finetuning", arXiv 2605.30260, for the
 first; the other two are ours.
@@ -49,7 +49,7 @@ class Columns(NamedTuple):
 
 @dataclass(frozen=True)
 class Form:
-    """A kind of law: its curve, and how its constants are found."""
+    """A kind of law: its curve, and how its constants are fitted."""
 
     equation: str
     constants: tuple[str, ...]
@@ -118,17 +118,17 @@ def bootstrap(
     if len(members) < 2:
         raise DataError("the cells are all of one group; give two or more, or resample cells.")
     generator = np.random.default_rng(seed)
-    found: list[Array] = []
+    draws: list[Array] = []
     for _ in range(20 * n_draws):
         chosen = generator.integers(len(members), size=len(members))
         sample = _rows(columns, np.concatenate([members[i] for i in chosen]))
         if fixes(sample, len(form.constants)):
             constants = form.fit(sample, best)
-            found += [constants] if np.isfinite(constants).all() else []
-        if len(found) == n_draws:
-            return found
+            draws += [constants] if np.isfinite(constants).all() else []
+        if len(draws) == n_draws:
+            return draws
     raise DataError(
-        f"of {20 * n_draws} samples of {len(members)} groups or cells only {len(found)} fix a law; "
+        f"of {20 * n_draws} samples of {len(members)} groups or cells only {len(draws)} fix a law; "
         "give more of them, over several sizes and lengths."
     )
 
@@ -198,8 +198,8 @@ def _fit_bounded(cells: Columns, start: Array | None) -> Array:
         starts = [_bent(cells, cells.ceiling_N, n) for n in (1.0, 3.0, 9.0)]
     if cells.ceiling_N is None:
         return _least_squares(_bounded_curve, cells, starts, limits)
-    found = _least_squares(_bounded_curve, cells, [start[:4] for start in starts], limits)
-    return np.append(found, cells.ceiling_N.mean())
+    fitted = _least_squares(_bounded_curve, cells, [start[:4] for start in starts], limits)
+    return np.append(fitted, cells.ceiling_N.mean())
 
 
 def _bent(cells: Columns, top: Any, n: float) -> Array:
@@ -234,24 +234,24 @@ def _least_squares(
     bounds = {i: limits[i] for i in range(3, len(starts[0])) if limits and i in limits}
 
     def constants(free: Array) -> Array:
-        found = free.copy()
-        found[0] = _exp(free[0] - free[1] * middle_size + free[2] * middle_length)
+        full = free.copy()
+        full[0] = _exp(free[0] - free[1] * middle_size + free[2] * middle_length)
         for i, (low, high) in bounds.items():
-            found[i] = low * (high / low) ** np.exp(-np.logaddexp(0.0, -free[i]))
-        return found
+            full[i] = low * (high / low) ** np.exp(-np.logaddexp(0.0, -free[i]))
+        return full
 
     def free(start: Array) -> Array:
-        found = start.copy()
-        found[0] = np.log(start[0]) + start[1] * middle_size - start[2] * middle_length
+        full = start.copy()
+        full[0] = np.log(start[0]) + start[1] * middle_size - start[2] * middle_length
         for i, (low, high) in bounds.items():
             # At a limit the logit has no slope, and the search would never leave it.
             share = np.clip(np.log(start[i] / low) / np.log(high / low), 0.02, 0.98)
-            found[i] = np.log(share / (1 - share))
-        return found
+            full[i] = np.log(share / (1 - share))
+        return full
 
     def error(free: Array) -> Array:
-        found = curve(constants(free), cells.log_size_N, cells.log_length_N, cells.ceiling_N)
-        return np.asarray(found - cells.y_N)
+        full = curve(constants(free), cells.log_size_N, cells.log_length_N, cells.ceiling_N)
+        return np.asarray(full - cells.y_N)
 
     ends = [leastsq(error, free(start), full_output=True)[0] for start in starts]
     return constants(min(ends, key=lambda end: float((error(end) ** 2).sum())))

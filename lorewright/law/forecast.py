@@ -3,7 +3,7 @@
     logit(share) = κ (ln E - ln T + z)      E epochs; z ~ N(0, spread²), one draw per body of facts
     T = T0 (n / 32)^g (b / 50)^h f^-c t^-d (1 + n b / (C r))
 
-n answers of b nats each that the base lacks, each asked for in f forms, with t examples trained
+n answers of b nats each that the base lacks, each in f forms of question, with t examples trained
 for every one that has an answer; rank r, which is full near C r nats. T is the number of epochs in
 which half of the answers are learnt. All exponents are positive: more epochs or a larger rank never
 promise less.

@@ -8,14 +8,14 @@ Laws over size s (the rank, or the adapter's parameters) and length ℓ (answer 
 
 Paper: "How LoRA Remembers? A Parametric Memory Law for LLM Finetuning", arXiv 2605.30260. We add
 the last two, intervals (bootstrap over cells or groups, Efron 1979) and scores on cells that a law
-was not fitted on. This room knows nothing about models: a law holds for the base, the targets and
+was not fitted on. Knows nothing of models: a law holds for the base, the targets and
 the recipe that its cells came from, and cannot tell when these differ.
 """
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,8 +27,6 @@ from lorewright.law.cells import (
 )
 from lorewright.law.curves import (
     FORMS,
-    LARGEST_EXPONENT,
-    SIZES,
     Array,
     Form,
     bootstrap,
@@ -40,7 +38,7 @@ from lorewright.law.curves import (
 Unit = Callable[[Cell], Hashable]
 """A cell to what the bootstrap draws as one; ``cells.by_group`` draws whole seeds or documents."""
 
-REACH = 4  # times the largest size fitted: as far as invert looks unless told otherwise
+REACH = 4  # times the largest size fitted: as far as invert looks by default
 
 
 # --- the law -----------------------------------------------------------------------------------
@@ -115,38 +113,6 @@ class MemoryLaw:
         value = self.predict(size, n_answer_tokens, loss_init=loss_init)
         return _interval(value, values, confidence)
 
-    def predict_run(
-        self,
-        size: float,
-        n_answer_tokens: float,
-        *,
-        n: int | None = None,
-        loss_init: float | None = None,
-        confidence: float = 0.95,
-        seed: int = 0,
-    ) -> Interval:
-        """Return the prediction with the interval in which one new run lies.
-
-        It adds to predict_interval the spread of runs and, for recall, of ``n`` answers drawn.
-        """
-        value = self.predict(size, n_answer_tokens, loss_init=loss_init)
-        mean_D = self._values(self._draws(), size, n_answer_tokens, loss_init)
-        generator = np.random.default_rng(seed)
-        if self.form == "recall":
-            p_D = mean_D
-            if self.spread > 0:
-                strength = (1 - self.spread) / self.spread
-                # A beta of parameter 0 does not exist; at 1e-9 it draws 0 or 1 all the same.
-                both = (np.maximum(p * strength, 1e-9) for p in (mean_D, 1 - mean_D))
-                p_D = generator.beta(*both)
-            return _interval(
-                value, p_D if n is None else generator.binomial(n, p_D) / n, confidence
-            )
-        noise_D = self.spread * generator.standard_normal(len(mean_D))
-        run_D = mean_D * np.exp(np.clip(noise_D, -LARGEST_EXPONENT, LARGEST_EXPONENT))
-        top = math.inf if self.form != "bounded" else loss_init or self.constants["L0"]
-        return _interval(value, np.minimum(run_D, top), confidence)
-
     def intervals(self, *, confidence: float = 0.95) -> dict[str, Interval]:
         """Return every constant with its interval; a given L0 has one without width."""
         columns = self._draws().T
@@ -188,47 +154,13 @@ class MemoryLaw:
             most = self.predict(up_to, n_answer_tokens, loss_init=loss_init)
             what = "a recall" if self.form == "recall" else "a fall of the loss"
             raise DataError(
-                f"asked for {what} of {wanted:g} on {n_answer_tokens:g} tokens; {self.size} "
-                f"{up_to} gives {most:.4g}; ask for less, split the text, or look further (up_to)."
+                f"no {self.size} up to {up_to} reaches {what} of {wanted:g} on "
+                f"{n_answer_tokens:g} tokens; {up_to} gives {most:.4g}; want less, split the text, "
+                "or look further (up_to)."
             )
         low, high = _quantiles(found_D[1:], confidence, nearest=True)
         low, high = min(low, found_D[0]), max(high, found_D[0])
         return Needed(int(found_D[0]), int(low), int(high) if math.isfinite(high) else None)
-
-    def extrapolates(self, size: float, n_answer_tokens: float) -> bool:
-        """Say whether a size or a length lies outside what the law was fitted on."""
-        pairs = ((size, self.sizes), (n_answer_tokens, self.lengths))
-        return any(not low <= value <= high for value, (low, high) in pairs)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the law as plain JSON, draws included."""
-        return asdict(self) | {"constants": dict(self.constants)}
-
-    @classmethod
-    def from_json(cls, plain: Mapping[str, Any]) -> Self:
-        """Return the law that to_json gave; raises DataError where something is missing."""
-        try:
-            draws = tuple(tuple(float(value) for value in draw) for draw in plain["draws"])
-            form = _form(plain["form"])
-            constants = {name: float(plain["constants"][name]) for name in form.constants}
-            law = cls(
-                form=plain["form"],
-                size=plain["size"],
-                constants=constants,
-                spread=float(plain["spread"]),
-                sizes=(float(plain["sizes"][0]), float(plain["sizes"][1])),
-                lengths=(float(plain["lengths"][0]), float(plain["lengths"][1])),
-                n_used=int(plain["n_used"]),
-                n_dropped=int(plain["n_dropped"]),
-                draws=draws,
-            )
-        except (KeyError, TypeError, IndexError, ValueError) as error:
-            raise DataError(
-                f"this is no law ({type(error).__name__}: {error}); fit it again."
-            ) from error
-        if any(len(draw) != len(constants) for draw in draws) or law.size not in SIZES:
-            raise DataError(f"this law's size ({law.size!r}) or draws are damaged; fit it again.")
-        return law
 
     def _draws(self) -> Array:
         if not self.draws:
@@ -240,7 +172,7 @@ class MemoryLaw:
             np.all(np.isfinite(size)) and np.all(np.asarray(size) > 0) and 0 < length < math.inf
         ):
             raise ConfigError(
-                f"asked at {self.size} {size} and {length} tokens; give both above 0."
+                f"{self.size} is {size} and the length {length} tokens; give both above 0."
             )
         if ceiling is not None and (self.form != "bounded" or not 0 < ceiling < math.inf):
             raise ConfigError(
@@ -300,17 +232,17 @@ def fit(
     if loss_init is not None:
         known = [cell.loss_init or loss_init for cell in cells]
         cells = [replace(cell, loss_init=top) for cell, top in zip(cells, known, strict=True)]
-    kept = [cell for cell in cells if shape.keeps(cell)]
-    columns = columns_of(kept, form, size, [cell.loss_init for cell in kept])
+    usable = [cell for cell in cells if shape.keeps(cell)]
+    columns = columns_of(usable, form, size, [cell.loss_init for cell in usable])
     n_constants = len(shape.constants)
-    if not kept or not fixes(columns, n_constants + 1):
+    if not usable or not fixes(columns, n_constants + 1):
         raise DataError(
-            f"asked for the {form} law, which has {n_constants} constants, from {len(kept)} of "
-            f"{len(cells)} cells (the others are saturated or lack recall); give {n_constants + 1} "
+            f"{len(usable)} of {len(cells)} cells (the others are saturated or lack recall) do not "
+            f"fix the {n_constants} constants of the {form} law; give {n_constants + 1} "
             "or more, of at least two sizes and two lengths, that differ in what was learnt."
         )
     best = shape.fit(columns, None)
-    units = [n if unit is None else unit(cell) for n, cell in enumerate(kept)]
+    units = [n if unit is None else unit(cell) for n, cell in enumerate(usable)]
     draws = bootstrap(shape, columns, best, units, n_draws=n_draws, seed=seed) if n_draws else []
     sizes, lengths = np.exp(columns.log_size_N).round(), np.exp(columns.log_length_N).round()
     return MemoryLaw(
@@ -320,8 +252,8 @@ def fit(
         spread=spread_of(shape, columns, best),
         sizes=(float(sizes.min()), float(sizes.max())),
         lengths=(float(lengths.min()), float(lengths.max())),
-        n_used=len(kept),
-        n_dropped=len(cells) - len(kept),
+        n_used=len(usable),
+        n_dropped=len(cells) - len(usable),
         draws=tuple(tuple(draw.tolist()) for draw in draws),
     )
 
@@ -355,7 +287,7 @@ def score(law: MemoryLaw, cells: Sequence[Cell]) -> Score:
     """
     scored = [cell for cell in cells if law.form != "recall" or cell.recall is not None]
     if not scored:
-        raise DataError(f"asked to score the {law.form} law on no cells; give at least one.")
+        raise DataError(f"there are no cells to score the {law.form} law on; give at least one.")
     ceilings = [cell.loss_init or law.constants.get("L0") for cell in scored]
     columns = columns_of(scored, law.form, law.size, ceilings)
     constants = np.array(list(law.constants.values()))
@@ -401,10 +333,10 @@ def fit_report(
     """
     limits = {"above_rank": hold_out_above_rank, "above_length": hold_out_above_length}
     held = [cell for cell in cells if _is_above(cell, hold_out_above_rank, hold_out_above_length)]
-    kept = [cell for cell in cells if cell not in held]
-    if set(limits.values()) != {None} and not (held and kept):
+    usable = [cell for cell in cells if cell not in held]
+    if set(limits.values()) != {None} and not (held and usable):
         raise DataError(
-            f"asked to hold out {len(held)} of {len(cells)} cells; give a rank or a length that "
+            f"the limits hold out {len(held)} of {len(cells)} cells; give a rank or a length that "
             "leaves some on both sides."
         )
     how: dict[str, Any] = {"size": size, "loss_init": loss_init}
@@ -417,7 +349,7 @@ def fit_report(
             law = fit(cells, form, unit=unit, n_draws=n_draws, seed=seed, **how)
             laws[form] = _law_report(law, cells, confidence)
             if held:
-                before = fit(kept, form, n_draws=0, **how)
+                before = fit(usable, form, n_draws=0, **how)
                 laws[form]["held_out"] = asdict(score(before, held)) | {
                     "constants": dict(before.constants)
                 }
@@ -452,14 +384,16 @@ def _is_above(cell: Cell, rank: int | None, length: int | None) -> bool:
 
 
 def _law_report(law: MemoryLaw, cells: Sequence[Cell], confidence: float) -> dict[str, Any]:
-    found = law.intervals(confidence=confidence) if law.draws else {}
+    intervals = law.intervals(confidence=confidence) if law.draws else {}
     fitted_on = [cell for cell in cells if FORMS[law.form].keeps(cell)]
     return {
         "equation": FORMS[law.form].equation,
         "n_used": law.n_used,
         "n_dropped": law.n_dropped,
         "constants": {
-            name: found[name]._asdict() if found else {"value": value, "low": None, "high": None}
+            name: intervals[name]._asdict()
+            if intervals
+            else {"value": value, "low": None, "high": None}
             for name, value in law.constants.items()
         },
         "spread": law.spread,
@@ -473,8 +407,8 @@ def table(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
         ("law", "quantity", "value", f"{report['confidence']:.0%} interval")
     ]
     for form, law in report["laws"].items():
-        for name, found in law.get("constants", {}).items():
-            rows.append((form, name, f"{found['value']:.4g}", _range(found)))
+        for name, constant in law.get("constants", {}).items():
+            rows.append((form, name, f"{constant['value']:.4g}", _range(constant)))
         for name, key in (("fit", "scores"), ("held out", "held_out")):
             if key in law:
                 rows.append((form, name, _errors(law[key]), f"n={law[key]['n']}"))
@@ -489,8 +423,8 @@ def table(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return rows
 
 
-def _range(found: Mapping[str, float | None]) -> str:
-    low, high = found["low"], found["high"]
+def _range(interval: Mapping[str, float | None]) -> str:
+    low, high = interval["low"], interval["high"]
     return "" if low is None or high is None else f"[{low:.4g}, {high:.4g}]"
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from lorewright.bench import exact, linear_rule, longcontext, phonebook, summary, task
 from lorewright.bench.passages import PROMPT, Passage, passage
-from lorewright.bench.scale import stored
+from lorewright.bench.scale import Step, stored
 from lorewright.errors import ConfigError, DataError, TargetsNotFound, WrongBase
 from lorewright.knowledge.data import Example
 from lorewright.models.model import Model
@@ -230,8 +230,9 @@ def test_a_sweep_that_is_there_is_not_done_again(
 ) -> None:
     out, found = swept
     monkeypatch.setattr(summary, "LAW_DRAWS", 10)
-    monkeypatch.setattr(exact, "rows_of", None)  # whoever wrote again would fall over this
-    again = task.run(longcontext.TASK, SMALL, out)
+    steps: list[Step] = []
+    again = task.run(longcontext.TASK, SMALL, out, progress=task.Progress(steps.append))
+    assert [(step.n_done, step.n_stored) for step in steps] == [(found["n_jobs"],) * 2]
     assert {k: v for k, v in again.items() if k != "command"} == {
         k: v for k, v in found.items() if k != "command"
     }

@@ -15,6 +15,7 @@ from support.endpoints import Server, completion
 from lorewright.bench import arms, closedbook, sets, task
 from lorewright.bench.closedbook import ClosedBook
 from lorewright.bench.judge import REPLIES_FILE
+from lorewright.bench.scale import Step
 from lorewright.errors import ConfigError, JobFailed
 from lorewright.models.model import Model
 from lorewright.recall.traces import trace
@@ -89,7 +90,7 @@ def test_the_sets_questions_are_never_trained(swept: tuple[Path, dict[str, Any]]
     record = json.loads(path.read_text())["record"]
     assert record["lessons"]["100"]["qa"]["n_examples"]["qa"] > 0
     text = sets.texts("quality", SMALL.data)[0]
-    model_lesson = closedbook._lessons(Model.load(), text, {**asdict(SMALL), "formats": ["qa"]})
+    model_lesson = closedbook.lessons_of(Model.load(), text, {**asdict(SMALL), "formats": ["qa"]})
     lesson = model_lesson["qa"]
     assert not isinstance(lesson, str)
     prompts = {example.prompt for example in lesson.examples}
@@ -97,11 +98,12 @@ def test_the_sets_questions_are_never_trained(swept: tuple[Path, dict[str, Any]]
 
 
 def test_a_sweep_goes_on_job_by_job(
-    swept: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    swept: tuple[Path, dict[str, Any]],
 ) -> None:
     out, found = swept
-    monkeypatch.setattr(closedbook, "asked", None)  # whoever asked again would fall over this
-    again = task.run(closedbook.QUALITY, SMALL, out)
+    steps: list[Step] = []
+    again = task.run(closedbook.QUALITY, SMALL, out, progress=task.Progress(steps.append))
+    assert steps == [Step(n_done=1, n_jobs=1, n_stored=1)]
     assert again["arms"] == found["arms"]
     whole = closedbook.jobs(replace(SMALL, documents=0), "")
     assert [job["texts"] for job in whole] == [[0, 1, 2]]  # the third is not alone
@@ -149,7 +151,7 @@ def test_a_text_that_does_not_fit_is_left_out_of_full(model: Model) -> None:
     assert closedbook.fits(model, text, 64)
     long = replace(text, text=text.text * 30)
     assert not closedbook.fits(model, long, 64) and not closedbook.fits(model, text, 1000)
-    rows = list(closedbook._base_rows(model, long, {"answer_tokens": 4}))
+    rows = list(closedbook.base_rows(model, long, {"answer_tokens": 4}))
     assert [row["arm"] for row in rows] == ["base", "full"]
     assert "does not fit" in rows[1]["why"] and "scores" not in rows[1]
 
@@ -161,7 +163,7 @@ def test_each_prompt_is_put_to_the_writer_once() -> None:
         asked.extend(prompts)
         return [prompt.upper() for prompt in prompts]
 
-    once = closedbook._once(says)
+    once = closedbook.each_once(says)
     assert once(["a", "b", "a"]) == ["A", "B", "A"] and once(["b", "c"]) == ["B", "C"]
     assert asked == ["a", "b", "c"]
 
@@ -203,10 +205,10 @@ def test_a_text_on_which_nothing_is_written_is_counted_and_not_zero(
     assert "qa 2" in " ".join(next(closedbook.tables(found)).notes)
 
 
-def test_a_job_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(closedbook, "_lessons", None)
+def test_a_job_that_fails_says_why(tmp_path: Path) -> None:
+    broken = replace(SMALL, formats=("raw",), teacher="ftp://nowhere")
     with pytest.raises(JobFailed, match="quality"):
-        task.run(closedbook.QUALITY, replace(SMALL, formats=("raw",)), tmp_path / "q")
+        task.run(closedbook.QUALITY, broken, tmp_path / "q")
 
 
 # --- settings

@@ -13,9 +13,10 @@ import pytest
 
 import lorewright
 from lorewright.bench import arms, counterfact, task
-from lorewright.bench.counterfact import CounterFact, Told, harmonic
-from lorewright.bench.sets import Edit, edits
-from lorewright.errors import ConfigError, JobFailed
+from lorewright.bench.counterfact import CounterFact, Reply, harmonic
+from lorewright.bench.scale import Step
+from lorewright.bench.sets import Edit
+from lorewright.errors import ConfigError
 from lorewright.models.model import Model
 from lorewright.recall.statistics import wilson
 from lorewright.recall.traces import trace
@@ -37,10 +38,10 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
 
 def test_scores_are_romes() -> None:
     told = [
-        Told(0.1, 2.0, "Rome"),
-        Told(3.0, 1.0, "It is Rome."),
-        Told(2.0, 0.5, "Oslo"),
-        Told(0.2, 0.3, "Rome"),
+        Reply(0.1, 2.0, "Rome"),
+        Reply(3.0, 1.0, "It is Rome."),
+        Reply(2.0, 0.5, "Oslo"),
+        Reply(0.2, 0.3, "Rome"),
     ]
     before = [replace(each, reply="Oslo") for each in told]
     found = counterfact.scored(EDIT, told, before)
@@ -53,7 +54,7 @@ def test_scores_are_romes() -> None:
 
 
 def test_a_preference_is_no_recall() -> None:
-    told = [Told(0.1, 2.0, "I do not know.")] * 2 + [Told(2.0, 0.1, "I do not know.")] * 2
+    told = [Reply(0.1, 2.0, "I do not know.")] * 2 + [Reply(2.0, 0.1, "I do not know.")] * 2
     found = counterfact.scored(EDIT, told, told)
     assert found["success"] == [1] * 4 and found["exact reply"] == [0] * 4
 
@@ -142,11 +143,10 @@ def test_a_sweep_that_is_there_is_not_done_again_and_grows(
     swept: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, found = swept
-    monkeypatch.setattr(counterfact, "asked", None)  # whoever asked again would fall over this
-    again = task.run(counterfact.TASK, SMALL, out)
+    steps: list[Step] = []
+    again = task.run(counterfact.TASK, SMALL, out, progress=task.Progress(steps.append))
+    assert len(steps) == 1 and steps[0].n_done == steps[0].n_jobs == steps[0].n_stored
     assert again["arms"] == found["arms"] and again["score"] == found["score"]
-    with pytest.raises(JobFailed, match="1 of 1 jobs failed"):
-        task.run(counterfact.TASK, replace(SMALL, edits=6), out)
     monkeypatch.setattr(counterfact, "STACK", 2)
     few, more = (counterfact.jobs(replace(SMALL, edits=n), "") for n in (2, 6))
     assert [job["memories"] for job in more] == [[0, 1], [2, 3], [4, 5]]
@@ -171,8 +171,6 @@ def test_a_base_without_a_template_goes_on_with_the_statement(
 def test_edits_may_share_a_memory() -> None:
     (job,) = counterfact.jobs(replace(SMALL, edits=0, together=3), "base")
     assert job["memories"] == [0, 1]
-    found = edits(DATA)
-    assert counterfact._edits_of(found, 1, 3) == list(found[3:])
 
 
 def test_tables_say_what_the_numbers_mean(swept: tuple[Path, dict[str, Any]]) -> None:
@@ -185,7 +183,7 @@ def test_tables_say_what_the_numbers_mean(swept: tuple[Path, dict[str, Any]]) ->
 def test_settings_out_of_range_are_refused() -> None:
     with pytest.raises(ConfigError, match="together is 0"):
         replace(SMALL, together=0)
-    with pytest.raises(ConfigError, match="negatives must be"):
+    with pytest.raises(ConfigError, match="negatives is -1"):
         replace(SMALL, negatives=-1.0)
     with pytest.raises(ConfigError, match="method 'dpo'"):
         replace(SMALL, method="dpo")

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lorewright.bench.memories import (
     ARMS,
-    BY_NAME,
     DOCUMENTS,
+    RECORD_FILE,
     STRANGERS,
+    TASK,
     Question,
     Settings,
+    oracle_gap,
     quick,
     read_pages,
+    run,
 )
-from lorewright.bench.memories_record import RECORD_FILE, markdown, rows, run, sentences
+from lorewright.bench.task import Progress
 from lorewright.errors import ConfigError, DataError
 from lorewright.knowledge.negatives import unrelated_questions
 from lorewright.knowledge.scoring import contains, normalise
 from lorewright.knowledge.splitting import sentences as sentences_of
 from lorewright.memory.memory import Memory
-from lorewright.models.model import Model
 from lorewright.training.watch import Watch
 
 N_SOME = 4
@@ -41,20 +47,20 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def small(out: Path) -> Settings:
     """The first two sentences of two packaged documents, with the questions on them."""
-    found = [json.loads(line) for line in DOCUMENTS.read_text().splitlines()[:2]]
+    rows = [json.loads(line) for line in DOCUMENTS.read_text().splitlines()[:2]]
     path = out / "documents.jsonl"
-    for row in found:
+    for row in rows:
         row["facts"] = row["facts"][: N_SOME // 2]
         row["text"] = " ".join(sentences_of(row["text"])[: 1 + N_SOME // 2])
-    lines = (json.dumps(row) for row in found)
+    lines = (json.dumps(row) for row in rows)
     path.write_text("\n".join(lines) + "\n")
     return replace(SMALL, documents=str(path))
 
 
 @pytest.fixture(scope="module")
-def record(out: Path, small: Settings) -> dict[str, object]:
+def record(out: Path, small: Settings) -> dict[str, Any]:
     """A run on two documents that learns next to nothing."""
-    return run(out, Model.load(), small)
+    return run(small, out)
 
 
 # -- the packaged documents ----------------------------------------------------------------------
@@ -71,10 +77,10 @@ def test_the_packaged_documents_share_no_subject_and_name_no_title() -> None:
 
 
 def test_strangers_and_packaged_questions_are_no_questions_on_the_documents() -> None:
-    asked = {normalise(q.text) for page in read_pages(DOCUMENTS, 64) for q in page.questions}
+    packaged = {normalise(q.text) for page in read_pages(DOCUMENTS, 64) for q in page.questions}
     strangers = STRANGERS.read_text(encoding="utf-8").splitlines()
     assert len(set(strangers)) >= 590
-    assert not asked & {normalise(q) for q in (*strangers, *unrelated_questions())}
+    assert not packaged & {normalise(q) for q in (*strangers, *unrelated_questions())}
 
 
 def test_documents_of_another_shape_or_too_few_are_refused(tmp_path: Path) -> None:
@@ -83,7 +89,7 @@ def test_documents_of_another_shape_or_too_few_are_refused(tmp_path: Path) -> No
     path.write_text(json.dumps(row) + "\n")
     (page,) = read_pages(path, 1)
     assert page.questions == (Question("A?", "1", "a", "mine"),)
-    with pytest.raises(DataError, match="holds 1 documents; 2 were asked for"):
+    with pytest.raises(DataError, match="holds 1 documents; 2 are needed"):
         read_pages(path, 2)
     path.write_text(json.dumps({**row, "facts": [{"mine": "A?"}]}) + "\n")
     with pytest.raises(DataError, match="a row without 'answer'"):
@@ -94,43 +100,60 @@ def test_settings_that_measure_nothing_are_refused() -> None:
     for wrong in ({"n_documents": 1}, {"rank": 0}, {"epochs": 0}):
         with pytest.raises(ConfigError, match="give at least 2 documents, rank 1 and one epoch"):
             replace(Settings(), **wrong)
+    with pytest.raises(ConfigError, match="arm 'magic' is unknown"):
+        Settings(arms=("magic",))
     assert quick(Settings()).n_documents < 10
 
 
 # -- a run ---------------------------------------------------------------------------------------
 
 
-def test_every_arm_answers_every_question(record: dict[str, object]) -> None:
+def test_every_arm_answers_every_question(record: dict[str, Any]) -> None:
     accuracy = record["accuracy"]
-    assert isinstance(accuracy, dict) and tuple(accuracy) == ARMS == tuple(BY_NAME)
+    assert tuple(accuracy) == tuple(ARMS)
     assert {by_kind["all"]["n"] for by_kind in accuracy.values()} == {2 * N_SOME}
     assert accuracy["base"]["all"]["mean"] == 0
     assert accuracy["full"]["all"]["mean"] > 0.5  # the base reads; nothing was learnt
-    assert len(rows(record)) == 1 + len(ARMS)
+    (sheet,) = TASK.tables(record)
+    assert [row[0] for row in sheet.rows] == list(ARMS)
 
 
-def test_the_record_has_what_the_benchmark_is_made_to_show(record: dict[str, object]) -> None:
+def test_the_record_has_what_the_benchmark_is_made_to_show(record: dict[str, Any]) -> None:
     for part in ("five", "routed_of_oracle", "hybrid", "routing", "several", "seconds"):
         assert part in record, part
-    told = " ".join(sentences(record))
-    for words in ("2 memories", "strangers let through", "better half", "two questions in one"):
-        assert words in told
-    assert markdown(record).count("|") > 60
+    (sheet,) = TASK.tables(record)
+    notes = " ".join(sheet.notes)
+    for words in ("activate a memory", "strangers", "better half", "two questions in one"):
+        assert words in notes
 
 
-def test_the_folder_holds_memories_that_can_be_asked(record: dict[str, object], out: Path) -> None:
+@settings(max_examples=30)
+@given(st.lists(st.tuples(st.integers(0, 1), st.floats(0, 1), st.booleans()), min_size=2))
+def test_misses_and_merges_add_up_to_the_gap(rows: list[tuple[int, float, bool]]) -> None:
+    oracle, routed, hits = map(list, zip(*rows, strict=True))
+    right = dict.fromkeys(("base", "abstaining", "wrong"), [0.0] * len(rows))
+    gap = oracle_gap({**right, "oracle": oracle, "routed": routed}, hits)
+    assert gap["hit"]["mean"] == sum(hits) / len(hits)
+    total = gap["oracle"]["mean"] - gap["routed"]["mean"]
+    eps = sys.float_info.epsilon
+    assert gap["missed"]["mean"] + gap["merged"]["mean"] == pytest.approx(
+        total, abs=4 * eps * len(rows)
+    )
+
+
+def test_the_folder_holds_memories_that_can_be_asked(record: dict[str, Any], out: Path) -> None:
     memory = Memory.open(out / "memories")
     assert sorted(memory.names) == ["page-01", "page-02"]
     page = read_pages(DOCUMENTS, 1)[0]
-    found = memory.ask(page.questions[0].text, mode="open")
-    assert found.memory == "page-01" and found.passages
+    answer = memory.ask(page.questions[0].text, mode="open")
+    assert answer.memory == "page-01" and answer.passages
 
 
 def test_what_was_done_is_not_done_again(
-    record: dict[str, object], out: Path, small: Settings
+    record: dict[str, Any], out: Path, small: Settings
 ) -> None:
     steps: list[str] = []
-    again = run(out, Model.load(), small, watch=Watch(steps.append))
+    again = run(small, out, progress=Progress(watch=Watch(steps.append)))
     assert steps == ["one question at a time, with a clock"]
     timeless = {"seconds", "made"}
     assert {k: v for k, v in again.items() if k not in timeless} == {
@@ -139,9 +162,10 @@ def test_what_was_done_is_not_done_again(
     assert json.loads((out / RECORD_FILE).read_text())["accuracy"] == record["accuracy"]
 
 
-def test_some_arms_can_be_asked_alone(
-    record: dict[str, object], out: Path, small: Settings
-) -> None:
-    found = run(out, Model.load(), small, arms=("base", "oracle"))
-    assert tuple(found["accuracy"]) == ("base", "oracle") and "five" not in found
-    assert len(rows(found)) == 3
+def test_some_arms_can_be_asked_alone(record: dict[str, Any], out: Path, small: Settings) -> None:
+    some = run(replace(small, arms=("base", "oracle")), out)
+    assert tuple(some["accuracy"]) == ("base", "oracle") and "five" not in some
+    (sheet,) = TASK.tables(some)
+    assert len(sheet.rows) == 2
+    with pytest.raises(ConfigError, match="leave --on out"):
+        run(small, out, on="local:2")

@@ -177,7 +177,7 @@ def test_any_json_is_read_or_refused_in_a_sentence(
 
 
 def test_without_a_network_the_hub_is_a_sentence() -> None:
-    with pytest.raises(ConfigError, match=r"asked the hub for 'tasksource/QuALITY'.*--data FILE"):
+    with pytest.raises(ConfigError, match=r"the hub gave no 'tasksource/QuALITY'.*--data FILE"):
         sets.texts("quality", "hub")
     with pytest.raises(ConfigError, match="paperqa is not on the hub"):
         sets.texts("paperqa", "hub")

@@ -8,9 +8,6 @@ from typing import Any
 
 import pytest
 
-from lorewright.cli.bench import numbers
-from lorewright.errors import ConfigError
-
 
 def rule(out: Path) -> list[object]:
     """The smallest sweep there is."""
@@ -60,7 +57,7 @@ def test_a_text_of_ones_own_is_recited(lore: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["bench", "longcontext", "--ranks", "1,two"], "give whole numbers with commas"),
+        (["bench", "longcontext", "--ranks", "1,two"], "is no list of numbers"),
         (["bench", "longcontext", "--part", "laws"], "part 'laws' is unknown"),
         (["bench", "phonebook", "--objective", "dpo"], "method 'dpo' is unknown"),
         (["bench", "phonebook", "--on", "mars", "--quick"], "choose here, local:K"),
@@ -74,10 +71,3 @@ def test_what_cannot_be_done_is_one_sentence(
     monkeypatch.chdir(tmp_path)
     ran = lore(*arguments)
     assert ran.code == 2 and ran.out == "" and said in " ".join(ran.err.split())
-
-
-def test_numbers_are_sorted_and_each_once() -> None:
-    assert numbers("ranks", "8, 1,2,8") == (1, 2, 8) and numbers("ranks", "") == ()
-    for text in ("1,", "a", "-1", "1.5"):
-        with pytest.raises(ConfigError, match="--ranks"):
-            numbers("ranks", text)

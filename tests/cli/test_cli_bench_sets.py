@@ -75,11 +75,11 @@ def test_bad_data_is_one_sentence_and_begins_nothing(
     ("arguments", "said"),
     [
         (["counterfact"], "Missing option '--data'"),
-        (["quality", "--data", "hub"], "asked the hub for 'tasksource/QuALITY'"),
+        (["quality", "--data", "hub"], "the hub gave no 'tasksource/QuALITY'"),
         (["paperqa", "--data", "hub"], "is not on the hub"),
         (["paperqa", "--data", SETS / "paperqa.json", "--format", "poem"], "join some of raw, qa"),
         (["quality", "--data", SETS / "quality.jsonl", "--part", "text"], "has no parts"),
-        (["quality", "--data", SETS / "quality.jsonl", "--ranks", "two"], "--ranks is 'two'"),
+        (["quality", "--data", SETS / "quality.jsonl", "--ranks", "two"], "'two' is no list"),
     ],
 )
 def test_what_cannot_be_done_is_refused(

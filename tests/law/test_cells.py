@@ -8,7 +8,7 @@ import pytest
 
 from lorewright.errors import DataError
 from lorewright.knowledge.scoring import SAFE_NATS
-from lorewright.law.cells import Cell, by_group, capacity, read_cells, stored_bits
+from lorewright.law.cells import Cell, by_group, capacity, read_cells
 
 FIXTURE = Path(__file__).parents[2] / "examples" / "law_qwen_r100.csv"
 HEADER = "rank,n_answer_tokens,loss_drop\n"
@@ -127,7 +127,6 @@ def test_grouping_cells_without_a_group_is_refused() -> None:
 
 
 def test_a_nat_is_one_over_ln_2_bits() -> None:
-    assert stored_bits(math.log(2), 1000) == pytest.approx(1000)
     assert Cell(1, 1000, math.log(2)).bits == pytest.approx(1000)
 
 

@@ -8,8 +8,13 @@ from __future__ import annotations
 import functools
 import os
 import signal
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from lorewright.bench.task import Done, Summary, Task, sweep
+from lorewright.reports.tables import Table
 
 
 def doubled(job: dict[str, Any]) -> dict[str, Any]:
@@ -67,3 +72,35 @@ def tiny_write(job: dict[str, Any]) -> dict[str, Any]:
     done = write(_model(), examples, WriteConfig(lora=lora, epochs=4, lr=1e-2, seed=job["seed"]))
     losses = [epoch.loss_nats for epoch in done.epochs]
     return {"losses": losses, "adapter": content_id(done.adapter)}
+
+
+@dataclass(frozen=True)
+class Doubling:
+    """Settings of a benchmark."""
+
+    model: str = "pocket"
+    """A base."""
+    n: int = 4
+    """How many numbers."""
+
+
+def _summary(settings: Doubling, done: Done) -> dict[str, Any]:
+    return {"twice": [record["twice"] for _, record in done]}
+
+
+def _tables(summary: Summary) -> Iterator[Table]:
+    yield Table("Doubled", ("twice",), tuple((str(twice),) for twice in summary["twice"]))
+
+
+def _jobs(settings: Doubling, base_digest: str) -> list[dict[str, Any]]:
+    return [{"n": n} for n in range(settings.n)]
+
+
+TASK = Task(
+    "double",
+    Doubling,
+    lambda settings: replace(settings, n=2),
+    sweep("double", _jobs, doubled, _summary),
+    _tables,
+)
+"""A benchmark that the package does not know."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lorewright.bench.baselines import (
+from lorewright.bench.routers import (
     PROJECTIONS,
     arrow,
     by_projection,
@@ -163,9 +163,9 @@ def test_directions_that_are_not_there_are_refused() -> None:
     with pytest.raises(AdapterError, match="hold no"):
         arrow({})
     maps = {"a": arrow(outer([1.0], [1.0, 0.0]))}
-    with pytest.raises(ConfigError, match="found none"):
+    with pytest.raises(ConfigError, match="got none"):
         projection_scores(maps, {})
-    with pytest.raises(ConfigError, match=r"found \(2, 3\)"):
+    with pytest.raises(ConfigError, match=r"got \(2, 3\)"):
         projection_scores(maps, {"layer0": torch.ones(2, 3)})
     with pytest.raises(ConfigError, match="one of arrow"):
         by_projection({}, lambda question: {}, project="bow")
