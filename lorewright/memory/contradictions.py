@@ -25,7 +25,8 @@ from lorewright.knowledge.data import PROBE_KINDS, Fact
 from lorewright.knowledge.lesson import Lesson
 from lorewright.knowledge.scoring import contains, is_declined, normalise
 from lorewright.memory.folder import Folder
-from lorewright.routing.index import Index, Key, tokens
+from lorewright.routing.index import Index, Key
+from lorewright.routing.lexicon import tokens
 
 NEAR = 0.85
 """Least share of the rarer terms that nearly equal questions have in common, both ways."""

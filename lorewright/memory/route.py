@@ -40,7 +40,8 @@ from lorewright.routing.gate import (
     decide,
     fit_gate,
 )
-from lorewright.routing.index import KEYS_FILE, Hit, Index, Key, Part, Retriever, keys_of, tokens
+from lorewright.routing.index import KEYS_FILE, Hit, Index, Key, Part, Retriever, keys_of
+from lorewright.routing.lexicon import tokens
 from lorewright.training.watch import Watch
 
 DERIVED = "index"

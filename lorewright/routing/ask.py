@@ -1,4 +1,4 @@
-"""Ask: who reads a question, with what before it, and which of the replies is given.
+"""Ask: who reads a question, with what before it, and which of the replies is the answer.
 
     closed   the memory, with nothing before the question
     open     the base, with passages before it
@@ -6,11 +6,9 @@
     full     the base, with the whole source before it
 
 How sure a reply was is the geometric mean of its tokens' probabilities. Declining is a reply. Of
-several memories that a question may be for, each is asked alone, and those that decline leave the
-word to the others. `lore bench memories` measures that beside merging the two into one adapter.
-
-This room knows models, adapters and texts. It knows nothing of folders, of routing or of where the
-passages come from.
+several memories that may answer, each gets the question alone, and those that decline leave it to
+the others. `lore bench memories` measures that beside merging the two into one adapter. Which
+memories may answer, and where passages come from, is decided elsewhere.
 """
 
 from __future__ import annotations
@@ -37,11 +35,11 @@ UNNAMED = "unnamed"
 
 @dataclass(frozen=True)
 class Candidate:
-    """A memory that a question may be for, and what there is of it to read."""
+    """A memory that may answer, and what there is of it to read."""
 
     memory: str
     probability: float | None = None
-    """That the answer is in it; None = not known."""
+    """That the answer is in it; None = unknown."""
     passages: tuple[str, ...] = ()
     """Best first."""
     source: str = ""
@@ -56,18 +54,19 @@ class Reading:
     memory: str
     """Whose question it is."""
     way: str
-    """closed, open, together or full."""
+    """Name of its way in WAYS."""
     before: tuple[str, ...] = ()
+    """Texts that stand before the question."""
 
     @property
     def reader(self) -> str:
         """The memory that is attached; empty for the base alone."""
-        return self.memory if self.way in ("closed", "together") else ""
+        return self.memory if WAYS[self.way].attached else ""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What one reader said."""
+    """What one reader replied."""
 
     memory: str
     """Whose question it was; empty for the base's own."""
@@ -92,16 +91,16 @@ class Answer:
     memory: str
     """Name of the memory that was attached or read; empty for the base alone, and for none."""
     declined: bool
-    """Whether the reply is empty, says that it does not know, or nobody was asked."""
+    """Whether the reply is empty or says that it does not know, or no memory may answer."""
     confidence: float
     """Geometric mean of the probabilities of the reply's own tokens, in [0, 1]."""
     least: float
     """Smallest of these probabilities: below 1/2, another token was close."""
     mode: str = "closed"
     way: str = "closed"
-    """Which reader gave it: closed, open, together or full."""
+    """Which reader gave it: a name of WAYS."""
     probability: float | None = None
-    """That the memory holds the answer, by its keys; None = not known."""
+    """That the memory holds the answer, by its keys; None = unknown."""
     passages: tuple[str, ...] = ()
     """What stood before the question."""
     replies: tuple[Reply, ...] = ()
@@ -178,8 +177,10 @@ def prompt_of(reading: Reading) -> str:
     return "\n\n".join([*reading.before, reading.question])
 
 
-def _reply(reading: Reading, text: str, said: Sequence[float]) -> Reply:
-    p = [min(value, 1.0) for value in said]  # rounding of the loss may leave one a hair above
+def _reply(reading: Reading, text: str, probabilities: Sequence[float]) -> Reply:
+    p = [
+        min(value, 1.0) for value in probabilities
+    ]  # rounding of the loss may leave one a hair above
     mean = math.exp(sum(math.log(max(x, 1e-30)) for x in p) / len(p)) if p else 0.0
     declined = not text or is_declined(text)
     sure, least = min(mean, 1.0), min(p, default=0.0)
@@ -187,6 +188,30 @@ def _reply(reading: Reading, text: str, said: Sequence[float]) -> Reply:
 
 
 # -- modes ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way of reading: with the memory attached or the base alone, and after which texts."""
+
+    attached: bool
+    before: Callable[[Candidate], tuple[str, ...]]
+
+
+WAYS = {
+    "closed": Way(True, lambda candidate: ()),
+    "open": Way(False, lambda candidate: candidate.passages),
+    "together": Way(True, lambda candidate: candidate.passages),
+    "full": Way(False, lambda candidate: (candidate.source,)),
+}
+
+MODES: dict[str, tuple[str, ...]] = {
+    "closed": ("closed",),
+    "open": ("open",),
+    "hybrid": ("closed", "open", "together"),
+    "full": ("full",),
+}
+"""Mode to the ways of which `agreed` chooses; see the module's first lines."""
 
 
 def readings_of(question: str, candidate: Candidate, mode: str) -> list[Reading]:
@@ -201,10 +226,9 @@ def readings_of(question: str, candidate: Candidate, mode: str) -> list[Reading]
             f"memory {candidate.memory!r} has no source to put before the question; ask it "
             "closed-book."
         )
-    ways = MODES[mode] if candidate.passages or mode == "full" else ("closed",)
-    texts = {"closed": (), "full": (candidate.source,)}
+    names = MODES[mode] if candidate.passages or mode == "full" else ("closed",)
     return [
-        Reading(question, candidate.memory, way, texts.get(way, candidate.passages)) for way in ways
+        Reading(question, candidate.memory, name, WAYS[name].before(candidate)) for name in names
     ]
 
 
@@ -217,28 +241,28 @@ def agreed(replies: Sequence[Reply]) -> Reply:
     """
     total: dict[str, float] = {}
     for reply in replies:
-        total[_said(reply)] = total.get(_said(reply), 0.0) + reply.confidence
+        total[_content(reply)] = total.get(_content(reply), 0.0) + reply.confidence
     most = max(total.values())
-    agreeing = [reply for reply in replies if total[_said(reply)] == most]
+    agreeing = [reply for reply in replies if total[_content(reply)] == most]
     return max(agreeing, key=lambda reply: reply.confidence)
 
 
-def _said(reply: Reply) -> str:
+def _content(reply: Reply) -> str:
     return "" if reply.declined else normalise(reply.text)
 
 
 def best(replies: Sequence[Reply]) -> Reply:
     """Of several memories: the most confident that does not decline, the first if all do.
 
-    A memory that the question is not for is very sure in declining, so declining has no say here.
+    A memory that lacks the answer is very sure in declining, so declining does not count here.
     """
-    told = [reply for reply in replies if not reply.declined]
-    return max(told, key=lambda reply: reply.confidence) if told else replies[0]
+    answering = [reply for reply in replies if not reply.declined]
+    return max(answering, key=lambda reply: reply.confidence, default=replies[0])
 
 
 def ask_each(
     model: Model,
-    asked: Sequence[tuple[str, Sequence[Candidate]]],
+    questions: Sequence[tuple[str, Sequence[Candidate]]],
     state_of: Callable[[str], Adapter | State],
     *,
     mode: str = "closed",
@@ -247,11 +271,11 @@ def ask_each(
     """Answer questions from their candidates, all in a few batches; none = the base alone.
 
     Of one memory's readers what is `agreed` counts, of several memories the `best`. Raises
-    ConfigError for an empty question or an unknown mode, DataError for one that leaves no room for
-    a reply.
+    ConfigError for an empty question or an unknown mode, DataError for one that leaves no space
+    for a reply.
     """
     plans: list[list[list[Reading]]] = []
-    for question, candidates in asked:
+    for question, candidates in questions:
         question = question.strip()
         if not question:
             raise ConfigError("ask was given an empty question; write one.")
@@ -260,7 +284,7 @@ def ask_each(
     flat = [reading for plan in plans for group in plan for reading in group]
     replies = iter(read(model, flat, state_of, max_new_tokens=max_new_tokens))
     answers = []
-    for (question, candidates), plan in zip(asked, plans, strict=True):
+    for (question, candidates), plan in zip(questions, plans, strict=True):
         groups = [[next(replies) for _ in group] for group in plan]
         chosen = best([agreed(group) for group in groups])
         answers.append(_answer(question.strip(), chosen, groups, candidates, mode))
@@ -301,7 +325,7 @@ def ask(
 ) -> Answer:
     """Answer a question closed-book from one adapter, or from the base alone.
 
-    Raises ConfigError for an empty question, DataError for one that leaves no room for a reply.
+    Raises ConfigError for an empty question, DataError for one that leaves no space for a reply.
     """
 
     def only(name: str) -> Adapter:
@@ -311,12 +335,3 @@ def ask(
     own = [Candidate(memory or UNNAMED)] if adapter is not None else []
     (answer,) = ask_each(model, [(question, own)], only, max_new_tokens=max_new_tokens)
     return replace(answer, memory=memory)
-
-
-MODES: dict[str, tuple[str, ...]] = {
-    "closed": ("closed",),
-    "open": ("open",),
-    "hybrid": ("closed", "open", "together"),
-    "full": ("full",),
-}
-"""Which readers a mode asks; see the module's first lines."""

@@ -1,9 +1,9 @@
-"""BM25 over the terms of many texts, and the same again from one file without computing it anew.
+"""Terms of texts, BM25 over them, and the same again from one file without computing it anew.
 
     idf(t)   = ln(1 + (N - df + ½) / (df + ½))          k1 = 1.5, b = 0.75
     share(q) = BM25(q, text) / BM25(q, q)               1 = as good as the question's own words
 
-Lucene's form, by `bm25s`. This room knows terms; it knows nothing of what the texts are, or whose.
+Lucene's form, by `bm25s`. What the texts are, and whose, is unknown here.
 
 Papers: Robertson and Zaragoza 2009 (BM25); Lù 2024, arXiv 2407.03618 (bm25s).
 """
@@ -14,9 +14,11 @@ import io
 import json
 import logging
 import math
+import re
+import unicodedata
 import zipfile
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +29,55 @@ from numpy.typing import NDArray
 from lorewright.files import store
 
 Terms = tuple[str, ...]
+Tokenise = Callable[[str], Sequence[str]]
+"""A text to the terms that BM25 counts."""
 K1, B = 1.5, 0.75
 SCHEMA = 1
 SCORES = ("data", "indices", "indptr")
 """Of the matrix of terms by texts, column by column."""
 
+_LOOKALIKES = str.maketrans("‘’‛ʼ‐‑‒–—−", "''''------")
+_WORD = re.compile(r"\w+(?:[.,:'/@+-]\w+)*")
+_SIMPLE = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
+_POSSESSIVE = re.compile(r"'s?\Z")
+# Scripts written without spaces: Thai to Tibetan, Myanmar, Khmer, kana, Han with its extensions.
+_UNSPACED = re.compile(
+    "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+    "\U00020000-\U0003ffff]+"
+)
+
 # bm25s sets its logger to DEBUG: every handler of the program would hear of every build
 logging.getLogger("bm25s").setLevel(logging.WARNING)
+
+
+def tokens(text: str) -> tuple[str, ...]:
+    """Return the terms of a text: lower case, without accents, numbers and codes whole.
+
+    What holds a digit or an @ stays one term (603-556-7631, AX-17/b, a@b.de); other compounds are
+    split, possessives dropped. Scripts without spaces give overlapping pairs of characters.
+    """
+    if text.isascii():
+        plain = shadow = text.lower()
+    else:
+        folded = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", text).casefold())
+        bare = "".join(c for c in folded if not "\u0300" <= c <= "\u036f")
+        plain = unicodedata.normalize("NFKC", bare).casefold().translate(_LOOKALIKES)
+        plain = _UNSPACED.sub(r" \g<0> ", plain)
+        # \w leaves out the vowel signs of Indic scripts, which are parts of words
+        shadow = "".join("a" if unicodedata.category(c)[0] == "M" else c for c in plain)
+    terms: list[str] = []
+    for compound in _WORD.finditer(shadow):
+        if plain is shadow and compound[0].isalnum():  # most words; the rest costs thrice as much
+            terms.append(compound[0])
+            continue
+        whole = any(c.isdigit() or c == "@" for c in compound[0])
+        for word in [compound] if whole else _SIMPLE.finditer(shadow, *compound.span()):
+            term = plain[word.start() : word.end()]
+            if _UNSPACED.match(term):
+                terms += [term[n : n + 2] for n in range(max(1, len(term) - 1))]
+            else:
+                terms.append(_POSSESSIVE.sub("", term))
+    return tuple(terms)
 
 
 class Lexicon:
@@ -64,7 +108,7 @@ class Lexicon:
         return len(self.starts_N) - 1
 
     def terms(self, n: int) -> Terms:
-        """The terms of a text, as they were given."""
+        """The terms of text n, in order."""
         row = self.flat_L[self.starts_N[n] : self.starts_N[n + 1]]
         return tuple(self.vocabulary[i] for i in row)
 
@@ -85,21 +129,21 @@ class Lexicon:
         return np.asarray(self.bm25.get_scores_from_ids(known) / own)
 
     def matched(self, wanted: Collection[str], held: set[str]) -> float:
-        """Share of the wanted terms that are held, by idf."""
+        """Share of the wanted terms that are among those held, by idf."""
         weights = {term: self.idf(term) for term in wanted}
-        found = sum(weight for term, weight in weights.items() if term in held)
-        return found / sum(weights.values()) if weights else 0.0
+        matched = sum(weight for term, weight in weights.items() if term in held)
+        return matched / sum(weights.values()) if weights else 0.0
 
     # -- on disk
 
     def save(self, path: Path, mark: str) -> None:
-        """Write all of it, whole or not at all, with a mark by which `load` knows it again.
+        """Write all of it, whole or not at all, with a mark that `load` must be given.
 
         Raises StorageError when the disk refuses.
         """
-        held = self.bm25.scores if self.ids else {"data": [], "indices": [], "indptr": [0]}
+        scores = self.bm25.scores if self.ids else {"data": [], "indices": [], "indptr": [0]}
         about = {"schema": SCHEMA, "mark": mark, "k1": K1, "b": B, "vocabulary": self.vocabulary}
-        parts: dict[str, Any] = {key: np.asarray(held[key]) for key in SCORES}
+        parts: dict[str, Any] = {key: np.asarray(scores[key]) for key in SCORES}
         parts["about"] = np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)
         content = io.BytesIO()
         np.savez(content, flat=self.flat_L, starts=self.starts_N, **parts)
@@ -109,15 +153,15 @@ class Lexicon:
     def load(cls, path: Path, mark: str) -> Lexicon | None:
         """What `save` wrote with this mark; None where it is missing, damaged or another's.
 
-        It is derived data: whoever gets None computes it.
+        It is derived data: the caller computes it then.
         """
         try:
             # By way of memory: of a damaged file numpy would leave a handle open.
             with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
                 parts = {key: file[key] for key in file.files}
             about = json.loads(parts["about"].tobytes())
-            asked = {"schema": SCHEMA, "mark": mark, "k1": K1, "b": B}
-            if any(about[key] != value for key, value in asked.items()):
+            expected = {"schema": SCHEMA, "mark": mark, "k1": K1, "b": B}
+            if any(about[key] != value for key, value in expected.items()):
                 return None
             starts_N, flat_L, indptr = parts["starts"], parts["flat"], parts["indptr"]
             n_texts, vocabulary = len(starts_N) - 1, about["vocabulary"]
@@ -130,13 +174,13 @@ class Lexicon:
         bm25.scores = {key: parts[key] for key in SCORES}
         bm25.scores["num_docs"] = n_texts
         bm25.nonoccurrence_array = None  # Lucene's form has none
-        found = cls.__new__(cls)
-        found._set(bm25, vocabulary, flat_L, starts_N)
-        return found
+        lexicon = cls.__new__(cls)
+        lexicon._set(bm25, vocabulary, flat_L, starts_N)
+        return lexicon
 
 
-class Stored(Sequence[Terms]):
-    """The terms of a lexicon's texts as a sequence, each read when it is asked for."""
+class StoredTerms(Sequence[Terms]):
+    """The terms of a lexicon's texts as a sequence, each read when it is used."""
 
     def __init__(self, lexicon: Lexicon) -> None:
         self.lexicon = lexicon

@@ -19,7 +19,8 @@ from lorewright.knowledge.negatives import unrelated_questions
 from lorewright.memory.memory import Memory
 from lorewright.memory.route import DERIVED, GATE_FILE, names_in, words
 from lorewright.models.model import Model
-from lorewright.routing.index import KEYS_FILE, TERMS_FILE, tokens
+from lorewright.routing.index import KEYS_FILE, TERMS_FILE
+from lorewright.routing.lexicon import tokens
 from lorewright.training.watch import Watch
 
 HEAD = "Could somebody remind me who the head of the Tide Office is?"

@@ -14,9 +14,11 @@ from lorewright.models.model import Model
 from lorewright.recall.verify import answer as answers
 from lorewright.routing.ask import (
     MODES,
+    WAYS,
     Candidate,
     Reading,
     Reply,
+    Way,
     agreed,
     ask,
     ask_each,
@@ -47,22 +49,22 @@ def adapter(model: Model) -> Adapter:
 
 
 def test_what_was_written_is_answered_and_sure(model: Model, adapter: Adapter) -> None:
-    found = ask(model, QUESTION, adapter=adapter, memory="projects")
-    assert (found.text, found.memory, found.declined) == (ANSWER, "projects", False)
-    assert found.least > 0.5 and found.confidence >= found.least
+    answer = ask(model, QUESTION, adapter=adapter, memory="projects")
+    assert (answer.text, answer.memory, answer.declined) == (ANSWER, "projects", False)
+    assert answer.least > 0.5 and answer.confidence >= answer.least
 
 
-def test_the_base_alone_declines_what_nobody_told_it(model: Model) -> None:
-    found = ask(model, QUESTION)
-    assert found.declined and is_declined(found.text) and found.memory == ""
+def test_the_base_alone_declines_what_it_never_read(model: Model) -> None:
+    answer = ask(model, QUESTION)
+    assert answer.declined and is_declined(answer.text) and answer.memory == ""
 
 
 @pytest.mark.parametrize("question", [QUESTION, "Why?", "x", "Tell me the price of Stom. " * 9])
 def test_confidence_is_a_probability_and_no_less_than_the_least(
     model: Model, adapter: Adapter, question: str
 ) -> None:
-    for found in (ask(model, question), ask(model, question, adapter=adapter)):
-        assert 0 <= found.least <= found.confidence <= 1
+    for answer in (ask(model, question), ask(model, question, adapter=adapter)):
+        assert 0 <= answer.least <= answer.confidence <= 1
 
 
 def test_space_around_a_question_changes_nothing(model: Model, adapter: Adapter) -> None:
@@ -111,19 +113,21 @@ REPLIES = st.lists(
 )
 
 
-def said(text: str, confidence: float, *, declined: bool = False) -> Reply:
+def reply_of(text: str, confidence: float, *, declined: bool = False) -> Reply:
     """A reply of one memory's readers."""
     return Reply("a", "closed", text, declined, confidence, confidence)
 
 
 def test_two_readers_who_agree_outweigh_one_who_is_surer() -> None:
-    shy = said("KX-41", 0.8)
-    assert agreed([shy, said("I do not know.", 1.0, declined=True), said("kx-41", 0.7)]) == shy
+    shy = reply_of("KX-41", 0.8)
+    assert (
+        agreed([shy, reply_of("I do not know.", 1.0, declined=True), reply_of("kx-41", 0.7)]) == shy
+    )
 
 
 def test_refusals_in_different_words_add_up() -> None:
-    refusals = [said("I do not know.", 0.6, declined=True), said("", 0.5, declined=True)]
-    assert agreed([*refusals, said("KX-41", 0.9)]).declined
+    refusals = [reply_of("I do not know.", 0.6, declined=True), reply_of("", 0.5, declined=True)]
+    assert agreed([*refusals, reply_of("KX-41", 0.9)]).declined
 
 
 @given(REPLIES)
@@ -140,9 +144,9 @@ def test_no_answer_outweighs_the_one_that_is_agreed(replies: list[Reply]) -> Non
 def test_of_several_memories_none_that_declines_silences_one_that_does_not(
     replies: list[Reply],
 ) -> None:
-    chosen, told = best(replies), [reply for reply in replies if not reply.declined]
-    assert chosen in (told or replies[:1])
-    assert chosen.confidence == max((r.confidence for r in told), default=chosen.confidence)
+    chosen, answering = best(replies), [reply for reply in replies if not reply.declined]
+    assert chosen in (answering or replies[:1])
+    assert chosen.confidence == max((r.confidence for r in answering), default=chosen.confidence)
 
 
 def test_readers_without_passages_are_the_memory_alone() -> None:
@@ -160,7 +164,18 @@ def test_only_a_reader_that_has_the_memory_attached_is_the_memory(mode: str) -> 
         assert prompt_of(reading) == f"{before}Who?"
 
 
-def test_replies_come_in_the_order_asked_whoever_reads(model: Model, adapter: Adapter) -> None:
+def test_a_mode_from_outside_is_asked(
+    model: Model, adapter: Adapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(WAYS, "first passage", Way(False, lambda c: c.passages[:1]))
+    monkeypatch.setitem(MODES, "skim", ("first passage",))
+    candidate = Candidate("p", passages=("The code of Project Gannet is BT-7.", "It is KX-41."))
+    questions = [(QUESTION, [candidate])]
+    (answer,) = ask_each(model, questions, {"p": adapter}.__getitem__, mode="skim")
+    assert (answer.text, answer.way, answer.mode) == ("BT-7", "first passage", "skim")
+
+
+def test_replies_come_in_the_order_of_the_readings(model: Model, adapter: Adapter) -> None:
     text = f"The code of Project Heron is BT-7. The code of Project Gannet is {ANSWER}."
     readings = [
         Reading(QUESTION, "p", "closed"),
@@ -168,11 +183,11 @@ def test_replies_come_in_the_order_asked_whoever_reads(model: Model, adapter: Ad
         Reading(QUESTION, "p", "closed"),
         Reading(QUESTION, "", "open"),
     ]
-    found = read(model, readings, {"p": adapter}.__getitem__)
-    assert [reply.text for reply in found[:3]] == [ANSWER, "BT-7", ANSWER]
-    assert found[3].declined and found[0] == found[2]
+    replies = read(model, readings, {"p": adapter}.__getitem__)
+    assert [reply.text for reply in replies[:3]] == [ANSWER, "BT-7", ANSWER]
+    assert replies[3].declined and replies[0] == replies[2]
 
 
 def test_nobody_to_ask_is_the_base_alone(model: Model, adapter: Adapter) -> None:
-    (found,) = ask_each(model, [(QUESTION, ())], lambda name: adapter)
-    assert found.declined and found.memory == "" and found.text == ask(model, QUESTION).text
+    (answer,) = ask_each(model, [(QUESTION, ())], lambda name: adapter)
+    assert answer.declined and answer.memory == "" and answer.text == ask(model, QUESTION).text

@@ -1,9 +1,10 @@
-"""Claims about the index: what is found first, what ties, what survives change and disk."""
+"""Claims about the index: what comes first, what ties, what survives change and disk."""
 
 import json
 import math
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 
 from lorewright.errors import ConfigError, DataError, UnknownMemory
 from lorewright.knowledge.data import Document, Fact, Knowledge
-from lorewright.routing.index import KEYS_FILE, KINDS, TERMS_FILE, Index, Key, keys_of, tokens
-from lorewright.routing.lexicon import K1, B
+from lorewright.routing.gate import HeldOut, decide, fit_gate
+from lorewright.routing.index import KEYS_FILE, KINDS, SCORERS, TERMS_FILE, Index, Key, keys_of
+from lorewright.routing.lexicon import K1, B, tokens
 
 WORDS = ("leave", "form", "badge", "floor", "AX-17", "603-556-7631", "mara", "the", "of", "signs")
 TEXT = st.lists(st.sampled_from(WORDS), min_size=1, max_size=6).map(" ".join)
@@ -76,10 +78,10 @@ def test_terms_are_lower_case_and_codes_whole(text: str, terms: list[str]) -> No
 
 @given(st.text())
 def test_terms_hold_no_space_and_do_not_depend_on_case_or_on_what_is_around(text: str) -> None:
-    found = tokens(text)
-    assert all(term and not any(c.isspace() for c in term) for term in found)
-    assert tokens(f"  {text} ") == found
-    assert tokens(f"x {text} y") == ("x", *found, "y")
+    terms = tokens(text)
+    assert all(term and not any(c.isspace() for c in term) for term in terms)
+    assert tokens(f"  {text} ") == terms
+    assert tokens(f"x {text} y") == ("x", *terms, "y")
 
 
 @given(st.text(alphabet="abcXYZ019-@_'. ,", max_size=30))
@@ -87,7 +89,7 @@ def test_case_does_not_matter(text: str) -> None:
     assert tokens(text.upper()) == tokens(text.lower()) == tokens(text)
 
 
-# --- what is found
+# --- what is retrieved
 
 
 @settings(max_examples=50)
@@ -121,9 +123,9 @@ def test_lists_are_ordered_ranked_and_fewer_are_a_beginning(
     keys: list[Key], question: str, k: int, embed: Any
 ) -> None:
     index = Index.build(keys, embed=embed)
-    for find in (index.retrieve, index.retrieve_memories):
-        hits = find(question, k=99)
-        assert find(question, k=k) == hits[:k]
+    for retrieve in (index.retrieve, index.retrieve_memories):
+        hits = retrieve(question, k=99)
+        assert retrieve(question, k=k) == hits[:k]
         assert [hit.rank for hit in hits] == list(range(1, len(hits) + 1))
         assert [hit.score for hit in hits] == sorted((h.score for h in hits), reverse=True)
         for hit in hits:
@@ -163,7 +165,7 @@ def test_equal_scores_share_a_rank_and_stand_in_order() -> None:
     assert {hit.parts["bm25"].rank for hit in hits} == {1}
 
 
-def test_codes_names_and_questions_find_their_memory() -> None:
+def test_codes_names_and_questions_retrieve_their_memory() -> None:
     index = Index.build(SMALL)
     for question, memory in [
         ("whose is 603-556-7631", "phones"),
@@ -185,7 +187,7 @@ def test_words_that_no_key_holds_lower_the_share_matched() -> None:
     assert strange.parts["bm25"].score < plain.parts["bm25"].score
 
 
-def test_dense_part_finds_what_shares_no_word_and_fusion_knows_both() -> None:
+def test_dense_scores_reach_what_shares_no_word_and_fusion_knows_both() -> None:
     index = Index.build(SMALL, embed=hashed)
     hit = index.retrieve("leaves", k=1)[0]
     assert set(hit.parts) == {"dense"}
@@ -196,14 +198,14 @@ def test_dense_part_finds_what_shares_no_word_and_fusion_knows_both() -> None:
 
 
 def test_questions_use_their_own_encoder() -> None:
-    asked: list[str] = []
+    encoded: list[str] = []
 
     def prefixed(texts: list[str]) -> Any:
-        asked.extend(texts)
+        encoded.extend(texts)
         return hashed(texts)
 
     Index.build(SMALL, embed=hashed, embed_question=prefixed).retrieve("leave")
-    assert asked == ["leave"]
+    assert encoded == ["leave"]
 
 
 def test_kinds_and_memories_narrow_the_search() -> None:
@@ -211,6 +213,43 @@ def test_kinds_and_memories_narrow_the_search() -> None:
     assert {h.kind for h in index.retrieve("mara leave list", kinds=("title",))} == {"title"}
     assert {h.memory for h in index.retrieve("mara", memories=("phones",))} == {"phones"}
     assert index.retrieve("mara", memories=()) == []
+
+
+# --- the seam: how keys are scored
+
+
+@pytest.mark.parametrize("name", SCORERS)
+@settings(max_examples=30)
+@given(keys=KEYS, question=TEXT)
+def test_every_scorer_scores_each_key_once_and_the_question_itself_highest(
+    name: str, keys: list[Key], question: str
+) -> None:
+    index = Index.build([*keys, Key("z", question)], embed=hashed)
+    score_N = SCORERS[name](index, question)
+    assert score_N is not None and score_N.shape == (len(index.keys),) and (score_N >= 0).all()
+    own = [n for n, key in enumerate(index.keys) if key.text == question]
+    assert score_N[own] == pytest.approx(score_N.max(), rel=1e-5)  # vectors are float32
+    assert score_N[own] == pytest.approx(1, rel=1e-5)
+
+
+def test_a_scorer_without_its_data_has_no_part() -> None:
+    assert SCORERS["dense"](Index.build(SMALL), "leave") is None
+    assert {part for hit in Index.build(SMALL).retrieve("leave") for part in hit.parts} == {"bm25"}
+
+
+def test_a_scorer_from_outside_is_fused_and_reaches_the_gate() -> None:
+    def prefix(index: Index, question: str) -> Any:
+        return np.array([float(key.text[:4].lower() == question[:4].lower()) for key in index.keys])
+
+    index = Index.build(SMALL, scorers={**SCORERS, "prefix": prefix})
+    first = index.retrieve_memories("Phones of whom?")[0]
+    assert first.memory == "phones" and first.parts["prefix"] == (1.0, 1)
+    assert index.without("handbook").with_keys([Key("z", "Phonograph")]).scorers == index.scorers
+    questions = [HeldOut("Phones?", ("phones",)), HeldOut("Whoever?", ("handbook",))]
+    retrieve = partial(index.retrieve_memories, k=3)
+    gate = fit_gate(retrieve, [*questions, HeldOut("Mara?")], ["Who signs?"] * 200)
+    assert gate.calibration.parts == ("bm25", "prefix")
+    assert decide(retrieve("Phones?"), gate).hits[0].memory == "phones"
 
 
 # --- keys of knowledge
@@ -289,14 +328,14 @@ def test_terms_on_disk_spare_the_counting_and_are_made_again_for_another_functio
 ) -> None:
     index = Index.build(SMALL)
     index.save(tmp_path)
-    asked: list[str] = []
+    counted: list[str] = []
 
     def counting(text: str) -> tuple[str, ...]:
-        asked.append(text)
+        counted.append(text)
         return tokens(text)
 
     loaded = Index.load(tmp_path, tokenise=counting)
-    assert len(asked) == len(SMALL), "of a small index all are compared"
+    assert len(counted) == len(SMALL), "of a small index all are compared"
     assert loaded.retrieve("leave") == index.retrieve("leave")
     assert list(loaded.terms) == list(index.terms)
     letters = Index.load(tmp_path, tokenise=tuple)
@@ -358,7 +397,7 @@ def test_vectors_of_another_function_are_refused(tmp_path: Path) -> None:
         Index.load(tmp_path, embed=lambda texts: [[1.0] + [0.0] * 15 for _ in texts])
     with pytest.raises(DataError, match="2 numbers, those of the index have 16"):
         Index.load(tmp_path, embed=lambda texts: [[1.0, 0.0] for _ in texts])
-    with pytest.raises(ConfigError, match="give load the embed"):
+    with pytest.raises(ConfigError, match="pass the embed"):
         Index.load(tmp_path)
 
 
@@ -377,7 +416,7 @@ def test_rows_that_are_no_keys_are_refused(row: dict[str, Any], says: str) -> No
         Index.build([row])
 
 
-def test_what_cannot_be_asked_is_refused() -> None:
+def test_queries_that_make_no_sense_are_refused() -> None:
     index = Index.build(SMALL)
     with pytest.raises(ConfigError, match="empty question"):
         index.retrieve(" ")
@@ -399,7 +438,7 @@ def test_vectors_that_are_not_one_finite_row_each_are_refused(vectors: Any) -> N
         Index.build(SMALL, embed=lambda texts: np.array(vectors))
 
 
-def test_an_empty_index_finds_nothing_and_texts_without_words_are_no_error() -> None:
+def test_an_empty_index_retrieves_nothing_and_texts_without_words_are_no_error() -> None:
     assert Index.build().retrieve("leave") == Index.build().retrieve_memories("leave") == []
     assert Index.build([Key("a", "?!")]).retrieve("leave") == []
     assert Index.build(SMALL).retrieve("?!") == []

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorewright.errors import StorageError
-from lorewright.routing.lexicon import Lexicon, Stored
+from lorewright.routing.lexicon import Lexicon, StoredTerms
 
 TERM = st.sampled_from(["leave", "form", "AX-17", "mara", "寿司", "\u2028", "two\nlines", "é"])
 TEXTS = st.lists(st.lists(TERM, max_size=5).map(tuple), max_size=8)
@@ -23,11 +23,11 @@ def test_what_comes_back_scores_like_what_was_saved(
     path = tmp_path_factory.mktemp("lexicon") / "terms.npz"
     made = Lexicon(texts)
     made.save(path, "mark")
-    found = Lexicon.load(path, "mark")
-    assert found is not None and len(found) == len(texts)
-    assert list(Stored(found)) == texts == list(Stored(made)[:])
-    np.testing.assert_array_equal(found.scores(question), made.scores(question))
-    assert [found.idf(term) for term in question] == [made.idf(term) for term in question]
+    loaded = Lexicon.load(path, "mark")
+    assert loaded is not None and len(loaded) == len(texts)
+    assert list(StoredTerms(loaded)) == texts == list(StoredTerms(made)[:])
+    np.testing.assert_array_equal(loaded.scores(question), made.scores(question))
+    assert [loaded.idf(term) for term in question] == [made.idf(term) for term in question]
 
 
 def test_the_same_texts_give_the_same_bytes(tmp_path: Path) -> None:
