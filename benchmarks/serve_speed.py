@@ -3,7 +3,7 @@
     python benchmarks/serve_speed.py
     python benchmarks/serve_speed.py --quick
 
-`lore serve` runs in a process of its own; as many clients as it has rows ask it over HTTP, each the next
+`lore serve` runs in a process of its own; as many clients as it has rows send it questions over HTTP, each the next
 question as soon as it has an answer. Every way of answering gets the same questions:
 
     base         the base alone                      one          one memory for everybody
@@ -12,11 +12,11 @@ question as soon as it has an answer. Every way of answering gets the same quest
     full         the base with the memory's whole document before the question
 
 All replies have the same number of tokens, so that ways that say more do not look slower; how many answers
-are right is asked afterwards, without that. Ways take turns, in an order that changes from round to round.
+are right is measured afterwards, without that. Ways take turns, in an order that changes from round to round.
 Requests per second and latencies are by the clock. The ratio is that of the median CPU seconds of the
 server for one round of `sixteen` over one of `base`, HTTP included, which another process on the machine
 does not inflate; low and high are the 95 % bootstrap interval over rounds. The last line can be read by a
-script. Memories are kept in --folder and written anew only if they are not there.
+script. Memories are stored in --folder and written only if they are not there.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Timed:
     n_scored: int = 0
 
 
-# --- what is asked -------------------------------------------------------------------------------
+# --- questions -----------------------------------------------------------------------------------
 
 
 def knowledge(n_memories: int, n_facts: int) -> list[Knowledge]:
@@ -94,7 +94,7 @@ def knowledge(n_memories: int, n_facts: int) -> list[Knowledge]:
             for _ in range(3)
         )
 
-    found = []
+    items = []
     for n in range(n_memories):
         facts, sentences, name = [], [], f"Project {word().capitalize()}"
         for relation in RELATIONS[:n_facts]:
@@ -105,8 +105,8 @@ def knowledge(n_memories: int, n_facts: int) -> list[Knowledge]:
             facts.append(
                 Fact(f"{n}-{relation}", f"What is the {relation} of {name}?", value, source=f"d{n}")
             )
-        found.append(Knowledge((Document(f"d{n}", "\n".join(sentences), name),), tuple(facts)))
-    return found
+        items.append(Knowledge((Document(f"d{n}", "\n".join(sentences), name),), tuple(facts)))
+    return items
 
 
 def questions(known: list[Knowledge]) -> list[Question]:
@@ -115,14 +115,14 @@ def questions(known: list[Knowledge]) -> list[Question]:
     index = Index.build(
         Key(f"memory-{n}", line) for n, text in enumerate(texts) for line in text.splitlines()
     )
-    found = []
+    listed = []
     for fact_no in range(len(known[0].facts)):
         for n, each in enumerate(known):
             fact = each.facts[fact_no]
             hits = index.retrieve(fact.question, k=PASSAGES)
             text = "\n".join(hit.key for hit in hits)
-            found.append(Question(fact.question, fact.answer, f"memory-{n}", text, texts[n]))
-    return found
+            listed.append(Question(fact.question, fact.answer, f"memory-{n}", text, texts[n]))
+    return listed
 
 
 def prepare(folder: Path, model: Model, known: list[Knowledge], rank: int, epochs: int) -> None:
@@ -138,24 +138,24 @@ def prepare(folder: Path, model: Model, known: list[Knowledge], rank: int, epoch
         )
         for n, each in enumerate(known)
     ]
-    made = [written.adapter for written in write_all(model, jobs) if isinstance(written, Written)]
-    made.append(merge(made, method="svd", rank=rank).adapter)
+    trained = [written.adapter for written in write_all(model, jobs) if isinstance(written, Written)]
+    trained.append(merge(trained, method="svd", rank=rank).adapter)
     memory = Memory.open(folder, model)
     with memory.writing():
-        for name, adapter in zip([*names, "merged"], made, strict=True):
+        for name, adapter in zip([*names, "merged"], trained, strict=True):
             identity = adapters.content_id(adapter)
             adapters.save(adapter, folder / "adapters" / identity)
             memory.folder.enter(name, identity, source="", run="")
 
 
-# --- asking --------------------------------------------------------------------------------------
+# --- requests ------------------------------------------------------------------------------------
 
 
-def body(way: str, asked: Question) -> dict[str, object]:
+def body(way: str, question: Question) -> dict[str, object]:
     """The request of one way of answering."""
-    model = {"one": "memory-0", "sixteen": asked.memory, "merged": "merged"}.get(way, "pocket")
-    before = {"retrieval": asked.passages, "full": asked.document}.get(way)
-    text = f"{before}\n\n{asked.text}" if before else asked.text
+    model = {"one": "memory-0", "sixteen": question.memory, "merged": "merged"}.get(way, "pocket")
+    before = {"retrieval": question.passages, "full": question.document}.get(way)
+    text = f"{before}\n\n{question.text}" if before else question.text
     return {"model": model, "messages": [{"role": "user", "content": text}]}
 
 
@@ -195,15 +195,15 @@ async def cpu_seconds(client: httpx.AsyncClient) -> float:
 async def round_of(
     client: httpx.AsyncClient,
     way: str,
-    asked: list[Question],
+    questions: list[Question],
     n_clients: int,
     tokens: int,
     timed: Timed,
 ) -> None:
     """All questions once, `n_clients` at a time."""
-    before, began, todo = await cpu_seconds(client), time.perf_counter(), iter(asked)
+    before, began, todo = await cpu_seconds(client), time.perf_counter(), iter(questions)
 
-    async def keep_asking() -> None:
+    async def repeat() -> None:
         for question in todo:
             request = body(way, question) | {"max_tokens": tokens, "ignore_eos": True}
             start = time.perf_counter()
@@ -212,15 +212,15 @@ async def round_of(
             timed.latencies.append(time.perf_counter() - start)
             timed.n_prompt += reply.json()["usage"]["prompt_tokens"]
 
-    await asyncio.gather(*(keep_asking() for _ in range(n_clients)))
+    await asyncio.gather(*(repeat() for _ in range(n_clients)))
     timed.wall.append(time.perf_counter() - began)
     timed.cpu.append(await cpu_seconds(client) - before)
 
 
-async def score(client: httpx.AsyncClient, way: str, asked: list[Question], timed: Timed) -> None:
-    """How many answers hold what was asked for, replies ending where the model ends them, or soon."""
-    for start in range(0, len(asked), 32):
-        part = asked[start : start + 32]
+async def score(client: httpx.AsyncClient, way: str, questions: list[Question], timed: Timed) -> None:
+    """Count the replies that hold the answer; they end where the model ends them, or soon."""
+    for start in range(0, len(questions), 32):
+        part = questions[start : start + 32]
         replies = await asyncio.gather(
             *(
                 client.post("/v1/chat/completions", json=body(way, q) | {"max_tokens": LONGEST})
@@ -228,29 +228,29 @@ async def score(client: httpx.AsyncClient, way: str, asked: list[Question], time
             )
         )
         for question, reply in zip(part, replies, strict=True):
-            said = reply.raise_for_status().json()["choices"][0]["message"]["content"]
-            timed.n_right += contains(said, (question.answer,)) == 1.0
+            content = reply.raise_for_status().json()["choices"][0]["message"]["content"]
+            timed.n_right += contains(content, (question.answer,)) == 1.0
             timed.n_scored += 1
 
 
-async def measure(url: str, asked: list[Question], args: argparse.Namespace) -> dict[str, Timed]:
+async def measure(url: str, questions: list[Question], args: argparse.Namespace) -> dict[str, Timed]:
     """Rounds of all ways, after one round that does not count."""
-    found = {way: Timed() for way in WAYS}
+    timings = {way: Timed() for way in WAYS}
     limits = httpx.Limits(max_connections=64, max_keepalive_connections=64)
     async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as client:
         for way in WAYS:
-            mine = [q for q in asked if q.memory == "memory-0"] if way == "one" else asked
-            await score(client, way, mine, found[way])  # warms up as well
+            mine = [q for q in questions if q.memory == "memory-0"] if way == "one" else questions
+            await score(client, way, mine, timings[way])  # warms up as well
         for n in range(args.rounds):
             order = list(WAYS)
             random.Random(n).shuffle(order)
             for way in order:
-                await round_of(client, way, asked, args.clients, args.tokens, found[way])
+                await round_of(client, way, questions, args.clients, args.tokens, timings[way])
             print(
-                f"# round {n}: " + ", ".join(f"{way} {found[way].cpu[-1]:.2f} s" for way in WAYS),
+                f"# round {n}: " + ", ".join(f"{way} {timings[way].cpu[-1]:.2f} s" for way in WAYS),
                 flush=True,
             )
-    return found
+    return timings
 
 
 def quantile(values: list[float], share: float) -> float:
@@ -259,7 +259,7 @@ def quantile(values: list[float], share: float) -> float:
 
 
 def main() -> None:
-    """Write the memories, serve them, ask, compare."""
+    """Write the memories, serve them, measure, compare."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -271,33 +271,33 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=16, help="of every reply that is timed")
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--threads", type=int, default=1, help="of torch, in the server")
-    parser.add_argument("--folder", type=Path, help="where the memories are kept; default: nowhere")
+    parser.add_argument("--folder", type=Path, help="where the memories lie; default: a temporary folder")
     parser.add_argument("--quick", action="store_true", help="2 facts, 12 epochs, 3 rounds")
     args = parser.parse_args()
     if args.quick:
         args.facts, args.epochs, args.rounds = 2, 12, 3
     print(machine(args.threads))
     known = knowledge(args.memories, args.facts)
-    asked = questions(known)
+    every = questions(known)
     with tempfile.TemporaryDirectory() as place:
         folder = args.folder or Path(place) / "atlas"
         prepare(folder, Model.load(), known, args.rank, args.epochs)
         print(
-            f"{args.memories} memories of {args.facts} facts, rank {args.rank}; {len(asked)} questions a round, "
+            f"{args.memories} memories of {args.facts} facts, rank {args.rank}; {len(every)} questions a round, "
             f"{args.clients} at a time, {args.tokens} tokens a reply, {args.rounds} rounds"
         )
         with serving(folder, args.clients, args.threads) as url:
-            found = asyncio.run(measure(url, asked, args))
+            timings = asyncio.run(measure(url, every, args))
     print("way        requests/s   p50 ms   p95 ms   CPU s/round   prompt tokens   right")
-    for way, timed in found.items():
-        rate = len(asked) / statistics.median(timed.wall)
+    for way, timed in timings.items():
+        rate = len(every) / statistics.median(timed.wall)
         right = wilson(timed.n_right, timed.n_scored)
         print(
             f"{way:<10} {rate:10.1f} {quantile(timed.latencies, 0.5) * 1e3:8.0f} "
             f"{quantile(timed.latencies, 0.95) * 1e3:8.0f} {statistics.median(timed.cpu):13.2f} "
             f"{timed.n_prompt / len(timed.latencies):15.1f}   {right}"
         )
-    print(verdict("serve_speed", found["sixteen"].cpu, found["base"].cpu))
+    print(verdict("serve_speed", timings["sixteen"].cpu, timings["base"].cpu))
 
 
 if __name__ == "__main__":

@@ -172,7 +172,7 @@ class AdapterCache:
         self._n_users = Counter[str]()
         sites = survey(model.network)[0]
         self.batches = not any("experts" in site.projection.split(".") for site in sites)
-        """False where experts receive tokens out of order, so that rows cannot be told apart."""
+        """False where experts receive tokens out of order, so that rows cannot be separated."""
         for site in sites:
             base = model.network.get_submodule(site.name)
             if not isinstance(base, nn.Linear):

@@ -128,7 +128,7 @@ class LocalBackend:
                 )
                 generation.jobs.append(job)
         if not self.scheduler.submit(generation.jobs):
-            raise too_many("as many replies wait already as may")
+            raise too_many("the queue of replies is full")
         return generation
 
     async def _adapter_of(self, target: Target) -> tuple[Adapter | None, Target]:

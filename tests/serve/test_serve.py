@@ -193,7 +193,7 @@ def test_logprobs_name_the_tokens_of_the_reply(client: OpenAI) -> None:
     again = [
         t.logprob for p in streamed if p.choices[0].logprobs for t in p.choices[0].logprobs.content
     ]
-    assert again == pytest.approx([token.logprob for token in tokens], abs=1e-4)
+    assert again == pytest.approx([token.logprob for token in tokens], abs=2e-3)  # float32 logits
 
 
 def test_plain_completions_come_with_several_choices_and_logprobs(client: OpenAI) -> None:

@@ -1,4 +1,4 @@
-"""What several test modules share: endpoints."""
+"""A small chat endpoint in a thread, for tests of the teacher."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def completion(text: str | None, finish: str = "stop") -> Answer:
 
 
 class Server(ThreadingHTTPServer):
-    """Answers chat requests by ``reply(prompt, n_asked_before)`` and remembers what was asked."""
+    """Answers chat requests by ``reply(prompt, n_before)`` and records the requests."""
 
     daemon_threads = True
 
@@ -68,7 +68,7 @@ class Handler(BaseHTTPRequestHandler):
             self.server.paths.append(self.path)
             self.server.keys.append(self.headers.get("Authorization"))
         answer = self.server.reply(prompt, n_before)
-        if answer is None:  # hang up without a word
+        if answer is None:  # hang up without a reply
             self.connection.shutdown(socket.SHUT_RDWR)
             self.close_connection = True
         else:
