@@ -4,8 +4,7 @@
     README.md                                         the model card for people and the hub
     card.json                                         where it came from; written last
 
-This room knows PEFT's file format and module names. It knows nothing about tokens, training or
-folders of memories, and it never imports peft. An adapter's id is that of its content.
+PEFT itself is never imported. An adapter's id is that of its content.
 """
 
 from __future__ import annotations
@@ -173,7 +172,7 @@ def save(adapter: Adapter, folder: Path | str) -> str:
     except OSError as error:
         remedy = "free some space" if error.errno == errno.ENOSPC else "check the path"
         raise StorageError(
-            f"the adapter was to be saved as {folder}; the disk said: {error}. Nothing was kept; "
+            f"the adapter was to be saved as {folder}; the disk refused: {error}. Nothing is left; "
             f"{remedy} and save again."
         ) from error
     finally:
@@ -209,17 +208,19 @@ def load(folder: Path | str) -> Adapter:
     adapter = Adapter(config, tensors, base_id, digest, card, targets)
     if ours and ours["id"] != content_id(adapter):
         raise AdapterError(
-            f"{folder}: the card is for content {ours['id']}, but found {content_id(adapter)}; "
-            "the files do not belong together. Restore the folder, or write the memory again."
+            f"{folder}: the card is for content {ours['id']}, the files hold "
+            f"{content_id(adapter)}; restore the folder, or write the memory again."
         )
     return adapter
 
 
-def needs_plain(adapters: Sequence[Adapter], asked: str) -> None:
-    """Raise AdapterError, saying what was asked, unless A and B are all of every adapter."""
-    for found in (each.config.variant for each in adapters if each.config.variant != PLAIN):
-        told = f"found {found}, which also scales the base's rows; write it with --variant lora"
-        raise AdapterError(f"{asked} needs plain LoRA, whose change is B A; {told}.")
+def needs_plain(adapters: Sequence[Adapter], purpose: str) -> None:
+    """Raise AdapterError, naming the purpose, unless A and B are all of every adapter."""
+    for variant in (each.config.variant for each in adapters if each.config.variant != PLAIN):
+        raise AdapterError(
+            f"{purpose} needs plain LoRA, whose change is B A; this is {variant}, which also "
+            "scales the base's rows; write it with --variant lora."
+        )
 
 
 # On a model
@@ -238,8 +239,8 @@ def validate(adapter: Adapter, model: nn.Module, base_digest: str | None = None)
             f"this base has digest {base_digest[:12]}. Load that base, or write the memory again."
         )
     _check_tensors(adapter.tensors, adapter.config, "the adapter")
-    found, skipped = survey(model)
-    sites = {site.name: site for site in found}
+    listed, skipped = survey(model)
+    sites = {site.name: site for site in listed}
     strange = [name for name in adapter.modules if name not in sites]
     if strange:
         why = skipped.get(strange[0], "the model has no such layer")
@@ -251,8 +252,10 @@ def validate(adapter: Adapter, model: nn.Module, base_digest: str | None = None)
         A_RI, B_OR = (adapter.tensors[name + half] for half in HALVES)
         fits, has = (sites[name].n_in, sites[name].n_out), (A_RI.shape[1], B_OR.shape[0])
         if fits != has or len(adapter.tensors.get(name + MAGNITUDE, B_OR)) != fits[1]:
-            asked = f"{name!r} is {fits} (in, out) in the model, {has} in the adapter"
-            raise AdapterError(f"{asked}; load the model it was written on ({adapter.base_id!r}).")
+            raise AdapterError(
+                f"{name!r} is {fits} (in, out) in the model, {has} in the adapter; load the model "
+                f"it was written on ({adapter.base_id!r})."
+            )
     try:
         named = resolve_targets(model, adapter.config.targets, adapter.config.layers).names
     except LorewrightError as error:
@@ -397,11 +400,11 @@ def _check_free(folder: Path, identity: str) -> None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     try:
-        found = f"content {content_id(load(folder))}"
+        present = f"content {content_id(load(folder))}"
     except LorewrightError:
-        found = "other files"
-    if found != f"content {identity}":
-        raise AdapterError(f"{folder} is taken: found {found}, not {identity}; choose another.")
+        present = "other files"
+    if present != f"content {identity}":
+        raise AdapterError(f"{folder} holds {present}, not {identity}; choose another folder.")
 
 
 def _read_json(folder: Path, name: str) -> dict[str, Any]:
@@ -414,18 +417,20 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
     except OSError as error:
         raise StorageError(f"{folder / name} could not be read: {error}.") from error
     if not isinstance(content, dict):
-        raise AdapterError(f"{folder / name} must be a JSON object; found {str(content)[:40]}.")
+        raise AdapterError(f"{folder / name} must be a JSON object; it is {str(content)[:40]}.")
     return content
 
 
 def _check_settings(settings: Mapping[str, Any], folder: Path) -> None:
     """Refuse every variant of LoRA in which A and B are not the whole adapter."""
     where = f"{folder / CONFIG_FILE}"
-    told = {"task_type": None, "bias": "none", "init_lora_weights": True, **settings}
+    stated = {"task_type": None, "bias": "none", "init_lora_weights": True, **settings}
     for key, readable in READABLE.items():
-        if told.get(key) not in readable:
+        if stated.get(key) not in readable:
             expected = " or ".join(map(repr, readable))
-            raise AdapterError(f"{where}: {key} is {told.get(key)!r}; only {expected} can be read.")
+            raise AdapterError(
+                f"{where}: {key} is {stated.get(key)!r}; only {expected} can be read."
+            )
     for key in UNSUPPORTED:
         if settings.get(key):
             raise AdapterError(f"{where}: {key} is set, so A and B are not all; use plain LoRA.")
@@ -435,19 +440,21 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
     path = folder / TENSOR_FILE
     if not path.exists():
         pickles = [name for name in PICKLES if (folder / name).exists()]
-        found = f"only {pickles[0]}, a pickle, which could run code" if pickles else "no tensors"
-        raise AdapterError(f"{folder} needs {TENSOR_FILE}; found {found}. Save it as safetensors.")
+        there = f"only {pickles[0]}, a pickle, which could run code" if pickles else "no tensors"
+        raise AdapterError(f"{folder} needs {TENSOR_FILE}; it has {there}. Save it as safetensors.")
     try:
-        found_tensors = parse_tensors(path.read_bytes())
+        tensors = parse_tensors(path.read_bytes())
     except SafetensorError as error:
         raise AdapterError(f"{path} is truncated or corrupt ({error}); copy it again.") from error
     except OSError as error:
         raise StorageError(f"{path} could not be read: {error}.") from error
-    strange = [k for k in found_tensors if not k.startswith(PREFIX) or not _split(k)[1]]
-    if strange or not found_tensors:
-        found = f"{len(strange)} of {len(found_tensors)} tensors are not ({', '.join(strange[:3])})"
-        raise AdapterError(f"{path} must hold A and B of linear layers and no more; {found}.")
-    return {k.removeprefix(PREFIX): _plain(found_tensors[k]) for k in sorted(found_tensors)}
+    strange = [k for k in tensors if not k.startswith(PREFIX) or not _split(k)[1]]
+    if strange or not tensors:
+        raise AdapterError(
+            f"{path} must hold A and B of linear layers and no more; {len(strange)} of "
+            f"{len(tensors)} tensors are not ({', '.join(strange[:3])})."
+        )
+    return {k.removeprefix(PREFIX): _plain(tensors[k]) for k in sorted(tensors)}
 
 
 def _lora_config(
@@ -460,15 +467,15 @@ def _lora_config(
     names = tuple(dict.fromkeys(_split(key)[0] for key in tensors))
     variant = DORA if settings.get("use_dora") else PLAIN
     try:
-        told = LoraConfig(rank, alpha, names, rslora=bool(rslora), variant=variant)  # type: ignore[arg-type]
-        config = told if ours is None else LoraConfig(**ours["lora"])
+        peft = LoraConfig(rank, alpha, names, rslora=bool(rslora), variant=variant)  # type: ignore[arg-type]
+        config = peft if ours is None else LoraConfig(**ours["lora"])
     except (ConfigError, TypeError, KeyError) as error:
         raise AdapterError(f"{folder}: its settings cannot be read: {error}") from error
-    forms = [(each.rank, each.alpha, each.rslora, each.variant) for each in (config, told)]
+    forms = [(each.rank, each.alpha, each.rslora, each.variant) for each in (config, peft)]
     if forms[0] != forms[1]:
         raise AdapterError(
-            f"{folder}: card and {CONFIG_FILE} differ: rank {config.rank} and {told.rank}, alpha "
-            f"{config.alpha} and {told.alpha}. Restore the folder, or delete {CARD_FILE}."
+            f"{folder}: card and {CONFIG_FILE} differ: rank {config.rank} and {peft.rank}, alpha "
+            f"{config.alpha} and {peft.alpha}. Restore the folder, or delete {CARD_FILE}."
         )
     return config
 

@@ -40,18 +40,18 @@ class LoraConfig:
         alpha = ALPHA if self.alpha is None else self.alpha
         for name, value in (("rank", self.rank), ("alpha", alpha)):
             if type(value) is not int or value < 1:
-                raise ConfigError(f"{name} must be an integer of at least 1; found {value!r}.")
+                raise ConfigError(f"{name} must be an integer of at least 1; got {value!r}.")
         if type(self.seed) is not int or not 0 <= self.seed < 2**32:
-            raise ConfigError(f"seed must be an integer in [0, 2**32); found {self.seed!r}.")
+            raise ConfigError(f"seed must be an integer in [0, 2**32); got {self.seed!r}.")
         if isinstance(self.targets, str) or not self.targets or not all(self.targets):
-            raise ConfigError(f"targets must be a tuple of module names; found {self.targets!r}.")
+            raise ConfigError(f"targets must be a tuple of module names; got {self.targets!r}.")
         if self.variant not in VARIANTS:
             raise ConfigError(
                 f"variant {self.variant!r} is unknown; use one of {', '.join(VARIANTS)}."
             )
         layers = None if self.layers is None else tuple(sorted(set(self.layers)))
         if layers == () or not all(type(layer) is int and layer >= 0 for layer in layers or ()):
-            raise ConfigError(f"layers must be None or indices from 0; found {self.layers!r}.")
+            raise ConfigError(f"layers must be None or indices from 0; got {self.layers!r}.")
         object.__setattr__(self, "alpha", alpha)
         object.__setattr__(self, "targets", tuple(self.targets))
         object.__setattr__(self, "layers", layers)

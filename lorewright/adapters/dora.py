@@ -5,8 +5,7 @@
 What A, B and m are trained to is PEFT's to compute: `engine` is its layer around a frozen one, and
 `through` runs it with the factors of whichever adapter is meant. The scale is a part of B here.
 
-This room knows PEFT's layers, which it imports when one is asked for. It knows nothing of stacks,
-files or tokens.
+PEFT is imported when the first such layer is made.
 
 Shape letters: R rank, I in-features, O out-features.
 
@@ -36,7 +35,7 @@ def engine(base: nn.Linear) -> nn.Module:
             from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise ConfigError(
-            "asked for a DoRA adapter; peft, which computes it, is not installed; run "
+            "a DoRA adapter needs peft, which computes it and is not installed; run "
             "`pip install 'lorewright[peft]'`, or write plain LoRA."
         ) from error
     place = nn.ModuleList([base])

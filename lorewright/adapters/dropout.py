@@ -7,8 +7,6 @@ layer reads is not. Every (adapter, epoch, step, module) has a generator of its 
 the real tokens of that adapter's rows and never for padding: neither the rest of the stack nor an
 interruption changes what is drawn, so N adapters written together equal N written alone.
 
-This room knows tensors and rows. It knows nothing of losses or of when it is a training step.
-
 Shape letters: B batch row, T token, I in-features, M tokens of a batch, padding included.
 """
 
@@ -64,11 +62,11 @@ class Masks:
         mask_MI[self._where(len(x_MI), x_MI.device)] = torch.cat(drawn_MI)
         return (x_MI * mask_MI).view_as(x_BTI)
 
-    def _where(self, n_found: int, device: torch.device) -> Tensor:
-        """Where in M the real tokens lie, row by row; found once for all layers of a pass."""
-        key = (n_found, device)
+    def _where(self, n_tokens: int, device: torch.device) -> Tensor:
+        """Where in M the real tokens lie, row by row; once for all layers of a pass."""
+        key = (n_tokens, device)
         if key not in self._places:
-            width = n_found // len(self.lengths_B)
+            width = n_tokens // len(self.lengths_B)
             real_BT = torch.arange(width) < torch.tensor(self.lengths_B)[:, None]
             self._places[key] = real_BT.flatten().nonzero()[:, 0].to(device)
         return self._places[key]

@@ -2,9 +2,8 @@
 
     y = W x + scale * B A x         A (R, I), B (O, R) in float32, W frozen in any dtype
 
-This room knows ``torch.nn`` and dotted names, and nothing about transformers, tokens, losses,
-optimisers or files. N adapters live in one `LoraLinear` as ``A_NRI`` and ``B_NOR``; the rows of a
-batch are bound to adapters through `Stack.bind`. Smaller ranks are padded with zeros in A *and* in
+N adapters live in one `LoraLinear` as ``A_NRI`` and ``B_NOR``; `Rows` say which of them each row of
+a batch uses. Smaller ranks are padded with zeros in A *and* in
 B: both gradients vanish there, so the padding stays zero and N adapters trained together equal N
 trained alone, provided that gradients are clipped per adapter and optimisers are elementwise.
 
@@ -128,23 +127,25 @@ class Stacked(Adapted):
         self.scale_N: Tensor
         self.register_buffer("scale_N", torch.tensor(scales, device=device).float(), False)
 
-    def keep(self, kept: Sequence[int]) -> None:
+    def select(self, adapters: Sequence[int]) -> None:
         """Leave only these adapters, in this order."""
         for name in self.trained:
             weight = getattr(self, name)
-            setattr(self, name, nn.Parameter(weight.detach()[kept], weight.requires_grad))
-        self.scale_N = self.scale_N[kept]
-        self.ranks_N = [self.ranks_N[i] for i in kept]
+            setattr(self, name, nn.Parameter(weight.detach()[adapters], weight.requires_grad))
+        self.scale_N = self.scale_N[adapters]
+        self.ranks_N = [self.ranks_N[i] for i in adapters]
 
     def _check_rows(self, x_BTI: Tensor) -> Tensor:
         """The adapter of each row. Raises AdapterError when x has other rows than are bound."""
         rows_B = self.binding.rows.index_B
         assert rows_B is not None
-        n_rows, n_found, flat = len(rows_B), x_BTI.shape[0], x_BTI.dim() == 2
-        if (flat and (self.routed or n_found % n_rows)) or (not flat and n_found != n_rows):
-            found = f"{tuple(x_BTI.shape)}{' from a router' if self.routed else ''}"
+        n_rows, n_here, flat = len(rows_B), x_BTI.shape[0], x_BTI.dim() == 2
+        if (flat and (self.routed or n_here % n_rows)) or (not flat and n_here != n_rows):
+            received = f"{tuple(x_BTI.shape)}{' from a router' if self.routed else ''}"
             remedy = "one adapter for all rows" if self.routed else "the rows of this batch"
-            raise AdapterError(f"{n_rows} rows are bound; a layer received {found}; bind {remedy}.")
+            raise AdapterError(
+                f"{n_rows} rows are bound; a layer received {received}; bind {remedy}."
+            )
         return rows_B
 
 
@@ -236,10 +237,10 @@ class DoraLinear(Stacked):
         h = F.linear(x.float() if read is None else read, A_RI)
         return (y + F.linear(h, B_OR)).to(y.dtype)
 
-    def keep(self, kept: Sequence[int]) -> None:
+    def select(self, adapters: Sequence[int]) -> None:
         """Leave only these adapters, in this order."""
-        super().keep(kept)
-        self.lengthens_N = [self.lengthens_N[i] for i in kept]
+        super().select(adapters)
+        self.lengthens_N = [self.lengthens_N[i] for i in adapters]
 
 
 # The stack
@@ -355,8 +356,8 @@ class Stack(AbstractContextManager["Stack"]):
         check_keys(f"adapter {n} of the stack", views, "the tensors", tensors)
         for key, view in views.items():
             if tensors[key].shape != view.shape:
-                found, expected = tuple(tensors[key].shape), tuple(view.shape)
-                raise AdapterError(f"{key!r} is {found}; adapter {n} of the stack has {expected}.")
+                shape, expected = tuple(tensors[key].shape), tuple(view.shape)
+                raise AdapterError(f"{key!r} is {shape}; adapter {n} of the stack has {expected}.")
         for key, view in views.items():
             view.copy_(tensors[key].detach())
 
@@ -395,7 +396,7 @@ class Stack(AbstractContextManager["Stack"]):
             raise AdapterError(f"cannot drop adapter {n} of {len(self)}; detach ends the last one.")
         keep = [i for i in range(len(self)) if i != n]
         for layer in self.modules.values():
-            layer.keep(keep)
+            layer.select(keep)
         self.configs = tuple(self.configs[i] for i in keep)
         self.coverage = tuple(self.coverage[i] for i in keep)
         self._lay_flat()
@@ -431,22 +432,22 @@ def attach(model: nn.Module, configs: Sequence[LoraConfig]) -> Stack:
     Every config is resolved before the model is touched. Raises AdapterError if one is attached.
     """
     if not configs:
-        raise ConfigError("attach needs at least one LoraConfig; found none.")
+        raise ConfigError("attach needs at least one LoraConfig; got none.")
     if any(isinstance(module, Adapted) for module in model.modules()):
-        raise AdapterError("attach found a stack on this model already; detach that one first.")
+        raise AdapterError("this model has a stack attached already; detach that one first.")
     return Stack(model, configs, [resolve_targets(model, c.targets, c.layers) for c in configs])
 
 
 def check_keys(
-    expected_in: str, expected: Mapping[str, object], found_in: str, found: Mapping[str, object]
+    expected_in: str, expected: Mapping[str, object], actual_in: str, actual: Mapping[str, object]
 ) -> None:
     """Raise AdapterError, with counts and the first few keys, unless both have the same keys."""
-    missing = [key for key in expected if key not in found]
-    extra = [key for key in found if key not in expected]
+    missing = [key for key in expected if key not in actual]
+    extra = [key for key in actual if key not in expected]
     if missing or extra:
         raise AdapterError(
-            f"{found_in} do not fit {expected_in}: {len(missing)} of {len(expected)} missing"
-            f"{_few(missing)}, {len(extra)} of {len(found)} not expected{_few(extra)}."
+            f"{actual_in} do not fit {expected_in}: {len(missing)} of {len(expected)} missing"
+            f"{_few(missing)}, {len(extra)} of {len(actual)} not expected{_few(extra)}."
         )
 
 

@@ -1,8 +1,4 @@
-"""The README of an adapter's folder: a model card for people and the hub.
-
-This room knows Markdown and the hub's front matter. It knows nothing of adapters beyond what it is
-told about one.
-"""
+"""The README of an adapter's folder: a model card for people and the hub."""
 
 from __future__ import annotations
 

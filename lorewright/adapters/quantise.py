@@ -6,8 +6,6 @@ The linear layers of the decoder hold four bits a weight; adapters on them, embe
 the head stay as they are. An adapter is written for the weights it was trained on: the quantised
 base has another digest than the float one, and each refuses the other's adapters.
 
-This room knows bitsandbytes' settings and layers. It knows nothing of transformers or adapters.
-
 Paper: QLoRA, arXiv 2305.14314.
 """
 
@@ -31,7 +29,7 @@ LAYER = "Linear4bit"
 
 
 def loading(device: str) -> dict[str, Any]:
-    """What `from_pretrained` is told to quantise a base while it is loaded onto a device.
+    """Arguments of `from_pretrained` that quantise a base while it is loaded onto a device.
 
     Products are computed in bfloat16 on a GPU that has it, in float32 elsewhere. Raises ModelError
     without bitsandbytes or accelerate, or when there is no such device.
@@ -40,7 +38,7 @@ def loading(device: str) -> dict[str, Any]:
         _needs(package)
     place = torch.device(device)
     if place.type == "cuda" and not torch.cuda.is_available():
-        raise ModelError(f"asked for a base in nf4 on {device!r}; torch finds none; use cpu.")
+        raise ModelError(f"a base in nf4 cannot be put on {device!r}: torch sees none; use cpu.")
     halves = place.type == "cuda" and torch.cuda.is_bf16_supported()
     settings = {
         "quant_method": "bitsandbytes",
@@ -58,7 +56,7 @@ def _needs(package: str) -> None:
             import_module(package)
     except ImportError as error:
         raise ModelError(
-            f"asked for a base in nf4; {package} is not installed; run "
+            f"a base in nf4 needs {package}, which is not installed; run "
             "`pip install 'lorewright[quantise]'`, or load it in float32."
         ) from error
 

@@ -2,13 +2,12 @@
 
     sites, skipped = survey(model)          coverage = resolve_targets(model, ("attention",), None)
 
-This room knows ``torch.nn``, dotted names and their spellings in the model families. It knows
-nothing of ranks, scales, tokens or files.
+Parts of a model are recognised by the spellings of dotted names in the model families.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import groupby
@@ -75,10 +74,10 @@ def resolve_targets(
     (another tower, the head, a router, a Conv1D), and ConfigError for layers that do not exist.
     """
     sites, skipped = survey(model)
-    asked = f"targets {list(targets)}"
+    wanted = f"targets {list(targets)}"
     if not sites:
-        found = ", ".join(dict.fromkeys(skipped.values())) or "no weights"
-        raise TargetsNotFound(f"{asked} need nn.Linear layers in the decoder; found only: {found}.")
+        others = ", ".join(dict.fromkeys(skipped.values())) or "no weights"
+        raise TargetsNotFound(f"{wanted} need nn.Linear layers; the decoder has only: {others}.")
     depth = 1 + max(site.layer for site in sites)
     absent = [layer for layer in layers or () if layer >= depth]
     if absent:
@@ -87,14 +86,14 @@ def resolve_targets(
     for target in targets:
         matched = {site for site in sites if _matches(target, site)}
         if not matched:
-            raise TargetsNotFound(f"{asked}: {_explain_no_match(target, sites, skipped)}")
-        kept = {site for site in matched if layers is None or site.layer in layers}
-        if not kept:
-            found = _ranges([site.layer for site in matched])
+            raise TargetsNotFound(f"{wanted}: {_explain_no_match(target, sites, skipped)}")
+        inside = {site for site in matched if layers is None or site.layer in layers}
+        if not inside:
+            there = _ranges([site.layer for site in matched])
             raise TargetsNotFound(
-                f"{asked}: {target!r} is in layers {found}, not in {list(layers or ())}."
+                f"{wanted}: {target!r} is in layers {there}, not in {list(layers or ())}."
             )
-        chosen |= kept
+        chosen |= inside
     return Coverage(tuple(site for site in sites if site in chosen), len(sites), skipped)
 
 
@@ -203,12 +202,22 @@ def _any_in(words: Sequence[str], parts: Sequence[str]) -> bool:
     return any(word in part for part in parts for word in words)
 
 
+def _attends(site: Site) -> bool:
+    return _any_in(ATTENTION, site.projection.split("."))
+
+
+PRESETS: dict[str, Callable[[Site], bool]] = {
+    "all-linear": lambda site: True,
+    "attention": _attends,
+    "mlp": lambda site: not _attends(site) and _any_in(MLP, site.projection.split(".")),
+}
+"""Targets that are no names of modules, and which layers they mean."""
+
+
 def _matches(target: str, site: Site) -> bool:
-    parts = site.projection.split(".")
-    if target in ("attention", "mlp"):
-        attends = _any_in(ATTENTION, parts)
-        return attends if target == "attention" else not attends and _any_in(MLP, parts)
-    return target == "all-linear" or f".{site.name}".endswith(f".{target}")
+    if target in PRESETS:
+        return PRESETS[target](site)
+    return f".{site.name}".endswith(f".{target}")
 
 
 def _explain_no_match(target: str, sites: Sequence[Site], skipped: Mapping[str, str]) -> str:
@@ -221,7 +230,7 @@ def _explain_no_match(target: str, sites: Sequence[Site], skipped: Mapping[str, 
     names |= {site.projection: site.projection for site in sites}
     near = get_close_matches(target, list(names), n=3, cutoff=0.3) or list(names)[:3]
     closest = ", ".join(repr(name) for name in dict.fromkeys(names[name] for name in near))
-    return f"{start} (closest: {closest}); name one of these or a preset."
+    return f"{start} (closest: {closest}); name one of these or a preset ({', '.join(PRESETS)})."
 
 
 def _ranges(numbers: Sequence[int]) -> str:

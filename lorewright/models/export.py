@@ -6,8 +6,6 @@ float32 under GGUF's names; `adapter.lora.alpha` is scale × rank, for llama.cpp
 and knows no rsLoRA. Where an architecture stores the rows of a weight in another order (Llama's q
 and k, for its rotary embedding; GPT-NeoX's fused q, k, v), the rows of B follow. llama.cpp's script
 converts bases whose tokenizer it knows; the embedded one it does not, so that is written here too.
-
-This room knows file formats. It knows nothing of folders of memories.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ import os
 import re
 import shlex
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from torch import Tensor
 from lorewright.adapters import adapter as adapters
 from lorewright.adapters.adapter import HALVES, Adapter, content_id, needs_plain, validate
 from lorewright.adapters.quantise import quantised
+from lorewright.adapters.targets import survey
 from lorewright.errors import AdapterError, ConfigError, StorageError
 from lorewright.files import slug
 from lorewright.models.catalogue import POCKET, POCKET_FOLDER
@@ -46,7 +45,7 @@ _LAYER = re.compile(r"(?:.*\.)?(?:layers|h)\.(\d+)\.(.+)")
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written, and how an engine takes it."""
+    """What was written, and how an engine loads it."""
 
     to: str
     path: str
@@ -61,38 +60,38 @@ class Exported:
         return asdict(self)
 
 
-Export = Callable[[Adapter, Model, Path, str], Exported]
-"""An adapter, its base, a folder that is not there yet, and a name for the engine."""
+Exporter = Callable[[Adapter, Model, Path, str], Exported]
+"""(adapter, its base, a folder that is not there yet, a name for the engine) -> what was written"""
 
 
 def export(adapter: Adapter, model: Model, out: Path, *, to: str, name: str = "memory") -> Exported:
-    """Write an adapter for an engine into a new folder; a key of EXPORTS says for which.
+    """Write an adapter for an engine into a new folder; a key of EXPORTERS says for which.
 
     Raises ConfigError for an unknown one, AdapterError for what does not fit the base or what the
     engine would refuse, StorageError when the disk does.
     """
-    if to not in EXPORTS:
-        raise ConfigError(f"asked to export to {to!r}; use one of {', '.join(EXPORTS)}.")
+    if to not in EXPORTERS:
+        raise ConfigError(f"there is no export to {to!r}; use one of {', '.join(EXPORTERS)}.")
     validate(adapter, model.network, model.digest)
-    return EXPORTS[to](adapter, model, Path(out), name)
+    return EXPORTERS[to](adapter, model, Path(out), name)
 
 
 # -- PEFT, vLLM, SGLang --------------------------------------------------------------------------
 
 
 def to_peft(adapter: Adapter, model: Model, out: Path, name: str) -> Exported:
-    """The folder as PEFT loads it, read back and found to be the same content."""
+    """The folder as PEFT loads it, read back: the same content."""
     identity = adapters.save(adapter, out)
-    found = adapters.load(out)
-    validate(found, model.network, model.digest)
-    if content_id(found) != identity:
+    again = adapters.load(out)
+    validate(again, model.network, model.digest)
+    if content_id(again) != identity:
         raise AdapterError(f"{out} does not hold what was exported; check the disk.")
     load = f'PeftModel.from_pretrained(base, "{out}")'
     return Exported("peft", str(out), identity, len(adapter.modules), (load,))
 
 
 def to_vllm(adapter: Adapter, model: Model, out: Path, name: str) -> Exported:
-    """The same folder, once it is known that vLLM and SGLang take it; the lines that start them.
+    """The same folder, if vLLM and SGLang load it, and the lines that start them.
 
     Our adapters have no bias, no saved modules, one rank and text layers only. Raises AdapterError
     for a rank above the engines' largest.
@@ -106,7 +105,7 @@ def to_vllm(adapter: Adapter, model: Model, out: Path, name: str) -> Exported:
             f"export that: lore merge FOLDER {name} --method svd --rank {ENGINE_RANKS[-1]} "
             f"--into-name {name}-{ENGINE_RANKS[-1]}."
         )
-    found = to_peft(adapter, model, out, name)
+    exported = to_peft(adapter, model, out, name)
     base = shlex.quote(_base_path(model))
     lora = shlex.quote(f"{name}={out}")
     limit = f" --max-lora-rank {fitting[0]}" if fitting[0] != DEFAULT_RANK else ""
@@ -115,11 +114,13 @@ def to_vllm(adapter: Adapter, model: Model, out: Path, name: str) -> Exported:
         f"python -m sglang.launch_server --model-path {base} --lora-paths {lora} "
         f"--max-lora-rank {fitting[0]}",
     )
-    return replace(found, to="vllm", commands=commands, notes=tuple(_engine_notes(adapter, model)))
+    return replace(
+        exported, to="vllm", commands=commands, notes=tuple(_engine_notes(adapter, model))
+    )
 
 
 def _base_path(model: Model) -> str:
-    """What an engine is given as the base: the embedded one is a folder like any other."""
+    """What an engine loads as the base: the embedded one is a folder like any other."""
     return str(POCKET_FOLDER) if model.name == POCKET else model.name
 
 
@@ -157,7 +158,7 @@ class Architecture:
     prefix: str = "model.layers"
     """How GGUF's table of names writes a layer of this family."""
     rows: Callable[[Any, str, int], Tensor | None] = lambda config, ending, n_out: None
-    """Order of the rows of a module's weight, given its ending and number of rows; None = kept."""
+    """Order of the rows of a module's weight by its ending and number of rows; None = the same."""
 
 
 def rotary_rows(config: Any, ending: str, n_out: int) -> Tensor | None:
@@ -270,35 +271,35 @@ def read_gguf(path: Path, model: Model) -> tuple[float, dict[str, Tensor]]:
     gguf = _gguf()
     architecture = _architecture(model)
     reader = gguf.GGUFReader(path)
-    told = {key: field.contents() for key, field in reader.fields.items()}
+    fields = {key: field.contents() for key, field in reader.fields.items()}
     wanted = {"general.type": "adapter", "adapter.type": "lora"}
     wanted["general.architecture"] = architecture.name
     for key, value in wanted.items():
-        if told.get(key) != value:
-            raise AdapterError(f"{path}: {key} is {told.get(key)!r}, expected {value!r}.")
+        if fields.get(key) != value:
+            raise AdapterError(f"{path}: {key} is {fields.get(key)!r}, expected {value!r}.")
     halves = {
         tensor.name: torch.from_numpy(tensor.data.copy()).view(*map(int, tensor.shape[::-1]))
         for tensor in reader.tensors
     }
-    found: dict[str, Tensor] = {}
-    for module in _linear_names(model):
+    tensors: dict[str, Tensor] = {}
+    for module in (site.name for site in survey(model.network)[0]):
         tensor, order_O = _place(architecture, model, module, None)
         A_RI, B_OR = halves.pop(f"{tensor}.lora_a", None), halves.pop(f"{tensor}.lora_b", None)
         if A_RI is None or B_OR is None:
             continue
         if order_O is not None:
             B_OR = B_OR[torch.argsort(order_O)]
-        found[module + HALVES[0]], found[module + HALVES[1]] = A_RI, B_OR
-    if halves or not found:
+        tensors[module + HALVES[0]], tensors[module + HALVES[1]] = A_RI, B_OR
+    if halves or not tensors:
         raise AdapterError(f"{path} holds tensors of no layer of {model.name!r}: {sorted(halves)}.")
-    rank = found[next(iter(found))].shape[0]
-    return float(told["adapter.lora.alpha"]) / rank, found
+    rank = tensors[next(iter(tensors))].shape[0]
+    return float(fields["adapter.lora.alpha"]) / rank, tensors
 
 
 def _check_gguf(path: Path, adapter: Adapter, model: Model) -> None:
-    scale, found = read_gguf(path, model)
-    same = found.keys() == adapter.tensors.keys() and all(
-        torch.equal(found[key], tensor) for key, tensor in adapter.tensors.items()
+    scale, tensors = read_gguf(path, model)
+    same = tensors.keys() == adapter.tensors.keys() and all(
+        torch.equal(tensors[key], tensor) for key, tensor in adapter.tensors.items()
     )
     if not same or abs(scale - adapter.config.scale) > 1e-6 * adapter.config.scale:
         raise AdapterError(f"{path} did not come back as it was written; nothing was exported.")
@@ -315,7 +316,7 @@ def export_base(model: Model, path: Path) -> None:
     """
     if model.name != POCKET:
         raise ConfigError(
-            f"asked to convert {model.name!r}; only {POCKET!r} is converted here; for others use "
+            f"{model.name!r} cannot be converted; only {POCKET!r} is here; for others use "
             "llama.cpp's convert_hf_to_gguf.py."
         )
     architecture = _architecture(model)
@@ -331,9 +332,9 @@ def export_base(model: Model, path: Path) -> None:
 
     def check(part: Path) -> None:
         reader = _gguf().GGUFReader(part)
-        found = {each.name: torch.from_numpy(each.data.copy()).flatten() for each in reader.tensors}
-        if found.keys() != tensors.keys() or not all(
-            torch.equal(found[name], tensor.flatten()) for name, tensor in tensors.items()
+        again = {each.name: torch.from_numpy(each.data.copy()).flatten() for each in reader.tensors}
+        if again.keys() != tensors.keys() or not all(
+            torch.equal(again[name], tensor.flatten()) for name, tensor in tensors.items()
         ):
             raise AdapterError(f"{path} did not come back as it was written; check the disk.")
 
@@ -405,31 +406,25 @@ def _base_tensors(model: Model, architecture: Architecture) -> Iterator[tuple[st
 # -- names and orders ----------------------------------------------------------------------------
 
 
-def _linear_names(model: Model) -> Sequence[str]:
-    from lorewright.adapters.targets import survey
-
-    return [site.name for site in survey(model.network)[0]]
-
-
 def _place(
     architecture: Architecture, model: Model, module: str, n_out: int | None
 ) -> tuple[str, Tensor | None]:
     """GGUF's name of a module's weight and the order of its rows there."""
     gguf = _gguf()
     config = model.network.config.get_text_config()
-    found = _LAYER.fullmatch(module)
+    layer = _LAYER.fullmatch(module)
     archs: Mapping[Any, str] = gguf.MODEL_ARCH_NAMES
     arch = next(key for key, value in archs.items() if value == architecture.name)
     names = gguf.get_tensor_name_map(arch, int(config.num_hidden_layers))
-    tensor = names.get_name(f"{architecture.prefix}.{found[1]}.{found[2]}") if found else None
-    if found is None or tensor is None:
+    tensor = names.get_name(f"{architecture.prefix}.{layer[1]}.{layer[2]}") if layer else None
+    if layer is None or tensor is None:
         raise AdapterError(
             f"{module!r} has no tensor in llama.cpp's {architecture.name!r}; write the memory "
             "without this target."
         )
     if n_out is None:
         n_out = int(model.network.get_submodule(module).weight.shape[0])
-    return f"{tensor}.weight", architecture.rows(config, found[2], n_out)
+    return f"{tensor}.weight", architecture.rows(config, layer[2], n_out)
 
 
 def _architecture(model: Model) -> Architecture:
@@ -453,4 +448,4 @@ def _gguf() -> Any:
     return gguf
 
 
-EXPORTS: dict[str, Export] = {"peft": to_peft, "vllm": to_vllm, "gguf": to_gguf}
+EXPORTERS: dict[str, Exporter] = {"peft": to_peft, "vllm": to_vllm, "gguf": to_gguf}

@@ -253,12 +253,12 @@ def test_a_new_card_replaces_the_old_one_and_nothing_else_is_overwritten(
     assert load(folder).card == {"recall": {"paraphrase": 0.9}}
     assert sorted(path.name for path in folder.parent.iterdir()) == ["memory"]
     other = replace(adapter, config=replace(adapter.config, alpha=9))
-    with pytest.raises(AdapterError, match="is taken: found content"):
+    with pytest.raises(AdapterError, match="holds content"):
         save(other, folder)
     assert load(folder).config == adapter.config
     (folder.parent / "notes").mkdir()
     (folder.parent / "notes" / "mine.txt").write_text("keep")
-    with pytest.raises(AdapterError, match="is taken: found other files"):
+    with pytest.raises(AdapterError, match="holds other files"):
         save(adapter, folder.parent / "notes")
     (folder.parent / "empty").mkdir()
     save(adapter, folder.parent / "empty")
@@ -290,7 +290,7 @@ def disk_of(n_bytes: int) -> Iterator[None]:
 def test_a_full_disk_is_a_storage_error_and_leaves_nothing_behind(
     adapter: Adapter, tmp_path: Path
 ) -> None:
-    with disk_of(5_000), pytest.raises(StorageError, match="Nothing was kept"):
+    with disk_of(5_000), pytest.raises(StorageError, match="Nothing is left"):
         save(adapter, tmp_path / "memory")
     assert list(tmp_path.iterdir()) == []
 
@@ -351,7 +351,7 @@ def test_save_refuses_what_load_would_refuse(adapter: Adapter, tmp_path: Path) -
         ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
         ({"r": 3}, r"is \(2, 48\); with rank 3, A must be \(3, in\)"),
         ({"r": None}, "rank must be an integer"),
-        ({"lora_alpha": 0.5}, r"alpha must be an integer of at least 1; found 0\.5"),
+        ({"lora_alpha": 0.5}, r"alpha must be an integer of at least 1; got 0\.5"),
     ],
 )
 def test_settings_that_the_two_matrices_cannot_express_are_refused(
@@ -374,7 +374,7 @@ def test_a_whole_alpha_written_as_a_float_is_read(folder: Path) -> None:
         (SETTINGS, b"{", "is not JSON"),
         (SETTINGS, b"\xff\xfe", "is not JSON"),
         (SETTINGS, b"[]", "must be a JSON object"),
-        (TENSORS, None, f"needs {TENSORS}; found no tensors"),
+        (TENSORS, None, f"needs {TENSORS}; it has no tensors"),
         (TENSORS, b"", "truncated or corrupt"),
         (TENSORS, b"\x80\x02}q\x00.", "truncated or corrupt"),
         ("card.json", b"{", "is not JSON"),

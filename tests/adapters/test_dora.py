@@ -270,7 +270,7 @@ def test_where_it_cannot_go_a_sentence_says_what_to_do(
 ) -> None:
     adapter: Adapter = done.adapter
     plain = write(model, EXAMPLES, BRIEF).adapter
-    remedy = "found dora, .* write it with --variant lora"
+    remedy = "this is dora, .* write it with --variant lora"
     with pytest.raises(AdapterError, match=f"merging needs plain LoRA.*{remedy}"):
         merge([plain, adapter])
     with pytest.raises(AdapterError, match=f"imitation needs plain LoRA.*{remedy}"):

@@ -53,9 +53,9 @@ def test_scale_is_alpha_over_rank_and_over_its_root_with_rslora() -> None:
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"rank": 0}, "rank must be an integer of at least 1; found 0"),
+        ({"rank": 0}, "rank must be an integer of at least 1; got 0"),
         ({"rank": 2.5}, "rank must be"),
-        ({"alpha": 0.5}, r"alpha must be an integer of at least 1; found 0\.5"),
+        ({"alpha": 0.5}, r"alpha must be an integer of at least 1; got 0\.5"),
         ({"seed": -1}, "seed must be"),
         ({"targets": "q_proj"}, "targets must be a tuple"),
         ({"targets": ()}, "targets must be a tuple"),

@@ -32,7 +32,7 @@ from lorewright.models.export import (
     ARCHITECTURES,
     BASE_FILE,
     ENGINE_RANKS,
-    EXPORTS,
+    EXPORTERS,
     export,
     export_base,
     read_gguf,
@@ -238,7 +238,7 @@ def test_a_rank_above_the_engines_is_refused(tiny: Model, tmp_path: Path) -> Non
 # -- every one -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("to", EXPORTS)
+@pytest.mark.parametrize("to", EXPORTERS)
 def test_an_adapter_of_another_base_is_exported_nowhere(
     tiny: Model, tmp_path: Path, to: str
 ) -> None:

@@ -1,4 +1,4 @@
-"""How a decoder's pass runs: what a pass is, and what every backend can be asked for.
+"""How a decoder's pass runs: what a pass is, and what every backend offers.
 
 Shape letters: B row, T token, C queried position, D width, M positions, N adapters of a stack, P
 values of one adapter.

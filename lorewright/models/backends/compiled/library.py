@@ -35,7 +35,7 @@ INTERFACE = SOURCE.with_name("interface.h")
 MATHS = ("-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math")
 FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC", "-pthread", "-w", *MATHS)
 PROCESSORS = ("-march=native", "-mcpu=native")
-"""How compilers are told to use all that this processor has; the first that is understood."""
+"""Options for using all that this processor has; the first that a compiler understands."""
 SECONDS = 300
 
 

@@ -1,4 +1,4 @@
-/* Matrix products, threads, and what a processor is told of small numbers. */
+/* Matrix products, threads, and how a processor treats small numbers. */
 
 #pragma once
 
