@@ -27,8 +27,9 @@ import torch
 from pairs import KINDS, N_FACTS, kind_of, lesson, pair
 from tables import write_page
 
-from lorewright.adapters.adapter import Adapter, delta_norms, load, save
+from lorewright.adapters.adapter import Adapter, load, save
 from lorewright.adapters.config import LoraConfig
+from lorewright.adapters.proof import delta_norms
 from lorewright.files import save_json
 from lorewright.knowledge.data import Example
 from lorewright.knowledge.lesson import Lesson, LessonConfig

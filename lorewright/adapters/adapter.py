@@ -1,4 +1,4 @@
-"""An adapter on disk: PEFT's folder and a card; saved, loaded, checked against a model, proved.
+"""An adapter on disk: PEFT's folder and a card; saved, loaded and checked.
 
     adapter_config.json, adapter_model.safetensors    what PEFT, vLLM and SGLang load unchanged
     README.md                                         the model card for people and the hub
@@ -12,12 +12,11 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import math
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,16 +28,14 @@ from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
 from lorewright.adapters.config import DORA, PLAIN, LoraConfig
-from lorewright.adapters.lora import MAGNITUDE, Stack, check_keys
+from lorewright.adapters.lora import MAGNITUDE, Stack
 from lorewright.adapters.modelcard import readme
-from lorewright.adapters.targets import Adapted, resolve_targets, survey
+from lorewright.adapters.targets import Adapted
 from lorewright.errors import (
     AdapterError,
     ConfigError,
     LorewrightError,
-    NoEffect,
     StorageError,
-    WrongBase,
 )
 
 CONFIG_FILE = "adapter_config.json"
@@ -93,17 +90,6 @@ class Adapter:
         return tuple(dict.fromkeys(_split(key)[0] for key in self.tensors))
 
 
-@dataclass(frozen=True)
-class Proof:
-    """Evidence that an adapter is bound and does something."""
-
-    n_tensors: int
-    delta_norms: Mapping[str, float]
-    """Frobenius norm of scale * B A per module."""
-    moved: float
-    """Largest absolute change of any logit."""
-
-
 def capture(
     stack: Stack, n: int, *, base_id: str, base_digest: str, card: Mapping[str, Any] | None = None
 ) -> Adapter:
@@ -121,11 +107,11 @@ def short_targets(
     Endings follow PEFT's rule, with `layers` as its layers_to_transform. Names whose endings also
     occur elsewhere (another tower, another block) stay whole.
     """
-    every, wanted, rest = _module_names(model), set(names), set(names)
+    every, wanted, rest = module_names(model), set(names), set(names)
     short = []
     endings = [".".join(name.split(".")[-depth:]) for depth in (1, 2) for name in names]
     for ending in dict.fromkeys(endings):
-        bound = {name for name in every if _binds((ending,), layers, name)}
+        bound = {name for name in every if binds((ending,), layers, name)}
         if bound & rest and bound <= wanted:
             short.append(ending)
             rest -= bound
@@ -153,7 +139,7 @@ def save(adapter: Adapter, folder: Path | str) -> str:
     Raises AdapterError for what `load` would refuse, StorageError when the disk does.
     """
     folder = Path(folder)
-    _check_tensors(adapter.tensors, adapter.config, "the adapter to save")
+    check_tensors(adapter.tensors, adapter.config, "the adapter to save")
     identity = content_id(adapter)
     files = _files(adapter, identity)
     part = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.part"
@@ -198,7 +184,7 @@ def load(folder: Path | str) -> Adapter:
     if ours is not None and not (isinstance(ours, dict) and ours.keys() >= ORIGIN):
         raise AdapterError(f'{folder / CARD_FILE}: "adapter" must hold {sorted(ORIGIN)}.')
     config = _lora_config(settings, tensors, ours, folder)
-    _check_tensors(tensors, config, str(folder))
+    check_tensors(tensors, config, str(folder))
     named = settings.get("target_modules")
     if settings.get("exclude_modules") or (settings.get("layers_to_transform") and not ours):
         named = None  # PEFT's short names alone would bind more than the tensors
@@ -223,97 +209,6 @@ def needs_plain(adapters: Sequence[Adapter], purpose: str) -> None:
         )
 
 
-# On a model
-
-
-def validate(adapter: Adapter, model: nn.Module, base_digest: str | None = None) -> None:
-    """Check, both ways, that the adapter's tensors and the model's modules fit.
-
-    Every tensor belongs to a linear layer of the text decoder and has its shape; every module that
-    the configuration names has its tensors. Works the same with a stack attached.
-    Raises WrongBase when both digests are known and differ, AdapterError otherwise.
-    """
-    if base_digest and adapter.base_digest and base_digest != adapter.base_digest:
-        raise WrongBase(
-            f"the adapter was written on {adapter.base_id!r} (digest {adapter.base_digest[:12]}); "
-            f"this base has digest {base_digest[:12]}. Load that base, or write the memory again."
-        )
-    _check_tensors(adapter.tensors, adapter.config, "the adapter")
-    listed, skipped = survey(model)
-    sites = {site.name: site for site in listed}
-    strange = [name for name in adapter.modules if name not in sites]
-    if strange:
-        why = skipped.get(strange[0], "the model has no such layer")
-        raise AdapterError(
-            f"{len(strange)} of the adapter's {len(adapter.modules)} modules cannot be bound, the "
-            f"first is {strange[0]!r}: {why}. Load its own model ({adapter.base_id!r})."
-        )
-    for name in adapter.modules:
-        A_RI, B_OR = (adapter.tensors[name + half] for half in HALVES)
-        fits, has = (sites[name].n_in, sites[name].n_out), (A_RI.shape[1], B_OR.shape[0])
-        if fits != has or len(adapter.tensors.get(name + MAGNITUDE, B_OR)) != fits[1]:
-            raise AdapterError(
-                f"{name!r} is {fits} (in, out) in the model, {has} in the adapter; load the model "
-                f"it was written on ({adapter.base_id!r})."
-            )
-    try:
-        named = resolve_targets(model, adapter.config.targets, adapter.config.layers).names
-    except LorewrightError as error:
-        raise AdapterError(f"the adapter's own targets do not fit the model: {error}") from error
-    parts = PARTS[adapter.config.variant]
-    named_keys = dict.fromkeys(name + part for name in named for part in parts)
-    check_keys("the layers that its targets name", named_keys, "the tensors", adapter.tensors)
-    layers = adapter.config.layers
-    bound = [n for n in _module_names(model) if _binds(adapter.target_modules, layers, n)]
-    bare = sorted(set(bound) - set(adapter.modules))
-    if bare:
-        raise AdapterError(
-            f"target_modules bind {len(bare)} modules without tensors, the first is {bare[0]!r}; "
-            "PEFT would leave them untrained. Save the adapter from its own model."
-        )
-
-
-def delta_norms(adapter: Adapter) -> dict[str, float]:
-    """Frobenius norm of scale * B A per module, in float64, from R x R products only."""
-    norms = {}
-    for name in adapter.modules:
-        A_RI, B_OR = (adapter.tensors[name + half].detach().double().cpu() for half in HALVES)
-        # |BA|^2 = tr(A^T B^T B A) = <B^T B, A A^T>; rounding may leave it a little below zero
-        square = ((B_OR.T @ B_OR) * (A_RI @ A_RI.T)).sum().clamp(min=0)
-        norms[name] = adapter.config.scale * math.sqrt(square.item())
-    return norms
-
-
-def prove(
-    adapter: Adapter,
-    model: nn.Module,
-    *,
-    base: Callable[[], Tensor],
-    adapted: Callable[[], Tensor],
-    base_digest: str | None = None,
-) -> Proof:
-    """Show that every tensor is bound, every weight change is non-zero and the logits moved.
-
-    `base` and `adapted` return logits of the same tokens without and with the adapter.
-    Raises AdapterError from `validate`, NoEffect naming the modules that change nothing.
-    """
-    validate(adapter, model, base_digest)
-    norms = delta_norms(adapter)
-    dead = [name for name, norm in norms.items() if not norm > 0]
-    if dead:
-        raise NoEffect(
-            f"{len(dead)} of {len(norms)} modules have a weight change of zero, the first is "
-            f"{dead[0]!r}; it was not trained there. Train it, or leave them out of targets."
-        )
-    moved = (adapted().detach().float() - base().detach().float()).abs().max().item()
-    if not moved > 0:
-        raise NoEffect(
-            f"all {len(norms)} modules are bound, but no logit moved (largest change {moved}); "
-            "the adapter is not active in the model that answered."
-        )
-    return Proof(len(adapter.tensors), norms, moved)
-
-
 # PEFT's format
 
 
@@ -327,13 +222,13 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", torch.float32).contiguous()
 
 
-def _module_names(model: nn.Module) -> list[str]:
+def module_names(model: nn.Module) -> list[str]:
     """Names of all modules, as they are without a stack."""
     wrapped = tuple(f"{name}." for name, m in model.named_modules() if isinstance(m, Adapted))
     return [name for name, _ in model.named_modules() if not name.startswith(wrapped)]
 
 
-def _binds(targets: Iterable[str], layers: tuple[int, ...] | None, name: str) -> bool:
+def binds(targets: Iterable[str], layers: tuple[int, ...] | None, name: str) -> bool:
     """Say whether PEFT would bind the module: its whole name, or an ending in one of the layers."""
     if name in targets:
         return True
@@ -480,7 +375,7 @@ def _lora_config(
     return config
 
 
-def _check_tensors(tensors: Mapping[str, Tensor], config: LoraConfig, where: str) -> None:
+def check_tensors(tensors: Mapping[str, Tensor], config: LoraConfig, where: str) -> None:
     """Check that A and B come in pairs, have the rank, and hold finite numbers."""
     if not tensors:
         raise AdapterError(f"{where}: there are no tensors; an adapter needs at least one pair.")

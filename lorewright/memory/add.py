@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from lorewright.adapters import adapter as adapters
-from lorewright.adapters.adapter import Adapter, Proof
+from lorewright.adapters.adapter import Adapter
+from lorewright.adapters.proof import Proof, delta_norms
 from lorewright.errors import ConfigError
 from lorewright.files import digest, save_json, slug
 from lorewright.knowledge.data import Knowledge, Probe
@@ -95,7 +96,7 @@ def add(
         save_json(lesson, run / LESSON_FILE)
 
         def judge(stored: State, moved: float) -> tuple[Added, dict[str, Any]]:
-            norms = adapters.delta_norms(original)
+            norms = delta_norms(original)
             report = verdict(memory, name, stored, source, lesson, metric, watch)
             outcome = Added(
                 name,

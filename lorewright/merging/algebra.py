@@ -31,8 +31,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorewright.adapters.adapter import HALVES, Adapter, content_id, delta_norms, needs_plain
+from lorewright.adapters.adapter import HALVES, Adapter, content_id, needs_plain
 from lorewright.adapters.config import LoraConfig
+from lorewright.adapters.proof import delta_norms
 from lorewright.errors import AdapterError, ConfigError, WrongBase
 
 ROUNDING = 1e-6  # of the largest singular value; below it float32 adapters hold nothing

@@ -28,8 +28,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from lorewright.adapters.adapter import HALVES, Adapter, capture, content_id, needs_plain, validate
+from lorewright.adapters.adapter import HALVES, Adapter, capture, content_id, needs_plain
 from lorewright.adapters.lora import Stack, attach
+from lorewright.adapters.proof import validate
 from lorewright.adapters.targets import Site, survey
 from lorewright.errors import ConfigError, ModelError
 from lorewright.knowledge.data import Example

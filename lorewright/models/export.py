@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from lorewright.adapters import adapter as adapters
-from lorewright.adapters.adapter import HALVES, Adapter, content_id, needs_plain, validate
+from lorewright.adapters.adapter import HALVES, Adapter, content_id, needs_plain
+from lorewright.adapters.proof import validate
 from lorewright.adapters.quantise import quantised
 from lorewright.adapters.targets import survey
 from lorewright.errors import AdapterError, ConfigError, StorageError

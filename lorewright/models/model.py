@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lorewright.adapters import quantise
-from lorewright.adapters.adapter import Adapter, validate
+from lorewright.adapters.adapter import Adapter
 from lorewright.adapters.lora import Stack, attach
+from lorewright.adapters.proof import validate
 from lorewright.adapters.targets import text_decoder
 from lorewright.errors import DataError, ModelError
 from lorewright.models.backends.backend import AS_BOUND, Backend, MakeBackend, Pass

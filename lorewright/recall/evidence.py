@@ -19,7 +19,8 @@ from typing import TypeVar
 import torch
 
 from lorewright.adapters import adapter as adapters
-from lorewright.adapters.adapter import Adapter, delta_norms, validate
+from lorewright.adapters.adapter import Adapter
+from lorewright.adapters.proof import delta_norms, validate
 from lorewright.adapters.targets import survey
 from lorewright.errors import AdapterError, DataError, LorewrightError, WrongBase
 from lorewright.knowledge.data import Example, Fact, Probe

@@ -21,7 +21,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lorewright.adapters.adapter import HALVES, Adapter, delta_norms, needs_plain, validate
+from lorewright.adapters.adapter import HALVES, Adapter, needs_plain
+from lorewright.adapters.proof import delta_norms, validate
 from lorewright.adapters.targets import Adapted, survey
 from lorewright.errors import AdapterError, NoEffect
 from lorewright.models.model import Model
@@ -243,7 +244,7 @@ class AdapterCache:
 def check(adapter: Adapter, model: Model) -> None:
     """Refuse an adapter that does not fit the base, both ways, or that changes nothing.
 
-    Raises WrongBase or AdapterError as `adapter.validate` does, NoEffect naming a module with a
+    Raises WrongBase or AdapterError as `proof.validate` does, NoEffect naming a module with a
     weight change of zero: a memory that loads and does nothing must not be served.
     """
     needs_plain([adapter], "serving many memories in one batch")

@@ -24,9 +24,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lorewright.adapters.adapter import Adapter, capture, validate
+from lorewright.adapters.adapter import Adapter, capture
 from lorewright.adapters.dropout import Masks
 from lorewright.adapters.lora import Rows, Stack, attach
+from lorewright.adapters.proof import validate
 from lorewright.errors import ConfigError, DataError, ModelError
 from lorewright.knowledge.data import Example
 from lorewright.models.backends.backend import Pass

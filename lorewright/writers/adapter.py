@@ -13,6 +13,7 @@ from typing import Any
 
 from lorewright.adapters import adapter as adapters
 from lorewright.adapters.adapter import Adapter
+from lorewright.adapters.proof import delta_norms, validate
 from lorewright.errors import NoEffect
 from lorewright.models.model import Model
 
@@ -46,8 +47,8 @@ class AdapterState:
 
     def check(self, model: Model) -> None:
         """Raise unless it fits the model and changes every weight matrix that it names."""
-        adapters.validate(self.adapter, model.network, model.digest)
-        norms = adapters.delta_norms(self.adapter)
+        validate(self.adapter, model.network, model.digest)
+        norms = delta_norms(self.adapter)
         dead = [name for name, norm in norms.items() if not norm > 0]
         if dead:
             raise NoEffect(

@@ -23,15 +23,13 @@ from lorewright.adapters.adapter import (
     Adapter,
     capture,
     content_id,
-    delta_norms,
     load,
-    prove,
     save,
     short_targets,
-    validate,
 )
 from lorewright.adapters.config import LoraConfig
 from lorewright.adapters.lora import Stack, attach
+from lorewright.adapters.proof import delta_norms, prove, validate
 from lorewright.errors import AdapterError, NoEffect, StorageError, WrongBase
 
 # peft reads a property that transformers 5 is about to rename

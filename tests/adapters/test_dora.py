@@ -17,9 +17,10 @@ from support.writes import BRIEF, CONFIG, EXAMPLES, interrupted, logits, same_ad
 from torch import Tensor
 
 from lorewright.adapters import dora
-from lorewright.adapters.adapter import Adapter, content_id, load, prove, save
+from lorewright.adapters.adapter import Adapter, content_id, load, save
 from lorewright.adapters.config import LoraConfig
 from lorewright.adapters.lora import DoraLinear, LoraLinear, attach
+from lorewright.adapters.proof import prove
 from lorewright.errors import AdapterError, ConfigError
 from lorewright.files import dump_jsonl
 from lorewright.knowledge.data import Fact, Knowledge

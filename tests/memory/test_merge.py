@@ -17,7 +17,8 @@ import pytest
 import torch
 from support.atlases import FORMS, PAGES, known, lesson_of, put, taught, written_pages
 
-from lorewright.adapters.adapter import HALVES, Adapter, content_id, delta_norms, load
+from lorewright.adapters.adapter import HALVES, Adapter, content_id, load
+from lorewright.adapters.proof import delta_norms
 from lorewright.cli.main import main
 from lorewright.errors import ConfigError, NoEffect, UnknownMemory
 from lorewright.knowledge.data import Example, Probe

@@ -17,9 +17,10 @@ from support.families import llama, logits
 from support.rounding import rounding
 from torch import Tensor, nn
 
-from lorewright.adapters.adapter import HALVES, Adapter, content_id, load, save, validate
+from lorewright.adapters.adapter import HALVES, Adapter, content_id, load, save
 from lorewright.adapters.config import LoraConfig
 from lorewright.adapters.lora import attach
+from lorewright.adapters.proof import validate
 from lorewright.errors import AdapterError, ConfigError, WrongBase
 from lorewright.merging.algebra import COMBINATIONS, Factors, Merged, Parts, dare, merge, truncate
 

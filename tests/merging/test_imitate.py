@@ -16,9 +16,10 @@ from support.models import letters
 from support.rounding import rounding
 from torch import Tensor, nn
 
-from lorewright.adapters.adapter import HALVES, Adapter, capture, content_id, load, save, validate
+from lorewright.adapters.adapter import HALVES, Adapter, capture, content_id, load, save
 from lorewright.adapters.config import LoraConfig
 from lorewright.adapters.lora import attach
+from lorewright.adapters.proof import validate
 from lorewright.errors import AdapterError, ConfigError, WrongBase
 from lorewright.knowledge.data import Example
 from lorewright.merging.algebra import merge

@@ -20,9 +20,10 @@ from support.writes import BRIEF, CONFIG, EXAMPLES, interrupted, logits, same_ad
 from torch import Tensor
 from torch.nn import functional as F
 
-from lorewright.adapters.adapter import delta_norms, save
+from lorewright.adapters.adapter import save
 from lorewright.adapters.config import LoraConfig
 from lorewright.adapters.lora import Flat, LoraLinear, Stack, attach
+from lorewright.adapters.proof import delta_norms
 from lorewright.errors import ConfigError, DataError, ModelError, TargetsNotFound
 from lorewright.knowledge.data import Example
 from lorewright.models.model import Model
