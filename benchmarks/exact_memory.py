@@ -10,13 +10,11 @@ and compares the adapter files byte by byte. The last line can be read by a scri
 
 from __future__ import annotations
 
-import argparse
-import platform
 import tempfile
 import time
 from pathlib import Path
 
-import torch
+from ratio import machine, options
 
 from lorewright.adapters import adapter as adapters
 from lorewright.adapters.config import LoraConfig
@@ -29,6 +27,8 @@ from lorewright.recall.traces import audit, certify
 from lorewright.training.config import WriteConfig
 from lorewright.training.loop import write
 from lorewright.training.rates import suggested_lr
+
+PHONES = Path(__file__).parents[1] / "examples" / "phones.jsonl"
 
 
 def through_peft(name: str, folder: Path, examples: list[Example]) -> Proportion:
@@ -50,21 +50,19 @@ def through_peft(name: str, folder: Path, examples: list[Example]) -> Proportion
 
 def main() -> None:
     """Write, check, compare, print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("facts", type=Path)
+    parser = options(__doc__, quick="two epochs, two facts; no result")
+    parser.add_argument("facts", type=Path, nargs="?", default=PHONES)
     parser.add_argument("--model", default="pocket")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--twice", action="store_true", help="write again and compare the bytes")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    print(f"# {platform.machine()}, {args.threads} thread(s), torch {torch.__version__}")
+    print(machine(args.threads))
     examples = fact_examples(read_knowledge(args.facts).facts)
+    if args.quick:
+        examples, args.epochs = examples[:2], 2
     model = Model.load(args.model)
     config = WriteConfig(
         lora=LoraConfig(rank=args.rank, seed=args.seed),

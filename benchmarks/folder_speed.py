@@ -1,4 +1,4 @@
-"""How long a folder of 10,000 memories takes to open, list, search, ask and change, beside one of 10.
+"""How long a folder of 10,000 memories takes to open, list, search, route and change, beside one of 10.
 
     python benchmarks/folder_speed.py
     python benchmarks/folder_speed.py --quick
@@ -8,14 +8,13 @@ facts, a run with settings, lesson and report, as a write leaves them; only memo
 instead of 10,000 times, and files are not forced to the disk one by one. Seconds are medians over repeats, files in
 the page cache, by the clock and of CPU (system calls included), which other processes do not inflate. `open` is
 with the base already loaded. `every card` is what a list would cost that read them. `index all` is the
-first question ever, taken once; `route, new process` reads what that left on disk, `route` has asked
-before, `route, less and more` takes a memory out of memory.json, asks, puts it back and asks. The last line
+first question ever, timed once; `route, new process` reads what that left on disk, `route` has routed
+before, `route, less and more` takes a memory out of memory.json, routes, puts it back and routes. The last line
 can be read by a script.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
 import os
 import shutil
@@ -26,7 +25,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from ratio import machine
+from ratio import machine, options
 from rich.console import Console
 
 from lorewright.adapters import adapter as adapters
@@ -51,7 +50,7 @@ def build(folder: Path, model: Model, n: int) -> None:
     """A folder of n memories."""
     with attach(model.network, [CONFIG]) as stack:
         stack.reset(0, 0)
-        made = adapters.capture(stack, 0, base_id=model.name, base_digest=model.digest)
+        template = adapters.capture(stack, 0, base_id=model.name, base_digest=model.digest)
     memory = Memory.open(folder, model)
     entries = {}
     for i in range(n):
@@ -60,29 +59,30 @@ def build(folder: Path, model: Model, n: int) -> None:
             Fact(f"f{j}", f"What is the {what} of Project {i}?", f"{what} {i}")
             for j, what in enumerate(("code", "room", "deadline"))
         )
-        known = Knowledge(facts=facts)
-        tensors = {k: t + (i + 1) * 1e-3 for k, t in made.tensors.items()}
+        knowledge = Knowledge(facts=facts)
+        tensors = {k: t + (i + 1) * 1e-3 for k, t in template.tensors.items()}
         settings = {"lesson": asdict(LessonConfig()), "metric": "exact_match"}
         card = {
             "name": name,
-            "source": known.digest(),
+            "source": knowledge.digest(),
             "reason": "recalled",
             "settings": settings,
             "report": {"recall": {"paraphrase": {"memory": SHARE, "base": SHARE}}},
         }
-        adapter = replace(made, tensors=tensors, card=card)
+        adapter = replace(template, tensors=tensors, card=card)
         identity = adapters.content_id(adapter)
         adapters.save(adapter, folder / "adapters" / identity)
-        dump_jsonl(facts, folder / "sources" / f"{known.digest()}.jsonl")
+        dump_jsonl(facts, folder / "sources" / f"{knowledge.digest()}.jsonl")
         run = folder / "runs" / f"20260101-000000-{name}"
         save_json(
-            {"name": name, "key": name, "source": known.digest(), **settings}, run / "config.json"
+            {"name": name, "key": name, "source": knowledge.digest(), **settings},
+            run / "config.json",
         )
         config = LessonConfig(views=("given",), negatives=0)
-        lesson = prepare(known, ask_llm=list, closed_book=list, config=config)
+        lesson = prepare(knowledge, ask_llm=list, closed_book=list, config=config)
         save_json(lesson, run / "lesson.json")
         save_json({"memory": name, "adapter": identity, "recall": {}}, run / "report.json")
-        entry = {"adapter": identity, "source": known.digest(), "run": run.name}
+        entry = {"adapter": identity, "source": knowledge.digest(), "run": run.name}
         entries[name] = {**entry, "card": brief({**card, "adapter": {"lora": {"rank": 1}}})}
     with memory.writing():
         memory.folder.change(lambda memories: memories.update(entries))
@@ -147,17 +147,14 @@ def seconds(act: Callable[[], object], repeats: int) -> tuple[float, float]:
 
 def main() -> None:
     """Build, time, print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__, quick="500 memories, 3 repeats")
     parser.add_argument("--n", type=int, default=10_000, help="memories in the large folder")
-    parser.add_argument("--quick", action="store_true", help="500 memories, 3 repeats")
-    arguments = parser.parse_args()
-    n, repeats = (500, 3) if arguments.quick else (arguments.n, 7)
-    print(machine(1))
+    args = parser.parse_args()
+    n, repeats = (500, 3) if args.quick else (args.n, 7)
+    print(machine(args.threads))
     model = Model.load()
     os.fsync = lambda *_: None  # of the building only in effect: nothing below is about the disk
-    found: dict[int, dict[str, tuple[float, float]]] = {}
+    seconds_of: dict[int, dict[str, tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as place:
         for size in (10, n):
             folder = Path(place) / f"folder-{size}"
@@ -167,25 +164,23 @@ def main() -> None:
             print(f"{about}; memory.json {(folder / 'memory.json').stat().st_size:,} bytes")
             shutil.rmtree(folder / DERIVED, ignore_errors=True)
             began, start = time.perf_counter(), time.process_time()
-            found_one = Memory.open(folder, model).route(
-                f"What is the room of Project {size // 2}?"
-            )
+            decision = Memory.open(folder, model).route(f"What is the room of Project {size // 2}?")
             all_of_it = time.perf_counter() - began, time.process_time() - start
-            assert found_one.chosen[0].memory == f"memory-{size // 2:05d}", found_one
+            assert decision.chosen[0].memory == f"memory-{size // 2:05d}", decision
             acts = operations(folder, model, size)
-            found[size] = {"index all": all_of_it}
-            found[size] |= {name: seconds(act, repeats) for name, act in acts.items()}
+            seconds_of[size] = {"index all": all_of_it}
+            seconds_of[size] |= {name: seconds(act, repeats) for name, act in acts.items()}
     print(f"{'seconds: clock, CPU':24}{'10 memories':>20}{f'{n} memories':>24}")
-    for name in found[n]:
+    for name in seconds_of[n]:
         cells = "".join(
-            f"{wall:>14.4f}{cpu:>8.4f}" for wall, cpu in (found[10][name], found[n][name])
+            f"{wall:>14.4f}{cpu:>8.4f}" for wall, cpu in (seconds_of[10][name], seconds_of[n][name])
         )
         print(f"{name:24}{cells}")
     shown = ("open", "list", "resolve a name", "route", "route, new process")
-    said = " ".join(
-        f"{name.replace(',', '').replace(' ', '_')}={found[n][name][1]:.4f}" for name in shown
+    line = " ".join(
+        f"{name.replace(',', '').replace(' ', '_')}={seconds_of[n][name][1]:.4f}" for name in shown
     )
-    print(f"folder_speed n={n} {said}")
+    print(f"folder_speed n={n} {line}")
 
 
 if __name__ == "__main__":

@@ -4,19 +4,18 @@
     python benchmarks/merge_many.py --quick --out some
 
 The first documents of `lore bench memories`, a memory each, written as there; then its arms `oracle` (the
-right memory) and `merged` by each method, on its questions, in forms that no lesson trains. Memories are kept
-in the folder and not written again. Seconds are of CPU and for the merge with its questions. The last line can be
+right memory) and `merged` by each method, on its questions, in forms that no lesson trains. Memories stay
+in the folder and are not written again. Seconds are of CPU and for the merge with its questions. The last line can be
 read by a script.
 """
 
 from __future__ import annotations
 
-import argparse
 import time
 from dataclasses import replace
 from pathlib import Path
 
-from ratio import machine
+from ratio import machine, options
 
 from lorewright.bench.memories import (
     ARMS,
@@ -35,34 +34,29 @@ from lorewright.training.watch import Watch
 
 def main() -> None:
     """Write, merge, ask, print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__, quick="two documents, two epochs, tsv")
     parser.add_argument("--documents", type=int, default=6)
     parser.add_argument("--epochs", type=int, default=60, help="budget of every write")
     parser.add_argument("--method", nargs="+", default=["tsv", "imitate", "auto"])
     parser.add_argument("--out", type=Path, required=True, help="folder of the memories")
-    parser.add_argument("--quick", action="store_true", help="two documents, two epochs, tsv")
-    arguments = parser.parse_args()
-    settings = Settings(n_documents=arguments.documents, epochs=arguments.epochs)
-    methods = arguments.method
-    if arguments.quick:
+    args = parser.parse_args()
+    settings = Settings(n_documents=args.documents, epochs=args.epochs)
+    methods = args.method
+    if args.quick:
         settings, methods = replace(settings, n_documents=2, epochs=2), ["tsv"]
-    print(machine(1))
+    print(machine(args.threads))
     model, watch = Model.load(), Watch()
     pages = read_pages(DOCUMENTS, settings.n_documents)
-    memory = written(arguments.out, model, pages, settings, watch)
+    memory = written(args.out, model, pages, settings, watch)
     by_name = {page.document.id: page for page in pages}
     questions = [q for page in pages for q in page.questions]
     metric, scores = usual_metric(model), {}
     print(f"{len(pages)} memories of rank {settings.rank}, {len(questions)} questions, {metric}")
     for name in ("oracle", *methods):
-        bench = Bench(
-            memory, arguments.out, by_name, replace(settings, merge_method=name), watch, {}
-        )
+        bench = Bench(memory, args.out, by_name, replace(settings, merge_method=name), watch, {})
         began = time.process_time()
         answers = ARMS["oracle" if name == "oracle" else "merged"](bench, questions)
-        took = time.process_time() - began
+        spent = time.process_time() - began
         scores[name] = [score(q, a, metric) for q, a in zip(questions, answers, strict=True)]
         kinds = sorted({q.kind for q in questions})
         shares = {
@@ -71,15 +65,15 @@ def main() -> None:
             ]
             for kind in ("all", *kinds)
         }
-        told = ", ".join(
+        shown = ", ".join(
             f"{kind} {wilson(round(sum(own)), len(own))}" for kind, own in shares.items()
         )
-        print(f"{name}: {told}; {took:.0f} s", flush=True)
+        print(f"{name}: {shown}; {spent:.0f} s", flush=True)
     first = methods[0]
     for other in methods[1:]:
         print(f"{other} less {first}: {paired_difference(scores[other], scores[first])}")
-    said = " ".join(f"{name}={sum(own) / len(own):.3f}" for name, own in scores.items())
-    print(f"merge_many documents={len(pages)} {said}")
+    line = " ".join(f"{name}={sum(own) / len(own):.3f}" for name, own in scores.items())
+    print(f"merge_many documents={len(pages)} {line}")
 
 
 if __name__ == "__main__":

@@ -13,13 +13,12 @@ interval over repeats. The last line can be read by a script.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
 
 import torch
-from ratio import machine, verdict
+from ratio import machine, options, verdict
 from torch import Tensor
 
 from lorewright.adapters.adapter import HALVES, Adapter
@@ -71,14 +70,10 @@ def seconds(
 
 def main() -> None:
     """Time, compare, print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="3 dense runs instead of 10")
-    parser.add_argument("--threads", type=int, default=1, help="of torch")
-    arguments = parser.parse_args()
-    quick = arguments.quick
-    print(machine(arguments.threads))
+    parser = options(__doc__, quick="3 dense runs instead of 10")
+    args = parser.parse_args()
+    quick = args.quick
+    print(machine(args.threads))
     adapters = [random_adapter(seed) for seed in range(N_ADAPTERS)]
     print(f"{N_ADAPTERS} adapters of rank {RANK} on {N_OUT} x {N_IN}, merged to rank {RANK}")
 

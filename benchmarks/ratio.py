@@ -1,7 +1,8 @@
-"""What the benchmarks share: the machine's line, the ratio's interval, the line a script reads."""
+"""What the benchmarks share: options, the machine's line, the ratio's interval and last line."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import random
@@ -10,6 +11,16 @@ import statistics
 from collections.abc import Sequence
 
 import torch
+
+
+def options(about: str | None, *, quick: str) -> argparse.ArgumentParser:
+    """A parser with a module's docstring as help, `--threads`, and `--quick` with what it does."""
+    parser = argparse.ArgumentParser(
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--quick", action="store_true", help=quick)
+    return parser
 
 
 def machine(threads: int) -> str:

@@ -4,12 +4,11 @@
     python benchmarks/sweep_overhead.py --jobs 20000 --on local:2 --on ray
 
 Every job returns its own JSON of so many bytes, and its record is written as always. The time to the first
-record is apart: workers or a cluster start in it. Then the same sweep is resumed and finds everything done. The last line of each place can be read by a script.
+record is apart: workers or a cluster start in it. Then the same sweep is resumed with every record stored. The last line of each place can be read by a script.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import tempfile
 import time
@@ -17,26 +16,26 @@ import tracemalloc
 from functools import partial
 from pathlib import Path
 
-from ratio import machine
+from ratio import machine, options
 
 from lorewright.bench.scale import Step, run
 
 
 def note(times: list[float], step: Step) -> None:
-    """Remember when a record was made."""
+    """Note when a record was made."""
     times.append(time.perf_counter())
 
 
 def main() -> None:
     """Sweep nothing, time it, resume it."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__, quick="200 jobs")
     parser.add_argument("--jobs", type=int, default=5000)
     parser.add_argument("--bytes", type=int, default=10_000, help="of a record")
     parser.add_argument("--on", action="append", help="here, local:2 and ray by default")
     args = parser.parse_args()
-    print(machine(1))
+    print(machine(args.threads))
+    if args.quick:
+        args.jobs = 200
     jobs = [{"n": n, "payload": "x" * (args.bytes - 30)} for n in range(args.jobs)]
     for on in args.on or ("here", "local:2", "ray"):
         with tempfile.TemporaryDirectory() as folder:
@@ -45,12 +44,12 @@ def main() -> None:
             start, seconds = at[2] - at[0], at[-1] - at[2]  # at[2]: the first record
             tracemalloc.start()
             began = time.perf_counter()
-            found = run(copy.copy, jobs, Path(folder), on=on)
+            records = run(copy.copy, jobs, Path(folder), on=on)
             resumed = time.perf_counter() - began
             held, _ = tracemalloc.get_traced_memory()
             tracemalloc.stop()
         print(
-            f"sweep_overhead on={on} jobs={len(found)} start_seconds={start:.1f} jobs_per_second={len(jobs) / seconds:.0f} "
+            f"sweep_overhead on={on} jobs={len(records)} start_seconds={start:.1f} jobs_per_second={len(jobs) / seconds:.0f} "
             f"resumed_per_second={len(jobs) / resumed:.0f} driver_bytes_per_record={held / len(jobs):.0f}"
         )
 

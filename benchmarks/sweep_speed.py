@@ -15,7 +15,6 @@ line can be read by a script.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import multiprocessing
 import time
@@ -25,7 +24,7 @@ from concurrent.futures import ProcessPoolExecutor, wait
 import torch
 from peft import LoraConfig as PeftConfig
 from peft import get_peft_model
-from ratio import machine, peak_mib, verdict
+from ratio import machine, options, peak_mib, verdict
 from torch import Tensor
 from verify_speed import phone_book
 
@@ -95,9 +94,9 @@ def through_peft(model: Model, examples: list[Example], config: WriteConfig) -> 
                 param_group["lr"] = rate(config, [], epoch + done / len(groups))
             optimizer.step()
     through_peft.seconds += time.perf_counter() - began  # type: ignore[attr-defined]
-    found = {name: weight.detach().clone() for name, weight in weights.items()}
+    tensors = {name: weight.detach().clone() for name, weight in weights.items()}
     network.unload()
-    return found
+    return tensors
 
 
 def start(name: str) -> None:
@@ -113,28 +112,26 @@ def stacked(jobs: Sequence[Job]) -> list[Written | Diverged]:
 
 def shares(jobs: Sequence[Job], n_stacks: int) -> list[list[Job]]:
     """Jobs, which come by rank, in runs of about equal work: a rank is padded to its stack's largest."""
-    found: list[list[Job]] = [[] for _ in range(n_stacks)]
+    parts: list[list[Job]] = [[] for _ in range(n_stacks)]
     work = [1 + job.config.lora.rank / 32 for job in jobs]
     done = 0.0
     for job, amount in zip(jobs, work, strict=True):
-        found[min(n_stacks - 1, int(n_stacks * (done + amount / 2) / sum(work)))].append(job)
+        parts[min(n_stacks - 1, int(n_stacks * (done + amount / 2) / sum(work)))].append(job)
         done += amount
-    return [share for share in found if share]
+    return [share for share in parts if share]
 
 
-def difference(found: Written | Diverged, alone: dict[str, Tensor]) -> float:
+def difference(written: Written | Diverged, alone: dict[str, Tensor]) -> float:
     """Norm of the difference of two adapters' weights over the norm of the second."""
-    assert isinstance(found, Written), found.why
-    tensors = found.adapter.tensors
+    assert isinstance(written, Written), written.why
+    tensors = written.adapter.tensors
     apart = sum(float((tensors[k] - t).square().sum()) for k, t in alone.items())
     return (apart / sum(float(t.square().sum()) for t in alone.values())) ** 0.5
 
 
 def main() -> None:
     """Sweep both ways, compare weights and times."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__, quick="four ranks, two seeds, one repeat")
     parser.add_argument("--model", default="pocket")
     parser.add_argument("--facts", type=int, default=48)
     parser.add_argument("--seeds", type=int, default=3)
@@ -145,7 +142,6 @@ def main() -> None:
         "--stacks", type=int, default=1, help="ours on so many cores; PEFT's threads"
     )
     parser.add_argument("--upper", action="store_true", help="adapters in the upper half only")
-    parser.add_argument("--quick", action="store_true", help="four ranks, two seeds, one repeat")
     args = parser.parse_args()
     ranks = RANKS[::2] if args.quick else RANKS
     if args.quick:
@@ -177,12 +173,12 @@ def main() -> None:
         wait([pool.submit(time.sleep, 1.0) for _ in parts])  # every process is up
         for repeat in range(args.repeats):
             began = time.perf_counter()
-            together = [found for share in pool.map(stacked, parts) for found in share]
+            together = [written for share in pool.map(stacked, parts) for written in share]
             fast.append(time.perf_counter() - began)
             through_peft.seconds = 0.0  # type: ignore[attr-defined]
-            for job, found in zip(jobs, together, strict=True):
+            for job, written in zip(jobs, together, strict=True):
                 alone = through_peft(copy.copy(model), examples, job.config)
-                apart = max(apart, difference(found, alone))
+                apart = max(apart, difference(written, alone))
             slow.append(through_peft.seconds)  # type: ignore[attr-defined]
             print(
                 f"# repeat {repeat}: PEFT {slow[-1]:.1f} s, {len(parts)} stack(s) {fast[-1]:.1f} s",
@@ -190,8 +186,8 @@ def main() -> None:
             )
     usual, optim.EPS = optim.EPS, CALM
     calm = max(
-        difference(found, through_peft(copy.copy(model), examples, job.config))
-        for job, found in zip(jobs, write_all(model, jobs), strict=True)
+        difference(written, through_peft(copy.copy(model), examples, job.config))
+        for job, written in zip(jobs, write_all(model, jobs), strict=True)
     )
     optim.EPS = usual
     steps = len(jobs) * args.epochs * -(-args.facts // args.batch)

@@ -10,11 +10,10 @@ costs and not which is better. The last lines can be read by a script.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from pathlib import Path
 
-from ratio import machine
+from ratio import machine, options
 
 from lorewright.adapters.config import LoraConfig
 from lorewright.knowledge.readers import read_knowledge
@@ -37,30 +36,30 @@ WRITES = (
 
 def main() -> None:
     """Write with every variant, print what it took."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__, quick="two facts, two epochs, one seed, plain LoRA and DoRA")
     parser.add_argument("--model", default="pocket")
     phones = Path(__file__).parents[1] / "examples/phones.jsonl"
     parser.add_argument("--facts", type=Path, default=phones)
     parser.add_argument("--rank", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     print(machine(args.threads))
-    examples = fact_examples(read_knowledge(args.facts).facts)
-    for dtype, variant, preset in WRITES:
+    examples, writes = fact_examples(read_knowledge(args.facts).facts), WRITES
+    if args.quick:
+        examples, writes, args.seeds = examples[:2], WRITES[:2], 1
+    for dtype, variant, preset in writes:
         model = Model.load(args.model, dtype=dtype)
         epochs, seconds, n_right, n = [], [], 0, 0
         for seed in range(args.seeds):
             lora = LoraConfig(rank=args.rank, variant=variant, seed=seed)
-            config = WriteConfig(lora=lora, lr=suggested_lr(model), seed=seed)
-            done = write(model, examples, preset_of(preset)(config, len(examples)))
-            epochs.append(len(done.epochs))
-            seconds.append(done.epochs[-1].seconds / len(done.epochs))
-            with model.using(done.adapter):
-                found = audit(model, examples)
-            n_right, n = n_right + found.n_exact, n + found.n
+            budget = 2 if args.quick else 60
+            config = WriteConfig(lora=lora, lr=suggested_lr(model), epochs=budget, seed=seed)
+            written = write(model, examples, preset_of(preset)(config, len(examples)))
+            epochs.append(len(written.epochs))
+            seconds.append(written.epochs[-1].seconds / len(written.epochs))
+            with model.using(written.adapter):
+                audited = audit(model, examples)
+            n_right, n = n_right + audited.n_exact, n + audited.n
         back = wilson(n_right, n)
         print(
             f"variants base={dtype} variant={variant} preset={preset} epochs={statistics.median(epochs):g} "

@@ -5,20 +5,19 @@
 
 A memory of some of the facts is written first, so that verdicts of both kinds occur. Then every fact is
 judged twice: by one teacher-forced forward pass, and by Hugging Face's `generate`, greedy, batched, with
-its cache. Decoding is timed at several batch sizes: 8 is what Transformers' trainers evaluate with unless told
+its cache. Decoding is timed at several batch sizes: 8 is what Transformers' trainers evaluate with unless set
 otherwise, and the last line is against the size that is fastest here. Where the two verdicts differ the fact is
 listed. The last lines can be read by a script.
 """
 
 from __future__ import annotations
 
-import argparse
 import random
 import statistics
 import time
 
 import torch
-from ratio import machine, verdict
+from ratio import machine, options, verdict
 
 from lorewright.adapters.config import LoraConfig
 from lorewright.knowledge.data import Example
@@ -56,9 +55,7 @@ def generated(model: Model, rows: list[Rendered], batch_size: int) -> list[bool]
 
 def main() -> None:
     """Write, judge both ways, compare."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__, quick="fewer written facts, two repeats")
     parser.add_argument("--model", default="pocket")
     parser.add_argument("--facts", type=int, default=1000)
     parser.add_argument("--written", type=int, default=100, help="facts that the memory holds")
@@ -70,8 +67,6 @@ def main() -> None:
         help="rows a decoding batch",
     )
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="fewer written facts, two repeats")
     args = parser.parse_args()
     if args.quick:
         args.written, args.repeats, args.batches = 30, 2, [8, 128, 256]

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ratio import interval, machine, peak_mib
+from ratio import interval, machine, options, peak_mib
 from verify_speed import phone_book
 
 from lorewright.adapters.config import LoraConfig
@@ -52,11 +52,11 @@ def pairs(n: int) -> list[Example]:
 
     import world
 
-    rng, found = random.Random("write-speed"), {}
-    while len(found) < n:
+    rng, answers = random.Random("write-speed"), {}
+    while len(answers) < n:
         item = world.statements(rng, 1)[0]
-        found.setdefault(world.set_ask(item, 1), item.value)
-    return [Example(question, answer) for question, answer in found.items()]
+        answers.setdefault(world.set_ask(item, 1), item.value)
+    return [Example(question, answer) for question, answer in answers.items()]
 
 
 def facts_of(name: str, n: int) -> list[Example]:
@@ -167,17 +167,17 @@ def run(arm: dict[str, Any]) -> dict[str, Any]:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{arm} failed:\n{done.stderr[-2000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    best = "reached" if found["exact"] == 1 else f"only {found['exact']:.2f}"
+    outcome: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    best = "reached" if outcome["exact"] == 1 else f"only {outcome['exact']:.2f}"
     how = "" if arm["kind"] == "ours" else f" lr {arm['lr']:g} {arm['schedule']}/{arm['epochs']}"
     print(
-        f"#   {arm['kind']}{how} seed {arm['seed']}: {best} after {found['epochs']} epochs, "
-        f"{found['passes']:.1f} times all examples, "
-        f"{found['seconds']:.1f} s, {found['tokens_per_second']:.0f} tokens/s, "
-        f"{found['peak_mib']:.0f} MiB",
+        f"#   {arm['kind']}{how} seed {arm['seed']}: {best} after {outcome['epochs']} epochs, "
+        f"{outcome['passes']:.1f} times all examples, "
+        f"{outcome['seconds']:.1f} s, {outcome['tokens_per_second']:.0f} tokens/s, "
+        f"{outcome['peak_mib']:.0f} MiB",
         flush=True,
     )
-    return found
+    return outcome
 
 
 def one(arm: dict[str, Any]) -> None:
@@ -186,9 +186,9 @@ def one(arm: dict[str, Any]) -> None:
     model = Model.load(arm["model"])
     examples = facts_of(arm["facts"], arm["n"])
     n_tokens = sum(len(model.render(e.prompt, e.completion)) for e in examples)
-    found = (ours if arm["kind"] == "ours" else trl)(model, examples, arm)
-    found["tokens_per_second"] = n_tokens * found["passes"] / found["seconds"]
-    print(json.dumps(found | {"peak_mib": peak_mib()}))
+    outcome = (ours if arm["kind"] == "ours" else trl)(model, examples, arm)
+    outcome["tokens_per_second"] = n_tokens * outcome["passes"] / outcome["seconds"]
+    print(json.dumps(outcome | {"peak_mib": peak_mib()}))
 
 
 def compare(name: str, n: int, rank: int, args: argparse.Namespace) -> None:
@@ -203,8 +203,8 @@ def compare(name: str, n: int, rank: int, args: argparse.Namespace) -> None:
     tried = []
     for lr, schedule, epochs in grid:
         how = {"kind": "trl", "lr": lr, "schedule": schedule, "epochs": epochs, "limit": limit}
-        found = run(arm | how | {"seed": 0})
-        tried.append((found["exact"] < 1, -found["exact"], found["seconds"], how, found))
+        outcome = run(arm | how | {"seed": 0})
+        tried.append((outcome["exact"] < 1, -outcome["exact"], outcome["seconds"], how, outcome))
     *_, how, first = min(tried, key=lambda row: row[:3])
     theirs = [first] + [run(arm | how | {"seed": seed}) for seed in range(1, args.seeds)]
     slow, fast = ([each["seconds"] for each in side] for side in (theirs, mine))
@@ -223,9 +223,7 @@ def compare(name: str, n: int, rank: int, args: argparse.Namespace) -> None:
 
 def main() -> None:
     """Compare on every set of facts and rank."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__, quick="40 numbers, rank 16, two settings")
     parser.add_argument("--model", default="pocket")
     parser.add_argument("--facts", help="a file of facts in place of the generated numbers")
     parser.add_argument(
@@ -235,14 +233,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--preset", choices=tuple(PRESETS), default="drill", help="of ours")
     parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="of TRL's grid")
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
         "--patience",
         type=float,
         default=8,
         help="a TRL run may take so many times our seconds; where none gets there, the ratio is larger",
     )
-    parser.add_argument("--quick", action="store_true", help="40 numbers, rank 16, two settings")
     parser.add_argument("--arm", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.arm:
