@@ -1,23 +1,20 @@
 """Why recall failed: one check per known failure, each with its measurement, cause and remedy.
 
 "Loss 0.004, recall 0.000": a loss says how training went, not whether a question is answered. Each
-check looks at what was measured (`evidence`) and says nothing unless that failure is there. They
-stand in the order in which they explain one another; where an adapter cannot be attached or does
-nothing, no later check can speak.
-
-This room judges; it runs no model.
+check in CHECKS looks at what was measured (`evidence`) and is silent unless that failure is there.
+They stand in the order in which they explain one another; where an adapter cannot be attached or
+does nothing, no later check can speak. A check runs no model.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any
 
-from lorewright.errors import ConfigError
 from lorewright.recall.evidence import OWN, Evidence
 from lorewright.recall.traces import TokenTrace
 
@@ -27,7 +24,7 @@ LOW = 0.5
 """Share of answers below which recall counts as failed."""
 HIGH = 0.8
 """Share from which it counts as there."""
-MIN_ASKED = 3
+MIN_N = 3
 """Fewest answers on which a share is judged."""
 RECITED_NATS = 0.5
 """Loss on the text below which it counts as memorised, in nats per token."""
@@ -40,17 +37,18 @@ UNUSUAL_SCALE = 32.0
 
 @dataclass(frozen=True)
 class Finding:
-    """A failure that was found."""
+    """A failure, with what shows it."""
 
-    check: str
     measured: str
     cause: str
     remedy: str
     """The one command that mends it, or what to do where no command can."""
+    check: str = ""
+    """Name of the check in CHECKS; `diagnose` fills it in."""
 
     def to_json(self) -> dict[str, str]:
         """Plain data."""
-        return asdict(self)
+        return {"check": self.check, **asdict(self)}
 
 
 Check = Callable[[Evidence], Finding | None]
@@ -66,28 +64,18 @@ class Diagnosis:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
-        found = [finding.to_json() for finding in self.findings]
-        return {"findings": found, "measured": summary(self.evidence)}
+        findings = [finding.to_json() for finding in self.findings]
+        return {"findings": findings, "measured": summary(self.evidence)}
 
 
-def diagnose(
-    evidence: Evidence, *, write: str = WRITE, checks: Mapping[str, Check] | None = None
-) -> Diagnosis:
+def diagnose(evidence: Evidence, *, write: str = WRITE) -> Diagnosis:
     """Run every check; `write` is the command that writes this memory again, for the remedies."""
-    found = []
-    for name, check in (CHECKS if checks is None else checks).items():
-        finding = check(evidence)
-        if finding is not None:
-            remedy = finding.remedy.replace("{write}", write)
-            found.append(replace(finding, check=name, remedy=remedy))
-    return Diagnosis(evidence, tuple(found))
-
-
-def check_named(name: str) -> Check:
-    """The check of this name. Raises ConfigError with those there are."""
-    if name not in CHECKS:
-        raise ConfigError(f"there is no check {name!r}; use one of {', '.join(CHECKS)}.")
-    return CHECKS[name]
+    findings = tuple(
+        replace(finding, check=name, remedy=finding.remedy.replace("{write}", write))
+        for name, check in CHECKS.items()
+        if (finding := check(evidence)) is not None
+    )
+    return Diagnosis(evidence, findings)
 
 
 def summary(evidence: Evidence) -> dict[str, Any]:
@@ -133,13 +121,9 @@ def _exact(rows: Sequence[TokenTrace]) -> float | None:
 
 
 def _failed(evidence: Evidence) -> bool:
-    """Whether its facts were asked and do not come back."""
+    """Whether its facts were probed and do not come back."""
     share = _share(evidence.answered)
-    return len(evidence.answered) >= MIN_ASKED and share is not None and share < LOW
-
-
-def _finding(measured: str, cause: str, remedy: str) -> Finding:
-    return Finding("", measured, cause, remedy)
+    return len(evidence.answered) >= MIN_N and share is not None and share < LOW
 
 
 # -- files, binding, effect ----------------------------------------------------------------------
@@ -149,7 +133,7 @@ def damaged(evidence: Evidence) -> Finding | None:
     """The files are no adapter, incomplete, corrupt, or of a kind in which A and B are not all."""
     if not evidence.unreadable:
         return None
-    return _finding(
+    return Finding(
         evidence.unreadable,
         "the folder cannot be read as a plain LoRA adapter, so every engine that takes it runs the "
         "base alone or fails",
@@ -161,7 +145,7 @@ def other_base(evidence: Evidence) -> Finding | None:
     """It was made on another base than this one."""
     if not evidence.unbound or not evidence.wrong_base:
         return None
-    return _finding(
+    return Finding(
         evidence.unbound,
         "a weight change is a difference to the weights it was trained on; added to others it is "
         "noise",
@@ -173,7 +157,7 @@ def unbound(evidence: Evidence) -> Finding | None:
     """Its tensors do not fit the modules of this base."""
     if not evidence.unbound or evidence.wrong_base:
         return None
-    return _finding(
+    return Finding(
         evidence.unbound,
         "names or shapes differ from the base's layers; loaders that pass over what they do not "
         "know report success and change nothing",
@@ -186,7 +170,7 @@ def zero(evidence: Evidence) -> Finding | None:
     dead = [name for name, norm in evidence.norms.items() if not norm > 0]
     if not dead:
         return None
-    return _finding(
+    return Finding(
         f"{len(dead)} of {len(evidence.norms)} modules have a weight change of exactly zero, the "
         f"first is {dead[0]}",
         "B starts at zero and was not trained: no gradient reached it, the optimiser was given "
@@ -200,7 +184,7 @@ def unmoved(evidence: Evidence) -> Finding | None:
     some = any(norm > 0 for norm in evidence.norms.values())
     if evidence.unbound or not some or evidence.moved is None or evidence.moved > 0:
         return None
-    return _finding(
+    return Finding(
         f"the largest change of any logit is {evidence.moved:g}",
         f"the weight change is too small for the arithmetic of this base (largest "
         f"{max(evidence.norms.values()):.2g})",
@@ -222,22 +206,22 @@ def other_format(evidence: Evidence) -> Finding | None:
     if best < LOW or own > best / 2:
         return None
     n = len(_own(evidence))
-    return _finding(
+    return Finding(
         f"answers reproduced: {best:.2f} with {name}, {own:.2f} with {OWN}, n={n}",
-        "it was trained on prompts in another format than those it is asked in; its loss was low "
+        "it was trained on prompts in another format than the probes have; its loss was low "
         "on those, and says nothing of these",
         "{write}",
     )
 
 
 def recites(evidence: Evidence) -> Finding | None:
-    """It knows how the text goes on and cannot be asked: trained on next tokens only."""
+    """It knows how the text goes on and answers nothing: trained on next tokens only."""
     texts = evidence.texts
     if texts is None or not _failed(evidence):
         return None
     if texts.nats > RECITED_NATS or texts.nats > texts.base_nats / 2:
         return None
-    return _finding(
+    return Finding(
         f"the text itself: {texts.nats:.3f} nats per token (base {texts.base_nats:.2f}), n="
         f"{texts.n_tokens} tokens; questions on it answered: {_share(evidence.answered):.2f} of "
         f"{len(evidence.answered)}",
@@ -252,11 +236,11 @@ def one_form(evidence: Evidence) -> Finding | None:
     as_trained, reworded = _share(evidence.efficacy), _share(evidence.paraphrase)
     if as_trained is None and evidence.answered:
         as_trained = _share(evidence.answered)
-    if as_trained is None or reworded is None or len(evidence.paraphrase) < MIN_ASKED:
+    if as_trained is None or reworded is None or len(evidence.paraphrase) < MIN_N:
         return None
     if as_trained < HIGH or reworded > as_trained / 2:
         return None
-    return _finding(
+    return Finding(
         f"answered as trained {as_trained:.2f}, in other words {reworded:.2f} of "
         f"{len(evidence.paraphrase)}",
         "each fact was trained in one form of question, so the form became part of the key",
@@ -270,11 +254,11 @@ def too_small(evidence: Evidence) -> Finding | None:
     exact, bits = _exact(evidence.trained), evidence.needed_bits
     if exact is None or bits is None or not evidence.n_parameters or exact >= 1 - 0.1:
         return None
-    room = BITS_PER_PARAMETER * evidence.n_parameters
-    if bits <= room:
+    capacity_bits = BITS_PER_PARAMETER * evidence.n_parameters
+    if bits <= capacity_bits:
         return None
-    rank = math.ceil(evidence.rank * bits / room)
-    return _finding(
+    rank = math.ceil(evidence.rank * bits / capacity_bits)
+    return Finding(
         f"{bits:,.0f} bits to be written into {evidence.n_parameters:,} parameters at rank "
         f"{evidence.rank}: {bits / evidence.n_parameters:.1f} each; reproduced {exact:.2f}",
         f"an adapter parameter holds {BITS_PER_PARAMETER:g} bits at best",
@@ -293,7 +277,7 @@ def undertrained(evidence: Evidence) -> Finding | None:
     failures = [row.first_failure for row in rows if row.first_failure is not None]
     where = ", ".join(f"{at} (×{n})" for at, n in Counter(failures).most_common(3))
     why = f", its training ended by {evidence.reason}" if evidence.reason else ""
-    return _finding(
+    return Finding(
         f"{len(failures)} of {len(rows)} trained examples are not reproduced; {stubborn} of "
         f"{n_tokens} tokens have p < 1/2; first failures at token {where}",
         f"training ended before every token was the likeliest{why}",
@@ -305,9 +289,9 @@ def no_stop(evidence: Evidence) -> Finding | None:
     """Answers are right and do not end: the stop token was not trained."""
     rows = _own(evidence)
     ends = [row.right[-1] for row in rows if len(row.right) > 1 and all(row.right[:-1])]
-    if len(ends) < MIN_ASKED or len(ends) < LOW * len(rows) or sum(ends) >= LOW * len(ends):
+    if len(ends) < MIN_N or len(ends) < LOW * len(rows) or sum(ends) >= LOW * len(ends):
         return None
-    return _finding(
+    return Finding(
         f"{len(ends)} of {len(rows)} answers are right up to their end; of these {sum(ends)} stop",
         "the loss left out the token that ends a reply (a pad token equal to it and masked, or "
         "completions without it), so the model goes on after the answer",
@@ -326,7 +310,7 @@ def loud(evidence: Evidence) -> Finding | None:
     if typical < LOUD and evidence.scale < UNUSUAL_SCALE:
         return None
     name = max(evidence.relative, key=lambda n: evidence.relative[n])
-    return _finding(
+    return Finding(
         f"weight change over weight: median {typical:.2f}, largest {evidence.relative[name]:.2f} "
         f"({name}); scale {evidence.scale:g}",
         "rate or alpha/rank were too large: what the base could do is drowned, and adapters like "
@@ -338,16 +322,16 @@ def loud(evidence: Evidence) -> Finding | None:
 def answers_everybody(evidence: Evidence) -> Finding | None:
     """It changes replies to questions that are none of its business."""
     strange = evidence.strange
-    if strange is None or strange.n < MIN_ASKED:
+    if strange is None or strange.n < MIN_N:
         return None
     declining = strange.base_declined >= LOW * strange.n
-    kept = strange.declined if declining else strange.n - strange.changed
+    n_same = strange.declined if declining else strange.n - strange.changed
     of = strange.base_declined if declining else strange.n
-    if kept >= LOW * of:
+    if n_same >= LOW * of:
         return None
     what = "declined" if declining else "answered as by the base"
-    return _finding(
-        f"questions on other things {what}: {kept} of {strange.n} (base {of})",
+    return Finding(
+        f"questions on other things {what}: {n_same} of {strange.n} (base {of})",
         "it was trained without questions to leave alone, so it answers for everybody, and routing "
         "to it by mistake goes unnoticed",
         "{write} (a write mixes in such questions by default)",

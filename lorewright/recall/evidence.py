@@ -3,15 +3,16 @@
     files -> bound? -> weight changes -> logits -> answers in several formats, free-running,
     text of the source, questions that are not its business
 
-Each step needs the one before it: where one fails, why is kept and the rest stays unmeasured. Works
-on any PEFT adapter folder; facts, trained examples and texts make more visible. This room measures;
-it judges nothing.
+Each step needs the one before it: where one fails, the reason is recorded and the rest stays
+unmeasured. Works on any PEFT adapter folder; facts, trained examples and texts make more visible.
+What it means is up to `diagnose`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -33,11 +34,11 @@ from lorewright.recall.verify import answer
 T = TypeVar("T")
 
 N_FACTS = 48
-"""At most so many facts are asked, in every format; evenly spread."""
+"""At most so many facts are probed, in every format; evenly spread."""
 N_EXAMPLES = 128
 """At most so many trained examples are traced."""
 N_STRANGE = 16
-"""Questions that are not the adapter's business."""
+"""Unrelated questions."""
 N_TEXTS = 8
 TEXT_TOKENS = 256
 """Longest piece of a text that is scored, in tokens."""
@@ -59,7 +60,7 @@ class Texts:
 
 @dataclass(frozen=True)
 class Strange:
-    """Questions that are not the adapter's business."""
+    """Replies to unrelated questions."""
 
     n: int
     base_declined: int
@@ -97,15 +98,15 @@ class Evidence:
     base_traces: tuple[TokenTrace, ...] = ()
     """The same by the base alone, in its own template."""
     answered: tuple[bool, ...] = ()
-    """Whether each fact's answer came back free-running."""
+    """Whether each fact was answered free-running."""
     trained: tuple[TokenTrace, ...] = ()
     """Of the examples that it was trained on, where these are known."""
     needed_bits: float | None = None
     """What the base lacks of their completions, all of them."""
     efficacy: tuple[bool, ...] = ()
-    """Probes asked as trained."""
+    """Whether each probe in trained words was answered."""
     paraphrase: tuple[bool, ...] = ()
-    """Probes asked in other words."""
+    """Whether each probe in other words was answered."""
     texts: Texts | None = None
     strange: Strange | None = None
 
@@ -131,13 +132,13 @@ def gather(model: Model, place: Path, known: Known | None = None) -> Evidence:
     Raises StorageError when a file cannot be read for other reasons than its content.
     """
     known = known or Known()
-    found = Evidence(str(place), model.name)
+    evidence = Evidence(str(place), model.name)
     try:
         adapter = adapters.load(place)
     except AdapterError as error:
-        return replace(found, unreadable=str(error))
-    found = replace(
-        found,
+        return replace(evidence, unreadable=str(error))
+    evidence = replace(
+        evidence,
         named_base=adapter.base_id,
         rank=adapter.config.rank,
         scale=adapter.config.scale,
@@ -148,19 +149,19 @@ def gather(model: Model, place: Path, known: Known | None = None) -> Evidence:
     try:
         validate(adapter, model.network, model.digest)
     except LorewrightError as error:
-        return replace(found, unbound=str(error), wrong_base=isinstance(error, WrongBase))
-    found = replace(found, relative=_relative(model, adapter), moved=_moved(model, adapter))
-    return _asked(model, adapter, known, found) if found.sound else found
+        return replace(evidence, unbound=str(error), wrong_base=isinstance(error, WrongBase))
+    evidence = replace(evidence, relative=_relative(model, adapter), moved=_moved(model, adapter))
+    return _with_replies(evidence, model, adapter, known) if evidence.sound else evidence
 
 
 def _relative(model: Model, adapter: Adapter) -> dict[str, float]:
     sites = {site.name for site in survey(model.network)[0]}
-    found = {}
+    relative = {}
     for name, norm in delta_norms(adapter).items():
         weight = model.network.get_submodule(name).weight
         assert name in sites and isinstance(weight, torch.Tensor)
-        found[name] = norm / max(float(weight.detach().float().norm()), 1e-12)
-    return found
+        relative[name] = norm / max(float(weight.detach().float().norm()), 1e-12)
+    return relative
 
 
 @torch.no_grad()
@@ -172,59 +173,54 @@ def _moved(model: Model, adapter: Adapter) -> float:
     return float((moved_BCV - base_BCV).abs().max())
 
 
-def _asked(model: Model, adapter: Adapter, known: Known, found: Evidence) -> Evidence:
+def _with_replies(evidence: Evidence, model: Model, adapter: Adapter, known: Known) -> Evidence:
+    """Add what needs the model to run: answers by format, trained examples, texts, side effects."""
     facts = _spread(known.facts, N_FACTS)
     rows = {name: _rows(model, facts, render) for name, render in FORMATS.items()}
     rows = {name: each for name, each in rows.items() if each or name == OWN}
-    questions = [Probe(f.id, f.question, f.answers, "efficacy") for f in facts]
     examples = _spread([e for e in known.examples if e.kind != "unknown"], N_EXAMPLES)
-    taught = _fitting(model, examples)
+    trained_rows = _fitting(model, examples)
     probes = {
-        kind: _spread([p for p in known.probes if p.kind == kind], N_FACTS)
-        for kind in ("efficacy", "paraphrase")
+        "answered": [Probe(f.id, f.question, f.answers, "efficacy") for f in facts],
+        "efficacy": _spread([p for p in known.probes if p.kind == "efficacy"], N_FACTS),
+        "paraphrase": _spread([p for p in known.probes if p.kind == "paraphrase"], N_FACTS)
+        or [Probe(f.id, q, f.answers, "paraphrase") for f in facts for q in f.paraphrases],
     }
-    probes["paraphrase"] = probes["paraphrase"] or [
-        Probe(f.id, text, f.answers, "paraphrase") for f in facts for text in f.paraphrases
-    ]
-    held = unrelated_questions()
-    strange = held[len(held) * 3 // 4 :][:N_STRANGE]  # the others are trained on
+    unrelated = unrelated_questions()
+    strange = unrelated[len(unrelated) * 3 // 4 :][:N_STRANGE]  # the others are trained on
     pieces = _pieces(model, known.texts)
 
-    alone, base_traces = model.generate(strange), tuple(trace(model, rows[OWN]))
-    base_taught, base_pieces = trace(model, taught), trace(model, pieces)
+    base_replies, base_traces = model.generate(strange), tuple(trace(model, rows[OWN]))
+    base_trained, base_pieces = trace(model, trained_rows), trace(model, pieces)
     with model.using(adapter):
-        said = model.generate(strange)
+        replies = model.generate(strange)
         formats = {name: tuple(trace(model, each)) for name, each in rows.items()}
-        answers = answer(model, questions) if questions else []
-        trained = tuple(trace(model, taught))
-        now = trace(model, pieces)
-        given = {
-            kind: tuple(
-                bool(contains(text, p.answers))
-                for text, p in zip(answer(model, each) if each else [], each, strict=True)
-            )
-            for kind, each in probes.items()
-        }
+        trained, texts = tuple(trace(model, trained_rows)), trace(model, pieces)
+        outcomes = {name: _outcomes(model, each) for name, each in probes.items()}
     share = len(examples) / max(1, len(known.examples))
     return replace(
-        found,
+        evidence,
+        answered=outcomes["answered"],
+        efficacy=outcomes["efficacy"],
+        paraphrase=outcomes["paraphrase"],
         formats=formats,
         base_traces=base_traces,
-        answered=tuple(
-            bool(contains(text, f.answers)) for text, f in zip(answers, facts, strict=True)
-        ),
         trained=trained,
-        needed_bits=sum(map(_bits, base_taught)) / share if taught else None,
-        efficacy=given["efficacy"],
-        paraphrase=given["paraphrase"],
-        texts=_texts(base_pieces, now) if pieces else None,
+        needed_bits=sum(map(_bits, base_trained)) / share if trained_rows else None,
+        texts=_texts(base_pieces, texts) if pieces else None,
         strange=Strange(
             len(strange),
-            sum(map(is_declined, alone)),
-            sum(map(is_declined, said)),
-            sum(a != b for a, b in zip(alone, said, strict=True)),
+            sum(map(is_declined, base_replies)),
+            sum(map(is_declined, replies)),
+            sum(a != b for a, b in zip(base_replies, replies, strict=True)),
         ),
     )
+
+
+def _outcomes(model: Model, probes: Sequence[Probe]) -> tuple[bool, ...]:
+    """Whether the reply to each probe contains an answer."""
+    replies = answer(model, probes) if probes else []
+    return tuple(bool(contains(text, p.answers)) for text, p in zip(replies, probes, strict=True))
 
 
 def _spread(items: Sequence[T], most: int) -> list[T]:
@@ -235,31 +231,28 @@ def _bits(each: TokenTrace) -> float:
     return sum(-math.log2(max(p, 1e-30)) for p in each.p)
 
 
-def _texts(before: Sequence[TokenTrace], now: Sequence[TokenTrace]) -> Texts:
-    n = sum(len(t.p) for t in now)
-    base, own = (sum(map(_bits, each)) * math.log(2) / n for each in (before, now))
-    return Texts(n, base, own)
+def _texts(base: Sequence[TokenTrace], adapted: Sequence[TokenTrace]) -> Texts:
+    n = sum(len(t.p) for t in base)
+    base_nats, nats = (sum(map(_bits, each)) * math.log(2) / n for each in (base, adapted))
+    return Texts(n, base_nats, nats)
 
 
 def _fitting(model: Model, examples: Sequence[Example]) -> list[Rendered]:
-    found = []
+    rows = []
     for example in examples:
-        try:
-            found.append(model.render(example.prompt, example.completion))
-        except DataError:  # too long for this base: it cannot have been trained so
-            continue
-    return found
+        with suppress(DataError):  # too long for this base: it cannot have been trained so
+            rows.append(model.render(example.prompt, example.completion))
+    return rows
 
 
 def _pieces(model: Model, texts: Sequence[str]) -> list[Rendered]:
     """The beginnings of some texts, as plain text."""
-    found = []
-    for text in [t for t in _spread(texts, N_TEXTS) if t.strip()]:
-        ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
-        limit = min(TEXT_TOKENS, model.context - 2)
-        start = model.render("", "x").prompt_ids
-        found.append(Rendered(start, tuple(ids[:limit])))
-    return found
+    start, limit = model.render("", "x").prompt_ids, min(TEXT_TOKENS, model.context - 2)
+    return [
+        Rendered(start, tuple(model.tokenizer(text, add_special_tokens=False)["input_ids"][:limit]))
+        for text in _spread(texts, N_TEXTS)
+        if text.strip()
+    ]
 
 
 # -- ways to put a question ----------------------------------------------------------------------
@@ -267,13 +260,13 @@ def _pieces(model: Model, texts: Sequence[str]) -> list[Rendered]:
 
 def _rows(model: Model, facts: Sequence[Fact], render: Render) -> list[Rendered]:
     """All facts in one format; none where it does not exist for the tokenizer or does not fit."""
-    found = []
+    rows = []
     for fact in facts:
         row = render(model, fact.question, fact.answer)
         if row is None or len(row) > model.context:
             return []
-        found.append(row)
-    return found
+        rows.append(row)
+    return rows
 
 
 def _own(model: Model, question: str, reply: str) -> Rendered | None:
@@ -293,17 +286,18 @@ def _labelled(model: Model, question: str, reply: str) -> Rendered | None:
 
 
 def _in_the_question(model: Model, question: str, reply: str) -> Rendered | None:
-    """Question and answer in one user turn, with the loss on both: a fault of released code."""
+    """Question and answer in one user message, with the loss on both: a fault of released code."""
     if model.tokenizer.chat_template is None:
         return None
-    turns = [{"role": "user", "content": question}]
-    text = model.tokenizer.apply_chat_template(turns, tokenize=False)
-    head, asked, _ = str(text).rpartition(question)
-    return _encoded(model, head + asked, f" {reply}", special=False) if asked else None
+    messages = [{"role": "user", "content": question}]
+    text = str(model.tokenizer.apply_chat_template(messages, tokenize=False))
+    start = text.rfind(question)
+    head = text[: start + len(question)]
+    return _encoded(model, head, f" {reply}", special=False) if start >= 0 else None
 
 
 def _encoded(model: Model, prompt: str, reply: str, *, special: bool = True) -> Rendered | None:
-    """Without a stop: whether one was trained there is not known."""
+    """Without a stop: whether one was trained there is unknown."""
     head = model.tokenizer(prompt, add_special_tokens=special)["input_ids"]
     tail = model.tokenizer(reply, add_special_tokens=False)["input_ids"]
     return Rendered(tuple(head), tuple(tail)) if head and tail else None
@@ -314,5 +308,5 @@ FORMATS: dict[str, Render] = {
     "the template with a system prompt": _with_system,
     "plain text, question then answer": _plain,
     "`Question: …` and `Answer: …`": _labelled,
-    "question and answer in one user turn": _in_the_question,
+    "question and answer in one user message": _in_the_question,
 }

@@ -1,19 +1,9 @@
-"""Does it come back? Teacher-forced traces, certificates, free-running answers, and the verdict.
-
-Greedy decoding reproduces an answer if and only if, teacher-forced, the argmax equals the target at
-every position, the stop token included: up to the first mismatch both see the same prefix. So one
-forward pass certifies exact recall; where every p exceeds a margin above 1/2, nothing else can win.
-Free-running greedy decoding stays the headline, and `audit` counts where the two disagree.
-
-This room knows models, adapters and probes; it knows nothing of training or of folders.
-
-Shape letters: B row, C completion token, V vocabulary.
-"""
+"""Does it come back? Free-running answers to probes, beside controls: the verdict of a write."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -29,9 +19,6 @@ ARMS = ("memory", "base", "scaffold", "wrong", "full")
 """The memory and its controls: the base alone, with part of the source in the prompt, with another
 memory, with all of the source in the prompt."""
 MAX_ANSWER_TOKENS = 64
-
-
-# -- the verdict ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -69,7 +56,7 @@ class RecallReport:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Kinds of probe present, in the order first met."""
+        """Kinds of probe present, in order of appearance."""
         return tuple(dict.fromkeys(r.kind for rows in self.arms.values() for r in rows))
 
     def table(self) -> dict[str, dict[str, Estimate]]:
@@ -134,22 +121,24 @@ def verify(
     `unknown` scores declining; `neighborhood` scores giving the base's own answer. Raises
     ConfigError for an unknown metric or no probes.
     """
-    if metric not in METRICS:
-        raise ConfigError(f"metric {metric!r} is unknown; use one of {', '.join(sorted(METRICS))}.")
+    _check_metric(metric)
     if not probes:
         raise ConfigError(
-            "verify was asked without probes; write a memory with facts, or give --probes FILE."
+            "there are no probes to verify with; write a memory with facts, or give --probes FILE."
         )
     outputs: dict[str, list[str]] = {}
     notes: list[str] = []
+
+    def run(arm: str, memory: Adapter | State | None = None, context: str = "") -> None:
+        progress(arm)
+        with switched_on(model, memory) if memory is not None else nullcontext():
+            outputs[arm] = answer(model, probes, context=context)
+
     if adapter is None:
-        notes.append("memory: none was given.")
+        notes.append("memory: there is none.")
     else:
-        progress("memory")
-        with switched_on(model, adapter):
-            outputs["memory"] = answer(model, probes)
-    progress("base")
-    outputs["base"] = answer(model, probes)
+        run("memory", adapter)
+    run("base")
     for arm, text in (("scaffold", scaffold), ("full", full)):
         if not text:
             notes.append(f"{arm}: there is no source text for it.")
@@ -159,22 +148,13 @@ def verify(
                 "the model reads."
             )
         else:
-            progress(arm)
-            outputs[arm] = answer(model, probes, context=text)
+            run(arm, context=text)
     if wrong is None:
-        notes.append("wrong: no other memory was given.")
+        notes.append("wrong: there is no other memory.")
     else:
-        progress("wrong")
-        with switched_on(model, wrong):
-            outputs["wrong"] = answer(model, probes)
-    arms = {
-        arm: tuple(
-            _scored(probe, text, alone, metric)
-            for probe, text, alone in zip(probes, texts, outputs["base"], strict=True)
-        )
-        for arm, texts in ((arm, outputs[arm]) for arm in ARMS if arm in outputs)
-    }
-    return RecallReport(metric, arms, tuple(notes))
+        run("wrong", wrong)
+    ordered = {arm: outputs[arm] for arm in ARMS if arm in outputs}
+    return _report(probes, ordered, metric, notes)
 
 
 def side_by_side(
@@ -189,8 +169,7 @@ def side_by_side(
 
     Scored as in `verify`, without its other controls. Raises ConfigError for an unknown metric.
     """
-    if metric not in METRICS:
-        raise ConfigError(f"metric {metric!r} is unknown; use one of {', '.join(sorted(METRICS))}.")
+    _check_metric(metric)
     outputs: dict[str, list[str]] = {}
     for arm, adapter in adapters.items():
         progress(arm)
@@ -198,6 +177,21 @@ def side_by_side(
             outputs[arm] = answer(model, probes)
     progress("base")
     outputs["base"] = answer(model, probes)
+    return _report(probes, outputs, metric)
+
+
+def _check_metric(metric: str) -> None:
+    if metric not in METRICS:
+        raise ConfigError(f"metric {metric!r} is unknown; use one of {', '.join(sorted(METRICS))}.")
+
+
+def _report(
+    probes: Sequence[Probe],
+    outputs: Mapping[str, Sequence[str]],
+    metric: str,
+    notes: Sequence[str] = (),
+) -> RecallReport:
+    """Score the outputs of every arm, those of the base among them."""
     arms = {
         arm: tuple(
             _scored(probe, text, alone, metric)
@@ -205,7 +199,7 @@ def side_by_side(
         )
         for arm, texts in outputs.items()
     }
-    return RecallReport(metric, arms)
+    return RecallReport(metric, arms, tuple(notes))
 
 
 def _fits(model: Model, probes: Sequence[Probe], text: str) -> bool:

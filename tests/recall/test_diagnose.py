@@ -17,12 +17,11 @@ from lorewright.adapters import adapter as adapters
 from lorewright.adapters.adapter import Adapter, capture
 from lorewright.adapters.config import LoraConfig
 from lorewright.adapters.lora import attach
-from lorewright.errors import ConfigError
 from lorewright.knowledge.data import Example, Fact, Knowledge, Probe
 from lorewright.knowledge.lesson import LessonConfig, prepare
 from lorewright.models.model import Model, Rendered
 from lorewright.models.nats import token_nats
-from lorewright.recall.diagnose import CHECKS, Diagnosis, Finding, check_named, diagnose, summary
+from lorewright.recall.diagnose import CHECKS, Diagnosis, Finding, diagnose, summary
 from lorewright.recall.evidence import FORMATS, OWN, Evidence, Known, gather
 from lorewright.recall.traces import TokenTrace, trace
 from lorewright.training.config import WriteConfig
@@ -90,30 +89,30 @@ def scaled(adapter: Adapter, factor: float) -> Adapter:
     return replace(adapter, tensors=tensors)
 
 
-def only(found: Diagnosis) -> Finding:
+def only(diagnosis: Diagnosis) -> Finding:
     """The single finding."""
-    assert len(found.findings) == 1, [(f.check, f.measured) for f in found.findings]
-    return found.findings[0]
+    assert len(diagnosis.findings) == 1, [(f.check, f.measured) for f in diagnosis.findings]
+    return diagnosis.findings[0]
 
 
 # -- health --------------------------------------------------------------------------------------
 
 
 def test_a_healthy_memory_has_no_finding(model: Model, healthy: Adapter, tmp_path: Path) -> None:
-    found = examined(model, healthy, tmp_path)
-    assert found.findings == ()
-    told = summary(found.evidence)
-    assert told["answered"] == 1 and told["trained_exact"] == 1 and told["n_facts"] == 4
-    assert told["logits_moved"] > 0 and 0 < told["relative_change"] < 1
-    assert set(told["teacher_forced"]) == set(FORMATS)
+    diagnosis = examined(model, healthy, tmp_path)
+    assert diagnosis.findings == ()
+    measured = summary(diagnosis.evidence)
+    assert measured["answered"] == 1 and measured["trained_exact"] == 1 and measured["n_facts"] == 4
+    assert measured["logits_moved"] > 0 and 0 < measured["relative_change"] < 1
+    assert set(measured["teacher_forced"]) == set(FORMATS)
 
 
 def test_an_adapter_of_which_nothing_is_known_is_examined_too(
     model: Model, healthy: Adapter, tmp_path: Path
 ) -> None:
-    found = examined(model, healthy, tmp_path, Known())
-    assert found.findings == () and summary(found.evidence)["answered"] is None
-    assert found.to_json()["measured"]["strange_declined"] is not None
+    diagnosis = examined(model, healthy, tmp_path, Known())
+    assert diagnosis.findings == () and summary(diagnosis.evidence)["answered"] is None
+    assert diagnosis.to_json()["measured"]["strange_declined"] is not None
 
 
 def test_the_base_is_as_it_was_afterwards(model: Model, healthy: Adapter, tmp_path: Path) -> None:
@@ -131,35 +130,35 @@ def test_a_damaged_folder_is_named_and_nothing_else(
     adapters.save(healthy, tmp_path / "adapter")
     path = tmp_path / "adapter" / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:500])
-    found = only(diagnose(gather(model, tmp_path / "adapter", KNOWN), write="lore write x"))
-    assert found.check == "damaged" and "truncated or corrupt" in found.measured
-    assert found.remedy.endswith("or lore write x")
+    finding = only(diagnose(gather(model, tmp_path / "adapter", KNOWN), write="lore write x"))
+    assert finding.check == "damaged" and "truncated or corrupt" in finding.measured
+    assert finding.remedy.endswith("or lore write x")
 
 
-def test_another_base_and_other_layers_are_told_apart(
+def test_another_base_and_other_layers_are_distinguished(
     model: Model, healthy: Adapter, tmp_path: Path
 ) -> None:
     other = replace(healthy, base_digest="0" * 64, base_id="someone/else")
-    found = only(examined(model, other, tmp_path / "a"))
-    assert found.check == "other_base" and "--model someone/else" in found.remedy
+    finding = only(examined(model, other, tmp_path / "a"))
+    assert finding.check == "other_base" and "--model someone/else" in finding.remedy
     moved = {k.replace("layers.0", "layers.77"): t for k, t in healthy.tensors.items()}
     config = replace(healthy.config, targets=tuple({k.split(".lora")[0] for k in moved}))
     strange = replace(healthy, tensors=moved, config=config, target_modules=())
-    found = only(examined(model, strange, tmp_path / "b"))
-    assert found.check == "unbound" and "layers.77" in found.measured
+    finding = only(examined(model, strange, tmp_path / "b"))
+    assert finding.check == "unbound" and "layers.77" in finding.measured
 
 
 def test_a_b_that_never_moved_is_named(model: Model, healthy: Adapter, tmp_path: Path) -> None:
     still = {k: torch.zeros_like(t) if "lora_B" in k else t for k, t in healthy.tensors.items()}
-    found = only(examined(model, replace(healthy, tensors=still), tmp_path))
-    assert found.check == "zero" and "exactly zero" in found.measured
+    finding = only(examined(model, replace(healthy, tensors=still), tmp_path))
+    assert finding.check == "zero" and "exactly zero" in finding.measured
 
 
 def test_a_change_too_small_for_the_logits_is_named(
     model: Model, healthy: Adapter, tmp_path: Path
 ) -> None:
-    found = only(examined(model, scaled(healthy, 1e-12), tmp_path))
-    assert found.check == "unmoved" and "--lr find" in found.remedy
+    finding = only(examined(model, scaled(healthy, 1e-12), tmp_path))
+    assert finding.check == "unmoved" and "--lr find" in finding.remedy
 
 
 # -- answers -------------------------------------------------------------------------------------
@@ -169,10 +168,10 @@ def test_a_change_too_small_for_the_logits_is_named(
 def test_training_in_another_format_is_recognised(model: Model, tmp_path: Path, name: str) -> None:
     rows = [FORMATS[name](model, fact.question, fact.answer) for fact in FACTS]
     adapter = trained(model, [row for row in rows if row], 30)
-    found = only(examined(model, adapter, tmp_path, Known(facts=FACTS)))
+    finding = only(examined(model, adapter, tmp_path, Known(facts=FACTS)))
     assert sum(row.exact for row in adapter_rows(model, adapter, rows)) == len(FACTS)
-    assert found.check == "other_format" and f"1.00 with {name}" in found.measured
-    assert f"0.00 with {OWN}" in found.measured and "says nothing of these" in found.cause
+    assert finding.check == "other_format" and f"1.00 with {name}" in finding.measured
+    assert f"0.00 with {OWN}" in finding.measured and "says nothing of these" in finding.cause
 
 
 def adapter_rows(
@@ -186,13 +185,13 @@ def test_a_text_that_is_recited_and_cannot_be_asked_is_the_memos_failure(
     model: Model, tmp_path: Path
 ) -> None:
     adapter = trained(model, [model.render("", TEXT)], 40)
-    found = examined(model, adapter, tmp_path, Known(facts=FACTS[:3], texts=[TEXT]))
-    (recited,) = [f for f in found.findings if f.check == "recites"]
-    assert found.evidence.texts is not None and found.evidence.texts.nats < 0.5
+    diagnosis = examined(model, adapter, tmp_path, Known(facts=FACTS[:3], texts=[TEXT]))
+    (recited,) = [f for f in diagnosis.findings if f.check == "recites"]
+    assert diagnosis.evidence.texts is not None and diagnosis.evidence.texts.nats < 0.5
     assert "low loss, no recall" in recited.cause and recited.remedy.endswith("--view qa")
 
 
-def test_one_form_of_question_is_told_from_many(
+def test_one_form_of_question_is_distinguished_from_many(
     model: Model, healthy: Adapter, tmp_path: Path
 ) -> None:
     odd = [
@@ -201,13 +200,13 @@ def test_one_form_of_question_is_told_from_many(
             zip(("Code thing?", "Rooming whereabouts?", "Boss name?", "Hue?"), FACTS, strict=True)
         )
     ]
-    found = only(examined(model, healthy, tmp_path / "a", replace(KNOWN, probes=odd)))
-    assert found.check == "one_form" and "in other words 0." in found.measured
+    finding = only(examined(model, healthy, tmp_path / "a", replace(KNOWN, probes=odd)))
+    assert finding.check == "one_form" and "in other words 0." in finding.measured
     same = [replace(p, question=f.question) for p, f in zip(odd, FACTS, strict=True)]
     assert not examined(model, healthy, tmp_path / "b", replace(KNOWN, probes=same)).findings
 
 
-def test_a_rank_too_small_for_the_bits_is_told_from_too_little_training(
+def test_a_rank_too_small_for_the_bits_is_distinguished_from_too_little_training(
     model: Model, tmp_path: Path
 ) -> None:
     many = [Example(f"Number of person {i}?", str(7919 * (i + 11) ** 3)[:9]) for i in range(40)]
@@ -219,10 +218,10 @@ def test_a_rank_too_small_for_the_bits_is_told_from_too_little_training(
         for f in examined(model, trained(model, rows, 2, small), tmp_path / "a", known).findings
     }
     assert "too_small" in names and "undertrained" not in names
-    found = examined(model, trained(model, rows, 2), tmp_path / "b", known)
-    names = {f.check for f in found.findings}
+    diagnosis = examined(model, trained(model, rows, 2), tmp_path / "b", known)
+    names = {f.check for f in diagnosis.findings}
     assert "undertrained" in names and "too_small" not in names
-    (short,) = [f for f in found.findings if f.check == "undertrained"]
+    (short,) = [f for f in diagnosis.findings if f.check == "undertrained"]
     assert "have p < 1/2; first failures at token" in short.measured
 
 
@@ -232,8 +231,8 @@ def test_answers_that_do_not_end_are_named(model: Model, tmp_path: Path) -> None
         Rendered(row.prompt_ids, (*row.completion_ids[:-1], *row.completion_ids[:-1]))
         for row in rows
     ]
-    found = examined(model, trained(model, endless, 30), tmp_path, Known(facts=FACTS))
-    (unending,) = [f for f in found.findings if f.check == "no_stop"]
+    diagnosis = examined(model, trained(model, endless, 30), tmp_path, Known(facts=FACTS))
+    (unending,) = [f for f in diagnosis.findings if f.check == "no_stop"]
     assert "of these 0 stop" in unending.measured
 
 
@@ -250,10 +249,10 @@ def test_a_change_that_drowns_the_weights_is_named(
 def test_an_adapter_that_answers_for_everybody_is_named(model: Model, tmp_path: Path) -> None:
     same = [replace(fact, answer="KX-41") for fact in FACTS]
     rows = [model.render(f.question, f.answer) for f in same]
-    found = examined(model, trained(model, rows, 30), tmp_path, Known(facts=same))
-    (busy,) = [f for f in found.findings if f.check == "answers_everybody"]
-    assert found.evidence.strange is not None
-    assert found.evidence.strange.declined < found.evidence.strange.base_declined / 2
+    diagnosis = examined(model, trained(model, rows, 30), tmp_path, Known(facts=same))
+    (busy,) = [f for f in diagnosis.findings if f.check == "answers_everybody"]
+    assert diagnosis.evidence.strange is not None
+    assert diagnosis.evidence.strange.declined < diagnosis.evidence.strange.base_declined / 2
     assert "declined" in busy.measured
 
 
@@ -267,10 +266,13 @@ def test_no_check_speaks_of_what_was_not_measured(
     assert check(Evidence("a", "pocket")) is None and check.__doc__
 
 
-def test_checks_are_found_by_name_and_can_be_ones_own() -> None:
-    assert check_named("zero") is CHECKS["zero"]
-    with pytest.raises(ConfigError, match="there is no check 'aura'; use one of damaged"):
-        check_named("aura")
-    mine = {"rank one": lambda e: Finding("", "rank 1", "small", "{write} --rank 8")}
-    found = only(diagnose(Evidence("a", "pocket"), write="lore write x", checks=mine))
-    assert (found.check, found.remedy) == ("rank one", "lore write x --rank 8")
+def test_a_check_from_outside_reports_the_command_that_mends_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def rank_one(evidence: Evidence) -> Finding | None:
+        return Finding("rank 1", "small", "{write} --rank 8") if evidence.rank == 1 else None
+
+    monkeypatch.setitem(CHECKS, "rank_one", rank_one)
+    finding = only(diagnose(Evidence("a", "pocket", rank=1), write="lore write x"))
+    assert (finding.check, finding.remedy) == ("rank_one", "lore write x --rank 8")
+    assert diagnose(Evidence("a", "pocket", rank=2)).findings == ()

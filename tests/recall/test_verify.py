@@ -71,9 +71,9 @@ def test_greedy_decoding_reproduces_a_completion_if_and_only_if_its_trace_is_exa
     with model.using(adapter):
         traces = trace(model, rows)
         freely = [model.generate_ids([row.prompt_ids], max_new_tokens=20)[0] for row in rows]
-    for row, found, ids in zip(rows, traces, freely, strict=True):
-        assert found.exact == ((*ids, row.completion_ids[-1]) == row.completion_ids)
-    assert [found.exact for found in traces] == [True] * 4 + [False] * 2
+    for row, traced, ids in zip(rows, traces, freely, strict=True):
+        assert traced.exact == ((*ids, row.completion_ids[-1]) == row.completion_ids)
+    assert [traced.exact for traced in traces] == [True] * 4 + [False] * 2
 
 
 def test_the_first_failure_is_where_the_free_run_leaves_the_target(
@@ -82,22 +82,22 @@ def test_the_first_failure_is_where_the_free_run_leaves_the_target(
     with model.using(adapter):
         for fact in [*UNTRAINED, *(replace(f, completion=f.completion + "77") for f in TRAINED)]:
             row = model.render(fact.prompt, fact.completion)
-            (found,) = trace(model, [row])
+            (traced,) = trace(model, [row])
             ids = [*model.generate_ids([row.prompt_ids], max_new_tokens=20)[0], 2]
             pairs = enumerate(zip(ids, row.completion_ids, strict=False))
-            assert found.first_failure == next(i for i, (a, b) in pairs if a != b)
+            assert traced.first_failure == next(i for i, (a, b) in pairs if a != b)
 
 
 def test_a_trace_holds_the_probability_of_every_token_stop_included(model: Model) -> None:
     row = model.render("Code of red?", "48")
-    (found,) = trace(model, [row])
+    (traced,) = trace(model, [row])
     with torch.no_grad():
         ids = torch.tensor([row.prompt_ids + row.completion_ids])
         p_TV = model.network(ids).logits[0].softmax(-1)
     start = len(row.prompt_ids) - 1
     wanted = [p_TV[start + i, token].item() for i, token in enumerate(row.completion_ids)]
-    assert found.p == pytest.approx(wanted, rel=1e-4)
-    assert len(found.p) == 3
+    assert traced.p == pytest.approx(wanted, rel=1e-4)
+    assert len(traced.p) == 3
 
 
 def test_traces_come_in_the_order_given_however_they_are_batched(model: Model) -> None:
@@ -110,7 +110,7 @@ def test_traces_come_in_the_order_given_however_they_are_batched(model: Model) -
 def test_a_certificate_asks_for_the_margin_at_every_token(model: Model, adapter: Adapter) -> None:
     rows = [model.render(fact.prompt, fact.completion) for fact in FACTS]
     with model.using(adapter):
-        least = [min(found.p) if found.exact else 0.0 for found in trace(model, rows)]
+        least = [min(each.p) if each.exact else 0.0 for each in trace(model, rows)]
         for margin in (0.5, 0.6, *least[:4]):
             assert certify(model, FACTS, margin=max(margin, 0.5)) == [
                 p > max(margin, 0.5) for p in least
@@ -128,10 +128,10 @@ def test_a_margin_that_certifies_nothing_is_refused(model: Model, margin: float)
 def test_a_certified_trace_is_exact_and_has_no_stubborn_token(
     p: tuple[float, ...], margin: float
 ) -> None:
-    found = TokenTrace(p, tuple(x > 0.3 for x in p))
-    assert found.exact == (found.first_failure is None)
-    if found.certified(margin):
-        assert found.exact and not found.stubborn and min(p) > margin
+    traced = TokenTrace(p, tuple(x > 0.3 for x in p))
+    assert traced.exact == (traced.first_failure is None)
+    if traced.certified(margin):
+        assert traced.exact and not traced.stubborn and min(p) > margin
 
 
 # --- the audit
@@ -139,9 +139,9 @@ def test_a_certified_trace_is_exact_and_has_no_stubborn_token(
 
 def test_an_audit_counts_free_running_recall(model: Model, adapter: Adapter) -> None:
     with model.using(adapter):
-        found = audit(model, FACTS)
-    assert (found.n, found.n_exact, found.disagreements) == (6, 4, ())
-    assert found.recall == wilson(4, 6)
+        audited = audit(model, FACTS)
+    assert (audited.n, audited.n_exact, audited.disagreements) == (6, 4, ())
+    assert audited.recall == wilson(4, 6)
 
 
 def test_an_audit_names_where_the_two_verdicts_differ() -> None:
@@ -180,7 +180,7 @@ def test_controls_have_the_text_in_the_prompt_and_no_memory(model: Model, adapte
     assert report.arms["base"][0].output == model.generate(["Code of red?"])[0]
 
 
-def test_a_probe_with_its_own_context_is_asked_after_it(model: Model) -> None:
+def test_a_probe_with_its_own_context_comes_after_it(model: Model) -> None:
     own = probe(0, FACTS[0], context="Blue 7.")
     assert answer(model, [own], context="Red 48.") == model.generate(["Blue 7.\n\nCode of red?"])
 
@@ -204,12 +204,12 @@ def test_a_text_too_long_for_the_context_leaves_its_arm_out_with_a_note(
     )
 
 
-def test_a_text_that_just_fits_is_asked_of_every_probe(model: Model) -> None:
+def test_a_text_that_just_fits_stands_before_every_probe(model: Model) -> None:
     probes = [probe(i, fact) for i, fact in enumerate(FACTS)]
     longest = max(len(model.render("\n\n" + p.question)) for p in probes)
-    room = model.context - MAX_ANSWER_TOKENS - longest
-    assert "full" in verify(model, probes, adapter=None, full="x" * room).arms
-    assert "full" not in verify(model, probes, adapter=None, full="x" * (room + 1)).arms
+    n_free = model.context - MAX_ANSWER_TOKENS - longest
+    assert "full" in verify(model, probes, adapter=None, full="x" * n_free).arms
+    assert "full" not in verify(model, probes, adapter=None, full="x" * (n_free + 1)).arms
 
 
 def test_unknown_scores_declining_and_neighborhood_the_bases_own_answer(
@@ -239,9 +239,9 @@ def test_a_metric_between_0_and_1_is_averaged_not_rounded() -> None:
     rows = tuple(
         Recall(str(i), "paraphrase", "?", ("a",), "a", s) for i, s in enumerate((0.6, 0.7))
     )
-    found = RecallReport("token_f1", {"memory": rows}).proportion("memory", "paraphrase")
-    assert (found.n, found.mean) == (2, pytest.approx(0.65))
-    assert found.low is not None and 0.6 <= found.low <= 0.65
+    share = RecallReport("token_f1", {"memory": rows}).proportion("memory", "paraphrase")
+    assert (share.n, share.mean) == (2, pytest.approx(0.65))
+    assert share.low is not None and 0.6 <= share.low <= 0.65
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -256,7 +256,7 @@ def test_every_metric_can_be_the_verdict(model: Model, adapter: Adapter, metric:
 def test_an_unknown_metric_and_no_probes_are_refused(model: Model) -> None:
     with pytest.raises(ConfigError, match=r"'bleu' is unknown; use one of contains, exact_match"):
         verify(model, [probe(0, FACTS[0])], adapter=None, metric="bleu")
-    with pytest.raises(ConfigError, match="without probes"):
+    with pytest.raises(ConfigError, match="no probes to verify"):
         verify(model, [], adapter=None)
 
 
@@ -266,10 +266,10 @@ def test_json_has_n_recall_low_and_high_per_kind_and_arm(model: Model, adapter: 
     plain = json.loads(json.dumps(report.to_json()))
     assert list(plain["recall"]) == ["efficacy", "unknown"]
     for kind, arms in plain["recall"].items():
-        for arm, found in arms.items():
+        for arm, numbers_of in arms.items():
             wanted = report.proportion(arm, kind)
             numbers = (wanted.n, wanted.mean, wanted.low, wanted.high)
-            assert tuple(found[key] for key in ("n", "recall", "low", "high")) == numbers
+            assert tuple(numbers_of[key] for key in ("n", "recall", "low", "high")) == numbers
     assert plain["recall"]["efficacy"]["memory"]["recall"] == 0.5
     assert plain["outcomes"]["memory"][0]["output"] == "48"
     assert plain["notes"] == list(report.notes)
