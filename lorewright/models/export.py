@@ -217,7 +217,7 @@ def to_gguf(adapter: Adapter, model: Model, out: Path, name: str) -> Exported:
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
         writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, adapter.config.scale * adapter.config.rank)
         writer.add_name(f"{name} {identity}")
-        writer.add_string("lorewright.adapters.adapter", identity)
+        writer.add_string("lorewright.adapter", identity)
         writer.add_string("lorewright.base_digest", model.digest)
         for module in adapter.modules:
             A_RI, B_OR = (adapter.tensors[module + half] for half in HALVES)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from support.families import FAMILIES, llama, logits, token_ids
 from support.losses import answer_loss
+from support.numbers import assert_close, depth
 from torch import Tensor, nn
 
 from lorewright.adapters.config import LoraConfig
@@ -230,9 +231,9 @@ def test_gradients_of_a_stack_equal_those_alone(rows: list[int]) -> None:
                 assert a_NRI is not None and b_NOR is not None
                 assert layer.A_NRI.grad is not None and layer.B_NOR.grad is not None
                 r = ranks_N[n]
-                close = {"rtol": 1e-6, "atol": 1e-6}
-                torch.testing.assert_close(a_NRI[n, :r], layer.A_NRI.grad[0], **close)
-                torch.testing.assert_close(b_NOR[n, :, :r], layer.B_NOR.grad[0], **close)
+                n_terms = depth(model, ids_BT.shape[1]) * len(rows)
+                assert_close(a_NRI[n, :r], layer.A_NRI.grad[0], n_terms)
+                assert_close(b_NOR[n, :, :r], layer.B_NOR.grad[0], n_terms)
                 assert not a_NRI[n, r:].any() and not b_NOR[n, :, r:].any(), "padding is inert"
 
 
@@ -267,7 +268,7 @@ def test_each_row_answers_with_its_own_adapter_and_minus_one_is_the_base(rows: l
         assert torch.equal(logits(model, ids_BT), base)
     for row, n in enumerate(rows):
         expected = base if n < 0 else each[n]
-        torch.testing.assert_close(mixed[row], expected[row], rtol=0, atol=1e-6)
+        assert_close(mixed[row], expected[row], depth(model, ids_BT.shape[1]))
         assert n < 0 or (mixed[row] - base[row]).abs().max() > 1e-3
 
 
@@ -277,7 +278,7 @@ def test_flattened_activations_follow_the_rows_and_routed_ones_are_refused() -> 
         layer = stack.modules["model.layers.1.self_attn.q_proj"]
         x_BTI = torch.randn(3, 4, 32, generator=torch.Generator().manual_seed(0))
         stack.bind(torch.tensor([2, 0, 1]))
-        torch.testing.assert_close(layer(x_BTI.flatten(0, 1)), layer(x_BTI).flatten(0, 1))
+        assert_close(layer(x_BTI.flatten(0, 1)), layer(x_BTI).flatten(0, 1), 32 + 4)
         with pytest.raises(AdapterError, match=r"3 rows are bound; a layer received \(4, 4, 32\)"):
             layer(torch.zeros(4, 4, 32))
         layer.routed = True
@@ -298,16 +299,17 @@ def test_drop_keeps_the_others_and_their_rows() -> None:
     base = logits(model, ids_BT)
     with attach(model, MIXED) as stack:
         fill(stack)
-        kept = [stack.tensors(0), stack.tensors(2)]
+        others = [stack.tensors(0), stack.tensors(2)]
         stack.bind(torch.tensor([0, 1, 2]))
         before = logits(model, ids_BT)
         stack.drop(1)
         assert len(stack) == 2 and stack.configs == (MIXED[0], MIXED[2])
-        for n, tensors in enumerate(kept):
+        for n, tensors in enumerate(others):
             assert all(torch.equal(t, tensors[key]) for key, t in stack.tensors(n).items())
         after = logits(model, ids_BT)
-        torch.testing.assert_close(after[[0, 2]], before[[0, 2]], rtol=0, atol=1e-6)
-        torch.testing.assert_close(after[1], base[1], rtol=0, atol=1e-6)
+        n_terms = depth(model, ids_BT.shape[1])
+        assert_close(after[[0, 2]], before[[0, 2]], n_terms)
+        assert_close(after[1], base[1], n_terms)
         assert all(weight.requires_grad for weight in stack.parameters())
         stack.drop(0)
         with pytest.raises(AdapterError, match="detach ends the last one"):

@@ -19,6 +19,7 @@ import pytest
 import torch
 from support.families import FAMILIES, llama, qwen3_moe
 from support.models import an_adapter, letters
+from support.numbers import assert_close
 
 from lorewright.adapters import adapter as adapters
 from lorewright.adapters.adapter import HALVES, Adapter
@@ -33,6 +34,7 @@ from lorewright.models.export import (
     BASE_FILE,
     ENGINE_RANKS,
     EXPORTERS,
+    Exported,
     export,
     export_base,
     read_gguf,
@@ -90,6 +92,9 @@ def test_gguf_has_the_names_shapes_and_keys_that_llama_cpp_reads(
     adapter = an_adapter(tiny)
     reader = gguf.GGUFReader(export(adapter, tiny, tmp_path / "out", to="gguf").path)
     told = {key: field.contents() for key, field in reader.fields.items()}
+    assert told["lorewright.adapter"] == adapters.content_id(
+        adapter
+    )
     assert told["general.architecture"] == "llama" and told["general.type"] == "adapter"
     assert told["adapter.type"] == "lora" and told["adapter.lora.alpha"] == adapter.config.alpha
     tensors = {t.name: t for t in reader.tensors}
@@ -118,7 +123,7 @@ def test_rows_of_llamas_q_and_k_are_in_the_order_of_its_rotary_pairs(
         halves = ours.reshape(heads, 2, len(ours) // heads // 2, -1)
         assert not np.allclose(stored, ours)
         ours = halves.swapaxes(1, 2).reshape(ours.shape)
-    np.testing.assert_allclose(stored, ours, rtol=1e-5, atol=1e-6)
+    assert_close(torch.from_numpy(stored), torch.from_numpy(ours), 2)  # the rank
 
 
 def test_the_alpha_of_a_root_scaled_adapter_gives_its_scale_over_the_rank(
@@ -246,6 +251,23 @@ def test_an_adapter_of_another_base_is_exported_nowhere(
     with pytest.raises(WrongBase):
         export(other, tiny, tmp_path / "out", to=to)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_exporter_from_outside_is_used(
+    tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A function and an entry: the adapter is checked against its base before it is called."""
+
+    def to_numbers(adapter: Adapter, model: Model, out: Path, name: str) -> Exported:
+        np.savez(out, **{key: tensor.numpy() for key, tensor in adapter.tensors.items()})
+        return Exported("npz", f"{out}.npz", name, len(adapter.modules), ())
+
+    monkeypatch.setitem(EXPORTERS, "npz", to_numbers)
+    adapter = an_adapter(tiny)
+    written = export(adapter, tiny, tmp_path / "out", to="npz")
+    assert set(np.load(written.path)) == set(adapter.tensors)
+    with pytest.raises(WrongBase):
+        export(replace(adapter, base_digest="0" * 64), tiny, tmp_path / "out", to="npz")
 
 
 def test_an_unknown_engine_is_refused_with_those_there_are(tiny: Model, tmp_path: Path) -> None:

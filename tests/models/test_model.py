@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.families import FAMILIES, gemma3_text, llama
 from support.models import PLAIN, an_adapter, letters, saved
+from support.numbers import assert_close, depth
 from torch import Tensor, nn
 from transformers import (
     BertConfig,
@@ -82,7 +83,7 @@ def test_completion_logits_equal_those_of_the_whole_network(model: Model) -> Non
         with torch.no_grad():
             whole_TV = model.network(input_ids=ids).logits[0]
         n, start = len(row.completion_ids), len(row.prompt_ids) - 1
-        torch.testing.assert_close(found_CV[:n], whole_TV[start : start + n], atol=1e-5, rtol=0)
+        assert_close(found_CV[:n], whole_TV[start : start + n], depth(model.network, 64))
 
 
 def test_padding_on_the_right_changes_nothing(model: Model) -> None:
@@ -90,7 +91,7 @@ def test_padding_on_the_right_changes_nothing(model: Model) -> None:
     together = scores(model, rows)
     for row, found_CV in zip(rows, together, strict=True):
         n = len(row.completion_ids)
-        torch.testing.assert_close(found_CV[:n], scores(model, [row])[0], atol=1e-5, rtol=0)
+        assert_close(found_CV[:n], scores(model, [row])[0], depth(model.network, 64))
 
 
 def test_replies_of_a_left_padded_batch_equal_those_one_by_one(model: Model) -> None:
@@ -139,7 +140,7 @@ def test_rows_bound_to_two_adapters_equal_each_adapter_alone(model: Model) -> No
         stack.bind(torch.tensor([1, 0, -1]))
         found = scores(model, [row] * 3)
     wanted = [alone[1], alone[0], scores(model, [row])[0]]
-    torch.testing.assert_close(found, torch.stack(wanted), atol=1e-5, rtol=1e-5)
+    assert_close(found, torch.stack(wanted), depth(model.network, 64))
 
 
 def test_an_adapter_of_another_base_is_refused_before_anything_is_touched(model: Model) -> None:
