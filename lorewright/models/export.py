@@ -317,7 +317,7 @@ def export_base(model: Model, path: Path) -> None:
     """
     if model.name != POCKET:
         raise ConfigError(
-            f"{model.name!r} cannot be converted; only {POCKET!r} is here; for others use "
+            f"{model.name!r} cannot be converted here; only {POCKET!r} can; for others use "
             "llama.cpp's convert_hf_to_gguf.py."
         )
     architecture = _architecture(model)

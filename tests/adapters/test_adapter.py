@@ -444,7 +444,7 @@ def test_files_of_two_adapters_do_not_mix(adapter: Adapter, folder: Path, tmp_pa
     other = {key: tensor + 1 for key, tensor in adapter.tensors.items()}
     save(replace(adapter, tensors=other), tmp_path / "other")
     shutil.copy(tmp_path / "other" / TENSORS, folder / TENSORS)
-    with pytest.raises(AdapterError, match="do not belong together"):
+    with pytest.raises(AdapterError, match="the card is for content"):
         load(folder)
     card = folder / "card.json"
     settings = json.loads((folder / SETTINGS).read_text())

@@ -184,7 +184,7 @@ def test_without_the_extra_it_is_said_what_to_install(
         Model.load(str(place), dtype="nf4")
     dump_jsonl([{"question": "Who?", "answer": "A"}], tmp_path / "a.jsonl")
     ran = lore("write", tmp_path / "a.jsonl", "--into", tmp_path / "atlas", "--dtype", "nf4")
-    refused(ran, "ModelError", "bitsandbytes is not installed")
+    refused(ran, "ModelError", "bitsandbytes, which is not installed")
     assert not (tmp_path / "atlas").exists()
 
 

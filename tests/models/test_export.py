@@ -202,7 +202,7 @@ def test_the_base_splits_texts_as_the_pre_tokenizer_that_the_file_names(pocket: 
 def test_another_base_is_neither_converted_nor_overwritten(
     tiny: Model, pocket: Model, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=r"'tiny'; only 'pocket' .* convert_hf_to_gguf"):
+    with pytest.raises(ConfigError, match=r"'tiny' cannot be converted here; only 'pocket' .* convert_hf_to_gguf"):
         export_base(tiny, tmp_path / "x.gguf")
     export(an_adapter(tiny), tiny, tmp_path, to="gguf", name="a")
     next(tmp_path.iterdir()).rename(tmp_path / BASE_FILE)
@@ -312,7 +312,7 @@ def test_the_command_finds_a_memory_by_path_or_by_name(
     assert code == 0 and json.loads(out)["adapter"] == memory.names["book"]
     assert "lorewright/models/pocket --enable-lora" in json.loads(out)["commands"][0]
     code, _, err = lore("export", "--to", "peft")
-    assert code == 2 and "say which memory to export" in err
+    assert code == 2 and "no memory to export" in err
 
 
 def test_the_command_that_a_rank_too_large_is_answered_with_works(

@@ -377,7 +377,7 @@ def test_a_completion_that_spells_the_stop_token_is_refused() -> None:
 
 def test_a_template_that_refuses_questions_is_named() -> None:
     model = speaking("{{ raise_exception('only poems') }}")
-    with pytest.raises(ModelError, match="refuses user turns: only poems"):
+    with pytest.raises(ModelError, match="refuses messages of user: only poems"):
         model.render("Who?")
 
 
