@@ -92,9 +92,7 @@ def test_gguf_has_the_names_shapes_and_keys_that_llama_cpp_reads(
     adapter = an_adapter(tiny)
     reader = gguf.GGUFReader(export(adapter, tiny, tmp_path / "out", to="gguf").path)
     told = {key: field.contents() for key, field in reader.fields.items()}
-    assert told["lorewright.adapter"] == adapters.content_id(
-        adapter
-    )
+    assert told["lorewright.adapter"] == adapters.content_id(adapter)
     assert told["general.architecture"] == "llama" and told["general.type"] == "adapter"
     assert told["adapter.type"] == "lora" and told["adapter.lora.alpha"] == adapter.config.alpha
     tensors = {t.name: t for t in reader.tensors}
@@ -202,7 +200,7 @@ def test_the_base_splits_texts_as_the_pre_tokenizer_that_the_file_names(pocket: 
 def test_another_base_is_neither_converted_nor_overwritten(
     tiny: Model, pocket: Model, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=r"'tiny' cannot be converted here; only 'pocket' .* convert_hf_to_gguf"):
+    with pytest.raises(ConfigError, match=r"'tiny' cannot be converted here; .*convert_hf_to_gguf"):
         export_base(tiny, tmp_path / "x.gguf")
     export(an_adapter(tiny), tiny, tmp_path, to="gguf", name="a")
     next(tmp_path.iterdir()).rename(tmp_path / BASE_FILE)
