@@ -290,7 +290,7 @@ def _best_rate(
     path = run / RATES_FILE
     if not path.exists():
         watch.step("trying rates")
-        contexts = grounds(prepared.examples, knowledge) if config.objective == "distill" else ()
+        contexts = grounds(prepared.examples, knowledge) if config.build_objective().teacher else ()
         search = find_lr(model, prepared.examples, config, contexts=contexts)
         if search.at_the_edge:
             watch.step(f"the best rate, {search.best.lr:g}, is at the edge of those tried")

@@ -132,6 +132,12 @@ class WriteConfig:
         plain = asdict(self) | {"lora": self.lora.to_json()}
         return {k: v for k, v in plain.items() if k != "dropout" or v}
 
+    def build_objective(self) -> Objective:
+        """The objective that the name stands for."""
+        from lorewright.training.objectives import OBJECTIVES
+
+        return OBJECTIVES[self.objective](self.margin)
+
     @property
     def optimizing(self) -> OptimizerConfig:
         """The optimiser's part of this."""

@@ -16,8 +16,7 @@ Shape letters: N adapters, B batch row, C completion token, V vocabulary, P valu
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -168,79 +167,80 @@ def _train(
         for n, state in enumerate(active):
             if not state.epochs and state.job.start is None:
                 optimizer.bring_into_bases(n)
-    with _passes(model, stack, table, jobs, run) as passes:
-        while active:
-            # Epochs that are over: certify, record, end the write or begin the next epoch.
-            for state in [state for state in active if state.epoch_is_over]:
-                n = active.index(state)
-                epoch: Epoch | None = None
-                if state.groups:
-                    certified = passes.certify(state, n)
-                    seconds = time.monotonic() - started
-                    epoch = state.summary(certified=certified, seconds=seconds)
-                    finite = all(flat.weight_NP[n].isfinite().all() for flat in stack.flats)
-                    idle = () if state.epochs else stack.idle(n)
-                    n_weighted = int(state.tally[2])
-                    so_far = [*state.epochs, epoch]
-                    status = Status(state.config, so_far, n_weighted, finite, idle)
-                    state.reason, state.why = stop(status)
-                    if state.reason in FAILURES:
-                        leave(state)
-                        continue
-                    state.epochs = so_far
-                if state.reason:
-                    leave(state)
-                else:
-                    if state.config.order == "curriculum" and epoch is None:
-                        passes.measure(state, n, range(len(state.rows)))
-                    state.start_epoch()
-                if epoch is not None:
-                    checkpoint.save(states, stack, optimizer, force=bool(state.reason))
-                    on_epoch(state.index, epoch)
-            if not active:
-                break
+    trunk = _trunk(model, stack, table, jobs, run) if active else None
+    passes = _Passes(model, stack, table, trunk)
 
-            # A step of every write: its group, filled up to the largest.
-            groups = [state.groups[state.cursor] for state in active]
-            size = max(map(len, groups))
-            filled = [[*group, *group[-1:] * (size - len(group))] for group in groups]
-            rows = [s.rows[i] for s, group in zip(active, filled, strict=True) for i in group]
-            adapter_B = None
-            if len(active) > 1:
-                adapter_B = torch.arange(len(active)).repeat_interleave(size)
-            batch, pass_ = passes.over(rows, adapter_B, optimizer.whole_NP)
-            real_B = torch.tensor([i < len(group) for group in groups for i in range(size)])
-            mask_BC = batch.mask_BC * real_B[:, None].to(batch.mask_BC)
-            batch = replace(batch, mask_BC=mask_BC)
+    for n, state in enumerate(active):
+        if not state.groups:
+            if state.config.order == "curriculum":
+                passes.measure(state, n, range(len(state.rows)))
+            state.start_epoch()
 
-            # How its tokens come out, in a pass without dropout, and what is minimised at each.
-            shares = [s.share(group) for s, group in zip(active, groups, strict=True)]
-            soft = [(targets.get(s.index), group) for s, group in zip(active, filled, strict=True)]
-            if any(share.rate for share in shares):
-                with torch.no_grad():
-                    nats = model.completion_nats(batch, pass_)
-                hiding = replace(pass_, dropout=Masks(shares, size))
-                _, cost_BC = _costs(model, batch, hiding, soft)
-            else:
-                nats, cost_BC = _costs(model, batch, pass_, soft)
+    while active:
+        # A step of every write: its group of examples, filled up to the largest.
+        groups = [state.groups[state.cursor] for state in active]
+        size = max(map(len, groups))
+        filled = [[*group, *group[-1:] * (size - len(group))] for group in groups]
+        rows = [s.rows[i] for s, group in zip(active, filled, strict=True) for i in group]
+        adapter_B = None
+        if len(active) > 1:
+            adapter_B = torch.arange(len(active)).repeat_interleave(size)
+        batch, pass_ = passes.over(rows, adapter_B, optimizer.whole_NP)
+        real_B = torch.tensor([i < len(group) for group in groups for i in range(size)])
+        mask_BC = batch.mask_BC * real_B[:, None].to(batch.mask_BC)
+        batch = replace(batch, mask_BC=mask_BC)
 
-            # Weights, the gradient, and the move.
+        # How its tokens come out, in a pass without dropout, and what is minimised at each.
+        shares = [s.share(group) for s, group in zip(active, groups, strict=True)]
+        soft = [(targets.get(s.index), group) for s, group in zip(active, filled, strict=True)]
+        if any(share.rate for share in shares):
             with torch.no_grad():
-                loss_BC = nats.loss_BT.detach()
-                weight_BC = torch.zeros_like(loss_BC)
-                for n, (state, group) in enumerate(zip(active, groups, strict=True)):
-                    own = slice(n * size, n * size + len(group))
-                    outcome = StepOutcome(loss_BC[own], nats.correct_BT[own], mask_BC[own])
-                    weight_BC[own] = state.weights(group, outcome)
-                weight_BC *= mask_BC
-                sums = (loss_BC * mask_BC, mask_BC, (weight_BC > 0).float())
-                tally_N3 = torch.stack([part.view(len(active), -1).sum(1) for part in sums], 1)
-            loss = weighted_mean(cost_BC, weight_BC, mask_BC, group_B=adapter_B)
-            gradients = optimizer.gradients(loss)
-            optimizer.step(gradients, [state.rate for state in active], tally_N3[:, 2] > 0)
-            for state, tally_3 in zip(active, tally_N3, strict=True):
-                state.tally += tally_3
-                state.cursor += 1
+                nats = model.completion_nats(batch, pass_)
+            hiding = replace(pass_, dropout=Masks(shares, size))
+            _, cost_BC = _costs(model, batch, hiding, soft)
+        else:
+            nats, cost_BC = _costs(model, batch, pass_, soft)
+
+        # Weights, the gradient, and the move.
+        with torch.no_grad():
+            loss_BC = nats.loss_BT.detach()
+            weight_BC = torch.zeros_like(loss_BC)
+            for n, (state, group) in enumerate(zip(active, groups, strict=True)):
+                own = slice(n * size, n * size + len(group))
+                outcome = StepOutcome(loss_BC[own], nats.correct_BT[own], mask_BC[own])
+                weight_BC[own] = state.weights(group, outcome)
+            weight_BC *= mask_BC
+            sums = (loss_BC * mask_BC, mask_BC, (weight_BC > 0).float())
+            tally_N3 = torch.stack([part.view(len(active), -1).sum(1) for part in sums], 1)
+        loss = weighted_mean(cost_BC, weight_BC, mask_BC, group_B=adapter_B)
+        gradients = optimizer.gradients(loss)
+        optimizer.step(gradients, [state.rate for state in active], tally_N3[:, 2] > 0)
+        for state, tally_3 in zip(active, tally_N3, strict=True):
+            state.tally += tally_3
+            state.cursor += 1
+
+        # Epochs that are over: certify, record, end the write or go on, store.
+        closed = [state for state in active if state.cursor == len(state.groups)]
+        for state in closed:
+            n = active.index(state)
+            certified = passes.certify(state, n)
+            epoch = state.summary(certified=certified, seconds=time.monotonic() - started)
+            n_weighted = int(state.tally[2])
+            finite = all(flat.weight_NP[n].isfinite().all() for flat in stack.flats)
+            idle = () if state.epochs else stack.idle(n)
+            epochs = [*state.epochs, epoch]
+            state.reason, state.why = stop(Status(state.config, epochs, n_weighted, finite, idle))
+            if state.reason not in FAILURES:
+                state.epochs = epochs
+            if state.reason:
+                leave(state)
+            else:
+                state.start_epoch()
+        if closed:
+            checkpoint.save(states, stack, optimizer, force=any(state.reason for state in closed))
+        for state in closed:
+            if state.reason not in FAILURES:
+                on_epoch(state.index, state.epochs[-1])
     return [state.result for state in states]
 
 
@@ -295,22 +295,17 @@ class _Passes:
         return False
 
 
-@contextmanager
-def _passes(
+def _trunk(
     model: Model, stack: Stack, table: Table, jobs: Sequence[Job], run: Path | None
-) -> Iterator[_Passes]:
-    """With the trunk below the first adapted layer, if there is one and every job wants it."""
+) -> Trunk | None:
+    """The frozen layers below the first adapted one, if there are any and every job wants them."""
     first = min(site.layer for coverage in stack.coverage for site in coverage.sites)
     if first == 0 or not all(job.config.trunk for job in jobs):
-        yield _Passes(model, stack, table, None)
-        return
+        return None
     trunk = Trunk(model, table.batch, table.lengths, first, run)
-    try:
-        rows = list(range(len(table.rows)))[:2]
-        trunk.check(table.take(rows), rows)
-        yield _Passes(model, stack, table, trunk)
-    finally:
-        trunk.close()
+    rows = range(len(table.rows))[:2]
+    trunk.check(table.take(rows), rows)
+    return trunk
 
 
 def _targets(model: Model, active: Sequence[WriteState], run: Path | None) -> dict[int, Targets]:

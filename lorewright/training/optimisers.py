@@ -99,9 +99,8 @@ class Optimizer:
         """Of every buffer (N, P): what `step` needs."""
         whole = [] if self.whole_NP is None else [self.whole_NP]
         grads = torch.autograd.grad(loss, [*self.parameters, *whole], allow_unused=True)
-        if whole and grads[-1] is not None:  # the pass has it whole, maybe in a buffer of its own
-            return [grads[-1].clone()]
-        return self.gathered(grads)
+        whole_NP = grads[-1] if whole else None
+        return self.gathered(grads) if whole_NP is None else [whole_NP]
 
     def gathered(self, grads: Sequence[Tensor | None]) -> list[Tensor]:
         """Gradients of all parameters, in their order, as those of the buffers; None is zero."""
@@ -131,8 +130,7 @@ class Optimizer:
     def step(self, grads: Sequence[Tensor], lr_N: Sequence[float], live_N: Tensor) -> None:
         """Move every live adapter at its rate; the others and their state stay as they are.
 
-        `grads` (N, P) are of the stack's buffers and are overwritten. In torch nothing is read back
-        from the device.
+        `grads` (N, P) are of the stack's buffers. In torch nothing is read back from the device.
         """
         live_N1 = live_N[:, None].float()
         self.steps_N1 += live_N1
@@ -152,10 +150,10 @@ class Optimizer:
             self.stack.flats, grads, self.moments, self.groups, strict=True
         ):
             device = grad_NP.device
-            grad_NP.mul_(factor_N1.to(device))
+            clipped_NP = grad_NP * factor_N1.to(device)
             steps_N1, live_N1 = self.steps_N1.to(device), live_N1.to(device)
             state = State(first_NP, second_NP, steps_N1, live_N1, groups_N)
-            update, rate = self.direction(flat, grad_NP, state), lr_N1.to(device) * live_N1
+            update, rate = self.direction(flat, clipped_NP, state), lr_N1.to(device) * live_N1
             if any(config.weight_decay for config in configs):
                 shrink = rate * decay_N1.to(device)
                 shrink = shrink if flat.decayed_P is None else shrink * flat.decayed_P

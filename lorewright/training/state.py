@@ -21,7 +21,7 @@ from lorewright.adapters.dropout import Share
 from lorewright.models.batching import batches
 from lorewright.models.model import Batch, Model
 from lorewright.training.config import Diverged, Epoch, Job, Written, rate
-from lorewright.training.objectives import OBJECTIVES, StepOutcome
+from lorewright.training.objectives import StepOutcome
 
 FEWEST = 4
 """Batches of an epoch in which examples rest, at least; of fewer examples as many as they make."""
@@ -66,7 +66,7 @@ class WriteState:
     ) -> None:
         self.index, self.job, self.config, self.device = index, job, job.config, device
         self.rows, self.lengths, n = rows, lengths, len(rows)
-        self.objective = job.objective or OBJECTIVES[job.config.objective](job.config.margin)
+        self.objective = job.objective or job.config.build_objective()
         self.epochs: list[Epoch] = []
         """Those that are over."""
         self.groups: list[list[int]] = []
@@ -110,11 +110,6 @@ class WriteState:
             )
         ]
         self.cursor, self.tally = 0, torch.zeros_like(self.tally)
-
-    @property
-    def epoch_is_over(self) -> bool:
-        """Whether there is no further step in this epoch, or none has begun."""
-        return self.cursor == len(self.groups)
 
     def summary(self, *, certified: bool, seconds: float) -> Epoch:
         """The account of the epoch that is over."""

@@ -52,10 +52,6 @@ class Trunk:
         self.hidden_MD = flat.view(-1, width)
         self._fill(rows, lengths)
 
-    def close(self) -> None:
-        """Free the hidden states; their file, which has no name, goes with them."""
-        self.hidden_MD = torch.empty(0, self.hidden_MD.shape[1])
-
     @torch.no_grad()
     def _fill(self, rows: Batch, lengths: Sequence[int]) -> None:
         backend = self.model.backend()

@@ -37,8 +37,8 @@ class Gradient:
         """Train on the material's examples; raises as `training.loop.write`."""
         config = replace(self.config, seed=seed)
         examples = material.examples
-        distills = config.objective == "distill"
-        contexts = grounds(examples, material.knowledge) if distills else ()
+        teacher = config.build_objective().teacher
+        contexts = grounds(examples, material.knowledge) if teacher else ()
         runs_in = model.runs_in()
         watch.step(f"training in {runs_in}")
         written = write(model, examples, config, contexts=contexts, run=run, on_epoch=watch.epoch)

@@ -56,7 +56,6 @@ def test_a_pass_from_the_trunk_gives_the_logits_of_a_whole_one_and_skips_what_is
         same(model, trunk, batch, [0, 1, 2])  # in transformers: hooks are there
         assert ran == [0, 1, *ran[2:-1], 1] and ran[2:-1] in ([], [0, 1])
         trunk.check(batch, [0, 1, 2])
-        trunk.close()
 
 
 def test_rows_may_come_in_any_order_and_more_than_once() -> None:

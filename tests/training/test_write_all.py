@@ -17,6 +17,7 @@ from lorewright.adapters.config import LoraConfig
 from lorewright.adapters.lora import Flat
 from lorewright.errors import ConfigError, DataError, ModelError
 from lorewright.knowledge.data import Example
+from lorewright.models.backends.backend import Entering
 from lorewright.models.backends.compiled.library import KERNELS, find_compiler
 from lorewright.models.model import Model
 from lorewright.recall.traces import certify
@@ -248,18 +249,19 @@ def test_a_trunk_too_big_for_memory_lies_in_a_file_and_is_gone_afterwards(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = replace(CONFIG, lora=UPPER, epochs=4)
-    kept: list[bool] = []
-    real = Trunk.close
+    on_disk: set[bool] = set()
+    real = Trunk.entering
 
-    def close(self: Trunk) -> None:
-        kept.append(self.on_disk)
-        real(self)
+    def entering(self: Trunk, index_B: Sequence[int], n_tokens: int) -> Entering:
+        on_disk.add(self.on_disk)
+        return real(self, index_B, n_tokens)
 
-    monkeypatch.setattr(Trunk, "close", close)
+    monkeypatch.setattr(Trunk, "entering", entering)
     small = write(model, EXAMPLES, config)
+    assert on_disk == {False}
     monkeypatch.setattr("lorewright.training.trunk.MEMORY_BYTES", 0)
     big = write(model, EXAMPLES, config, run=tmp_path / "run")
-    assert kept == [False, True]
+    assert on_disk == {False, True}
     assert far(small, big) == 0
     assert not list((tmp_path / "run").glob("trunk-*"))  # its name is gone while it is used
 
