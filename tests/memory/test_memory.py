@@ -295,6 +295,7 @@ def test_facts_need_a_name_and_documents_bring_one(model: Model, tmp_path: Path)
 # -- interruptions -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_killed_write_resumes_and_gives_the_bytes_of_an_uninterrupted_one(
     model: Model, tmp_path: Path
 ) -> None:

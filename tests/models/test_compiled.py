@@ -396,6 +396,7 @@ def test_it_is_compiled_once_and_then_only_loaded(
     assert [file] == list(empty_cache.rglob("kernels/*.so"))
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.usefixtures("fresh")
 @pytest.mark.parametrize("damage", ["other bytes", "half of it", "no checksum"])

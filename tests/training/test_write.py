@@ -138,7 +138,6 @@ write(tiny(), EXAMPLES, CONFIG, run=Path(sys.argv[1]), on_epoch=die)
 """
 
 
-@pytest.mark.slow
 def test_a_killed_write_resumes_and_gives_the_same_bytes(
     model: Model, written: Written, tmp_path: Path
 ) -> None:
