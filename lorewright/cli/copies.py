@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lorewright.cli.options import Base, Folder, Into, Json, Name, open_memory
+from lorewright.cli.settings import dict_keys
 from lorewright.cli.terminal import print_json, say
 from lorewright.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+FORMATS = ", ".join(dict_keys("lorewright.models.export.EXPORTS"))
+Format = Annotated[str, typer.Option("--to", help=f"{FORMATS}; vllm is SGLang's as well.")]
 
 
 def snapshot(
@@ -53,7 +57,7 @@ def _print_snapshot(record: Mapping[str, object], as_json: bool) -> None:
 
 def export(
     place: Annotated[str, typer.Argument(help="FOLDER/NAME, or a folder with --name.")] = "",
-    to: Annotated[str, typer.Option("--to", help="peft, vllm (and SGLang), gguf.")] = "peft",
+    to: Format = "peft",
     out: Annotated[Path, typer.Option("--out", help="A folder that is not there yet.")] = Path(
         "exported"
     ),

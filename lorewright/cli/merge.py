@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lorewright.cli.options import Base, Folder, Json, Metric, Threads, open_memory
+from lorewright.cli.settings import dict_keys
 from lorewright.cli.terminal import console_for, print_json, say, show, watching
 from lorewright.errors import ConfigError
 
@@ -14,13 +15,11 @@ if TYPE_CHECKING:
     from lorewright.memory.merge import Merged
 
 Names = Annotated[list[str], typer.Argument(help="Memories to merge: two, or one and --rank.")]
-Method = Annotated[
-    str,
-    typer.Option(
-        help="auto, cat, svd, mean, task_arithmetic, tsv, regmean, ties, dare, dare_ties, "
-        "magnitude_prune, imitate; refine, rewrite (training)."
-    ),
+METHODS = [
+    *("auto", *dict_keys("lorewright.merging.algebra.COMBINATIONS")),
+    *dict_keys("lorewright.merging.methods.METHODS"),
 ]
+Method = Annotated[str, typer.Option(help=f"{', '.join(METHODS)}.")]
 Into = Annotated[str, typer.Option("--into-name", help="Name of the new memory; else all joined.")]
 Rank = Annotated[int, typer.Option(min=0, help="Rank; 0 = the sum of the ranks.")]
 Weights = Annotated[

@@ -224,7 +224,8 @@ def field_docs(config: type) -> dict[str, str]:
 def dict_keys(place: str) -> list[str]:
     """Return the keys of "lorewright.package.module.DICT" from its source, without importing it.
 
-    A key is a string, or a name that the module sets to one; a tuple of these will do as well.
+    A key is a string, or a name that the module sets to one; a tuple of these will do as well. What
+    is unpacked from another dict with ** is left out.
     """
     module, _, name = place.rpartition(".")
     spec = find_spec(module)
@@ -232,10 +233,9 @@ def dict_keys(place: str) -> list[str]:
     values = dict(_assigned(ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body))
     table = values.get(name)
     assert isinstance(table, ast.Dict | ast.Tuple), f"{place} is no dict or tuple, written out"
-    keys = table.keys if isinstance(table, ast.Dict) else table.elts
+    keys = [key for key in (table.keys if isinstance(table, ast.Dict) else table.elts) if key]
     plain = [values.get(key.id, key) if isinstance(key, ast.Name) else key for key in keys]
-    assert all(isinstance(key, ast.Constant) for key in plain), f"{place} has keys that are no text"
-    return [str(ast.literal_eval(key)) for key in plain if key]
+    return [str(ast.literal_eval(key)) for key in plain]
 
 
 def _assigned(body: list[ast.stmt]) -> Iterator[tuple[str, ast.expr]]:

@@ -51,11 +51,17 @@ if TYPE_CHECKING:
     from lorewright.memory.add import Added
     from lorewright.memory.write import Outcome
 
+GRADIENT = "gradient"
+METHODS = ", ".join(dict_keys("lorewright.writers.methods.WRITERS"))
+Method = Annotated[str, typer.Option(help=f"Way of writing: {METHODS}.")]
 PRESET_NAMES = ", ".join(dict_keys("lorewright.training.config.PRESETS"))
 Preset = Annotated[
     str,
     typer.Option(
-        help=f"{PRESET_NAMES}: settings as given; facts by heart in the least time; dropout and "
+        help=f"{GRADIENT = "gradient"
+METHODS = ", ".join(dict_keys("lorewright.writers.methods.WRITERS"))
+Method = Annotated[str, typer.Option(help=f"Way of writing: {METHODS}.")]
+PRESET_NAMES}: settings as given; facts by heart in the least time; dropout and "
         "weight decay by the number of examples.",
         rich_help_panel=TRAINING,
     ),
@@ -70,6 +76,7 @@ def write(
     lora: LoraConfig,
     config: WriteConfig,
     name: Name = "",
+    method: Method = GRADIENT,
     model: Base = "",
     dtype: Dtype = "auto",
     probes: Probes = None,
@@ -101,13 +108,14 @@ def write(
         outcome = memory.write(
             knowledge,
             name=name or source.absolute().stem,
+            method=method,
             config=config,
             lesson=lesson,
             teacher=teacher_at(teacher, into),
             probes=questions,
             metric=metric,
             find_rate=lr == FIND,
-            find_rank=rank == AUTO,
+            find_rank=rank == AUTO and method == GRADIENT,
             preset=preset,
             watch=watch,
         )

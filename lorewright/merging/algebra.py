@@ -522,9 +522,14 @@ def names_of(
 
 
 COMBINATIONS: dict[str, Combination] = {
-    method.__name__: method
-    for method in (
-        *(cat, mean, task_arithmetic, svd, tsv, regmean),
-        *(ties, dare, dare_ties, magnitude_prune),
-    )
+    "cat": cat,
+    "mean": mean,
+    "task_arithmetic": task_arithmetic,
+    "svd": svd,
+    "tsv": tsv,
+    "regmean": regmean,
+    "ties": ties,
+    "dare": dare,
+    "dare_ties": dare_ties,
+    "magnitude_prune": magnitude_prune,
 }

@@ -203,4 +203,5 @@ def draw_reference(
         size=9,
         color=ink.muted,
         bbox={"fc": ink.paper, "lw": 0, "pad": 1},
+        zorder=1,  # below the curves
     )
