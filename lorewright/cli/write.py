@@ -53,15 +53,12 @@ if TYPE_CHECKING:
 
 GRADIENT = "gradient"
 METHODS = ", ".join(dict_keys("lorewright.writers.methods.WRITERS"))
+PRESETS = ", ".join(dict_keys("lorewright.training.config.PRESETS"))
 Method = Annotated[str, typer.Option(help=f"Way of writing: {METHODS}.")]
-PRESET_NAMES = ", ".join(dict_keys("lorewright.training.config.PRESETS"))
 Preset = Annotated[
     str,
     typer.Option(
-        help=f"{GRADIENT = "gradient"
-METHODS = ", ".join(dict_keys("lorewright.writers.methods.WRITERS"))
-Method = Annotated[str, typer.Option(help=f"Way of writing: {METHODS}.")]
-PRESET_NAMES}: settings as given; facts by heart in the least time; dropout and "
+        help=f"{PRESETS}: settings as given; facts by heart in the least time; dropout and "
         "weight decay by the number of examples.",
         rich_help_panel=TRAINING,
     ),
