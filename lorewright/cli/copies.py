@@ -15,7 +15,7 @@ from lorewright.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-FORMATS = ", ".join(dict_keys("lorewright.models.export.EXPORTS"))
+FORMATS = ", ".join(dict_keys("lorewright.models.export.EXPORTERS"))
 Format = Annotated[str, typer.Option("--to", help=f"{FORMATS}; vllm is SGLang's as well.")]
 
 

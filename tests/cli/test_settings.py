@@ -163,7 +163,7 @@ def test_write_shows_every_field_with_its_default_and_its_docstring(
         ("--preset", "training.config.PRESETS"),
         ("--method", "writers.methods.WRITERS"),
         ("merge --method", "merging.methods.METHODS"),
-        ("export --to", "models.export.EXPORTS"),
+        ("export --to", "models.export.EXPORTERS"),
         ("serve --engine", "serve.upstream.ENGINES"),
     ],
 )
