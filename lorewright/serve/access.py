@@ -182,20 +182,21 @@ class LimitRequests:
             self.metrics.in_flight.set(self._n_requests)
 
     async def _read(self, connection: HTTPConnection, receive: Receive) -> bytes:
-        limit, body = self.max_body_bytes, bytearray()
+        limit, body, more = self.max_body_bytes, bytearray(), True
         length = connection.headers.get("content-length", "")
+        fits = not (length.isdigit() and int(length) > limit)
         try:
             async with asyncio.timeout(self.seconds):
-                more = True
-                while more and not (length.isdigit() and int(length) > limit):
+                while more and fits:
                     message = await receive()
                     body += message.get("body", b"")
-                    more = message.get("more_body", False) and len(body) <= limit
+                    more, fits = message.get("more_body", False), len(body) <= limit
         except TimeoutError as error:
             why = f"the body did not arrive within {self.seconds:g} s."
             raise APIError(408, why, code="timeout") from error
-        if more or len(body) > limit:
-            await _drain(receive, LARGE_BODIES * limit, min(5.0, self.seconds))
+        if not fits:
+            if more:
+                await _drain(receive, LARGE_BODIES * limit, min(5.0, self.seconds))
             why = f"the body has more than {limit} bytes; send less."
             raise APIError(413, why, code="body_too_large")
         return bytes(body)

@@ -57,15 +57,19 @@ class Client:
 
     def __init__(self, body: Iterable[bytes] = (b"",), pause: float = 0.0) -> None:
         self.body = iter(body)
+        self.following = next(self.body, None)
         self.pause = pause
         self.n_read = 0
         self.sent: list[Message] = []
 
     async def receive(self) -> Message:
         await asyncio.sleep(self.pause)
-        part = next(self.body, b"")
-        self.n_read += len(part)
-        return {"type": "http.request", "body": part, "more_body": bool(part)}
+        part = self.following
+        if part is None:  # nothing more until the client leaves
+            await asyncio.sleep(60)
+        self.following = next(self.body, None)
+        self.n_read += len(part or b"")
+        return {"type": "http.request", "body": part, "more_body": self.following is not None}
 
     async def send(self, message: Message) -> None:
         self.sent.append(message)
@@ -100,6 +104,16 @@ def test_a_refused_caller_that_sends_slowly_is_answered_soon() -> None:
         return client
 
     assert asyncio.run(refused()).status == 401
+
+
+def test_a_body_that_is_too_large_is_refused_at_once() -> None:
+    async def refused() -> Client:
+        client = Client([b"a" * 2000])
+        async with asyncio.timeout(0.2):
+            await guarded()(scope_of(key=KEY), client.receive, client.send)
+        return client
+
+    assert asyncio.run(refused()).status == 413
 
 
 def test_websockets_need_the_key_as_well() -> None:
