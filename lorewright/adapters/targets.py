@@ -50,11 +50,6 @@ class Coverage:
         """Full dotted names of the adapted modules, in model order."""
         return tuple(site.name for site in self.sites)
 
-    @property
-    def by_layer(self) -> dict[tuple[int, str], str]:
-        """Names by (layer index, projection)."""
-        return {(site.layer, site.projection): site.name for site in self.sites}
-
     def table(self) -> list[tuple[str, int, str]]:
         """Rows (what, number of modules, which layers or why not), adapted ones first."""
         layers: dict[str, list[int]] = {}

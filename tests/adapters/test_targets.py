@@ -44,7 +44,6 @@ def test_presets_split_the_linear_layers_without_rest(build: Build) -> None:
 
 def test_layers_and_dotted_names_narrow_the_choice_and_coverage_can_be_printed() -> None:
     coverage = resolve_targets(llama(), ("self_attn.q_proj", "mlp"), (1,))
-    assert coverage.by_layer[1, "self_attn.q_proj"] == "model.layers.1.self_attn.q_proj"
     assert coverage.n_linear == 14 and len(coverage.names) == 4
     rows = resolve_targets(llama(num_hidden_layers=5), ALL, (0, 1, 2, 4)).table()
     assert ("mlp.up_proj", 4, "layers 0-2,4") in rows

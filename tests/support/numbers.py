@@ -31,7 +31,8 @@ def depth(network: torch.nn.Module, n_tokens: int) -> int:
 def assert_close(found: Tensor, expected: Tensor, n_terms: int) -> None:
     """Equal but for the rounding of sums of so many terms of the expected tensor's size."""
     most = rounding(found.dtype, n_terms, expected)
-    off = float((found.double() - expected.double()).abs().max()) if found.numel() else 0.0
+    difference = found.detach().double() - expected.detach().double()
+    off = float(difference.abs().max()) if found.numel() else 0.0
     assert math.isfinite(off) and off <= most, f"off by {off:.3g}; rounding allows {most:.3g}"
 
 
