@@ -84,7 +84,7 @@ def statements(folder: Folder) -> list[Statement]:
         facts: Sequence[Fact] = ()
         lesson = Lesson((), (), "", "", ())
         with suppress(DataError, StorageError):
-            facts = folder.knowledge(str(entry.get("source") or "")).facts
+            facts = folder.knowledge(entry).facts
         with suppress(DataError, StorageError):
             lesson = folder.lesson(entry)
         for each in (*_of_facts(name, facts), *_of_lesson(name, lesson)):

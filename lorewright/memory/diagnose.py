@@ -62,7 +62,7 @@ def known_of(folder: Folder, name: str) -> Known:
     entry = folder.entry(name)
     source, lesson = Knowledge(), Lesson((), (), "", "", ())
     with suppress(DataError, StorageError):  # damage is what a diagnosis is for
-        source = folder.knowledge(str(entry.get("source") or ""))
+        source = folder.knowledge(entry)
     with suppress(DataError, StorageError):
         lesson = folder.lesson(entry)
     trained = [e for e in lesson.examples if e.kind == "qa"]

@@ -140,11 +140,12 @@ class Folder:
         """A state's card as far as it can be read; empty when it is gone or damaged."""
         return readable(self.state_path(identity) / CARD_FILE)
 
-    def knowledge(self, source: str) -> Knowledge:
-        """The documents and facts of a source; none for a memory that came without.
+    def knowledge(self, entry: Mapping[str, Any]) -> Knowledge:
+        """The documents and facts of a memory's source; none for one that came without.
 
         Raises DataError for a source that is gone or damaged.
         """
+        source = str(entry.get("source") or "")
         if not source:
             return Knowledge()
         path = self.source_path(source)

@@ -224,7 +224,7 @@ def _lesson(memory: OpenFolder, name: str) -> Lesson:
 def _knowledge(memory: OpenFolder, names: Sequence[str]) -> Knowledge:
     """The sources of all, in order, each document and fact once."""
     entries = [memory.folder.entry(name) for name in names]
-    sources = [memory.folder.knowledge(str(entry.get("source") or "")) for entry in entries]
+    sources = [memory.folder.knowledge(entry) for entry in entries]
     documents = {digest(d): d for each in sources for d in each.documents}
     facts = {digest(f): f for each in sources for f in each.facts}
     return Knowledge(tuple(documents.values()), tuple(facts.values()))

@@ -281,7 +281,7 @@ def _texts(folder: Folder, removal: Removal) -> Iterator[str]:
 
 def _knowledge(folder: Folder, source: str) -> Knowledge:
     try:
-        return folder.knowledge(source)
+        return folder.knowledge({"source": source})
     except DataError:  # gone or damaged: it goes all the same
         return Knowledge()
 

@@ -216,7 +216,7 @@ def _digest(place: Path) -> str:
 def _keys(folder: Folder, identity: str, entry: Mapping[str, Any], notes: list[str]) -> list[Key]:
     """Keys of one memory; none, and a note, where its source is gone or damaged."""
     try:
-        knowledge = folder.knowledge(str(entry.get("source") or ""))
+        knowledge = folder.knowledge(entry)
         keys = keys_of(knowledge, identity, max_chars=PASSAGE_CHARS, entities=names_in)
         trained = [question for question, _ in _trained(folder, entry)]
     except DataError as error:
@@ -251,7 +251,7 @@ def _trained(folder: Folder, entry: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def source_text(folder: Folder, entry: Mapping[str, Any]) -> str:
     """All that a memory was written from, as text; empty where it came without."""
-    return contexts(folder.knowledge(str(entry.get("source") or "")))[0]
+    return contexts(folder.knowledge(entry))[0]
 
 
 # -- the probability -----------------------------------------------------------------------------

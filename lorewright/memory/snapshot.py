@@ -41,6 +41,9 @@ MAX_TOTAL_BYTES = 256 * 1024**3
 """Most that is unpacked in all, in bytes."""
 ZIPPED = (".gz", ".tgz")
 
+Files = dict[str, dict[str, Any]]
+"""Name of every file -> its bytes and sha256."""
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -154,7 +157,7 @@ def _about(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": sha256}
 
 
-def _manifest(about: dict[str, dict[str, Any]]) -> bytes:
+def _manifest(about: Files) -> bytes:
     plain = {"lorewright_snapshot": SCHEMA, "files": about}
     return (json.dumps(plain, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
@@ -168,9 +171,7 @@ def _compressed(raw: IO[bytes], to: Path) -> Iterator[IO[bytes]]:
         yield out  # type: ignore[misc]  # no name, no time: equal folders, equal bytes
 
 
-def _pack(
-    out: IO[bytes], manifest: bytes, files: dict[str, Path], about: dict[str, dict[str, Any]]
-) -> None:
+def _pack(out: IO[bytes], manifest: bytes, files: dict[str, Path], about: Files) -> None:
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
         archive.addfile(_member(MANIFEST, len(manifest)), io.BytesIO(manifest))
         for name, path in files.items():
@@ -184,9 +185,7 @@ def _member(name: str, size: int) -> tarfile.TarInfo:
     return member
 
 
-def _snapshot(
-    path: Path, manifest: bytes, about: dict[str, dict[str, Any]], n_memories: int
-) -> Snapshot:
+def _snapshot(path: Path, manifest: bytes, about: Files, n_memories: int) -> Snapshot:
     size = sum(each["bytes"] for each in about.values())
     digest = hashlib.sha256(manifest).hexdigest()
     return Snapshot(str(path), n_memories, len(about), size, digest)
@@ -220,9 +219,7 @@ def _archive(source: Path) -> Iterator[tarfile.TarFile]:
             yield archive
 
 
-def _read_manifest(
-    archive: tarfile.TarFile, source: Path
-) -> tuple[bytes, dict[str, dict[str, Any]]]:
+def _read_manifest(archive: tarfile.TarFile, source: Path) -> tuple[bytes, Files]:
     first = archive.next()
     if first is None or first.name != MANIFEST or not first.isreg():
         raise DataError(f"{source} is no snapshot: it does not begin with {MANIFEST}.")
@@ -240,32 +237,23 @@ def _read_manifest(
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{source} has a damaged manifest ({error!r}); use a copy.") from error
     if schema != SCHEMA:
+        raise DataError(f"{source} is of schema {schema!r}; this version reads {SCHEMA}.")
+    sizes = [each["bytes"] for each in about.values()]
+    if (
+        min(sizes, default=0) < 0
+        or max(sizes, default=0) > MAX_MEMBER_BYTES
+        or (sum(sizes) > MAX_TOTAL_BYTES)
+    ):
         raise DataError(
-            f"{source} is a snapshot of schema {schema!r}; this version reads {SCHEMA}."
+            f"{source} would unpack to {sum(sizes)} bytes, of which {max(sizes)} in one file; at "
+            f"most {MAX_TOTAL_BYTES} and {MAX_MEMBER_BYTES} are unpacked."
         )
-    _check_sizes(about, source)
     if INDEX_FILE not in about:
         raise DataError(f"{source} holds no {INDEX_FILE}; it is no snapshot of a memory.")
     return content, about
 
 
-def _check_sizes(about: dict[str, dict[str, Any]], source: Path) -> None:
-    for name, each in about.items():
-        if not 0 <= each["bytes"] <= MAX_MEMBER_BYTES:
-            raise DataError(
-                f"{source}: {name!r} would have {each['bytes']} bytes; at most {MAX_MEMBER_BYTES} "
-                "are unpacked."
-            )
-    total = sum(each["bytes"] for each in about.values())
-    if total > MAX_TOTAL_BYTES:
-        raise DataError(
-            f"{source} would unpack to {total} bytes; at most {MAX_TOTAL_BYTES} are unpacked."
-        )
-
-
-def _unpack(
-    archive: tarfile.TarFile, folder: Path, about: dict[str, dict[str, Any]], source: Path
-) -> None:
+def _unpack(archive: tarfile.TarFile, folder: Path, about: Files, source: Path) -> None:
     left = dict(about)
     while (member := archive.next()) is not None:
         _check_member(member, left, source)
@@ -289,7 +277,7 @@ def _unpack(
         )
 
 
-def _check_member(member: tarfile.TarInfo, left: dict[str, dict[str, Any]], source: Path) -> None:
+def _check_member(member: tarfile.TarInfo, left: Files, source: Path) -> None:
     if not member.isreg():
         why = "is a link, a device or a folder, not a plain file"
     elif _strange(member.name):

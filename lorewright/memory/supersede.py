@@ -156,7 +156,7 @@ def supersede(
             watch=watch,
         )
     old, new = folder.entry(before), folder.entry(name)
-    was = folder.knowledge(str(old.get("source") or ""))
+    was = folder.knowledge(old)
     changes = compare(was, folder.lesson(old), knowledge, folder.lesson(new))
     step("asking what changed and what did not")
     clashes = contradictions_in(folder, only=name, near=1)

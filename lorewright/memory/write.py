@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -244,10 +244,7 @@ def _rank_for(
 
     Without a calibration the rank is FIXED_RANK: a write spends no minutes on one by itself.
     """
-    path = run / PLAN_FILE
-    if not path.exists():
-        save_json(_ranked(model, examples, config, find(model, config)), path)
-    stored = read_object(path, "delete its run and write again")
+    stored = _once(run / PLAN_FILE, lambda: _ranked(model, examples, config, find(model, config)))
     rank, note = int(stored["rank"]), str(stored["note"])
     watch.step(note)
     return replace(config, lora=replace(config.lora, rank=rank)), note
@@ -279,24 +276,27 @@ def _ranked(
 
 
 def _best_rate(
-    model: Model,
-    run: Path,
-    prepared: Lesson,
-    knowledge: Knowledge,
-    config: WriteConfig,
-    watch: Watch,
+    model: Model, run: Path, lesson: Lesson, knowledge: Knowledge, config: WriteConfig, watch: Watch
 ) -> float:
-    """The rate that a short search prefers: the run's own from before, or searched for now."""
-    path = run / RATES_FILE
-    if not path.exists():
+    """The rate that a short search prefers, stored with the run."""
+
+    def search() -> dict[str, object]:
         watch.step("trying rates")
-        contexts = grounds(prepared.examples, knowledge) if config.build_objective().teacher else ()
-        search = find_lr(model, prepared.examples, config, contexts=contexts)
-        if search.at_the_edge:
-            watch.step(f"the best rate, {search.best.lr:g}, is at the edge of those tried")
-        about = {"best": search.best.lr, "at_the_edge": search.at_the_edge}
-        save_json({**about, "trials": [asdict(trial) for trial in search.trials]}, path)
-    return float(read_object(path, "delete its run and write again")["best"])
+        contexts = grounds(lesson.examples, knowledge) if config.build_objective().teacher else ()
+        trials = find_lr(model, lesson.examples, config, contexts=contexts)
+        if trials.at_the_edge:
+            watch.step(f"the best rate, {trials.best.lr:g}, is at the edge of those tried")
+        about = {"best": trials.best.lr, "at_the_edge": trials.at_the_edge}
+        return {**about, "trials": [asdict(trial) for trial in trials.trials]}
+
+    return float(_once(run / RATES_FILE, search)["best"])
+
+
+def _once(path: Path, compute: Callable[[], dict[str, object]]) -> dict[str, Any]:
+    """What a file of the run holds: from before an interruption, or computed now."""
+    if not path.exists():
+        save_json(compute(), path)
+    return read_object(path, "delete its run and write again")
 
 
 def _name_of(knowledge: Knowledge) -> str:

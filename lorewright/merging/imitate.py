@@ -84,8 +84,8 @@ def imitate(
 
     `weights` are factors on each source's ΔW (default 1), `rank` None = the sum of the ranks.
     `floor` is the least weight of a token as a share of the mean, `damping` the share of the mean
-    that is added to the metric's diagonal. Needs no more memory than the hidden states of all
-    examples, twice. The network is as before in every case.
+    that is added to the metric's diagonal. Needs memory for the hidden states of all examples,
+    twice, and for the masks of their passes. The network is as before in every case.
 
     Raises ConfigError for no sources or examples and for settings out of range, WrongBase or
     AdapterError for an adapter that does not fit the model, ModelError for mixtures of experts

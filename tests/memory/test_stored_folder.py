@@ -42,7 +42,7 @@ def test_it_lists_its_memories_with_ids_ranks_and_reasons() -> None:
         card = cards[brief["name"]]
         assert brief["reason"] == card["reason"] and brief["id"] == card["id"]
         assert brief["adapter"]["lora"]["rank"] == card["adapter"]["lora"]["rank"]
-    assert folder.knowledge(folder.entry("tide")["source"]).documents
+    assert folder.knowledge(folder.entry("tide")).documents
     assert folder.lesson(folder.entry("phones")).probes
 
 
