@@ -59,6 +59,19 @@ def test_a_successor_is_written_by_the_method_of_its_predecessor(memory: Memory)
     assert memory.ask("Code of red?", "codes", mode="closed").text == "9-1"
 
 
+def test_a_state_that_comes_back_from_disk_changed_is_given_no_name(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(folder: Path) -> steering.Steered:
+        stored = steering.load(folder)
+        return steering.Steered(stored.offset_VD / 2, stored.base_digest)
+
+    monkeypatch.setitem(STATES, "steering", half)
+    with pytest.raises(AdapterError, match="came back from disk with content"):
+        memory.write(CODES, name="codes", method="steering", lesson=AS_GIVEN)
+    assert memory.names == {} and not (memory.folder.path / "adapters").exists()
+
+
 def test_what_needs_an_adapter_refuses_a_state_of_another_kind(memory: Memory) -> None:
     memory.write(CODES, name="codes", method="steering", lesson=AS_GIVEN)
     memory.write(OTHER, name="plain", config=CONFIG, lesson=AS_GIVEN)
