@@ -1,8 +1,7 @@
 """Everything that can go wrong, as one family.
 
-This room knows the names of failures and nothing about how they come about. Every class is also the
-standard-library type that a caller would expect, so ``except ValueError`` and ``except OSError``
-work. Messages say what was asked, what was found and what to do.
+Every class is also the standard-library type that a caller would expect, so ``except ValueError``
+and ``except OSError`` work. Messages say what was requested, what was there and what to do.
 
     LorewrightError
     ├── DataError           (ValueError)        a file or a text that cannot be knowledge
@@ -37,7 +36,7 @@ class TargetsNotFound(LorewrightError, ValueError):
 
 
 class ModelError(LorewrightError, ValueError):
-    """A base model or its tokenizer cannot be loaded or cannot do what was asked."""
+    """A base model or its tokenizer cannot be loaded or cannot do what was requested."""
 
 
 class AdapterError(LorewrightError, ValueError):
@@ -53,7 +52,7 @@ class NoEffect(AdapterError):
 
 
 class UnknownMemory(LorewrightError, KeyError):
-    """A name was asked for that the memory does not hold."""
+    """A name was requested that the memory does not hold."""
 
     def __str__(self) -> str:
         """Return the plain message; KeyError alone would put quotes around it."""
@@ -73,7 +72,7 @@ class TeacherError(LorewrightError, ConnectionError):
 
 
 class JobFailed(LorewrightError, RuntimeError):
-    """Some jobs of a sweep came to nothing; the records of the others are kept."""
+    """Some jobs of a sweep came to nothing; the records of the others are stored."""
 
 
 def first_line(error: Exception) -> str:

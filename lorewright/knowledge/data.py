@@ -1,9 +1,4 @@
-"""What is known, what is trained on and what is asked; text and JSON lines in and out.
-
-This room knows nothing about models, tokens or file shapes: ``readers`` turns foreign files into
-these types, ``views`` turns knowledge into examples. Splitting is by character positions, so that
-every piece is an exact substring of the text it came from and only whitespace lies between pieces.
-"""
+"""The types of knowledge: documents and facts, examples to learn, probes to ask afterwards."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,13 +10,7 @@ from lorewright.files import digest, read_text, slug
 from lorewright.knowledge.splitting import first_heading
 
 PROBE_KINDS = (
-    "efficacy",
-    "paraphrase",
-    "neighborhood",
-    "verbatim",
-    "reverse",
-    "multihop",
-    "unknown",
+    *("efficacy", "paraphrase", "neighborhood", "verbatim", "reverse", "multihop", "unknown"),
 )
 OPEN_KINDS = ("neighborhood", "unknown")
 """Probe kinds judged without a list of answers: unchanged behaviour, or declining."""
@@ -51,8 +40,8 @@ class Document:
         path = Path(path)
         if path.suffix.lower() not in DOCUMENT_SUFFIXES:
             raise DataError(
-                f"asked to read {path} as a document; its name ends in {path.suffix or 'nothing'!r}"
-                f"; use one of {', '.join(DOCUMENT_SUFFIXES)}."
+                f"{path} is no document: its name ends in {path.suffix or 'nothing'!r}; use one of "
+                f"{', '.join(DOCUMENT_SUFFIXES)}."
             )
         text = read_text(path)
         return cls(id=slug(path.stem), text=text, title=first_heading(text))
@@ -103,7 +92,7 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """A question asked afterwards, with acceptable answers and a kind."""
+    """A question for after the write, with acceptable answers and a kind."""
 
     id: str
     question: str
@@ -143,16 +132,8 @@ class Knowledge:
 def _require(what: str, name: str, **fields: str) -> None:
     for field, value in fields.items():
         if not isinstance(value, str):
-            found = type(value).__name__
-            raise DataError(f"{what} {name!r} has a {field} of type {found}; give a string.")
+            raise DataError(
+                f"{what} {name!r} has a {field} of type {type(value).__name__}; give a string."
+            )
         if not value.strip():
             raise DataError(f"{what} {name!r} has an empty {field}; give a text or leave it out.")
-
-
-# --- text in -----------------------------------------------------------------------------------
-
-
-# --- JSON lines --------------------------------------------------------------------------------
-
-
-# --- splitting ---------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Knowledge to a lesson: what is trained, and what is asked afterwards in forms that were not.
+"""Knowledge to a lesson: what is trained, and probes in forms of question that are not.
 
 The examples come from views, the probes from a set of question forms held out of training (or from
 the user), and no question is in both. Questions that the knowledge does not answer are split the
@@ -71,7 +71,7 @@ class LessonConfig:
 
 @dataclass(frozen=True)
 class Lesson:
-    """What is trained, and what is asked afterwards."""
+    """What is trained, and the probes for afterwards."""
 
     examples: tuple[Example, ...]
     probes: tuple[Probe, ...]
@@ -153,7 +153,7 @@ def prepare(
     chosen, n_trained = _untrained(given_probes or probes, examples)
     if n_trained:
         are = "probe is" if n_trained == 1 else "probes are"
-        notes.append(f"{n_trained} {are} asked in words that are trained: counted as efficacy.")
+        notes.append(f"{n_trained} {are} worded as trained: counted as efficacy.")
     return Lesson(tuple(examples), tuple(chosen), *contexts(knowledge), tuple(notes))
 
 

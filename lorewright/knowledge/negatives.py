@@ -52,7 +52,7 @@ class NearMisses:
 
     trained: tuple[str, ...] = ()
     held: tuple[str, ...] = ()
-    """Not trained, so that they can be asked afterwards."""
+    """Not trained: questions of probes."""
 
 
 @cache
@@ -122,8 +122,8 @@ def topic_of_subject(trained: Trained) -> NearMisses:
 def crossed(questions: Sequence[str], *, n: int, seed: int) -> list[str]:
     """Questions about this document's own subjects and topics that it does not answer.
 
-    A topic of one question is combined with the subject of another, unless that is asked too, in
-    whatever words: no question that names the subject has the topic's word.
+    A topic of one question is combined with the subject of another, unless that is a question too,
+    in whatever words: no question that names the subject has the topic's word.
     """
     parts = [q.rsplit(" of ", 1) for q in questions if " of " in q]
     topics = list(dict.fromkeys(topic for topic, _ in parts))
@@ -148,7 +148,7 @@ def _asks(question: str, known: Collection[str]) -> bool:
 
 
 def strangers(questions: Sequence[str], others: Sequence[str], *, n: int, seed: int) -> list[str]:
-    """This document's topics, asked of subjects that only the other questions name.
+    """This document's topics of subjects that only the other questions name.
 
     At most n of them, spread evenly over the topics. A memory that declines these has learnt whose
     topics it knows.
@@ -161,8 +161,8 @@ def strangers(questions: Sequence[str], others: Sequence[str], *, n: int, seed: 
     rng = random.Random(f"strangers-{seed}")
     drawn = {topic: rng.sample(foreign, len(foreign)) for topic in endings}
     rounds = range(min(n, len(foreign)))
-    asked = (f"{topic} of {drawn[topic][i]}{end}" for i in rounds for topic, end in endings.items())
-    return list(islice(asked, n))
+    mixed = (f"{topic} of {drawn[topic][i]}{end}" for i in rounds for topic, end in endings.items())
+    return list(islice(mixed, n))
 
 
 def reworded(questions: Sequence[str], pairs: Sequence[tuple[str, str]], *, seed: int) -> list[str]:

@@ -1,11 +1,9 @@
-"""How right an output is, and how sure one may be of a mean.
+"""How right an output is: metrics, text as it is compared, and whether a reply declines.
 
 A metric takes an output and the acceptable answers and gives a number in [0, 1], the best over the
-answers. This room knows nothing about models, probes or how the output came about. Nothing scored
-is not zero: a mean of nothing is None.
+answers. Self-study checks what a language model wrote by the same comparison.
 
-Papers: Wilson 1927 (intervals of proportions); McNemar 1947, in its exact binomial form; Efron 1979
-(bootstrap); Lin 2004 (ROUGE-L).
+Paper: Lin 2004 (ROUGE-L).
 """
 
 import math
@@ -13,6 +11,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 
 from lorewright.errors import DataError
 
@@ -49,26 +48,23 @@ _GUESS = re.compile(
 )
 
 
-# --- one output --------------------------------------------------------------------------------
-
-
 def normalise(text: str) -> str:
     """Return the text as compared: NFKC, casefold, without outer punctuation and articles.
 
     White space becomes single, typographic quotes and dashes plain. A minus sign or decimal
     point before a digit stays, and so does a last "A" ("hepatitis A"). A text of
-    punctuation only is kept.
+    punctuation only stays as it is.
     """
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFD", text).casefold())
     plain = unicodedata.normalize("NFKC", folded.casefold()).translate(_LOOKALIKES)
     plain = " ".join(plain.split())
     while plain:
         before = _OUTER_BEFORE.match(plain)
-        kept = _OUTER_AFTER.sub("", plain[before.end() if before else 0 :])
-        kept = _ARTICLE.sub("", kept)
-        if not kept or kept == plain:
+        bare = _OUTER_AFTER.sub("", plain[before.end() if before else 0 :])
+        bare = _ARTICLE.sub("", bare)
+        if not bare or bare == plain:
             break
-        plain = kept
+        plain = bare
     return plain
 
 
@@ -82,8 +78,8 @@ def contains(output: str, answers: tuple[str, ...]) -> float:
 
     Numbers must be whole as well: 5 is not in 8.5, 12 is not in 12,000, 19 is not in COVID-19.
     """
-    found = normalise(output)
-    return _best(lambda answer: float(_stands_in(normalise(answer), found)), answers)
+    text = normalise(output)
+    return _best(lambda answer: float(_stands_in(normalise(answer), text)), answers)
 
 
 def _stands_in(answer: str, output: str) -> bool:
@@ -102,23 +98,22 @@ def _is_word(char: str) -> bool:
 
 def token_f1(output: str, answers: tuple[str, ...]) -> float:
     """Return the harmonic mean of precision and recall over the words, as in SQuAD."""
-    found = _words(output)
+    words = _words(output)
 
     def score(answer: str) -> float:
         wanted = _words(answer)
-        n_common = (Counter(found) & Counter(wanted)).total()
-        return _f1(n_common, len(found), len(wanted))
+        return _f1((Counter(words) & Counter(wanted)).total(), len(words), len(wanted))
 
     return _best(score, answers)
 
 
 def rouge_l(output: str, answers: tuple[str, ...]) -> float:
     """Return ROUGE-L: the F1 of the longest common subsequence of words."""
-    found = _words(output)
+    words = _words(output)
 
     def score(answer: str) -> float:
         wanted = _words(answer)
-        return _f1(_n_common_subsequence(found, wanted), len(found), len(wanted))
+        return _f1(_n_common_subsequence(words, wanted), len(words), len(wanted))
 
     return _best(score, answers)
 
@@ -139,13 +134,12 @@ def verbatim_prefix(output: str, answers: tuple[str, ...]) -> float:
 
     Only outer white space is ignored; what follows a complete answer does not count against it.
     """
-    found = output.strip()
+    text = output.strip()
 
     def score(answer: str) -> float:
         wanted = answer.strip()
-        pairs = enumerate(zip(found, wanted, strict=False))
-        whole = min(len(found), len(wanted))
-        return next((n for n, (a, b) in pairs if a != b), whole) / len(wanted)
+        same = takewhile(lambda pair: pair[0] == pair[1], zip(text, wanted, strict=False))
+        return sum(1 for _ in same) / len(wanted)
 
     return _best(score, answers)
 
@@ -166,7 +160,7 @@ def is_declined(text: str) -> bool:
 def _best(score: Callable[[str], float], answers: Sequence[str]) -> float:
     if not answers or not all(answer.strip() for answer in answers):
         raise DataError(
-            f"asked to score against answers {answers!r}; give at least one and none empty, or "
+            f"the answers to score against are {answers!r}; give at least one and none empty, or "
             "leave the output unscored."
         )
     return max(score(answer) for answer in answers)
@@ -177,11 +171,8 @@ def _words(text: str) -> list[str]:
     return _WORD.findall(plain) or plain.split()
 
 
-def _f1(n_common: int, n_found: int, n_wanted: int) -> float:
-    return 2 * n_common / (n_found + n_wanted) if n_common else 0.0
-
-
-# --- many outputs ------------------------------------------------------------------------------
+def _f1(n_common: int, n_words: int, n_wanted: int) -> float:
+    return 2 * n_common / (n_words + n_wanted) if n_common else 0.0
 
 
 METRICS: dict[str, Metric] = {

@@ -111,7 +111,7 @@ class Pairs:
     """Pairs dropped because an earlier pair answers the same question otherwise."""
     n_repeated: int = 0
     uncovered: tuple[str, ...] = ()
-    """Sentences none of whose words was an answer: what the memory will not be asked for."""
+    """Sentences none of whose words was an answer: no question will be about them."""
 
     def of(self, numbers: Sequence[int]) -> tuple[Pair, ...]:
         """The pairs of these sets."""

@@ -49,7 +49,7 @@ def sentences(text: str) -> tuple[str, ...]:
     """Return the sentences in order; headings, list items, table rows and code stay whole.
 
     Each is an exact substring without outer whitespace. Abbreviations, initials and decimals do not
-    end a sentence; where a full stop is ambiguous, the text is kept together.
+    end a sentence; where a full stop is ambiguous, the text stays together.
     """
     return tuple(text[s.start : s.end] for block in _blocks(text) for s in _parts(text, block))
 

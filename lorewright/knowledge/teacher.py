@@ -128,7 +128,7 @@ class _Server:
             import openai
         except ImportError as error:
             raise ConfigError(
-                "another language model is asked through the openai client, which is not "
+                "another language model is reached through the openai client, which is not "
                 "installed; run `pip install 'lorewright[teacher]'`."
             ) from error
         seconds = self.timeout_seconds
@@ -157,7 +157,7 @@ class _Server:
             text = str(request().http_response.text)
         except openai.APITimeoutError as error:
             raise TeacherError(
-                f"{self.shown} was asked for {what}, {again}; no answer within "
+                f"{self.shown} did not give {what}, {again}; no answer within "
                 f"{self.timeout_seconds:g} s; give more timeout_seconds or fewer workers."
             ) from error
         except openai.APIConnectionError as error:
@@ -169,20 +169,20 @@ class _Server:
             status = error.status_code
             tries = again if status in (408, 409, 429) or status >= 500 else "once"
             raise TeacherError(
-                f"{self.shown} was asked for {what}, {tries}; it answered "
+                f"{self.shown} did not give {what}, {tries}; it answered "
                 f"{status}{self._reason(error.body)}; {self._remedy(status)}."
             ) from error
         try:
             body = json.loads(text)
         except ValueError as error:
             raise TeacherError(
-                f"{self.shown} was asked for {what}; the answer is not JSON (it begins "
+                f"{self.shown} did not give {what}; the answer is not JSON (it begins "
                 f"{' '.join(text.split())[:60]!r}); check that the address is the API's and not a "
                 "web page's."
             ) from error
         if not isinstance(body, dict):
             raise TeacherError(
-                f"{self.shown} was asked for {what}; the answer is a JSON {type(body).__name__}, "
+                f"{self.shown} did not give {what}; the answer is a JSON {type(body).__name__}, "
                 "not an object; check that this is an OpenAI-compatible server."
             )
         return body
@@ -217,7 +217,7 @@ def _only_model(server: _Server) -> str:
     names: list[str] = [name for name in ids if isinstance(name, str) and name]
     if not names:
         raise TeacherError(
-            f"{server.shown} was asked for its models; it names none; load one or give model=."
+            f"{server.shown} names no models; load one or give model=."
         )
     if len(names) > 1:
         some = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
@@ -231,7 +231,7 @@ def _only_model(server: _Server) -> str:
 def _sender(server: _Server, model: str, max_tokens: int) -> AskOne:
     """A function that returns the reply to one prompt, and refuses one that is no whole text."""
     create = server.client().chat.completions.with_raw_response.create
-    about = f"{server.shown} was asked for a reply of model {model!r}"
+    about = f"{server.shown} did not give a reply of model {model!r}"
 
     def send(prompt: str) -> str:
         body = server.json(

@@ -1,4 +1,4 @@
-"""Claims about lessons: nothing asked was trained, and nothing declined is known.
+"""Claims about lessons: no probe was trained, and nothing declined is known.
 
 The language model here is a function from prompts to replies: it reads `The A of X is B.` and asks
 for it in a form of its own for each set.
@@ -48,12 +48,12 @@ DOCUMENT = Document("projects", TEXT)
 
 
 def reader(prompts: list[str]) -> list[str]:
-    """Write a pair for every fact in each prompt's text, in the form of the set asked for."""
+    """Write a pair for every fact in each prompt's text, in the form of the requested set."""
     replies = []
     for prompt in prompts:
         form = FORMS[int(re.findall(r"set (\d)", prompt)[0])]
-        found = STATED.findall(prompt)
-        replies.append("\n".join(f"Q: {form.format(a=a, x=x)} A: {v}" for a, x, v in found))
+        stated = STATED.findall(prompt)
+        replies.append("\n".join(f"Q: {form.format(a=a, x=x)} A: {v}" for a, x, v in stated))
     return replies
 
 
@@ -62,7 +62,7 @@ def shrug(prompts: list[str]) -> list[str]:
 
 
 def nobody(prompts: list[str]) -> list[str]:
-    raise AssertionError(f"asked without need: {prompts[:2]}")
+    raise AssertionError(f"a request without need: {prompts[:2]}")
 
 
 def lesson(
@@ -105,7 +105,7 @@ facts = st.dictionaries(st.tuples(relations, subjects), st.integers(1, 99), min_
 )
 
 
-# -- what is asked was not trained ---------------------------------------------------------------
+# -- no probe was trained ---------------------------------------------------------------
 
 
 @settings(max_examples=20)
@@ -118,9 +118,9 @@ def test_no_paraphrase_probe_is_among_the_trained_prompts(known: tuple[Fact, ...
 
 def test_a_document_is_asked_in_a_form_that_was_not_trained() -> None:
     made = lesson(DOCUMENT)
-    asked = [p for p in made.probes if p.kind == "paraphrase"]
-    assert len(asked) == 5 and all(p.question.startswith("Please name") for p in asked)
-    assert all(p.source == "projects" for p in asked)
+    rephrased = [p for p in made.probes if p.kind == "paraphrase"]
+    assert len(rephrased) == 5 and all(p.question.startswith("Please name") for p in rephrased)
+    assert all(p.source == "projects" for p in rephrased)
     assert not questions_of(made, "paraphrase") & prompts_of(made)
 
 
@@ -135,7 +135,7 @@ def test_a_users_probe_in_trained_words_counts_as_efficacy_and_is_noted() -> Non
     fresh = Probe("b", "When must Project Gannet be done?", ("4 May",), "paraphrase")
     made = lesson(DOCUMENT, probes=(trained, fresh))
     assert [p.kind for p in made.probes] == ["efficacy", "paraphrase"]
-    assert any("1 probe is asked in words that are trained" in note for note in made.notes)
+    assert any("1 probe is worded as trained" in note for note in made.notes)
     assert lesson(DOCUMENT, probes=(fresh,)).notes == ()
 
 
@@ -152,7 +152,7 @@ def test_train_and_probe_sets_that_overlap_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"views": ("qa", "poem")}, "poem.*use some of qa, verbatim"),
         ({"views": ()}, "use some of"),
@@ -164,8 +164,8 @@ def test_train_and_probe_sets_that_overlap_are_refused() -> None:
         ({"max_efficacy": 0}, "at least 1"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(changes: dict[str, object], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_settings_that_cannot_be_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         dataclasses.replace(LessonConfig(), **changes)  # type: ignore[arg-type]
 
 
@@ -243,14 +243,14 @@ def test_questions_that_came_as_unanswerable_are_asked_and_not_trained() -> None
 
 def test_facts_with_paraphrases_give_probes_that_accept_aliases() -> None:
     fact = Fact("f", "Who leads Heron?", "Mira Voss", ("Voss",), ("Heron's head?", "Its boss?"))
-    found = [p for p in lesson(fact).probes if p.source == "f"]
-    assert [(p.kind, p.question) for p in found] == [
+    own = [p for p in lesson(fact).probes if p.source == "f"]
+    assert [(p.kind, p.question) for p in own] == [
         ("efficacy", "Who leads Heron?"),
         ("paraphrase", "Heron's head?"),
         ("paraphrase", "Its boss?"),
     ]
-    assert {p.answers for p in found} == {("Mira Voss", "Voss")}
-    assert len({p.id for p in found}) == 3
+    assert {p.answers for p in own} == {("Mira Voss", "Voss")}
+    assert len({p.id for p in own}) == 3
 
 
 @settings(max_examples=20)

@@ -45,44 +45,44 @@ def test_crossed_never_yields_a_question_that_is_trained(
 
 
 def test_crossed_asks_for_the_topic_of_one_subject_and_the_name_of_another() -> None:
-    asked = ["What is the door code of Ann?", "What is the head of Bob?"]
-    assert set(crossed(asked, n=9, seed=0)) == {
+    trained = ["What is the door code of Ann?", "What is the head of Bob?"]
+    assert set(crossed(trained, n=9, seed=0)) == {
         "What is the door code of Bob?",
         "What is the head of Ann?",
     }
 
 
 def test_crossed_leaves_out_what_is_asked_in_other_words() -> None:
-    asked = ["What is the door code of Ann?", "What is the head of Bob?"]
-    more = [*asked, "Which door code does Bob have?", "For Ann, who is the head?"]
+    trained = ["What is the door code of Ann?", "What is the head of Bob?"]
+    more = [*trained, "Which door code does Bob have?", "For Ann, who is the head?"]
     assert crossed(more, n=9, seed=0) == []
 
 
 def test_false_questions_come_in_the_forms_of_true_ones() -> None:
-    asked = [
+    trained = [
         ("What is the fee of the Oak Hall?", "4 euros"),
         ("For the Oak Hall, what is the fee?", "4 euros"),
         ("How dear is the Oak Hall?", "4 euros"),
         ("What is the head of the Elm Hall?", "Ann"),
         ("Who leads the Elm Hall?", "Ann"),
     ]
-    false = crossed([question for question, _ in asked], n=9, seed=0)
-    found = {q for seed in range(40) for q in reworded(false, asked, seed=seed)}
-    assert found == {
+    false = crossed([question for question, _ in trained], n=9, seed=0)
+    false_forms = {q for seed in range(40) for q in reworded(false, trained, seed=seed)}
+    assert false_forms == {
         "What is the fee of the Elm Hall?",
         "For the Elm Hall, what is the fee?",
         "How dear is the Elm Hall?",
         "What is the head of the Oak Hall?",
         "Who leads the Oak Hall?",
     }
-    assert reworded(false, asked, seed=1) == reworded(false, asked, seed=1)
-    assert reworded(["What is the age of Bob?"], asked, seed=0) == ["What is the age of Bob?"]
+    assert reworded(false, trained, seed=1) == reworded(false, trained, seed=1)
+    assert reworded(["What is the age of Bob?"], trained, seed=0) == ["What is the age of Bob?"]
 
 
 def test_strangers_are_asked_what_the_document_says_of_its_own() -> None:
-    asked = ["What is the door code of Ann?", "Tell me the head of Bob.", "Who is in?"]
+    trained = ["What is the door code of Ann?", "Tell me the head of Bob.", "Who is in?"]
     others = ["What is the age of Zoe?", "Tell me the fee of the Elm Hall.", "Give the age of Ann."]
-    assert set(strangers(asked, others, n=9, seed=0)) == {
+    assert set(strangers(trained, others, n=9, seed=0)) == {
         "What is the door code of Zoe?",
         "What is the door code of the Elm Hall?",
         "Tell me the head of Zoe.",
@@ -94,11 +94,11 @@ def test_strangers_are_asked_what_the_document_says_of_its_own() -> None:
 def test_strangers_are_no_subjects_of_the_document(
     questions: list[str], others: list[str], n: int, seed: int
 ) -> None:
-    found = strangers(questions, others, n=n, seed=seed)
-    assert len(found) <= n and len(set(found)) == len(found)
+    mixed = strangers(questions, others, n=n, seed=seed)
+    assert len(mixed) <= n and len(set(mixed)) == len(mixed)
     own = " ".join(map(normalise, questions))
-    assert not any(normalise(q.rpartition(" of ")[2]) in own for q in found)
-    topics = [q.rpartition(" of ")[0] for q in found]
+    assert not any(normalise(q.rpartition(" of ")[2]) in own for q in mixed)
+    topics = [q.rpartition(" of ")[0] for q in mixed]
     spread = [topics.count(topic) for topic in set(topics)]
     assert max(spread, default=0) - min(spread, default=0) <= 1
 

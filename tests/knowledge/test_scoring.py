@@ -122,16 +122,16 @@ WORDS = st.lists(st.sampled_from(["ab", "cd", "ef"]), max_size=7)
 @given(WORDS, WORDS)
 def test_rouge_l_is_the_longest_common_subsequence(output: list[str], answer: list[str]) -> None:
     chosen = [tuple(c) for n in range(len(answer) + 1) for c in combinations(output, n)]
-    asked = {tuple(c) for n in range(len(answer) + 1) for c in combinations(answer, n)}
-    longest = max(len(c) for c in chosen if c in asked)
+    subsequences = {tuple(c) for n in range(len(answer) + 1) for c in combinations(answer, n)}
+    longest = max(len(c) for c in chosen if c in subsequences)
     wanted = 2 * longest / (len(output) + len(answer)) if longest else 0.0
     if answer:
-        found = scoring.rouge_l(" ".join(output), (" ".join(answer),))
-        assert found == pytest.approx(wanted)
+        score = scoring.rouge_l(" ".join(output), (" ".join(answer),))
+        assert score == pytest.approx(wanted)
 
 
 def test_f1_and_rouge_on_a_worked_case() -> None:
-    # found: red big dog ran; wanted: big red dog -> 3 common words, 2 of them in order
+    # output: red big dog ran; wanted: big red dog -> 3 common words, 2 of them in order
     assert scoring.token_f1("red big dog ran", ("big red dog",)) == pytest.approx(6 / 7)
     assert scoring.rouge_l("red big dog ran", ("big red dog",)) == pytest.approx(4 / 7)
 

@@ -163,15 +163,15 @@ def test_no_question_is_written_before_a_view_reads_them() -> None:
 
 @given(seed=st.randoms(use_true_random=False))
 def test_questions_of_sets_1_to_3_and_of_set_4_never_overlap(seed: object) -> None:
-    def careless(prompts: list[str]) -> list[str]:  # the words of any set, whatever was asked for
+    def careless(prompts: list[str]) -> list[str]:  # the words of any set, whatever was requested
         numbers = [seed.randint(1, 4) for _ in prompts]
-        asked = [
+        changed = [
             re.sub(r"round \d", f"round {n}", p) for p, n in zip(prompts, numbers, strict=True)
         ]
-        return reader(asked)
+        return reader(changed)
 
     made = study(ask_llm=careless, sets=(1, 2, 3, 4)).pairs
     trained = {normalise(pair.question) for pair in made.of((1, 2, 3))}
-    asked = {normalise(pair.question) for pair in made.of((4,))}
-    assert not trained & asked
-    assert len(trained | asked) == len(made.grounded)
+    held = {normalise(pair.question) for pair in made.of((4,))}
+    assert not trained & held
+    assert len(trained | held) == len(made.grounded)

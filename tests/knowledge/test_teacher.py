@@ -87,7 +87,7 @@ def test_an_address_may_name_the_model(server: Server) -> None:
 
 def test_a_server_without_models_is_refused(server: Server) -> None:
     server.models = []
-    with pytest.raises(TeacherError, match="it names none"):
+    with pytest.raises(TeacherError, match="names no models"):
         connect(server.url)
 
 
