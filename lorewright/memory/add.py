@@ -2,7 +2,7 @@
 
 It is read, checked against this base, proved to move its logits and entered under the id of its
 content. What it knows is not known: with the source it was made from, or with probes, the verdict
-is taken as after a write; without them it can only be asked by name.
+is taken as after a write; without them it only answers by name.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def add(
 
 
 def _lesson(knowledge: Knowledge, probes: Sequence[Probe]) -> Lesson:
-    """What it can be asked: the probes, or the facts as they are."""
+    """The questions that it can answer: the probes, or the facts as they are."""
     if probes or not knowledge.facts:
         return Lesson((), tuple(probes), *contexts(knowledge), ())
     config = LessonConfig(views=("given",), negatives=0)

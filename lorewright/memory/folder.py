@@ -7,7 +7,7 @@
     runs/<time>-<name>/    config.json, lesson.json, metrics.jsonl, report.json; a checkpoint while
                            it is being written
 
-One writer at a time, kept apart by a file lock. This module loads no model and no tensors.
+One writer at a time, by a file lock. This module loads no model and no tensors.
 """
 
 from __future__ import annotations

@@ -26,9 +26,9 @@ from lorewright.recall.verify import answer
 from lorewright.training.watch import Watch
 
 N_PROBES = 100
-"""At most so many probes are asked again of each memory."""
+"""At most so many probes are put to each memory again."""
 N_OTHERS = 64
-"""At most so many of the remaining memories are asked; the record says how many there were."""
+"""At most so many of the remaining memories; the record says how many there were."""
 RECALLED_KINDS = ("efficacy", "paraphrase", "verbatim", "reverse", "multihop")
 
 

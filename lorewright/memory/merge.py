@@ -1,7 +1,7 @@
 """The verb `merge`: memories of one folder to a new one, and what that cost each of them.
 
 A method of `merging.methods` makes one adapter of several; `auto` chooses it. Then every source's
-own probes are asked of the source alone, of the merged memory and of the base: always, and after
+own probes are put to the source alone, to the merged memory and to the base: always, and after
 the choice, in which they have no part. The new memory's lesson is that of all its parents, so that
 it can be verified, routed to and merged again.
 """
@@ -114,7 +114,7 @@ def merge(
     `method` is a key of `merging.methods.METHODS`, a function like those in it, or `auto`: the one
     that retains most of held-back trained questions. `weights` are factors on each ΔW, `rank` None
     the sum of the ranks, `options` those of the method. One memory alone is truncated to `rank`.
-    Every source's own probes are asked of it before and after.
+    Every source's own probes are put to it before and after.
 
     Raises ConfigError for names, methods or options that cannot be, UnknownMemory, WrongBase,
     AdapterError for a memory that is no adapter, NoEffect when what was merged cancels out.
@@ -211,7 +211,7 @@ def _check_settings(
 
 
 def _lesson(memory: OpenFolder, name: str) -> Lesson:
-    """What a memory was trained on and is asked; raises ConfigError where nothing can be asked."""
+    """A memory's examples and probes; raises ConfigError where it has no probes."""
     lesson = memory.folder.lesson(memory.folder.entry(name))
     if not lesson.probes:
         raise ConfigError(

@@ -1,7 +1,7 @@
-"""The verb `supersede`: facts change, so a new memory takes the name, and its neighbours are asked.
+"""The verb `supersede`: facts change, so a new memory takes the name, and is compared with the old.
 
 The changed source is written under the same name; until that is done the name stands for the old
-memory. Then the old memory's questions are asked again: what did not change must still be recalled,
+memory. Then the old memory's questions are put again: what did not change must still be recalled,
 what changed must have its new answer and no longer the old one. Only then the old state goes, with
 its source and runs, unless it is to stay; it waits under `<name>-before`.
 """

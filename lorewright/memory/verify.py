@@ -1,4 +1,4 @@
-"""The verb `verify`: a lesson's probes, asked of a memory and of everything it is compared with."""
+"""The verb `verify`: a lesson's probes, put to a memory and to everything it is compared with."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def verdict(
     metric: str,
     watch: Watch | None,
 ) -> RecallReport:
-    """A lesson's probes, asked of a state and its controls; the wrong one has another source."""
+    """A lesson's probes, put to a state and its controls; the wrong one has another source."""
     step = (watch or Watch()).step
     if lesson.probes:
         report = recall.verify(

@@ -137,8 +137,8 @@ def search(adapters: Sequence[Adapter], evidence: Evidence, grid: Grid = GRID) -
 def held_back(examples: Sequence[Example]) -> tuple[list[Example], list[Example]]:
     """Examples to fit, and those to ask: one form of every answer that was trained in several.
 
-    Where most answers were trained in one form only, all are fitted, and asked. At most N_HELD are
-    asked, whatever their number; examples that are declined, or have no prompt, are not.
+    Where most answers were trained in one form only, all are fitted, and held back too. At most
+    N_HELD are, whatever their number; never those that are declined or have no prompt.
     """
     questions = [row for row in examples if row.prompt and row.kind != "unknown"]
     forms: dict[str, list[Example]] = {}
