@@ -63,16 +63,14 @@ CHOICES = ("choice", "choice, whole")
 """By mean loss per token, and by the loss of the whole option, which favours short ones."""
 
 
-@dataclass(frozen=True)
-class ClosedBook:
+@dataclass(frozen=True, kw_only=True)
+class ClosedBook(exact.Recipe):
     """A sweep over texts."""
 
     bench: str
     """paperqa, narrativeqa or quality."""
     data: str
     """A file, or hub, hub:NAME, hub:NAME@SPLIT."""
-    model: str = "pocket"
-    """A base: pocket, a folder, a .gguf file, or a name on the hub."""
     documents: int = 0
     """The first so many; 0 = all."""
     questions: int = 0
@@ -87,16 +85,6 @@ class ClosedBook:
     """Writes of every memory."""
     method: str = "sft"
     """sft, threshold, window, curriculum, window+curriculum."""
-    placement: str = "all-linear"
-    """Adapted layers: TARGET@LAYER, like mlp@middle, or TARGET for all layers."""
-    epochs: int = 60
-    """Budget of every write."""
-    batch: int = 8
-    """Examples of a step."""
-    lr: float = 0.0
-    """Peak rate; 0 = the one that suits base and placement."""
-    margin: float = 0.6
-    """A write ends early when every p exceeds this."""
     answer_tokens: int = 64
     """Longest free answer."""
     sets: int = len(LessonConfig().train_sets)
@@ -105,6 +93,8 @@ class ClosedBook:
     """Address of the model that writes questions, summaries and rewrites; empty = the base."""
     judge: str = ""
     """Address of the model that scores free answers; empty = none does."""
+    margin: float = 0.6
+    """A write ends early when every p exceeds this."""
 
     def __post_init__(self) -> None:
         """Fill in the formats; refuse unknown ones and numbers out of range."""

@@ -49,13 +49,11 @@ N_DRAWS = 2000
 
 
 @dataclass(frozen=True)
-class CounterFact:
+class CounterFact(exact.Recipe):
     """A sweep over edits."""
 
     data: str
     """A file, or hub, hub:NAME, hub:NAME@SPLIT."""
-    model: str = "pocket"
-    """A base: pocket, a folder, a .gguf file, or a name on the hub."""
     edits: int = 100
     """The first so many; 0 = all."""
     together: int = 1
@@ -68,16 +66,6 @@ class CounterFact:
     """Writes of every memory."""
     method: str = "sft"
     """sft, threshold, window, curriculum, window+curriculum."""
-    placement: str = "all-linear"
-    """Adapted layers: TARGET@LAYER, like mlp@middle, or TARGET for all layers."""
-    epochs: int = 60
-    """Budget of every write."""
-    batch: int = 8
-    """Examples of a step."""
-    lr: float = 0.0
-    """Peak rate; 0 = the one that suits base and placement."""
-    margin: float = exact.MARGIN
-    """A write ends early when every p exceeds this."""
 
     def __post_init__(self) -> None:
         """Refuse unknown methods and numbers out of range."""

@@ -15,6 +15,7 @@ import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import torch
@@ -52,6 +53,29 @@ class Setting(NamedTuple):
     method: str
     seed: int
     """Of the first A and the order of the batches."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How every memory of a sweep is written, whatever its rank, method and seed."""
+
+    model: str = "pocket"
+    """A base: pocket, a folder, a .gguf file, or a name on the hub."""
+    placement: str = "all-linear"
+    """Adapted layers: TARGET@LAYER, like mlp@middle, or TARGET for all layers."""
+    epochs: int = 60
+    """Budget of every write."""
+    batch: int = 8
+    """Examples of a step."""
+    lr: float = 0.0
+    """Peak rate; 0 = the one that suits base and placement."""
+    margin: float = MARGIN
+    """A write ends early when every p exceeds this."""
+
+    def job(self, base_digest: str) -> dict[str, Any]:
+        """The part that all jobs share."""
+        shared = {each.name: getattr(self, each.name) for each in fields(Recipe)}
+        return {**shared, "base": base_digest}
 
 
 # -- what is written -----------------------------------------------------------------------------

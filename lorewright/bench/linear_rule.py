@@ -25,11 +25,9 @@ LARGEST = 99
 
 
 @dataclass(frozen=True)
-class LinearRule:
+class LinearRule(exact.Recipe):
     """A sweep over sets of pairs."""
 
-    model: str = "pocket"
-    """A base: pocket, a folder, a .gguf file, or a name on the hub."""
     ranks: tuple[int, ...] = (2, 8)
     """Ranks of the adapters."""
     pairs: int = 500
@@ -38,14 +36,10 @@ class LinearRule:
     """sft, threshold, window, curriculum, window+curriculum."""
     seeds: int = 5
     """Sets of pairs."""
-    placement: str = "all-linear"
-    """Adapted layers: TARGET@LAYER, like mlp@middle, or TARGET for all layers."""
     epochs: int = 40
     """Budget; the same for every method."""
     batch: int = 10
     """Examples of a step."""
-    lr: float = 0.0
-    """Peak rate; 0 = the one that suits base and placement."""
     margin: float = exact.SAFE_MARGIN
     """A write ends early when every p exceeds this."""
 
@@ -78,8 +72,7 @@ def examples(n: int, seed: int) -> tuple[list[Example], list[Example]]:
 
 def jobs(config: LinearRule, base_digest: str) -> list[dict[str, Any]]:
     """Return a job for every set of pairs; all ranks and methods of it are one stack."""
-    how = {name: getattr(config, name) for name in ("model", "placement", "epochs", "batch", "lr")}
-    how |= {"margin": config.margin, "repeats": 1, "base": base_digest, "pairs": config.pairs}
+    how = config.job(base_digest) | {"repeats": 1, "pairs": config.pairs}
     how |= {"ranks": list(config.ranks), "methods": list(config.methods)}
     return [how | {"seed": seed} for seed in range(config.seeds)]
 

@@ -27,11 +27,9 @@ N_DIGITS = 10
 
 
 @dataclass(frozen=True)
-class PhoneBook:
+class PhoneBook(exact.Recipe):
     """A sweep over phone books."""
 
-    model: str = "pocket"
-    """A base: pocket, a folder, a .gguf file, or a name on the hub."""
     ranks: tuple[int, ...] = (1, 2, 4)
     """Ranks of the adapters."""
     sizes: tuple[int, ...] = (500,)
@@ -40,14 +38,8 @@ class PhoneBook:
     """sft, threshold, window, curriculum, window+curriculum."""
     seeds: int = 5
     """Books."""
-    placement: str = "all-linear"
-    """Adapted layers: TARGET@LAYER, like mlp@middle, or TARGET for all layers."""
     epochs: int = 40
     """Budget; the same for every method."""
-    batch: int = 8
-    """Examples of a step."""
-    lr: float = 0.0
-    """Peak rate; 0 = the one that suits base and placement."""
     margin: float = exact.SAFE_MARGIN
     """A write ends early when every p exceeds this."""
 
@@ -81,8 +73,7 @@ def book(model: Model, n_tokens: int, seed: int) -> list[Example]:
 
 def jobs(config: PhoneBook, base_digest: str) -> list[dict[str, Any]]:
     """Return a job for every book; all ranks and methods of it are one stack."""
-    how = {name: getattr(config, name) for name in ("model", "placement", "epochs", "batch", "lr")}
-    how |= {"margin": config.margin, "repeats": 1, "base": base_digest}
+    how = config.job(base_digest) | {"repeats": 1}
     how |= {"ranks": list(config.ranks), "methods": list(config.methods)}
     return [
         how | {"length": size, "seed": seed}

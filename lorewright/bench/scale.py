@@ -124,20 +124,6 @@ def record_path(records: Path | str, do: Do, job: Mapping[str, Any]) -> Path:
     return Path(records) / f"{digest([_name(do), dict(job)])[:32]}.json"
 
 
-def stored(records: Path | str) -> list[dict[str, Any]]:
-    """Everything in a folder of records, sorted by file: task, job, record and run of each.
-
-    Raises DataError for a folder without records, or a damaged one.
-    """
-    entries = [read_object(path, REMEDY) for path in sorted(Path(records).glob("*.json"))]
-    if not entries:
-        raise DataError(f"{records} holds no records; run the sweep first.")
-    wrong = next((entry for entry in entries if not {"task", "job", "record"} <= {*entry}), None)
-    if wrong is not None:
-        raise DataError(f"{records} holds a file that is no record ({list(wrong)}); {REMEDY}.")
-    return entries
-
-
 def _stored(path: Path, name: str) -> dict[str, Any]:
     """The record in a file."""
     entry = read_object(path, REMEDY)

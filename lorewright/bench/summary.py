@@ -193,25 +193,16 @@ def failures(rows: Sequence[Row], *, seed: int = 0) -> dict[str, Any]:
 
 
 def _spearman_interval(pairs: Any, seed: int) -> dict[str, Any]:
+    from scipy.stats import spearmanr
+
     n = len(pairs)
     if n < 3 or any(len(set(column)) < 2 for column in pairs.T):
         return {"n": n, "mean": None, "low": None, "high": None}
-    generator = np.random.default_rng(seed)
-    draws = []
-    for _ in range(RANK_DRAWS):
-        sample = pairs[generator.integers(n, size=n)]
-        if all(len(set(column)) > 1 for column in sample.T):
-            draws.append(spearman(sample))
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return {"n": n, "mean": spearman(pairs), "low": float(low), "high": float(high)}
-
-
-def spearman(pairs: Any) -> float:
-    """Return Spearman's rank correlation of the two columns; ties share their mean rank."""
-    from scipy.stats import rankdata
-
-    ranks = [rankdata(column) for column in np.asarray(pairs, float).T]
-    return float(np.corrcoef(*ranks)[0, 1])
+    samples = pairs[np.random.default_rng(seed).integers(n, size=(RANK_DRAWS, n))]
+    varied = [sample for sample in samples if all(len(set(column)) > 1 for column in sample.T)]
+    low, high = np.quantile([spearmanr(*sample.T).statistic for sample in varied], [0.025, 0.975])
+    mean = float(spearmanr(*pairs.T).statistic)
+    return {"n": n, "mean": mean, "low": float(low), "high": float(high)}
 
 
 # -- comparisons ---------------------------------------------------------------------------------

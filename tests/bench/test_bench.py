@@ -16,7 +16,7 @@ import pytest
 
 from lorewright.bench import exact, linear_rule, longcontext, phonebook, summary, task
 from lorewright.bench.passages import PROMPT, Passage, passage
-from lorewright.bench.scale import Step, stored
+from lorewright.bench.scale import Step
 from lorewright.errors import ConfigError, DataError, TargetsNotFound, WrongBase
 from lorewright.knowledge.data import Example
 from lorewright.models.model import Model
@@ -212,7 +212,7 @@ def test_a_sweep_covers_every_cell_and_its_records_are_enough(
 ) -> None:
     out, found = swept
     jobs = longcontext.jobs(SMALL, model.digest)
-    assert found["n_jobs"] == len(jobs) == len(stored(out / "records")) == 8 + 1 + 2 + 4
+    assert found["n_jobs"] == len(jobs) == len([*(out / "records").glob("*.json")]) == 8 + 1 + 2 + 4
     cells = found["law"]["100"]["cells"]
     assert {(c["rank"], c["n_answer_tokens"]) for c in cells} == {
         (r, n) for r in (1, 2) for n in (6, 12)
@@ -324,7 +324,6 @@ def test_failures_count_sequences_and_correlate_ranks() -> None:
     rho = found["spearman"]
     assert rho["n"] == 30 and 0.9 < rho["low"] <= rho["mean"] <= rho["high"] <= 1
     assert summary.failures(rows[:2])["spearman"]["mean"] is None
-    assert summary.spearman([(1, 10), (2, 8), (3, 3)]) == pytest.approx(-1)
 
 
 def test_capacity_is_the_most_of_any_length_and_says_if_longer_may_hold_more() -> None:

@@ -22,8 +22,8 @@ from lorewright.recall.traces import trace
 
 SETS = Path(__file__).parents[1] / "fixtures" / "sets"
 SMALL = ClosedBook(
-    "quality",
-    str(SETS / "quality.jsonl"),
+    bench="quality",
+    data=str(SETS / "quality.jsonl"),
     documents=2,
     questions=2,
     formats=("qa", "raw"),
@@ -221,7 +221,7 @@ def test_formats_are_parts_joined_by_plus() -> None:
     for name in ("", "qa+", "poem", "qa+qa"):
         with pytest.raises(ConfigError, match="join some of raw, qa, summary, rewrite"):
             closedbook.views_of(name)
-    paper = ClosedBook("paperqa", "x.json")
+    paper = ClosedBook(bench="paperqa", data="x.json")
     assert paper.formats == closedbook.FORMATS["paperqa"] and "raw" in paper.formats
 
 
@@ -234,5 +234,5 @@ def test_settings_out_of_range_are_refused() -> None:
     ):
         with pytest.raises(ConfigError, match=said):
             replace(SMALL, **changes)
-    few = closedbook.quick(ClosedBook("paperqa", "x.json"))
+    few = closedbook.quick(ClosedBook(bench="paperqa", data="x.json"))
     assert len(few.formats) == few.documents == few.seeds == 2

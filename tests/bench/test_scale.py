@@ -15,9 +15,15 @@ import filelock
 import pytest
 from support.sweeping import doubled, mortal, refusing, tiny_write, unspeakable
 
-from lorewright.bench.scale import Step, record_path, run, stored
+from lorewright.bench.scale import Step, record_path, run
 from lorewright.errors import ConfigError, DataError, JobFailed, Locked, StorageError
 from lorewright.files import LOCK_FILE
+
+
+def stored(folder: Path) -> list[dict[str, Any]]:
+    """Every record of a folder."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+
 
 WRITES = [{"rank": rank, "seed": seed} for rank in (1, 2) for seed in (0, 1)]
 
@@ -101,8 +107,6 @@ def test_records_of_another_task_and_damaged_ones_are_refused(tmp_path: Path) ->
     path.write_text("{")
     with pytest.raises(DataError, match="delete it"):
         run(doubled, [{"n": 1}], tmp_path)
-    with pytest.raises(DataError, match="holds no records"):
-        stored(tmp_path / "elsewhere")
 
 
 def test_two_sweeps_do_not_write_into_one_folder(tmp_path: Path) -> None:
