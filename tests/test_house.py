@@ -51,10 +51,9 @@ HEAVY = {"torch", "transformers", "scipy", "numpy", "matplotlib", "peft", "safet
 # torch calls these by name; their meaning is torch's, and the class docstring says the rest.
 TORCH_METHODS = {"forward", "extra_repr"}
 PRIVATE_WORDS = re.compile(r"\b(found|asked|told|said|kept)\b")
-MOST_PRIVATE_WORDS = 200  # lines of the package
+MOST_PRIVATE_WORDS = 100  # lines of the package
 # What is here for users and examples, and has no caller among our own programs.
 FOR_USERS: set[str] = set()
-PENDING = pytest.mark.xfail(strict=True, reason="until the redesign of every package has landed")
 PROGRAMS = ("benchmarks", "experiments", "pocket", "examples", "docs")
 TESTS = sorted(
     path
@@ -263,11 +262,13 @@ def test_contributing_names_the_dicts_of_the_seams() -> None:
 
 
 def _looked_into(node: ast.AST) -> Iterator[ast.expr]:
-    """Dicts that are indexed here, whose values or items are taken, or that are passed on."""
+    """Dicts that are indexed here, whose items are taken, that are passed on or the default."""
     if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load):
         yield node.value
     if isinstance(node, ast.Attribute) and node.attr in ("get", "items", "values"):
         yield node.value
+    if isinstance(node, ast.BoolOp):  # given, or the built-in ones
+        yield from node.values
     names_only = ("tuple", "list", "sorted", "set", "len", "str", "join")
     if isinstance(node, ast.Call) and not ast.unparse(node.func).endswith(names_only):
         yield from node.args
@@ -291,7 +292,6 @@ def _dict_of_functions(node: ast.stmt) -> Iterator[str]:
             yield target.id
 
 
-@PENDING
 def test_no_public_function_is_without_a_caller() -> None:
     """A function that only a test calls is unused."""
     used = set[str]()
@@ -323,7 +323,6 @@ def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-@PENDING
 def test_the_package_speaks_the_fields_language() -> None:
     """Verbs of speech that stood for variables, values and errors are gone but for plain prose."""
     lines = [
@@ -335,7 +334,6 @@ def test_the_package_speaks_the_fields_language() -> None:
     assert len(lines) <= MOST_PRIVATE_WORDS, "\n".join(lines)
 
 
-@PENDING
 def test_no_docstring_calls_a_module_a_room() -> None:
     none_of(
         [
@@ -365,7 +363,6 @@ def test_no_test_imports_another_test_module() -> None:
     none_of(complaints)
 
 
-@PENDING
 def test_no_test_patches_a_private_name() -> None:
     complaints = []
     for path in TESTS:
