@@ -28,7 +28,7 @@ sys.path.insert(0, str(HERE.parents[1] / "pocket"))
 
 import world  # noqa: E402
 
-from lorewright.cli.contrast import LESSON, NEW, asked_config  # noqa: E402
+from lorewright.cli.contrast import LESSON, NEW, questions_config  # noqa: E402
 from lorewright.files import (  # noqa: E402
     save_json,
     store,
@@ -81,7 +81,7 @@ def probes(number: int, passage: world.Passage, n_unknown: int) -> list[Probe]:
 def measure(model: Model, number: int, *, quick: bool) -> dict[str, Any]:
     """Write one document into a folder of its own; every probe's score with the memory and without."""
     passage = page(number, 2 if quick else N_SUBJECTS)
-    config = replace(asked_config(model, 2) if quick else asked_config(model), seed=number)
+    config = replace(questions_config(model, 2) if quick else questions_config(model), seed=number)
     config = replace(config, lora=replace(config.lora, seed=number))
     started = time.process_time()
     with tempfile.TemporaryDirectory() as folder:

@@ -52,10 +52,10 @@ RANK = 16
 MARGIN = 0.9
 NEGATIVES = 4.0
 """Questions to be declined are four times those to be answered, as far as there are so many: most
-of what a document could be asked it does not say."""
+questions that one could put to a document it does not answer."""
 LESSON = LessonConfig(negatives=NEGATIVES)
 NEW = "new-"
-"""Ids of probes whose question form the base never saw either begin so: the stricter test."""
+"""Ids of probes whose question form is new to the base as well begin so: the stricter test."""
 
 
 @dataclass
@@ -104,11 +104,11 @@ def run(
     memory.write(read_knowledge(EXAMPLES / "phones.jsonl"), name="phones", config=config)
     step("questions and answers: the base reads, asks itself, and learns to answer")
     with write_progress(progress) as show:
-        asked_curve, on_epoch = _curve(model, held, show)
+        questions_curve, on_epoch = _curve(model, held, show)
         outcome = memory.write(
             document,
             name="handbook",
-            config=asked_config(model, config.epochs),
+            config=questions_config(model, config.epochs),
             lesson=LESSON,
             probes=probes,
             watch=Watch(step, on_epoch),
@@ -118,9 +118,9 @@ def run(
     with_prompt = verify(model, [replace(p, context=scaffold) for p in held], adapter=plain.adapter)
     record = _record(held, new, outcome.report, plain_report, with_prompt)
     record["rows"][1]["final_loss"] = plain_curve.loss[-1]
-    record["rows"][2]["final_loss"] = asked_curve.loss[-1]
+    record["rows"][2]["final_loss"] = questions_curve.loss[-1]
     record |= {
-        "curves": {"next token": vars(plain_curve), "questions and answers": vars(asked_curve)},
+        "curves": {"next token": vars(plain_curve), "questions and answers": vars(questions_curve)},
         "commands": ["lore demo"],
         "notes": list(outcome.notes),
         "quick": quick,
@@ -138,8 +138,8 @@ def run(
 def _write_plain(
     progress: Console, model: Model, document: Document, held: Sequence[Probe], quick: bool
 ) -> tuple[Written, Curve]:
-    """Write the text by next-token loss, kept in memory only."""
-    made = prepare(
+    """Write the text by next-token loss; nothing is stored."""
+    lesson = prepare(
         Knowledge((document,)),
         ask_llm=_nobody,
         closed_book=_nobody,
@@ -149,15 +149,15 @@ def _write_plain(
     config = _config(model, NEXT_TOKEN_EPOCHS if not quick else 2, batch=2)
     with write_progress(progress) as show:
         curve, on_epoch = _curve(model, held, show)
-        return write(model, made.examples, config, on_epoch=on_epoch), curve
+        return write(model, lesson.examples, config, on_epoch=on_epoch), curve
 
 
 def _probes(path: Path) -> tuple[Probe, ...]:
     beside = path.with_name(f"{path.stem}.probes.jsonl")
     if not beside.exists():
         raise ConfigError(
-            f"the demo needs questions on {path.name} that are not trained; found no {beside}; "
-            "write one as JSON lines."
+            f"the demo needs questions on {path.name} that are not trained; there is no {beside}; "
+            "write it as JSON lines."
         )
     return read_probes(beside)
 
@@ -172,7 +172,7 @@ def _config(model: Model, epochs: int, *, batch: int) -> WriteConfig:
     )
 
 
-def asked_config(model: Model, epochs: int = QUESTION_EPOCHS) -> WriteConfig:
+def questions_config(model: Model, epochs: int = QUESTION_EPOCHS) -> WriteConfig:
     """How the demo's second write is trained, beside `LESSON`.
 
     All layers but the first, which knows words: near misses are then declined more often.
@@ -215,55 +215,33 @@ def _curve(
 def _record(
     held: Sequence[Probe],
     new: Sequence[Probe],
-    asked: RecallReport,
+    questions: RecallReport,
     plain: RecallReport,
     with_prompt: RecallReport,
 ) -> dict[str, Any]:
-    """The table's rows; of `asked`, probes on the part that `stable` sees are left out."""
-    strict = _only(asked, {p.id for p in new})
-    asked = _only(asked, {p.id for p in held})
-
-    def row(
-        name: str, meaning: str, report: RecallReport, arm: str, kind: str = "paraphrase"
-    ) -> dict[str, Any]:
-        found = report.proportion(arm, kind)
-        return {
-            "name": name,
-            "meaning": meaning,
-            "n": found.n,
-            "recall": found.mean,
-            "low": found.low,
-            "high": found.high,
-            "final_loss": None,
-        }
-
+    """The table's rows, without probes on the part that `stable` sees."""
+    strict = _only(questions, {p.id for p in new})
+    usual = _only(questions, {p.id for p in held})
+    unknown = {"kind": "unknown"}
     rows = [
-        row("stable", "a quarter of the document in the prompt, no memory", asked, "scaffold"),
-        row("write: next token", "memory trained on the text", plain, "memory"),
-        row(
-            "write: questions and answers",
-            "memory trained on questions the base wrote",
-            asked,
-            "memory",
-        ),
-        row("full", "the whole document in the prompt, no memory", asked, "full"),
+        _row("stable", "a quarter of the document in the prompt, no memory", usual, "scaffold"),
+        _row("write: next token", "memory trained on the text", plain),
+        _row("write: questions and answers", "memory trained on questions the base wrote", usual),
+        _row("full", "the whole document in the prompt, no memory", usual, "full"),
     ]
     extra = [
-        row("questions and answers, stricter", "forms new to the base too", strict, "memory"),
-        row("full, stricter", "forms new to the base too", strict, "full"),
-        row("base alone", "no document, no memory", asked, "base"),
-        row("wrong memory", "a phone list's memory, asked the same", asked, "wrong"),
-        row(
-            "write: next token, prompt of stable", "the memo's own condition", with_prompt, "memory"
-        ),
-        row(
+        _row("questions and answers, stricter", "forms new to the base too", strict),
+        _row("full, stricter", "forms new to the base too", strict, "full"),
+        _row("base alone", "no document, no memory", usual, "base"),
+        _row("wrong memory", "a phone list's memory and the same questions", usual, "wrong"),
+        _row("write: next token, prompt of stable", "the memo's own condition", with_prompt),
+        _row(
             "unknown questions declined",
             "with the memory of questions and answers",
-            asked,
-            "memory",
-            "unknown",
+            usual,
+            **unknown,
         ),
-        row("unknown questions declined, base", "no memory", asked, "base", "unknown"),
+        _row("unknown questions declined, base", "no memory", usual, "base", **unknown),
     ]
     return {
         "title": "Memorised is not answerable",
@@ -271,15 +249,23 @@ def _record(
         "rows": rows,
         "extra": extra,
         "seconds": 0.0,
-        "outcomes": [vars(r) for r in (*asked.arms["memory"], *strict.arms["memory"])],
+        "outcomes": [vars(r) for r in (*usual.arms["memory"], *strict.arms["memory"])],
     }
+
+
+def _row(
+    name: str, meaning: str, report: RecallReport, arm: str = "memory", kind: str = "paraphrase"
+) -> dict[str, Any]:
+    share = report.proportion(arm, kind)
+    interval = {"n": share.n, "recall": share.mean, "low": share.low, "high": share.high}
+    return {"name": name, "meaning": meaning, **interval, "final_loss": None}
 
 
 def _only(report: RecallReport, ids: set[str]) -> RecallReport:
     """The report on these paraphrases, and on everything that is no paraphrase."""
     arms = {
-        arm: tuple(r for r in found if r.kind != "paraphrase" or r.probe_id in ids)
-        for arm, found in report.arms.items()
+        arm: tuple(r for r in rows if r.kind != "paraphrase" or r.probe_id in ids)
+        for arm, rows in report.arms.items()
     }
     return replace(report, arms=arms)
 
@@ -293,13 +279,13 @@ def _ask_some(
         if len(held) > N_QUESTIONS
         else list(held)
     )
-    out.print("\nAsked of the memory, with nothing in the prompt:")
+    out.print("\nAnswers of the memory, with nothing in the prompt:")
     for probe in [*spread, *unknown[-1:]]:
-        found = memory.ask(probe.question, "handbook", mode="closed")
+        answer = memory.ask(probe.question, "handbook", mode="closed")
         truth = probe.answers[0] if probe.answers else "not in the document"
         out.print(
-            f"  {probe.question}\n    [b]{escape(found.text)}[/]  "
-            f"[dim]({truth}; mean token probability {found.confidence:.2f})[/]",
+            f"  {probe.question}\n    [b]{escape(answer.text)}[/]  "
+            f"[dim]({truth}; mean token probability {answer.confidence:.2f})[/]",
             highlight=False,
         )
 

@@ -1,4 +1,4 @@
-"""What is shown while a write runs: one line kept up to date, or plain lines without a terminal."""
+"""What is shown while a write runs: one line that is updated, or plain lines without a terminal."""
 
 from __future__ import annotations
 
