@@ -185,7 +185,7 @@ def test_the_command_prints_a_plan_as_text_and_as_data(
     assert 0 <= plain["recall"]["low"] <= plain["recall"]["value"] <= plain["recall"]["high"] <= 1
     assert 0 < plain["seconds"] <= plain["most_seconds"]
     assert lore(monkeypatch, "plan", facts, "--recall", "0.9", "--epochs", "30") == 0
-    out = capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())
     assert "3 answers" in out and f"rank {plain['rank']}, 1 memory" in out and "vllm" in out
     assert "verified by the write" in out
 
