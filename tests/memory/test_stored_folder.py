@@ -51,7 +51,8 @@ def test_it_verifies_with_the_numbers_of_then(memory: Memory, name: str) -> None
     printed = json.loads(STORED.with_name(f"{STORED.name}.{name}.json").read_text("utf-8"))
     report = memory.verify(name).to_json()
     assert report["metric"] == printed["metric"] and report["context"] == printed["context"]
-    assert report["notes"] == printed["notes"] and report.keys() == printed.keys()
+    arms_left_out = [[note.split(":")[0] for note in each["notes"]] for each in (report, printed)]
+    assert arms_left_out[0] == arms_left_out[1] and report.keys() == printed.keys()
     assert report["recall"].keys() == printed["recall"].keys()
     for kind, arms in printed["recall"].items():
         assert report["recall"][kind].keys() == arms.keys()
