@@ -34,9 +34,11 @@ from lorewright.adapters.targets import Adapted
 from lorewright.errors import (
     AdapterError,
     ConfigError,
+    DataError,
     LorewrightError,
     StorageError,
 )
+from lorewright.files import read_object
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
@@ -303,17 +305,12 @@ def _check_free(folder: Path, identity: str) -> None:
 
 
 def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    if not (folder / name).exists():
+        raise AdapterError(f"{folder} is not an adapter: it has no {name}.")
     try:
-        content = json.loads((folder / name).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise AdapterError(f"{folder} is not an adapter: it has no {name}.") from error
-    except ValueError as error:
-        raise AdapterError(f"{folder / name} is not JSON ({error}); copy it again.") from error
-    except OSError as error:
-        raise StorageError(f"{folder / name} could not be read: {error}.") from error
-    if not isinstance(content, dict):
-        raise AdapterError(f"{folder / name} must be a JSON object; it is {str(content)[:40]}.")
-    return content
+        return read_object(folder / name, "copy it again")
+    except DataError as error:
+        raise AdapterError(str(error)) from error
 
 
 def _check_settings(settings: Mapping[str, Any], folder: Path) -> None:

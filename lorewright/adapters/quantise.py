@@ -35,7 +35,14 @@ def loading(device: str) -> dict[str, Any]:
     without bitsandbytes or accelerate, or when there is no such device.
     """
     for package in ("bitsandbytes", "accelerate"):
-        _needs(package)
+        try:
+            with hushed():
+                import_module(package)
+        except ImportError as error:
+            raise ModelError(
+                f"a base in nf4 needs {package}, which is not installed; run "
+                "`pip install 'lorewright[quantise]'`, or load it in float32."
+            ) from error
     place = torch.device(device)
     if place.type == "cuda" and not torch.cuda.is_available():
         raise ModelError(f"a base in nf4 cannot be put on {device!r}: torch sees none; use cpu.")
@@ -48,17 +55,6 @@ def loading(device: str) -> dict[str, Any]:
         "bnb_4bit_compute_dtype": "bfloat16" if halves else "float32",
     }
     return {"dtype": "auto", "device_map": {"": device}, "quantization_config": settings}
-
-
-def _needs(package: str) -> None:
-    try:
-        with hushed():
-            import_module(package)
-    except ImportError as error:
-        raise ModelError(
-            f"a base in nf4 needs {package}, which is not installed; run "
-            "`pip install 'lorewright[quantise]'`, or load it in float32."
-        ) from error
 
 
 @contextmanager

@@ -373,13 +373,13 @@ def test_a_whole_alpha_written_as_a_float_is_read(folder: Path) -> None:
     ("name", "content", "message"),
     [
         (SETTINGS, None, f"it has no {SETTINGS}"),
-        (SETTINGS, b"{", "is not JSON"),
-        (SETTINGS, b"\xff\xfe", "is not JSON"),
-        (SETTINGS, b"[]", "must be a JSON object"),
+        (SETTINGS, b"{", "is damaged .*; copy it again"),
+        (SETTINGS, b"\xff\xfe", "is damaged"),
+        (SETTINGS, b"[]", "holds no JSON object"),
         (TENSORS, None, f"needs {TENSORS}; it has no tensors"),
         (TENSORS, b"", "truncated or corrupt"),
         (TENSORS, b"\x80\x02}q\x00.", "truncated or corrupt"),
-        ("card.json", b"{", "is not JSON"),
+        ("card.json", b"{", "is damaged"),
         ("card.json", b'{"adapter": {}}', '"adapter" must hold'),
     ],
 )
