@@ -58,11 +58,6 @@ class Batch:
     target_BC: Tensor
     mask_BC: Tensor
 
-    def predicting(self, values_BTX: Tensor) -> Tensor:
-        """The values (B, C, X) at the positions that predict completion tokens."""
-        rows_B1 = torch.arange(len(self.ids_BT), device=self.ids_BT.device)[:, None]
-        return values_BTX[rows_B1, self.position_BC]
-
     def take(self, index_B: Tensor, n_tokens: int, n_completion: int) -> Batch:
         """Some of the rows, cut to the longest of them in tokens and in completion tokens."""
         return Batch(
@@ -104,7 +99,7 @@ class Model:
         pad = tokenizer.pad_token_id
         self._pad_id = self._stop_ids[0] if pad is None else int(pad)
         # generate() takes from here whatever is not set, and penalties that models ship with would
-        #  break the certificate of greedy decoding.
+        # break the certificate of greedy decoding.
         network.generation_config = self._greedy(max_new_tokens=1)
         self._head: nn.Module | None = self._plain_head()
         body = text_decoder(network) if self._head is not None else network
