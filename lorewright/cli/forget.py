@@ -74,8 +74,8 @@ def forget(
 
 
 def _print_removal(plan: Mapping[str, tuple[str, ...]]) -> None:
-    for what, names in plan.items():
-        say(f"{what}: {', '.join(names) or 'none'}")
+    for what in ("names", "adapters", "sources", "runs", "kept"):
+        say(f"{what}: {', '.join(plan[what]) or 'none'}")
 
 
 def _print_forgotten(forgotten: Forgotten) -> None:

@@ -64,9 +64,14 @@ def fit(
     if as_json:
         print_json(report)
         return
+    references = report["reference_bits_per_parameter"]
+    notes = [
+        f"Others measured {bits:g} bits a parameter: {name}." for name, bits in references.items()
+    ]
     head, *rows = table(report)
-    notes = tuple(f"{row[0]}: {row[2]}" for row in rows if row[1] == "refused")
-    show(Table("", head, tuple(row for row in rows if row[1] != "refused"), notes))
+    notes += [f"{law}: {why}" for law, quantity, why, _ in rows if quantity == "refused"]
+    rows = [row for row in rows if row[1] != "refused" and row[1] not in references]
+    show(Table("", head, tuple(rows), tuple(notes), n_keys=2, prose=("value",)))
 
 
 @app.command()
