@@ -416,12 +416,14 @@ def tables(summary: Summary) -> Iterator[Table]:
     title += f"{counted(summary['n_questions'], 'question')}, {counted(config['seeds'], 'seed')}"
     whole = [entry for entry in summary["arms"] if entry["kind"] == arms.ALL]
     head = ("written", "metric", *HEAD)
-    yield Table(title, head, _shown(whole, "metric"), tuple(_notes_on(summary)))
+    notes, stacked = tuple(_notes_on(summary)), ("arm", "mean")
+    yield Table(title, head, _shown(whole, "metric"), notes, n_keys=3, stacked=stacked)
     first = "judge" if config["judge"] else HEADLINES[name]
     parts = [e for e in summary["arms"] if e["kind"] != arms.ALL and e["metric"] == first]
     if len({entry["kind"] for entry in parts}) > 1:
         title = f"{named(first)}, by kind of question"
-        yield Table(title, ("written", "questions", *HEAD), _shown(parts, "kind"))
+        head = ("written", "questions", *HEAD)
+        yield Table(title, head, _shown(parts, "kind"), n_keys=3, stacked=stacked)
 
 
 def _shown(entries: Sequence[Mapping[str, Any]], by: str) -> tuple[tuple[str, ...], ...]:

@@ -314,7 +314,8 @@ def tables(summary: Summary) -> Iterator[Table]:
         "Replies: greedy; for neighbours the true object is right.",
         f"{MEANING} 95 % intervals: Wilson's, or bootstrap over edits.",
     ]
-    yield Table(title, ("rank", "prompts", "metric", *HEAD), tuple(rows), (*notes, *_lost(summary)))
+    head, notes = ("rank", "prompts", "metric", *HEAD), [*notes, *_lost(summary)]
+    yield Table(title, head, tuple(rows), tuple(notes), n_keys=4, stacked=("arm", "mean"))
 
 
 def _lost(summary: Mapping[str, Any]) -> list[str]:

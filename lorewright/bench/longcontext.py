@@ -343,7 +343,7 @@ def _laws(laws: Mapping[str, Any]) -> Iterator[Table]:
             where = f"{_scored(part)}, n={part['n']}" if part else NOTHING
             rows.append((f"{noise} %", form, n, _scored(one["scores"]), where, beyond))
     head = ("random", "law", "cells", "fit", "of these unsaturated", "held out")
-    yield Table("The law", head, tuple(rows), tuple(notes))
+    yield Table("The law", head, tuple(rows), tuple(notes), n_keys=3)
     columns = ("random", "law", "constant", "value", "95 % interval")
     yield Table("Constants of the laws", columns, tuple(constants))
 
@@ -381,7 +381,7 @@ def _capacities(by_noise: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
         "The longest text of which most documents come back exactly, in answer tokens.",
         f"Others measured, bits per parameter: {others}.",
     )
-    return Table("Capacity and efficiency", head, tuple(rows), notes)
+    return Table("Capacity and efficiency", head, tuple(rows), notes, n_keys=2)
 
 
 def _failures(failures: Mapping[str, Any]) -> Table:
@@ -417,7 +417,7 @@ def _placements(summary: Summary) -> Table:
     head = ("placement", "rank", "parameters", "ΔL", "bits", "bits per parameter")
     config = summary["config"]
     about = f"{config['compared']} tokens, {config['documents']} documents, the same for all"
-    return Table(f"Placements: {about}", head, rows)
+    return Table(f"Placements: {about}", head, rows, n_keys=3)
 
 
 def figures(summary: Summary) -> Iterator[Figure]:

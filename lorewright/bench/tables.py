@@ -78,7 +78,9 @@ def methods_table(title: str, rows: Sequence[Entry], summary: Entry) -> Table:
         notes.append(
             f"Of {summary['n_flipped']} texts decoding and the certificate disagree (near-ties)."
         )
-    return Table(title, ("metric", "rank", "n", *names), tuple(shown), tuple(notes))
+    head = ("metric", "rank", "n", *names)
+    stacked = ("method", "mean")
+    return Table(title, head, tuple(shown), tuple(notes), n_keys=3, stacked=stacked)
 
 
 def _against(row: Entry | None) -> str:
