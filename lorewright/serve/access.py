@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from starlette.authentication import AuthenticationBackend, AuthenticationError
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, HTTPConnection
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lorewright.serve.config import LOOPBACK, ServeConfig
@@ -42,7 +42,8 @@ LARGE_BODIES = 16
 class ErrorResponse(JSONResponse):
     """An error object, logged with its reason as it is made."""
 
-    def __init__(self, error: APIError, connection: HTTPConnection) -> None:
+    def __init__(self, connection: HTTPConnection, error: Exception) -> None:
+        assert isinstance(error, APIError)
         super().__init__(error.to_json(), error.status, error.headers)
         method, path = connection.scope.get("method", "WS"), connection.scope["path"]
         client = connection.client.host if connection.client else "unknown"
@@ -64,12 +65,6 @@ class DeniedResponse(ErrorResponse):
             await _drain(receive, REFUSED_BYTES, REFUSED_SECONDS)
         self.headers["connection"] = "close"
         await super().__call__(scope, receive, send)
-
-
-def deny(connection: HTTPConnection, error: AuthenticationError) -> Response:
-    """The response to a failed authentication."""
-    assert isinstance(error, AccessDenied)
-    return DeniedResponse(error, connection)
 
 
 class KeyAuthentication(AuthenticationBackend):
@@ -171,7 +166,7 @@ class LimitRequests:
             if self._n_requests >= self.max_requests:
                 raise too_many(f"{self._n_requests} requests are under way")
         except APIError as error:
-            await ErrorResponse(error, connection)(scope, receive, send)
+            await ErrorResponse(connection, error)(scope, receive, send)
             return
         self._n_requests += 1
         self.metrics.in_flight.set(self._n_requests)

@@ -56,7 +56,7 @@ def build(registry: Registry, backend: Backend, config: ServeConfig, metrics: Me
             Middleware(
                 AuthenticationMiddleware,
                 backend=keys,
-                on_error=access.deny,
+                on_error=access.DeniedResponse,
             ),
             Middleware(access.LimitRequests, config=config, metrics=metrics),
         ],
@@ -79,7 +79,7 @@ def _add_error_handlers(app: FastAPI, registry: Registry) -> None:
 
     def handle(kind: type[Exception], convert: Callable[[Any], APIError]) -> None:
         async def handler(request: Request, error: Exception) -> JSONResponse:
-            return access.ErrorResponse(convert(error), request)
+            return access.ErrorResponse(request, convert(error))
 
         app.add_exception_handler(kind, handler)
 

@@ -13,10 +13,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lorewright.serve.access import (
     REFUSED_BYTES,
+    DeniedResponse,
     KeyAuthentication,
     LimitRequests,
     RecordRequests,
-    deny,
 )
 from lorewright.serve.config import ServeConfig
 from lorewright.serve.metrics import Metrics
@@ -38,7 +38,7 @@ def guarded(config: ServeConfig = CONFIG, app: ASGIApp = echo) -> ASGIApp:
     """An application behind the server's middleware."""
     metrics = Metrics()
     limited = LimitRequests(app, config, metrics)
-    keyed = AuthenticationMiddleware(limited, KeyAuthentication(config), deny)
+    keyed = AuthenticationMiddleware(limited, KeyAuthentication(config), DeniedResponse)
     return RecordRequests(keyed, metrics, config.seconds)
 
 
