@@ -37,18 +37,18 @@ ROWS = [
 ]
 
 
-def by(found: list[dict[str, Any]], kind: str) -> dict[str, Any]:
-    (entry,) = [entry for entry in found if entry["kind"] == kind]
+def by(result: list[dict[str, Any]], kind: str) -> dict[str, Any]:
+    (entry,) = [entry for entry in result if entry["kind"] == kind]
     return entry
 
 
 def test_a_worked_case() -> None:
-    found = arms.compared(table(ROWS, KINDS))
-    whole = by(found, arms.ALL)
+    result = arms.compared(table(ROWS, KINDS))
+    whole = by(result, arms.ALL)
     assert (whole["format"], whole["rank"], whole["n_units"]) == ("qa", 8, 2)
     assert whole["arms"]["memory"]["mean"] == pytest.approx((1 + 0.5 + 0.5 + 1) / 4)
     assert whole["arms"]["memory"]["n"] == 4 and whole["by_seed"] == [0.75, 0.75]
-    assert by(found, "hard")["arms"]["memory"]["mean"] == pytest.approx(0.75)
+    assert by(result, "hard")["arms"]["memory"]["mean"] == pytest.approx(0.75)
     assert whole["over_base"]["mean"] == pytest.approx(0.75)
 
 
@@ -60,26 +60,26 @@ def test_what_was_not_run_or_scored_is_left_out_and_never_zero() -> None:
 
 
 def bounds(successes: int, n: int) -> dict[str, Any]:
-    found = wilson(successes, n)
-    return {"low": found.low, "high": found.high}
+    result = wilson(successes, n)
+    return {"low": result.low, "high": result.high}
 
 
 def test_differences_are_paired_by_unit_and_position() -> None:
     a = {"x": {0: 1.0, 1: 0.9}, "y": {0: 0.5}}
     b = {"x": {1: 0.4}, "y": {0: 0.0}, "z": {0: 9.0}}
-    found = arms.difference(a, b)
-    assert found.n == 2 and found.mean == pytest.approx(0.5)
+    result = arms.difference(a, b)
+    assert result.n == 2 and result.mean == pytest.approx(0.5)
     # Levels differ and the difference never: only pairing can see that.
-    assert found.low == pytest.approx(0.5) and found.high == pytest.approx(0.5)
+    assert result.low == pytest.approx(0.5) and result.high == pytest.approx(0.5)
 
 
 def test_a_difference_of_arms_that_never_vary_has_newcombes_interval() -> None:
     ones, zeros = ({"a": dict.fromkeys(range(9), value)} for value in (1.0, 0.0))
     low = wilson(9, 9).low
     assert low is not None
-    found = arms.difference(ones, zeros)
-    assert (found.n, found.mean, found.high) == (9, 1, 1)
-    assert found.low == pytest.approx(1 - math.hypot(1 - low, 1 - low))
+    result = arms.difference(ones, zeros)
+    assert (result.n, result.mean, result.high) == (9, 1, 1)
+    assert result.low == pytest.approx(1 - math.hypot(1 - low, 1 - low))
     same = arms.difference(zeros, zeros)
     assert same.mean == 0 and same.high == pytest.approx(1 - low) == pytest.approx(-same.low)  # type: ignore[operator]
 

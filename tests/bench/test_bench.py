@@ -73,8 +73,8 @@ def test_noise_replaces_its_share_of_the_natural_tokens(model: Model) -> None:
     assert natural.example.completion in " ".join(Path(TEXT).read_text().split())
     words = set(Path(TEXT).read_text().split())
     texts = [passage(model, 60, noise, "one", text=TEXT).example for noise in (0, 50, 100)]
-    kept = [sum(word in words for word in text.completion.split()) for text in texts]
-    assert kept[0] > kept[1] > kept[2]
+    stored = [sum(word in words for word in text.completion.split()) for text in texts]
+    assert stored[0] > stored[1] > stored[2]
 
 
 TEXT = str(Path(__file__).parents[2] / "examples" / "handbook.md")
@@ -210,31 +210,33 @@ def test_a_sweep_is_bound_to_the_base_it_began_with(model: Model) -> None:
 def test_a_sweep_covers_every_cell_and_its_records_are_enough(
     swept: tuple[Path, dict[str, Any]], model: Model
 ) -> None:
-    out, found = swept
+    out, result = swept
     jobs = longcontext.jobs(SMALL, model.digest)
-    assert found["n_jobs"] == len(jobs) == len([*(out / "records").glob("*.json")]) == 8 + 1 + 2 + 4
-    cells = found["law"]["100"]["cells"]
+    assert (
+        result["n_jobs"] == len(jobs) == len([*(out / "records").glob("*.json")]) == 8 + 1 + 2 + 4
+    )
+    cells = result["law"]["100"]["cells"]
     assert {(c["rank"], c["n_answer_tokens"]) for c in cells} == {
         (r, n) for r in (1, 2) for n in (6, 12)
     }
     assert len(cells) == 8 and len({cell["group"] for cell in cells}) == 4
     assert all(0 < cell["loss_drop"] <= cell["loss_init"] for cell in cells)
-    assert found["stubborn"]["n_sequences"] == 4
-    assert {row["placement"] for row in found["placement"]} == set(SMALL.placements)
-    assert {row["method"] for row in found["methods"]} == set(SMALL.methods)
-    assert json.loads((out / "summary.json").read_text()) == json.loads(json.dumps(found))
+    assert result["stubborn"]["n_sequences"] == 4
+    assert {row["placement"] for row in result["placement"]} == set(SMALL.placements)
+    assert {row["method"] for row in result["methods"]} == set(SMALL.methods)
+    assert json.loads((out / "summary.json").read_text()) == json.loads(json.dumps(result))
 
 
 def test_a_sweep_that_is_there_is_not_done_again(
     swept: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, found = swept
+    out, result = swept
     monkeypatch.setattr(summary, "LAW_DRAWS", 10)
     steps: list[Step] = []
     again = task.run(longcontext.TASK, SMALL, out, progress=task.Progress(steps.append))
-    assert [(step.n_done, step.n_stored) for step in steps] == [(found["n_jobs"],) * 2]
+    assert [(step.n_done, step.n_stored) for step in steps] == [(result["n_jobs"],) * 2]
     assert {k: v for k, v in again.items() if k != "command"} == {
-        k: v for k, v in found.items() if k != "command"
+        k: v for k, v in result.items() if k != "command"
     }
 
 
@@ -275,12 +277,12 @@ def test_small_sweeps_of_the_other_benchmarks_have_paired_tables(
         config: Any = phonebook.PhoneBook(sizes=(40,), **small)
     else:
         config = linear_rule.LinearRule(pairs=6, **small)
-    found = task.run(module.TASK, config, tmp_path / "out")
-    (sheet,) = module.TASK.tables(found)
+    result = task.run(module.TASK, config, tmp_path / "out")
+    (sheet,) = module.TASK.tables(result)
     assert isinstance(sheet, Table) and len(sheet.rows) == 4 * 3
     assert sheet.head == ("metric", "rank", "n", "sft", "curriculum")
     assert all("(+" in row[-1] or "(-" in row[-1] for row in sheet.rows)
-    for figure in module.TASK.figures(found):
+    for figure in module.TASK.figures(result):
         figure.draw(tmp_path / f"{figure.name}.png")
 
 
@@ -296,8 +298,8 @@ def test_differences_are_paired_over_units_and_pooled_over_ranks() -> None:
         for m in ("sft", "window")
         for s in range(6)
     ]
-    found = summary.compared(rows, {"exact": lambda r: r["exact"]})
-    by = {(e["rank"], e["method"]): e for e in found}
+    result = summary.compared(rows, {"exact": lambda r: r["exact"]})
+    by = {(e["rank"], e["method"]): e for e in result}
     assert by[1, "window"]["difference"]["mean"] == pytest.approx(0.2)
     # Units differ much and differences not at all, which only pairing can see.
     assert by[1, "window"]["difference"]["low"] == pytest.approx(0.2)
@@ -309,9 +311,9 @@ def test_differences_are_paired_over_units_and_pooled_over_ranks() -> None:
 def test_what_diverged_is_counted_and_not_zero() -> None:
     rows = [row(1, "sft", s, 1.0) for s in range(3)] + [row(1, "window", s, 1.0) for s in range(2)]
     lost = {"rank": 1, "method": "window", "seed": 2, "why": "the loss is nan"}
-    (_, found) = summary.compared([*rows, lost], {"exact": lambda r: r["exact"]})
-    assert (found["n"], found["mean"], found["n_diverged"]) == (2, 1.0, 1)
-    assert found["difference"]["n"] == 2
+    (_, result) = summary.compared([*rows, lost], {"exact": lambda r: r["exact"]})
+    assert (result["n"], result["mean"], result["n_diverged"]) == (2, 1.0, 1)
+    assert result["difference"]["n"] == 2
 
 
 def test_failures_count_sequences_and_correlate_ranks() -> None:
@@ -319,9 +321,9 @@ def test_failures_count_sequences_and_correlate_ranks() -> None:
         return row(1, "sft", 0, 0, first_stubborn=[stubborn], first_failure=[failure], noise=0)
 
     rows = [sequence(i, i + i % 3) for i in range(30)] + [sequence(None, None), sequence(4, None)]
-    found = summary.failures(rows)
-    assert (found["n_sequences"], found["n_failed"], found["n_same"]) == (32, 30, 10)
-    rho = found["spearman"]
+    result = summary.failures(rows)
+    assert (result["n_sequences"], result["n_failed"], result["n_same"]) == (32, 30, 10)
+    rho = result["spearman"]
     assert rho["n"] == 30 and 0.9 < rho["low"] <= rho["mean"] <= rho["high"] <= 1
     assert summary.failures(rows[:2])["spearman"]["mean"] is None
 
@@ -332,10 +334,10 @@ def test_capacity_is_the_most_of_any_length_and_says_if_longer_may_hold_more() -
         for n, drop in ((10, 8.0), (100, 4.0), (200, 1.0))
         for s in range(2)
     ]
-    (found,) = summary.capacities(rows)
-    assert found["bits"]["mean"] == pytest.approx(400 / math.log(2))
-    assert found["bits_per_parameter"]["mean"] == pytest.approx(4 / math.log(2))
-    assert (found["at_tokens"], found["at_the_longest"], found["tokens_recalled"]) == (
+    (result,) = summary.capacities(rows)
+    assert result["bits"]["mean"] == pytest.approx(400 / math.log(2))
+    assert result["bits_per_parameter"]["mean"] == pytest.approx(4 / math.log(2))
+    assert (result["at_tokens"], result["at_the_longest"], result["tokens_recalled"]) == (
         100,
         False,
         0,

@@ -1,4 +1,4 @@
-"""Claims about texts asked closed-book: formats, controls, choices, a judge, what is left out."""
+"""Claims about questions closed-book: formats, controls, choices, a judge, what is left out."""
 
 from __future__ import annotations
 
@@ -47,45 +47,45 @@ def model() -> Iterator[Model]:
     yield Model.load()
 
 
-def by(found: dict[str, Any], kind: str = arms.ALL) -> dict[tuple[str, str], dict[str, Any]]:
-    return {(e["format"], e["metric"]): e for e in found["arms"] if e["kind"] == kind}
+def by(result: dict[str, Any], kind: str = arms.ALL) -> dict[tuple[str, str], dict[str, Any]]:
+    return {(e["format"], e["metric"]): e for e in result["arms"] if e["kind"] == kind}
 
 
 # --- a sweep
 
 
 def test_every_format_stands_beside_its_controls(swept: tuple[Path, dict[str, Any]]) -> None:
-    _, found = swept
-    assert (found["n_texts"], found["n_questions"], found["n_jobs"]) == (2, 4, 1)
-    for entry in by(found).values():
+    _, result = swept
+    assert (result["n_texts"], result["n_questions"], result["n_jobs"]) == (2, 4, 1)
+    for entry in by(result).values():
         assert set(entry["arms"]) == set(arms.ARMS) and len(entry["by_seed"]) == 2
         assert all(arm["n"] == 4 and arm["low"] is not None for arm in entry["arms"].values())
-    qa, raw = by(found)["qa", "choice"]["arms"], by(found)["raw", "choice"]["arms"]
-    assert qa["base"] == raw["base"] and qa["full"] == raw["full"]  # asked once, for all formats
+    qa, raw = by(result)["qa", "choice"]["arms"], by(result)["raw", "choice"]["arms"]
+    assert qa["base"] == raw["base"] and qa["full"] == raw["full"]  # once, for all formats
     assert qa["full"]["mean"] == 1  # the embedded base reads
     assert qa["memory"]["mean"] > qa["base"]["mean"]
-    assert found["chance"] == 0.25 and found["n_examples"]["raw"] == 2
+    assert result["chance"] == 0.25 and result["n_examples"]["raw"] == 2
 
 
 def test_what_was_dropped_of_a_lesson_is_said() -> None:
     about = {"qa": {"n_examples": {"qa": 1}, "n_seen": 0, "notes": ["a: 2 of 3 were dropped."]}}
     record = {"kinds": {}, "rows": [], "asked": {}, "lessons": {"a": about}}
-    found = closedbook.summarise(replace(SMALL, formats=("qa",)), [({}, record)])
-    assert found["lesson_notes"] == ["a: 2 of 3 were dropped."]
-    (sheet, *_) = closedbook.tables({**found, "bench": "quality", "config": asdict(SMALL)})
+    result = closedbook.summarise(replace(SMALL, formats=("qa",)), [({}, record)])
+    assert result["lesson_notes"] == ["a: 2 of 3 were dropped."]
+    (sheet, *_) = closedbook.tables({**result, "bench": "quality", "config": asdict(SMALL)})
     assert any("2 of 3 were dropped" in note for note in sheet.notes)
 
 
 def test_kinds_of_question_are_told_apart(swept: tuple[Path, dict[str, Any]]) -> None:
-    _, found = swept
-    ns = {k: by(found, k)["qa", "choice"]["arms"]["memory"]["n"] for k in (sets.EASY, sets.HARD)}
+    _, result = swept
+    ns = {k: by(result, k)["qa", "choice"]["arms"]["memory"]["n"] for k in (sets.EASY, sets.HARD)}
     assert ns == {"easy": 2, "hard": 2}
-    assert by(found, "easy")["qa", "choice"]["n_units"] == 2
+    assert by(result, "easy")["qa", "choice"]["n_units"] == 2
 
 
 def test_the_sets_questions_are_never_trained(swept: tuple[Path, dict[str, Any]]) -> None:
-    out, found = swept
-    assert found["n_seen"] == {"qa": 0, "raw": 0}
+    out, result = swept
+    assert result["n_seen"] == {"qa": 0, "raw": 0}
     (path,) = (out / "records").glob("*.json")
     record = json.loads(path.read_text())["record"]
     assert record["lessons"]["100"]["qa"]["n_examples"]["qa"] > 0
@@ -100,11 +100,11 @@ def test_the_sets_questions_are_never_trained(swept: tuple[Path, dict[str, Any]]
 def test_a_sweep_goes_on_job_by_job(
     swept: tuple[Path, dict[str, Any]],
 ) -> None:
-    out, found = swept
+    out, result = swept
     steps: list[Step] = []
     again = task.run(closedbook.QUALITY, SMALL, out, progress=task.Progress(steps.append))
     assert steps == [Step(n_done=1, n_jobs=1, n_stored=1)]
-    assert again["arms"] == found["arms"]
+    assert again["arms"] == result["arms"]
     whole = closedbook.jobs(replace(SMALL, documents=0), "")
     assert [job["texts"] for job in whole] == [[0, 1, 2]]  # the third is not alone
     assert closedbook.jobs(SMALL, "")[0]["texts"] == [0, 1]
@@ -135,8 +135,8 @@ def test_tables_have_all_metrics_and_the_headline_by_kind(
 
 def test_the_choice_is_the_likeliest_option_and_a_tie_is_none(model: Model) -> None:
     text = sets.texts("quality", SMALL.data)[0]
-    found = closedbook.chosen(model, text.questions, text.text)
-    assert found["choice"] == [1, 1, 1]
+    result = closedbook.chosen(model, text.questions, text.text)
+    assert result["choice"] == [1, 1, 1]
     question = text.questions[0]
     rows = [model.render(f"{text.text}\n\n{question.text}", o) for o in question.options]
     losses = [[-math.log(p) for p in t.p[:-1]] for t in trace(model, rows)]
@@ -157,26 +157,26 @@ def test_a_text_that_does_not_fit_is_left_out_of_full(model: Model) -> None:
 
 
 def test_each_prompt_is_put_to_the_writer_once() -> None:
-    asked: list[str] = []
+    seen: list[str] = []
 
     def says(prompts: list[str]) -> list[str]:
-        asked.extend(prompts)
+        seen.extend(prompts)
         return [prompt.upper() for prompt in prompts]
 
     once = closedbook.each_once(says)
     assert once(["a", "b", "a"]) == ["A", "B", "A"] and once(["b", "c"]) == ["B", "C"]
-    assert asked == ["a", "b", "c"]
+    assert seen == ["a", "b", "c"]
 
 
 def test_a_judges_scores_stand_beside_the_others(
     swept: tuple[Path, dict[str, Any]], server: Server
 ) -> None:
-    out, found = swept
+    out, result = swept
     replies = iter(["no number"])
 
     def verdict(prompt: str, n: int) -> Any:
-        said = next(replies, None)
-        return completion(said or ("9" if "Answer: teal" in prompt else "1"))
+        message = next(replies, None)
+        return completion(message or ("9" if "Answer: teal" in prompt else "1"))
 
     server.reply = verdict
     config = replace(SMALL, judge=server.url)
@@ -184,7 +184,7 @@ def test_a_judges_scores_stand_beside_the_others(
     scores = by(judged)["qa", "judge"]["arms"]["full"]
     assert 1 <= scores["mean"] <= 9 and judged["n_unjudged"] >= 1
     assert judged["n_judged"] == 4 * (2 + 2 * 2 * 2)
-    assert by(judged)["qa", "token_f1"] == by(found)["qa", "token_f1"]
+    assert by(judged)["qa", "token_f1"] == by(result)["qa", "token_f1"]
     n_asked = len(server.requests)
     again = task.run(closedbook.QUALITY, config, out)
     assert again["arms"] == judged["arms"] and len(server.requests) == n_asked
@@ -197,12 +197,12 @@ def test_a_text_on_which_nothing_is_written_is_counted_and_not_zero(
 ) -> None:
     server.reply = lambda prompt, n: completion("Nothing comes to mind.")
     config = replace(SMALL, formats=("qa",), seeds=1, epochs=1, teacher=server.url)
-    found = task.run(closedbook.QUALITY, config, tmp_path / "q")
-    assert found["not_written"]["n"] == {"qa": 2}
-    assert "nothing came out to learn" in found["not_written"]["first"]
-    entry = by(found)["qa", "choice"]
+    result = task.run(closedbook.QUALITY, config, tmp_path / "q")
+    assert result["not_written"]["n"] == {"qa": 2}
+    assert "nothing came out to learn" in result["not_written"]["first"]
+    entry = by(result)["qa", "choice"]
     assert set(entry["arms"]) == {"base", "full"} and entry["over_base"]["n"] == 0
-    assert "qa 2" in " ".join(next(closedbook.tables(found)).notes)
+    assert "qa 2" in " ".join(next(closedbook.tables(result)).notes)
 
 
 def test_a_job_that_fails_says_why(tmp_path: Path) -> None:
@@ -226,13 +226,13 @@ def test_formats_are_parts_joined_by_plus() -> None:
 
 
 def test_settings_out_of_range_are_refused() -> None:
-    for changes, said in (
+    for changes, message in (
         ({"bench": "squad"}, "set 'squad' is unknown"),
         ({"part": "text"}, "quality has no parts"),
         ({"seeds": 0}, "seeds is 0"),
         ({"method": "dpo"}, "method 'dpo'"),
     ):
-        with pytest.raises(ConfigError, match=said):
+        with pytest.raises(ConfigError, match=message):
             replace(SMALL, **changes)
     few = closedbook.quick(ClosedBook(bench="paperqa", data="x.json"))
     assert len(few.formats) == few.documents == few.seeds == 2

@@ -37,26 +37,26 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
 
 
 def test_scores_are_romes() -> None:
-    told = [
+    shown = [
         Reply(0.1, 2.0, "Rome"),
         Reply(3.0, 1.0, "It is Rome."),
         Reply(2.0, 0.5, "Oslo"),
         Reply(0.2, 0.3, "Rome"),
     ]
-    before = [replace(each, reply="Oslo") for each in told]
-    found = counterfact.scored(EDIT, told, before)
-    assert found["success"] == [1, 0, 1, 0]  # new likelier, twice; true likelier, twice
-    gains = [math.exp(-each.new_nats) - math.exp(-each.true_nats) for each in told]
+    before = [replace(each, reply="Oslo") for each in shown]
+    result = counterfact.scored(EDIT, shown, before)
+    assert result["success"] == [1, 0, 1, 0]  # new likelier, twice; true likelier, twice
+    gains = [math.exp(-each.new_nats) - math.exp(-each.true_nats) for each in shown]
     wanted = [gains[0], gains[1], -gains[2], -gains[3]]
-    assert found["magnitude"] == pytest.approx(wanted, abs=1e-6)
-    assert found["exact reply"] == [1, 0, 1, 0] and found["reply holds it"] == [1, 1, 1, 0]
-    assert found["reply as the base's"] == [None, None, 1, 0]
+    assert result["magnitude"] == pytest.approx(wanted, abs=1e-6)
+    assert result["exact reply"] == [1, 0, 1, 0] and result["reply holds it"] == [1, 1, 1, 0]
+    assert result["reply as the base's"] == [None, None, 1, 0]
 
 
 def test_a_preference_is_no_recall() -> None:
-    told = [Reply(0.1, 2.0, "I do not know.")] * 2 + [Reply(2.0, 0.1, "I do not know.")] * 2
-    found = counterfact.scored(EDIT, told, told)
-    assert found["success"] == [1] * 4 and found["exact reply"] == [0] * 4
+    shown = [Reply(0.1, 2.0, "I do not know.")] * 2 + [Reply(2.0, 0.1, "I do not know.")] * 2
+    result = counterfact.scored(EDIT, shown, shown)
+    assert result["success"] == [1] * 4 and result["exact reply"] == [0] * 4
 
 
 @pytest.mark.parametrize(
@@ -76,9 +76,9 @@ def test_s_of_arms_resamples_edits_whole() -> None:
     kinds = {unit: ["efficacy", "paraphrase", "neighbourhood", "neighbourhood"] for unit in "abcd"}
     rows = [row(unit, [1, 1, 1, 0]) for unit in "abc"] + [row("d", [1, 0, 0, 1])]
     table = arms.table_of([{"kinds": kinds, "rows": rows}])
-    found = counterfact.score(table, "memory", ("", 1))
-    assert found["mean"] == pytest.approx(harmonic((1, 3 / 4, 1 / 2)))
-    assert found["low"] < found["mean"] < found["high"] and found["n"] == 4
+    result = counterfact.score(table, "memory", ("", 1))
+    assert result["mean"] == pytest.approx(harmonic((1, 3 / 4, 1 / 2)))
+    assert result["low"] < result["mean"] < result["high"] and result["n"] == 4
     assert counterfact.score(table, "base", ("", 1))["mean"] is None
 
 
@@ -86,21 +86,23 @@ def test_s_of_a_share_that_never_varies_has_no_interval_without_width() -> None:
     own = {"arm": "memory", "format": "", "rank": 1, "seed": 0}
     kinds = {unit: list(counterfact.KINDS) for unit in "abcd"}
     rows = [{**own, "unit": u, "scores": {"success": [1, n % 2, 0]}} for n, u in enumerate("abcd")]
-    found = counterfact.score(arms.table_of([{"kinds": kinds, "rows": rows}]), "memory", ("", 1))
-    assert found["mean"] == found["low"] == 0
+    result = counterfact.score(arms.table_of([{"kinds": kinds, "rows": rows}]), "memory", ("", 1))
+    assert result["mean"] == result["low"] == 0
     bounds = [wilson(n, 4).high for n in (4, 2, 0)]
-    assert found["high"] == pytest.approx(harmonic([b or 0 for b in bounds])) and found["high"] > 0
+    assert (
+        result["high"] == pytest.approx(harmonic([b or 0 for b in bounds])) and result["high"] > 0
+    )
 
 
 def test_losses_are_means_over_the_objects_own_tokens() -> None:
     model = Model.load()
     prompt, name = "The visitor code of the Saltpan Workshop is", "TD-5093"
-    (found,) = counterfact.object_nats(model, [prompt], [name])
+    (result,) = counterfact.object_nats(model, [prompt], [name])
     row = model.render(prompt, name)
     (traced,) = trace(model, [row])
     own = [-math.log(p) for p in traced.p[:-1]]  # without the token that ends the reply
     assert len(own) == len(row.completion_ids) - 1 > 1
-    assert found == pytest.approx(sum(own) / len(own))
+    assert result == pytest.approx(sum(own) / len(own))
 
 
 # --- a sweep
@@ -109,10 +111,10 @@ def test_losses_are_means_over_the_objects_own_tokens() -> None:
 def test_a_sweep_has_every_kind_under_every_arm_with_n(
     swept: tuple[Path, dict[str, Any]],
 ) -> None:
-    _, found = swept
-    assert found["n_edits"] == 2 and found["n_jobs"] == 1
-    assert found["n_prompts"] == {"efficacy": 2, "paraphrase": 4, "neighbourhood": 5}
-    by = {(entry["kind"], entry["metric"]): entry for entry in found["arms"]}
+    _, result = swept
+    assert result["n_edits"] == 2 and result["n_jobs"] == 1
+    assert result["n_prompts"] == {"efficacy": 2, "paraphrase": 4, "neighbourhood": 5}
+    by = {(entry["kind"], entry["metric"]): entry for entry in result["arms"]}
     assert {kind for kind, _ in by} == set(counterfact.KINDS)
     for entry in by.values():
         assert set(entry["arms"]) == set(arms.ARMS) and len(entry["by_seed"]) == 2
@@ -142,15 +144,15 @@ def test_a_trained_statement_is_preferred_by_its_own_memory_only(
 def test_a_sweep_that_is_there_is_not_done_again_and_grows(
     swept: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, found = swept
+    out, result = swept
     steps: list[Step] = []
     again = task.run(counterfact.TASK, SMALL, out, progress=task.Progress(steps.append))
     assert len(steps) == 1 and steps[0].n_done == steps[0].n_jobs == steps[0].n_stored
-    assert again["arms"] == found["arms"] and again["score"] == found["score"]
+    assert again["arms"] == result["arms"] and again["score"] == result["score"]
     monkeypatch.setattr(counterfact, "STACK", 2)
     few, more = (counterfact.jobs(replace(SMALL, edits=n), "") for n in (2, 6))
     assert [job["memories"] for job in more] == [[0, 1], [2, 3], [4, 5]]
-    assert few == more[:1]  # so its record is found again
+    assert few == more[:1]  # so its record is used again
 
 
 def test_a_base_without_a_template_goes_on_with_the_statement(
@@ -164,8 +166,8 @@ def test_a_base_without_a_template_goes_on_with_the_statement(
     row = model.render("Ann lives in", "Rome")
     assert model.decode([*row.prompt_ids, *row.completion_ids]) == "Ann lives in Rome"
     config = replace(SMALL, model=str(base), seeds=1, epochs=1)
-    found = task.run(counterfact.TASK, config, tmp_path / "cf")
-    assert found["n_edits"] == 2 and found["base"]["digest"] == model.digest
+    result = task.run(counterfact.TASK, config, tmp_path / "cf")
+    assert result["n_edits"] == 2 and result["base"]["digest"] == model.digest
 
 
 def test_edits_may_share_a_memory() -> None:

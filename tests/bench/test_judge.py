@@ -31,22 +31,22 @@ def test_a_verdict_is_exactly_one_number_up_to_ten(reply: str, number: float | N
 
 @given(st.text(max_size=40))
 def test_no_reply_gives_a_number_out_of_range(reply: str) -> None:
-    found = number_of(reply)
-    assert found is None or 0 <= found <= 10
+    result = number_of(reply)
+    assert result is None or 0 <= result <= 10
 
 
 def test_equal_cases_are_asked_once_and_empty_answers_never() -> None:
-    asked: list[str] = []
+    requests: list[str] = []
 
     def says(prompts: list[str]) -> list[str]:
-        asked.extend(prompts)
+        requests.extend(prompts)
         return ["no idea" if "{amber}" in prompt else "8" for prompt in prompts]
 
     case = Case("Which {colour}?", ("teal", "a teal"), "teal")
     cases = [case, case._replace(output="{amber}"), case._replace(output=" "), case]
     assert judge(says)(cases) == [8, None, 0, 8]
-    assert len(asked) == 2
-    assert "Question: Which {colour}?\nReference: teal / a teal\nAnswer: teal\n" in asked[0]
+    assert len(requests) == 2
+    assert "Question: Which {colour}?\nReference: teal / a teal\nAnswer: teal\n" in requests[0]
 
 
 def test_nobody_is_asked_about_nothing() -> None:

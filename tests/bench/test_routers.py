@@ -143,8 +143,8 @@ def test_maps_agree_with_the_dense_weight_change() -> None:
 def test_spectr_sees_directions_that_arrow_does_not() -> None:
     two = adapter((torch.eye(2) * torch.tensor([1.0, 0.9]), torch.eye(3)[:2]))
     second = {"layer0": torch.tensor([[0.0, 1.0, 0.0]])}
-    found = {n: projection_scores({"m": p(two)}, second)["m"] for n, p in PROJECTIONS.items()}
-    assert found == pytest.approx(
+    result = {n: projection_scores({"m": p(two)}, second)["m"] for n, p in PROJECTIONS.items()}
+    assert result == pytest.approx(
         {"arrow": 0.0, "spectr": 0.9 / math.hypot(1, 0.9), "spectr_rows": 1.0}, abs=1e-6
     )
 

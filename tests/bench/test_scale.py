@@ -59,13 +59,13 @@ def cluster() -> Iterator[None]:
 
 def test_records_are_files_of_plain_json_in_the_order_of_the_jobs(tmp_path: Path) -> None:
     jobs = [{"n": n} for n in (3, 1, 2)]
-    found = run(doubled, jobs, tmp_path)
-    assert found == [{"twice": 2 * n, "pair": [1, 2]} for n in (3, 1, 2)]
+    result = run(doubled, jobs, tmp_path)
+    assert result == [{"twice": 2 * n, "pair": [1, 2]} for n in (3, 1, 2)]
     entry = json.loads(record_path(tmp_path, doubled, {"n": 3}).read_text())
     assert (entry["task"], entry["job"], entry["record"]) == (
         "support.sweeping:doubled",
         jobs[0],
-        found[0],
+        result[0],
     )
     assert entry["run"]["seconds"] >= 0
     assert sorted(e["job"]["n"] for e in stored(tmp_path)) == [1, 2, 3]
@@ -138,8 +138,8 @@ def test_a_record_that_is_no_json_is_a_failure(tmp_path: Path) -> None:
 
 def test_killing_a_worker_in_the_middle_loses_nothing(tmp_path: Path) -> None:
     jobs = [{"n": n, "marks": str(tmp_path), "lives": 2 * (n == 2)} for n in range(5)]
-    found = run(mortal, jobs, tmp_path / "records", on="local:2", retries=2)
-    assert [record["twice"] for record in found] == [0, 2, 4, 6, 8]
+    result = run(mortal, jobs, tmp_path / "records", on="local:2", retries=2)
+    assert [record["twice"] for record in result] == [0, 2, 4, 6, 8]
     assert (tmp_path / "deaths-2").read_text() == ".."
     assert all((tmp_path / str(n)).read_text() == "." for n in range(5))
 
@@ -195,8 +195,8 @@ def test_real_writes_give_identical_records_on_a_ray_cluster(
 @pytest.mark.usefixtures("cluster")
 def test_killing_a_ray_worker_in_the_middle_loses_nothing(tmp_path: Path) -> None:
     jobs = [{"n": n, "marks": str(tmp_path), "lives": n == 2} for n in range(5)]
-    found = run(mortal, jobs, tmp_path / "records", on="ray", retries=2)
-    assert [record["twice"] for record in found] == [0, 2, 4, 6, 8]
+    result = run(mortal, jobs, tmp_path / "records", on="ray", retries=2)
+    assert [record["twice"] for record in result] == [0, 2, 4, 6, 8]
     assert (tmp_path / "deaths-2").read_text() == "."
     hopeless = {"n": 9, "marks": str(tmp_path), "lives": 9}
     with pytest.raises(JobFailed, match=r"1 of 6 jobs failed.*its worker died 2 times"):

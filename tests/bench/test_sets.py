@@ -41,21 +41,21 @@ def test_edits_have_the_subject_in_their_prompts() -> None:
 
 
 def test_papers_bring_their_questions_by_level() -> None:
-    found = sets.texts("paperqa", str(SETS / "paperqa.json"))
-    assert next(text.title for text in found) == "The tide course"
-    assert [q.kind for q in found[0].questions] == ["level 1", "level 2", "level 3"]
-    assert found[0].questions[0].answers == ("teal",)
-    assert all(text.questions[0].answers[0] in text.text for text in found)
+    result = sets.texts("paperqa", str(SETS / "paperqa.json"))
+    assert next(text.title for text in result) == "The tide course"
+    assert [q.kind for q in result[0].questions] == ["level 1", "level 2", "level 3"]
+    assert result[0].questions[0].answers == ("teal",)
+    assert all(text.questions[0].answers[0] in text.text for text in result)
 
 
 def test_rows_of_one_story_are_joined_and_its_part_is_chosen() -> None:
     path = str(SETS / "narrativeqa.jsonl")
     assert len(rows("narrativeqa")) == 6
-    found = sets.texts("narrativeqa", path)
-    assert [len(text.questions) for text in found] == [2, 2, 2]
-    assert found[0].questions[0].answers == ("teal", "It is teal")
+    result = sets.texts("narrativeqa", path)
+    assert [len(text.questions) for text in result] == [2, 2, 2]
+    assert result[0].questions[0].answers == ("teal", "It is teal")
     (whole,) = sets.texts("narrativeqa", path, 1, "text")
-    assert whole.text == found[0].text + " The course ends here."
+    assert whole.text == result[0].text + " The course ends here."
     assert len(whole.questions) == 2  # the first text is read to its end
 
 
@@ -96,7 +96,7 @@ def article(**changes: Any) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("paperqa", "", "is empty"),
         ("paperqa", "[]", "holds no rows"),
@@ -119,12 +119,12 @@ def article(**changes: Any) -> list[dict[str, Any]]:
     ],
 )
 def test_other_shapes_are_refused_by_what_they_lack(
-    tmp_path: Path, name: str, content: object, said: str
+    tmp_path: Path, name: str, content: object, message: str
 ) -> None:
     data = stored(tmp_path, content)
     with pytest.raises(DataError) as caught:
         sets.edits(data) if name == "counterfact" else sets.texts(name, data)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_a_key_that_is_missing_or_misspelt_is_named_with_those_found(tmp_path: Path) -> None:
@@ -187,8 +187,8 @@ def test_the_datasets_library_brings_the_same_texts(tmp_path: Path) -> None:
     for row in rows("quality"):
         with (tmp_path / "validation.jsonl").open("a") as lines:
             lines.write(json.dumps(row) + "\n")
-    found = sets.texts("quality", f"hub:{tmp_path}@validation", 2)
-    assert found == sets.texts("quality", str(SETS / "quality.jsonl"))[:2]
+    result = sets.texts("quality", f"hub:{tmp_path}@validation", 2)
+    assert result == sets.texts("quality", str(SETS / "quality.jsonl"))[:2]
     with pytest.raises(ConfigError, match="split 'dev'"):
         sets.texts("quality", f"hub:{tmp_path}@dev")
 
@@ -198,6 +198,6 @@ def test_the_datasets_library_brings_the_same_texts(tmp_path: Path) -> None:
 
 @given(st.integers(1, 40), st.integers(2, 9))
 def test_groups_hold_everything_once_and_nobody_alone(n: int, size: int) -> None:
-    found = sets.groups(n, size)
-    assert [i for group in found for i in group] == list(range(n))
-    assert n == 1 or all(2 <= len(group) <= size + 1 for group in found)
+    result = sets.groups(n, size)
+    assert [i for group in result for i in group] == list(range(n))
+    assert n == 1 or all(2 <= len(group) <= size + 1 for group in result)

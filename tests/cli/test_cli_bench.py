@@ -29,8 +29,8 @@ def test_a_sweep_ends_in_tables_resumes_and_is_reported(lore: Any, tmp_path: Pat
     assert {path.name for path in paths[1:]} >= {"memory.svg", "memory-dark.png"}
     html = paths[0].read_text()
     assert "lore bench linear-rule" in html and html.count("<svg") == 2 and "torch" in html
-    told = lore("report", out, "--to", tmp_path / "r.md")
-    assert told.code == 0 and "| memory | 1 | 2 |" in (tmp_path / "r.md").read_text()
+    shown = lore("report", out, "--to", tmp_path / "r.md")
+    assert shown.code == 0 and "| memory | 1 | 2 |" in (tmp_path / "r.md").read_text()
 
 
 def test_a_text_of_ones_own_is_recited(lore: Any, tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_a_text_of_ones_own_is_recited(lore: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["bench", "longcontext", "--ranks", "1,two"], "is no list of numbers"),
         (["bench", "longcontext", "--part", "laws"], "part 'laws' is unknown"),
@@ -66,8 +66,8 @@ def test_a_text_of_ones_own_is_recited(lore: Any, tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(
-    lore: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
+    lore: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     ran = lore(*arguments)
-    assert ran.code == 2 and ran.out == "" and said in " ".join(ran.err.split())
+    assert ran.code == 2 and ran.out == "" and message in " ".join(ran.err.split())

@@ -22,12 +22,12 @@ def test_a_sweep_over_edits_prints_tables_json_markdown_and_a_report(
     ran = lore(*command)
     assert ran.code == 0 and "CounterFact: 2 edits" in ran.out and "0 of 1 jobs done" in ran.err
     again = lore(*command, "--json")
-    found = json.loads(again.out)
+    result = json.loads(again.out)
     assert again.code == 0 and "1 of 1 jobs done, 1 stored" in again.err
-    assert found["n_edits"] == 2 and found["config"]["negatives"] == 0
-    told = lore(*command, "--markdown")
-    assert told.out.startswith("# lore bench counterfact") and "| 1 | efficacy | success |" in (
-        told.out
+    assert result["n_edits"] == 2 and result["config"]["negatives"] == 0
+    shown = lore(*command, "--markdown")
+    assert shown.out.startswith("# lore bench counterfact") and "| 1 | efficacy | success |" in (
+        shown.out
     )
     made = lore("report", out)
     assert made.code == 0 and "CounterFact: 2 edits" in (out / "report.html").read_text()
@@ -51,7 +51,7 @@ def test_texts_are_written_and_asked(
 
 @pytest.mark.parametrize("name", ["counterfact", "paperqa", "narrativeqa", "quality"])
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (None, "there is no such file"),
         (b"", "is empty"),
@@ -61,18 +61,18 @@ def test_texts_are_written_and_asked(
     ],
 )
 def test_bad_data_is_one_sentence_and_begins_nothing(
-    lore: Any, tmp_path: Path, name: str, content: bytes | None, said: str
+    lore: Any, tmp_path: Path, name: str, content: bytes | None, message: str
 ) -> None:
     if content is not None:
         (tmp_path / "set.json").write_bytes(content)
     out = tmp_path / "out"
     ran = lore("bench", name, "--data", tmp_path / "set.json", "--out", out)
-    assert ran.code == 2 and ran.out == "" and said in " ".join(ran.err.split())
+    assert ran.code == 2 and ran.out == "" and message in " ".join(ran.err.split())
     assert not out.exists()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["counterfact"], "Missing option '--data'"),
         (["quality", "--data", "hub"], "the hub gave no 'tasksource/QuALITY'"),
@@ -83,8 +83,8 @@ def test_bad_data_is_one_sentence_and_begins_nothing(
     ],
 )
 def test_what_cannot_be_done_is_refused(
-    lore: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[Any], said: str
+    lore: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[Any], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     ran = lore("bench", *arguments)
-    assert ran.code == 2 and ran.out == "" and said in " ".join(ran.err.split())
+    assert ran.code == 2 and ran.out == "" and message in " ".join(ran.err.split())

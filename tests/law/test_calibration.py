@@ -1,4 +1,4 @@
-"""Claims about the calibration: short real writes, kept, found again, made anew when stale."""
+"""Claims about the calibration: short real writes, stored, used again, made anew when stale."""
 
 from __future__ import annotations
 
@@ -90,11 +90,11 @@ def test_an_interrupted_calibration_goes_on_and_comes_to_the_same(
 ) -> None:
     n_first = made.trials[0].used
     interrupted(model, tmp_path, at=n_first + 3)
-    kept = sorted((tmp_path / "trials").glob("*.json"))
-    assert len(kept) == 1 and not (tmp_path / "calibration.json").exists()
+    stored = sorted((tmp_path / "trials").glob("*.json"))
+    assert len(stored) == 1 and not (tmp_path / "calibration.json").exists()
     again: list[Epoch] = []
-    found = calibrate(model, CONFIG, folder=tmp_path, on_epoch=again.append, **SMALL)
-    assert replace(found, seconds=0) == replace(made, seconds=0)
+    result = calibrate(model, CONFIG, folder=tmp_path, on_epoch=again.append, **SMALL)
+    assert replace(result, seconds=0) == replace(made, seconds=0)
     assert len(again) < sum(t.used for t in made.trials if t.rank == 2)
     assert not any(path.is_dir() for path in (tmp_path / "trials").iterdir())
 
@@ -161,10 +161,10 @@ def test_a_calibration_of_something_else_in_the_right_place_does_not_count(
 
 def test_a_damaged_trial_is_named_not_used(model: Model, tmp_path: Path) -> None:
     interrupted(model, tmp_path, at=62)
-    (kept,) = (tmp_path / "trials").glob("*.json")
+    (stored,) = (tmp_path / "trials").glob("*.json")
     for text in ("{", '{"seconds": 1}', '{"seconds": 1, "trials": [{}]}'):
-        kept.write_text(text)
-        with pytest.raises(DataError, match=f"{kept.name}.* damaged"):
+        stored.write_text(text)
+        with pytest.raises(DataError, match=f"{stored.name}.* damaged"):
             calibrate(model, CONFIG, folder=tmp_path, **SMALL)
 
 
@@ -186,19 +186,19 @@ def test_a_base_that_recalls_nothing_is_refused_with_advice(model: Model, tmp_pa
 
 
 def test_a_load_counts_an_answer_once_and_what_is_declined_apart(model: Model) -> None:
-    asked = [
+    prompts = [
         Example("Code of red?", "48", "qa", "a"),
         Example("Red's code?", "48", "qa", "a"),
         Example("Code of blue?", "48", "qa", "b"),
         Example("Code of teal?", "no", "unknown"),
     ]
-    load = load_of(model, asked)
+    load = load_of(model, prompts)
     assert (load.n_answers, load.n_examples, load.n_answer_tokens) == (2, 3, 6)
     assert load.n_declined == 1
-    alone = load_of(model, asked[2:])
+    alone = load_of(model, prompts[2:])
     assert load.nats > alone.nats > 0
     with pytest.raises(DataError, match="no answer"):
-        load_of(model, asked[3:])
+        load_of(model, prompts[3:])
 
 
 def test_the_nats_of_a_load_are_those_of_the_base(model: Model) -> None:
@@ -228,6 +228,6 @@ def test_the_sweep_covers_kinds_forms_and_ranks() -> None:
 
 def test_the_embedded_base_comes_calibrated_for_the_default_recipe() -> None:
     base = Model.load()
-    found = find(base, WriteConfig(lr=suggested_lr(base)))
-    assert found is not None, "base or recipe changed: python pocket/calibrate.py --keep"
-    assert [trial.group for trial in found.trials[:: len(RANKS)]] == [body.name for body in SWEEP]
+    result = find(base, WriteConfig(lr=suggested_lr(base)))
+    assert result is not None, "base or recipe changed: python pocket/calibrate.py --keep"
+    assert [trial.group for trial in result.trials[:: len(RANKS)]] == [body.name for body in SWEEP]

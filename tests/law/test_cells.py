@@ -50,7 +50,7 @@ def test_cells_of_two_groups_are_no_repetition(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "is empty"),
         (b"\x00\x01\x02\x03\x00\x00", "is binary"),
@@ -84,11 +84,11 @@ def test_cells_of_two_groups_are_no_repetition(tmp_path: Path) -> None:
     ],
 )
 def test_bad_table_is_refused_with_file_and_line(
-    tmp_path: Path, text: str | bytes, said: str
+    tmp_path: Path, text: str | bytes, message: str
 ) -> None:
     with pytest.raises(DataError) as refusal:
         read_cells(_file(tmp_path, text))
-    assert said in str(refusal.value)
+    assert message in str(refusal.value)
     assert "cells.csv" in str(refusal.value)
 
 
@@ -133,11 +133,11 @@ def test_a_nat_is_one_over_ln_2_bits() -> None:
 def test_fixture_stores_two_bits_a_parameter_at_rank_1_and_less_above() -> None:
     # One branch of rank r around a block of width 4096 has 2 × 4096 r parameters.
     cells = [replace(cell, n_parameters=8192 * cell.rank) for cell in read_cells(FIXTURE)]
-    found = capacity(cells)
-    assert [row.rank for row in found] == [1, 2, 4, 6, 8, 10, 12, 14, 16, 24]
-    assert {row.n_answer_tokens for row in found} == {10000}
-    assert found[0].bits_per_parameter == pytest.approx(2.28, abs=0.02)
-    assert found[-1].bits_per_parameter == pytest.approx(0.79, abs=0.01)
+    result = capacity(cells)
+    assert [row.rank for row in result] == [1, 2, 4, 6, 8, 10, 12, 14, 16, 24]
+    assert {row.n_answer_tokens for row in result} == {10000}
+    assert result[0].bits_per_parameter == pytest.approx(2.28, abs=0.02)
+    assert result[-1].bits_per_parameter == pytest.approx(0.79, abs=0.01)
 
 
 def test_capacity_without_parameters_counts_bits_only() -> None:

@@ -75,13 +75,13 @@ def test_far_below_its_ceiling_the_bounded_form_is_the_power() -> None:
 
 @pytest.mark.parametrize("form", [name for name in FORMS if name != "recall"])
 def test_fit_finds_the_constants_that_were_put_in(form: str) -> None:
-    found = FORMS[form].fit(grid(form), None)
-    assert found == pytest.approx(np.array(TRUTH[form]), rel=1e-3)
+    result = FORMS[form].fit(grid(form), None)
+    assert result == pytest.approx(np.array(TRUTH[form]), rel=1e-3)
 
 
 def test_recall_fit_finds_the_constants_but_for_its_ridge() -> None:
-    found = FORMS["recall"].fit(grid("recall"), None)
-    assert found == pytest.approx(np.array(TRUTH["recall"]), rel=0.02)
+    result = FORMS["recall"].fit(grid("recall"), None)
+    assert result == pytest.approx(np.array(TRUTH["recall"]), rel=0.02)
 
 
 @settings(max_examples=15)
@@ -94,8 +94,8 @@ def test_fit_needs_no_luck_with_its_start(c: float, alpha: float, beta: float) -
     truth = (c, alpha, beta, 5.0, 6.0)
     cells = grid("bounded", truth)
     curve = FORMS["bounded"].curve
-    found = FORMS["bounded"].fit(cells, None)
-    error_N = curve(found, cells.log_size_N, cells.log_length_N, None) - cells.y_N
+    result = FORMS["bounded"].fit(cells, None)
+    error_N = curve(result, cells.log_size_N, cells.log_length_N, None) - cells.y_N
     assert np.abs(error_N).max() < 1e-2 * cells.y_N.max()
 
 
@@ -110,17 +110,17 @@ def test_fit_from_a_far_start_ends_where_the_search_ends(form: str, scale: float
 
 def test_given_ceilings_are_kept_and_their_mean_is_reported() -> None:
     ceiling_N = np.full(len(SIZES) * len(LENGTHS), 12.5)
-    found = FORMS["bounded"].fit(grid("bounded")._replace(ceiling_N=ceiling_N), None)
-    assert found == pytest.approx(np.array(TRUTH["bounded"]), rel=1e-3)
-    assert found[4] == 12.5
+    result = FORMS["bounded"].fit(grid("bounded")._replace(ceiling_N=ceiling_N), None)
+    assert result == pytest.approx(np.array(TRUTH["bounded"]), rel=1e-3)
+    assert result[4] == 12.5
 
 
 def test_recall_that_a_rank_separates_has_finite_constants() -> None:
     cells = grid("recall")
     y_N = (cells.log_size_N > math.log(5)).astype(float)
-    found = FORMS["recall"].fit(cells._replace(y_N=y_N), None)
-    recall_N = FORMS["recall"].curve(found, cells.log_size_N, cells.log_length_N, None)
-    assert np.isfinite(found).all()
+    result = FORMS["recall"].fit(cells._replace(y_N=y_N), None)
+    recall_N = FORMS["recall"].curve(result, cells.log_size_N, cells.log_length_N, None)
+    assert np.isfinite(result).all()
     assert np.abs(recall_N - y_N).max() < 0.1
 
 

@@ -56,10 +56,10 @@ def test_paper_form_gives_the_papers_constants_and_scores() -> None:
     assert PAPER.constants["alpha"] == pytest.approx(0.658, abs=0.005)
     assert PAPER.constants["beta"] == pytest.approx(0.559, abs=0.005)
     assert PAPER.constants["b"] == pytest.approx(-0.39, abs=0.02)
-    found = score(PAPER, QWEN)
-    assert found.r2 is not None and found.r2 >= 0.9955
-    assert found.mape == pytest.approx(0.0347, abs=0.0005)
-    assert (found.n, PAPER.n_used, PAPER.n_dropped) == (70, 70, 0)
+    result = score(PAPER, QWEN)
+    assert result.r2 is not None and result.r2 >= 0.9955
+    assert result.mape == pytest.approx(0.0347, abs=0.0005)
+    assert (result.n, PAPER.n_used, PAPER.n_dropped) == (70, 70, 0)
 
 
 @pytest.mark.parametrize("loss_init", [None, 12.5, 12.9])
@@ -121,8 +121,8 @@ def test_bounded_form_finds_the_constants_of_runs_that_saturate() -> None:
 def test_recall_law_finds_the_constants_behind_the_answers() -> None:
     truth = {"a": 3.0, "k": 2.0, "g": 1.0}
     assert fit(_runs(n=10**5), "recall", n_draws=0).constants == pytest.approx(truth, rel=0.02)
-    for name, found in RECALL.intervals().items():
-        assert found.low < truth[name] < found.high
+    for name, result in RECALL.intervals().items():
+        assert result.low < truth[name] < result.high
 
 
 def test_parameters_make_one_law_of_two_target_sets() -> None:
@@ -136,7 +136,7 @@ def test_parameters_make_one_law_of_two_target_sets() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cells", "form", "said"),
+    ("cells", "form", "message"),
     [
         ([], "paper", "0 of 0 cells"),
         (QWEN[:4], "paper", "give 5 or more, of at least two sizes and two lengths"),
@@ -151,10 +151,10 @@ def test_parameters_make_one_law_of_two_target_sets() -> None:
         ),
     ],
 )
-def test_cells_that_fix_no_law_are_refused(cells: list[Cell], form: str, said: str) -> None:
+def test_cells_that_fix_no_law_are_refused(cells: list[Cell], form: str, message: str) -> None:
     with pytest.raises(DataError) as refusal:
         fit(cells, form)
-    assert said in str(refusal.value)
+    assert message in str(refusal.value)
 
 
 def test_unknown_form_and_size_list_those_there_are() -> None:
@@ -186,8 +186,8 @@ def test_intervals_of_the_curve_cover_the_truth_about_as_often_as_they_say() -> 
     hits = 0
     for seed in range(20):
         law = fit(_runs(seed), n_draws=40, seed=seed)
-        found = law.predict_interval(4, 1000, confidence=0.9)
-        hits += found.low <= wanted <= found.high
+        result = law.predict_interval(4, 1000, confidence=0.9)
+        hits += result.low <= wanted <= result.high
     assert 14 <= hits <= 20
 
 
@@ -259,14 +259,14 @@ def test_questions_that_make_no_sense_are_refused(ask: Callable[[], object]) -> 
 
 def test_score_is_perfect_on_cells_from_the_law_itself() -> None:
     own = [replace(c, loss_drop=PAPER.predict(c.rank, c.n_answer_tokens)) for c in QWEN]
-    found = score(PAPER, own)
-    assert found.r2 == pytest.approx(1)
-    assert found.mape == pytest.approx(0, abs=1e-9)
+    result = score(PAPER, own)
+    assert result.r2 == pytest.approx(1)
+    assert result.mape == pytest.approx(0, abs=1e-9)
 
 
 def test_score_counts_what_it_cannot_score() -> None:
-    found = score(RECALL, [*RUNS, Cell(1, 200, 2.0)])
-    assert (found.n, found.n_unscored, found.mape) == (len(RUNS), 1, None)
+    result = score(RECALL, [*RUNS, Cell(1, 200, 2.0)])
+    assert (result.n, result.n_unscored, result.mape) == (len(RUNS), 1, None)
     with pytest.raises(DataError, match="no cells to score"):
         score(RECALL, QWEN)
 
@@ -274,15 +274,15 @@ def test_score_counts_what_it_cannot_score() -> None:
 def test_run_that_learnt_nothing_is_fitted_and_scored_but_has_no_relative_error() -> None:
     cells = [*RUNS[1:], replace(RUNS[0], loss_drop=0.0)]
     for form in FORMS:
-        found = score(fit(cells, form, n_draws=5), cells)
-        assert found.n == len(RUNS)
-        assert found.worst_relative is None or math.isfinite(found.worst_relative)
+        result = score(fit(cells, form, n_draws=5), cells)
+        assert result.n == len(RUNS)
+        assert result.worst_relative is None or math.isfinite(result.worst_relative)
 
 
 def test_score_of_one_cell_has_no_r2_and_a_signed_error() -> None:
-    found = score(PAPER, [Cell(8, 4000, 1.0)])
-    assert found.r2 is None
-    assert found.mean_error == pytest.approx(PAPER.predict(8, 4000) - 1.0)
+    result = score(PAPER, [Cell(8, 4000, 1.0)])
+    assert result.r2 is None
+    assert result.mean_error == pytest.approx(PAPER.predict(8, 4000) - 1.0)
 
 
 # --- the report
