@@ -56,9 +56,7 @@ def picture() -> str:
     for i, name in enumerate(names):
         x, y = LEFT + CELL * i, TOP + CELL * i
         if i % 2 == 0:
-            lines.append(
-                f'<rect class="row" x="0" y="{y}" width="{width - 16}" height="{CELL}"/>'
-            )
+            lines.append(f'<rect class="row" x="0" y="{y}" width="{width - 16}" height="{CELL}"/>')
         lines.append(f'<text x="{LEFT - 10}" y="{y + 20}" text-anchor="end">{name}</text>')
         lines.append(f'<text transform="translate({x + 19} {TOP - 8}) rotate(-60)">{name}</text>')
     for i, name in enumerate(names):
@@ -70,7 +68,9 @@ def picture() -> str:
                 lines.append(
                     f'<rect class="{kind}"{tag} x="{x}" y="{y}" width="16" height="16" rx="3"/>'
                 )
-    note = "A row imports from the columns marked in it. A mark left of the diagonal would point up."
+    note = (
+        "A row imports from the columns marked in it. A mark left of the diagonal would point up."
+    )
     lines.append(f'<text class="note" x="12" y="{height - 16}">{note}</text>')
     return "\n".join([*lines, "</svg>", ""])
 
