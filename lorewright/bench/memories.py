@@ -828,7 +828,8 @@ def tables(summary: Summary) -> Iterator[Table]:
         for arm, by_kind in summary["accuracy"].items()
     )
     n = summary["settings"]["n_documents"]
-    yield Table(f"{n} memories", head, rows, tuple(_notes(summary)))
+    notes = tuple(_notes(summary))
+    yield Table(f"{n} memories", head, rows, notes, stacked=("", "share"), prose=("what answers",))
 
 
 def _notes(summary: Summary) -> Iterator[str]:

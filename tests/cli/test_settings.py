@@ -6,7 +6,7 @@ import inspect
 import re
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, replace
 from typing import Annotated, Any
 
 import pytest
@@ -14,8 +14,11 @@ import typer
 from support.commands import Lore
 from typer.testing import CliRunner
 
+from lorewright.bench.task import TASKS, load
+from lorewright.cli.bench import command_of
 from lorewright.cli.main import app as lore_app
 from lorewright.cli.options import LESSON, LORA, WRITE
+from lorewright.cli.serve import SERVE
 from lorewright.cli.settings import Flag, Group, dict_keys, field_docs, whole_numbers, with_options
 from lorewright.errors import ConfigError
 
@@ -136,20 +139,46 @@ def test_numbers_are_sorted_and_each_once() -> None:
 # -- the commands of the package -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("group", [WRITE, LORA, LESSON], ids=lambda group: group.config.__name__)
-def test_write_shows_every_field_with_its_default_and_its_docstring(
-    lore: Lore, monkeypatch: pytest.MonkeyPatch, group: Group
-) -> None:
-    monkeypatch.setenv("COLUMNS", "300")
-    lines = lore("write", "--help").out.splitlines()
+def options_of(*words: str) -> dict[str, Any]:
+    """The options of a command, by the name of their field."""
+    command: Any = typer.main.get_command(lore_app)
+    for word in words:
+        command = vars(command)["commands"][word]
+    return {option.name: option for option in command.params}
+
+
+def agree(options: dict[str, Any], group: Group) -> None:
+    """Check that every field is an option with its default and its docstring."""
     docs = field_docs(group.config)
     for each in group.fields():
-        name = group.flags.get(each.name, Flag()).name or f"--{each.name.replace('_', '-')}"
-        (line,) = [line for line in lines if re.match(rf"│[ *]*{re.escape(name)} ", line)]
-        if each.name not in ("rank", "lr"):  # options of the command's own
-            assert docs[each.name].rstrip(".") in line, line
-            if isinstance(each.default, int | float | str) and each.default is not False:
-                assert f"[default: {each.default}]" in line, line
+        flag, option = group.flags.get(each.name, Flag()), options[each.name]
+        if flag.name:
+            assert option.opts == flag.name.split()
+        assert option.help.replace("\\[", "[").startswith(docs[each.name].rstrip(".")), each.name
+        if isinstance(each.default, tuple):
+            assert option.default is None
+        elif each.default is not MISSING:
+            assert option.default == each.default, each.name
+        else:
+            assert option.required
+
+
+@pytest.mark.parametrize("group", [WRITE, LORA, LESSON], ids=lambda group: group.config.__name__)
+def test_write_has_every_field_with_its_default_and_its_docstring(group: Group) -> None:
+    own = ("rank", "lr")  # options of the command's own
+    agree(options_of("write"), replace(group, without=(*group.without, *own)))
+
+
+def test_serve_has_every_field_with_its_default_and_its_docstring() -> None:
+    agree(options_of("serve"), SERVE)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_benchmark_has_every_field_with_its_default_and_its_docstring(name: str) -> None:
+    task = load(name)
+    flags = {field: Flag(option) for field, option in task.flags.items()}
+    group = Group(task.config, flags, without=("model",), fixed=task.fixed)  # type: ignore[arg-type]
+    agree({option.name: option for option in command_of(name).params}, group)
 
 
 @pytest.mark.parametrize(
