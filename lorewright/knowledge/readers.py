@@ -243,17 +243,30 @@ def read_csv(path: Path, name: str) -> Iterator[Item]:
 
 
 def _csv_rows(text: str, path: Path, name: str, delimiter: str) -> Iterator[Row]:
-    lines = _csv_lines(text, path, delimiter)
-    header = [column.strip() for column in next(lines)[1]]
-    for line, fields in lines:
-        where = f"{path} line {line}"
-        if len(fields) != len(header):
-            raise DataError(
-                f"{where} has {len(fields)} fields and the header {len(header)}; put quotation "
-                "marks around a field that holds the separator."
-            )
-        cells = [(key, _cell(key, field)) for key, field in zip(header, fields, strict=True)]
-        yield _row(where, f"{name}-{line}", name, cells)
+    """The rows below the header, each with the line on which it begins; blank ones are left out."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    header: list[str] = []
+    line = 1
+    try:
+        for fields in reader:
+            where, line = f"{path} line {line}", reader.line_num + 1
+            if not fields:
+                continue
+            if not header:
+                header = [column.strip() for column in fields]
+                continue
+            if len(fields) != len(header):
+                raise DataError(
+                    f"{where} has {len(fields)} fields and the header {len(header)}; put quotation "
+                    "marks around a field that holds the separator."
+                )
+            cells = [(key, _cell(key, field)) for key, field in zip(header, fields, strict=True)]
+            yield _row(where, f"{name}-{where.rpartition(' ')[2]}", name, cells)
+    except csv.Error as error:
+        raise DataError(
+            f"{path} line {line} is not valid CSV ({error}); a quotation mark may be missing; "
+            "repair that line."
+        ) from error
 
 
 def _cell(key: str, field: str) -> str | list[str]:
@@ -288,22 +301,6 @@ def _jsonl(text: str, path: Path, name: str) -> Iterator[Row]:
     # Decimal has the digits of an answer as they were written: 3.10 is not 3.1.
     for line, values in jsonl_rows(text, path, parse_float=Decimal):
         yield _row(f"{path} line {line}", f"{name}-{line}", name, values.items())
-
-
-def _csv_lines(text: str, path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield the non-blank rows, each with the line on which it begins."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    line = 1
-    try:
-        for row in reader:
-            if row:
-                yield line, row
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise DataError(
-            f"{path} line {line} is not valid CSV ({error}); a quotation mark may be missing; "
-            "repair that line."
-        ) from error
 
 
 # --- shapes of a row ---------------------------------------------------------------------------

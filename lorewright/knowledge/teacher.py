@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from lorewright.errors import ConfigError, DataError, LorewrightError, StorageError, TeacherError
+from lorewright.errors import ConfigError, DataError, StorageError, TeacherError
 from lorewright.files import digest, jsonl_rows
 from lorewright.knowledge.selfstudy import AskLLM
 
@@ -275,16 +275,14 @@ def _send_all(
 ) -> None:
     """Send every prompt once and store each reply; the first failure ends it."""
     stop = threading.Event()
-    failures: list[LorewrightError] = []
 
     def one(key: str, prompt: str) -> None:
-        if stop.is_set():
-            return
-        try:
-            store(key, send(prompt))
-        except LorewrightError as error:
-            failures.append(error)
-            stop.set()
+        if not stop.is_set():
+            try:
+                store(key, send(prompt))
+            except BaseException:
+                stop.set()
+                raise
 
     with ThreadPoolExecutor(workers) as pool:
         try:
@@ -294,8 +292,6 @@ def _send_all(
         finally:
             stop.set()
             pool.shutdown(cancel_futures=True)
-    if failures:  # the first is the cause
-        raise failures[0]
 
 
 _LINE_START = b'{"key": "'

@@ -2,7 +2,7 @@
 
     score(k) = Σ over scorers 1 / (60 + rank of k by that scorer)
 
-SCORERS says how keys are scored; an index may have others. BM25 is a share of what the question
+SCORERS says how keys are scored; an index may have more. BM25 is a share of what the question
 would score against itself, so that scores of different questions compare; words that no key holds
 count below, and a question about other things stays low. The dense score is the cosine of vectors
 from a function that is passed in. Equal scores share a rank; what is still tied stands in the order
@@ -153,7 +153,8 @@ class Index:
     tokenise: Tokenise = tokens
     embed: Embed | None = None
     embed_question: Embed | None = None
-    scorers: Mapping[str, Scorer] = field(default_factory=lambda: SCORERS, repr=False)
+    more_scorers: Mapping[str, Scorer] = field(default_factory=dict, repr=False)
+    """Beside those of SCORERS."""
 
     def __post_init__(self) -> None:
         if self.embed_question is not None and self.embed is None:
@@ -167,15 +168,15 @@ class Index:
         tokenise: Tokenise = tokens,
         embed: Embed | None = None,
         embed_question: Embed | None = None,
-        scorers: Mapping[str, Scorer] | None = None,
+        more_scorers: Mapping[str, Scorer] | None = None,
     ) -> Index:
         """Index keys, or rows with memory, text and kind (default passage).
 
         `embed` adds the dense score; `embed_question` is for encoders that want questions prefixed;
-        `scorers` are used instead of SCORERS. Raises DataError for unusable rows or vectors,
+        `more_scorers` are used beside SCORERS. Raises DataError for unusable rows or vectors,
         ConfigError for `embed_question` alone.
         """
-        empty = cls((), (), None, tokenise, embed, embed_question, scorers or SCORERS)
+        empty = cls((), (), None, tokenise, embed, embed_question, more_scorers or {})
         return empty.with_keys(rows)
 
     @property
@@ -294,7 +295,8 @@ class Index:
             allowed_N[self._slice(memory)] = True
         if kinds is not None:
             allowed_N &= np.array([key.kind in kinds for key in self.keys], dtype=bool)
-        scores = ((name, scorer(self, question)) for name, scorer in self.scorers.items())
+        scorers = [*SCORERS.items(), *self.more_scorers.items()]
+        scores = ((name, scorer(self, question)) for name, scorer in scorers)
         return {name: np.where(allowed_N, x_N, 0.0) for name, x_N in scores if x_N is not None}
 
     def save(self, folder: Path) -> None:

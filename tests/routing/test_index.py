@@ -241,10 +241,11 @@ def test_a_scorer_from_outside_is_fused_and_reaches_the_gate() -> None:
     def prefix(index: Index, question: str) -> Any:
         return np.array([float(key.text[:4].lower() == question[:4].lower()) for key in index.keys])
 
-    index = Index.build(SMALL, scorers={**SCORERS, "prefix": prefix})
+    index = Index.build(SMALL, more_scorers={"prefix": prefix})
     first = index.retrieve_memories("Phones of whom?")[0]
     assert first.memory == "phones" and first.parts["prefix"] == (1.0, 1)
-    assert index.without("handbook").with_keys([Key("z", "Phonograph")]).scorers == index.scorers
+    grown = index.without("handbook").with_keys([Key("z", "Phonograph")])
+    assert grown.more_scorers == index.more_scorers
     questions = [HeldOut("Phones?", ("phones",)), HeldOut("Whoever?", ("handbook",))]
     retrieve = partial(index.retrieve_memories, k=3)
     gate = fit_gate(retrieve, [*questions, HeldOut("Mara?")], ["Who signs?"] * 200)
