@@ -17,6 +17,7 @@ from lorewright.training.config import Epoch, WriteConfig, Written
 from lorewright.training.loop import write
 from support.families import llama
 from support.models import letters
+from support.numbers import depth, rounding
 
 EXAMPLES = [
     Example(f"Code of {who}?", code)
@@ -41,6 +42,17 @@ def logits(model: Model) -> Tensor:
     with torch.no_grad():
         found: Tensor = model.network(torch.arange(3, 60)[None]).logits
     return found
+
+
+def apart(model: Model, config: WriteConfig, n_examples: int = len(EXAMPLES)) -> float:
+    """How far rounding may move a weight in a write.
+
+    Adam's steps are of the size of the rate and as uncertain as the gradient, relatively: those an
+    eighth as large as the largest are eight times as uncertain, and smaller ones come near Adam's
+    epsilon (the fixture `calm`), which damps them.
+    """
+    n_steps = config.epochs * -(-n_examples // config.batch_size)
+    return n_steps * config.lr * rounding(torch.float32, depth(model.network, model.context), 8.0)
 
 
 def same_adapter(a: Written, b: Written) -> bool:

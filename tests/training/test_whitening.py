@@ -159,17 +159,18 @@ def test_an_expert_that_no_token_is_sent_to_keeps_its_basis() -> None:
     assert all(b.side_IK.shape[1] > 0 for b in busy)
 
 
-def test_what_is_looked_at_is_bounded_and_spread_over_all_rows(
+def test_no_more_tokens_are_looked_at_than_allowed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(whitening, "ROWS", 2)
-    monkeypatch.setattr(whitening, "TOKENS", 6)
-    seen: list[int] = []
-    monkeypatch.setattr(whitening, "basis", lambda x_SI: (seen.append(len(x_SI)), basis(x_SI))[1])
     model, rows = tiny()
     with attach(model.network, [LoraConfig()]) as stack:
-        measure(model, stack, rows)
-    assert set(seen) == {6}
+        many = measure(model, stack, rows)
+    assert any(basis.side_IK.shape[1] > 6 for basis in many.values())
+    monkeypatch.setattr(whitening, "ROWS", 2)
+    monkeypatch.setattr(whitening, "TOKENS", 6)
+    with attach(model.network, [LoraConfig()]) as stack:
+        few = measure(model, stack, rows)
+    assert all(basis.side_IK.shape[1] <= 6 for basis in few.values())
 
 
 # Writes
