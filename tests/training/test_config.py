@@ -32,14 +32,14 @@ def test_exact_memory_is_the_default_and_has_neither() -> None:
 @pytest.mark.parametrize("n", SIZES)
 def test_generalise_stays_in_the_published_ranges(n: int) -> None:
     dropouts, decays = next((a, b) for below, a, b in RANGES if n <= below)
-    found = generalise(WriteConfig(), n)
-    assert dropouts[0] <= found.dropout <= dropouts[1]
-    assert decays[0] <= found.weight_decay <= decays[1]
+    result = generalise(WriteConfig(), n)
+    assert dropouts[0] <= result.dropout <= dropouts[1]
+    assert decays[0] <= result.weight_decay <= decays[1]
 
 
 def test_more_data_never_asks_for_more_of_either() -> None:
-    found = [generalise(WriteConfig(), n) for n in SIZES]
-    for less, more in pairwise(found):
+    result = [generalise(WriteConfig(), n) for n in SIZES]
+    for less, more in pairwise(result):
         assert less.dropout >= more.dropout and less.weight_decay >= more.weight_decay
 
 
@@ -50,14 +50,14 @@ def test_one_example_more_makes_no_jump() -> None:
 
 
 def test_what_is_set_stays_beside_a_preset() -> None:
-    found = generalise(WriteConfig(dropout=0.3, lr=1e-4), 500)
-    assert found.dropout == 0.3 and found.weight_decay > 0 and found.lr == 1e-4
+    result = generalise(WriteConfig(dropout=0.3, lr=1e-4), 500)
+    assert result.dropout == 0.3 and result.weight_decay > 0 and result.lr == 1e-4
     assert generalise(WriteConfig(weight_decay=0.2), 500).weight_decay == 0.2
 
 
 def test_drill_lets_rest_what_is_safe_and_leaves_a_rest_that_is_set() -> None:
-    found = drill(WriteConfig(lr=1e-4, margin=0.95), 10)
-    assert (found.optimizer, found.rest, found.lr) == (WHITENED, 0.95, 1e-4)
+    result = drill(WriteConfig(lr=1e-4, margin=0.95), 10)
+    assert (result.optimizer, result.rest, result.lr) == (WHITENED, 0.95, 1e-4)
     assert drill(WriteConfig(rest=0.7), 10).rest == 0.7
 
 

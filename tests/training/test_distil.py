@@ -1,4 +1,4 @@
-"""Claims about soft targets: the teacher's log-probabilities, row by row, kept on disk."""
+"""Claims about soft targets: the teacher's log-probabilities, row by row, stored on disk."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ def rows(model: Model) -> list[Rendered]:
 def test_they_are_the_teachers_likeliest_tokens_row_by_row(
     model: Model, rows: list[Rendered]
 ) -> None:
-    found = soft_targets(model, rows, top_k=5)
+    result = soft_targets(model, rows, top_k=5)
     most = rounding(torch.float32, depth(model.network, 32))
     for i, row in enumerate(rows):
         with torch.no_grad():
             logp = model.completion_logits(model.batch([row]))[0].log_softmax(-1)
         n = len(row.completion_ids)
-        ids, kept = found.take([i], n)
-        torch.testing.assert_close(kept[0], logp[:n].topk(5).values, atol=most, rtol=0)
-        torch.testing.assert_close(logp[:n].gather(1, ids[0]), kept[0], atol=most, rtol=0)
+        ids, logp_top = result.take([i], n)
+        torch.testing.assert_close(logp_top[0], logp[:n].topk(5).values, atol=most, rtol=0)
+        torch.testing.assert_close(logp[:n].gather(1, ids[0]), logp_top[0], atol=most, rtol=0)
 
 
 def test_a_student_that_is_the_teacher_is_at_no_distance(

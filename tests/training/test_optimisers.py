@@ -66,7 +66,7 @@ def everything(stack: Stack, n: int) -> Tensor:
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_adamw_takes_the_steps_that_torch_takes(decay: float) -> None:
-    config, found = LoraConfig(rank=3), []
+    config, result = LoraConfig(rank=3), []
     for ours in (True, False):
         model = llama()
         with attach(model, [config]) as stack:
@@ -81,8 +81,8 @@ def test_adamw_takes_the_steps_that_torch_takes(decay: float) -> None:
                     for weight, grad in zip(mine.parameters, grads, strict=True):
                         weight.grad = grad
                     theirs.step()
-            found.append(everything(stack, 0))
-    torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=0)
+            result.append(everything(stack, 0))
+    torch.testing.assert_close(result[0], result[1], atol=1e-5, rtol=0)
 
 
 @optimizers

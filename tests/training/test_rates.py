@@ -1,4 +1,4 @@
-"""Claims about the rate finder: the rate that recalls wins, divergence is survived or said."""
+"""Claims about the rate finder: the rate that recalls wins, divergence is survived or reported."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ def model() -> Model:
 def test_the_best_rate_recalls_most_and_loses_least(model: Model) -> None:
     seen: set[float] = set()
     rates = (1e-6, 1e-2, 1e30)
-    found = find_lr(model, EXAMPLES, CONFIG, rates=rates, on_epoch=lambda lr, epoch: seen.add(lr))
-    assert [trial.lr for trial in found.trials] == sorted(rates)
-    assert found.best.lr == 1e-2
-    assert not found.at_the_edge
-    assert found.trials[0].loss_nats > found.best.loss_nats
-    assert found.trials[2].loss_nats == float("inf")
+    result = find_lr(model, EXAMPLES, CONFIG, rates=rates, on_epoch=lambda lr, epoch: seen.add(lr))
+    assert [trial.lr for trial in result.trials] == sorted(rates)
+    assert result.best.lr == 1e-2
+    assert not result.at_the_edge
+    assert result.trials[0].loss_nats > result.best.loss_nats
+    assert result.trials[2].loss_nats == float("inf")
     assert {1e-6, 1e-2} <= seen
 
 
 def test_rates_around_the_suggested_one_are_tried_by_default(model: Model) -> None:
-    found = find_lr(model, EXAMPLES, replace(CONFIG, epochs=8))
-    rates = [trial.lr for trial in found.trials]
+    result = find_lr(model, EXAMPLES, replace(CONFIG, epochs=8))
+    rates = [trial.lr for trial in result.trials]
     assert min(rates) < suggested_lr(model) < max(rates)
 
 

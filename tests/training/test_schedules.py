@@ -14,22 +14,22 @@ def rates(name: str, budget: int, **elapsed: float) -> list[float]:
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_every_schedule_starts_at_the_peak_and_stays_within_it(name: str) -> None:
-    found = rates(name, 10)
-    assert found[0] == 1 and all(0 <= rate <= 1 for rate in found)
+    result = rates(name, 10)
+    assert result[0] == 1 and all(0 <= rate <= 1 for rate in result)
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine"])
 def test_linear_and_cosine_fall_to_zero(name: str) -> None:
-    found = rates(name, 8)
-    assert found == sorted(found, reverse=True)
-    assert found[-1] == pytest.approx(0.0)
+    result = rates(name, 8)
+    assert result == sorted(result, reverse=True)
+    assert result[-1] == pytest.approx(0.0)
 
 
 def test_restart_falls_to_zero_twice_the_second_time_from_half_the_peak() -> None:
-    found = rates("restart", 10)
-    assert found[3] == pytest.approx(0.5) and found[6] == pytest.approx(0.5) and found[10] == 0
+    result = rates("restart", 10)
+    assert result[3] == pytest.approx(0.5) and result[6] == pytest.approx(0.5) and result[10] == 0
     assert SCHEDULES["restart"](1.0, Elapsed(5.999, 10)) < 1e-3
-    assert found[6:] == sorted(found[6:], reverse=True)
+    assert result[6:] == sorted(result[6:], reverse=True)
 
 
 def test_wsd_holds_the_rate_until_nearly_all_is_recalled_then_lets_it_fall() -> None:

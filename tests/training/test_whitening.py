@@ -33,10 +33,10 @@ def tiny(build: Callable[[], nn.Module] = llama) -> tuple[Model, list[Rendered]]
     return model, [model.render(prompt, completion) for prompt, completion in TEXTS]
 
 
-def dense(found: Basis) -> Tensor:
+def dense(result: Basis) -> Tensor:
     """The matrix W itself."""
-    width = len(found.side_IK)
-    return found.rest * torch.eye(width) + (found.side_IK * found.gain_K) @ found.side_IK.T
+    width = len(result.side_IK)
+    return result.rest * torch.eye(width) + (result.side_IK * result.gain_K) @ result.side_IK.T
 
 
 @given(n=st.integers(1, 40), width=st.integers(1, 30), seed=st.integers(0, 99))
@@ -86,11 +86,11 @@ def test_every_adapted_layer_of_every_family_gets_a_basis_and_nothing_stays_behi
 ) -> None:
     model, rows = tiny(build)
     with attach(model.network, [LoraConfig()]) as stack:
-        found = measure(model, stack, rows)
-        assert found.keys() == stack.modules.keys()
+        result = measure(model, stack, rows)
+        assert result.keys() == stack.modules.keys()
         for name, layer in stack.modules.items():
-            assert found[name].side_IK.shape[0] == layer.base.in_features
-            assert torch.isfinite(dense(found[name])).all()
+            assert result[name].side_IK.shape[0] == layer.base.in_features
+            assert torch.isfinite(dense(result[name])).all()
             assert not layer._forward_pre_hooks
 
 
@@ -120,11 +120,11 @@ def test_padding_plays_no_part() -> None:
 def test_layers_of_one_input_share_one_basis() -> None:
     model, rows = tiny()
     with attach(model.network, [LoraConfig()]) as stack:
-        found = measure(model, stack, rows)
-        of = {name.rpartition(".")[2]: b for name, b in found.items() if ".layers.0." in name}
+        result = measure(model, stack, rows)
+        of = {name.rpartition(".")[2]: b for name, b in result.items() if ".layers.0." in name}
     assert of["q_proj"] is of["k_proj"] is of["v_proj"]
     assert of["gate_proj"] is of["up_proj"]
-    assert len({id(found) for found in of.values()}) == 4
+    assert len({id(result) for result in of.values()}) == 4
 
 
 class Routed(nn.Module):
@@ -151,9 +151,9 @@ def test_an_expert_that_no_token_is_sent_to_keeps_its_basis() -> None:
 
     model, rows = tiny(routing)
     with attach(model.network, [LoraConfig()]) as stack:
-        found = measure(model, stack, rows)
-    idle = [b for name, b in found.items() if "experts.1" in name]
-    busy = [b for name, b in found.items() if "experts.0" in name]
+        result = measure(model, stack, rows)
+    idle = [b for name, b in result.items() if "experts.1" in name]
+    busy = [b for name, b in result.items() if "experts.0" in name]
     assert idle and busy
     assert all(torch.equal(dense(b), torch.eye(len(b.side_IK))) for b in idle)
     assert all(b.side_IK.shape[1] > 0 for b in busy)
@@ -190,10 +190,10 @@ def test_the_first_a_is_drawn_in_the_bases_and_one_to_go_on_from_is_not_touched(
     rows = [model.render(e.prompt, e.completion) for e in EXAMPLES]
     with attach(model.network, [CONFIG.lora]) as stack:
         bases = measure(model, stack, rows)
-    for name, found in bases.items():
+    for name, result in bases.items():
         key = f"{name}.lora_A.weight"
         torch.testing.assert_close(
-            drawn.tensors[key], plain.tensors[key] @ dense(found), rtol=1e-3, atol=1e-4
+            drawn.tensors[key], plain.tensors[key] @ dense(result), rtol=1e-3, atol=1e-4
         )
     again = write(model, EXAMPLES, still, start=drawn).adapter
     for key, tensor in drawn.tensors.items():

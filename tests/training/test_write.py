@@ -262,8 +262,8 @@ def test_fault_2_adapter_and_optimiser_are_float32_on_a_bf16_base(tmp_path: Path
         assert tensor.dtype == torch.float32
         assert not torch.equal(tensor, drawn[key])
         if key.endswith("lora_A.weight"):  # the fault: in bf16 these steps round to nothing
-            kept = tensor.bfloat16() == drawn[key].bfloat16()
-            assert kept.float().mean() > 0.9
+            same = tensor.bfloat16() == drawn[key].bfloat16()
+            assert same.float().mean() > 0.9
 
 
 def by_hand(model: Model, config: WriteConfig, n_steps: int) -> dict[str, Tensor]:
@@ -296,10 +296,10 @@ def by_hand(model: Model, config: WriteConfig, n_steps: int) -> dict[str, Tensor
 @pytest.mark.usefixtures("calm")
 def test_fault_3_steps_equal_adamw_by_hand(model: Model, n_steps: int) -> None:
     config = replace(BRIEF, epochs=n_steps, batch_size=len(EXAMPLES))
-    found, wanted = write(model, EXAMPLES, config).adapter, by_hand(model, config, n_steps)
+    result, wanted = write(model, EXAMPLES, config).adapter, by_hand(model, config, n_steps)
     most = apart(model, config)
     for key, tensor in wanted.items():
-        torch.testing.assert_close(found.tensors[key], tensor, atol=most, rtol=0)
+        torch.testing.assert_close(result.tensors[key], tensor, atol=most, rtol=0)
 
 
 def test_fault_3_one_step_moves_every_b(model: Model) -> None:

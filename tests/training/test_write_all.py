@@ -43,11 +43,11 @@ def test_in_compiled_code_it_equals_it_bit_for_bit(
     monkeypatch.setenv(KERNELS, "auto")
     model = tiny()
     jobs = [replace(job, config=replace(job.config, optimizer=optimizer)) for job in JOBS]
-    together = [written(found) for found in write_all(model, jobs)]
-    for job, found in zip(jobs[:2], together, strict=False):  # the third has a trunk when alone
+    together = [written(result) for result in write_all(model, jobs)]
+    for job, result in zip(jobs[:2], together, strict=False):  # the third has a trunk when alone
         alone = write(model, job.examples, job.config)
-        assert far(found, alone) == 0
-        assert [e.n_recalled for e in found.epochs] == [e.n_recalled for e in alone.epochs]
+        assert far(result, alone) == 0
+        assert [e.n_recalled for e in result.epochs] == [e.n_recalled for e in alone.epochs]
 
 
 @pytest.mark.parametrize("kernels", ["auto", "torch"])
@@ -62,29 +62,31 @@ def test_whitened_adapters_of_other_layers_and_ranks_do_not_notice_one_another(
         LoraConfig(rank=2, targets=("q_proj", "v_proj", "down_proj"), seed=1),
     ]
     jobs = [Job(EXAMPLES, replace(BRIEF, lora=lora, optimizer="whitened")) for lora in loras]
-    for job, found in zip(jobs, write_all(model, jobs), strict=True):
-        assert far(written(found), write(model, job.examples, job.config)) < 8 * apart(model, BRIEF)
+    for job, result in zip(jobs, write_all(model, jobs), strict=True):
+        assert far(written(result), write(model, job.examples, job.config)) < 8 * apart(
+            model, BRIEF
+        )
 
 
 @pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
 @pytest.mark.usefixtures("calm")
 def test_written_together_equals_written_alone(model: Model, optimizer: str) -> None:
     jobs = [replace(job, config=replace(job.config, optimizer=optimizer)) for job in JOBS]
-    together = [written(found) for found in write_all(model, jobs)]
-    for job, found in zip(jobs, together, strict=True):
+    together = [written(result) for result in write_all(model, jobs)]
+    for job, result in zip(jobs, together, strict=True):
         alone = write(model, job.examples, job.config)
         # A basis enlarges what rounding leaves, by the square root of one over its ridge at most.
         basis = whitening.RIDGE**-0.5 if optimizer == "whitened" else 1
-        assert far(found, alone) < basis * apart(model, job.config, len(job.examples))
-        assert found.reason == alone.reason
-        assert [e.loss_nats for e in found.epochs] == pytest.approx(
+        assert far(result, alone) < basis * apart(model, job.config, len(job.examples))
+        assert result.reason == alone.reason
+        assert [e.loss_nats for e in result.epochs] == pytest.approx(
             [e.loss_nats for e in alone.epochs], rel=1e-4
         )
 
 
 def test_one_job_in_a_stack_is_the_same_bits_as_a_write(model: Model) -> None:
-    (found,) = write_all(model, JOBS[:1])
-    assert far(written(found), write(model, JOBS[0].examples, JOBS[0].config)) == 0
+    (result,) = write_all(model, JOBS[:1])
+    assert far(written(result), write(model, JOBS[0].examples, JOBS[0].config)) == 0
 
 
 def test_what_one_learns_leaves_the_others_bit_for_bit(model: Model) -> None:
@@ -116,18 +118,18 @@ def test_all_of_a_stack_recall_when_they_are_done(model: Model) -> None:
         Job(EXAMPLES, CONFIG),
         Job(OTHERS, replace(CONFIG, lora=LoraConfig(rank=8, seed=5))),
     ]
-    for job, found in zip(jobs, write_all(model, jobs), strict=True):
-        assert written(found).complete
-        with model.using(written(found).adapter):
+    for job, result in zip(jobs, write_all(model, jobs), strict=True):
+        assert written(result).complete
+        with model.using(written(result).adapter):
             assert all(certify(model, job.examples, margin=CONFIG.margin))
 
 
 def test_one_that_diverges_is_said_to_and_the_others_go_on(model: Model) -> None:
     wild = replace(JOBS[0].config, lr=1e30)
-    found = write_all(model, [JOBS[1], Job(EXAMPLES, wild)])
-    assert isinstance(found[1], Diverged)
-    assert "lower lr" in found[1].why
-    assert far(written(found[0]), write(model, JOBS[1].examples, JOBS[1].config)) < apart(
+    result = write_all(model, [JOBS[1], Job(EXAMPLES, wild)])
+    assert isinstance(result[1], Diverged)
+    assert "lower lr" in result[1].why
+    assert far(written(result[0]), write(model, JOBS[1].examples, JOBS[1].config)) < apart(
         model, JOBS[1].config, 5
     )
     with pytest.raises(ModelError, match="lower lr"):

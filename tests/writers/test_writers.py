@@ -82,13 +82,13 @@ def test_the_gradient_writer_goes_by_its_settings_and_seed(model: Model) -> None
     epochs: list[Epoch] = []
     brief = writer_of("gradient", replace(CONFIG, epochs=2, batch_size=1))
     material = replace(MATERIAL, examples=EXAMPLES)
-    found = [
+    result = [
         brief.write(model, material, seed=seed, run=None, watch=Watch(epoch=epochs.append))
         for seed in (0, 0, 1)
     ]
-    ids = [state.id for state, _ in found]
+    ids = [state.id for state, _ in result]
     assert ids[0] == ids[1] != ids[2]
-    cost = found[0][1]
+    cost = result[0][1]
     assert (cost.reason, cost.n_epochs, cost.n_examples, len(epochs)) == ("budget", 2, 4, 6)
     assert set(cost.last) == {field.name for field in fields(Epoch)}
 
