@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import stat
 from multiprocessing.synchronize import Event
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -207,3 +209,34 @@ def test_digest_ignores_key_order_and_sees_values() -> None:
     assert files.digest({"a": 1}) != files.digest({"a": 2})
     with pytest.raises(TypeError, match="object"):
         files.digest(object())
+
+
+# --- JSON out
+
+
+def test_save_json_keeps_order_and_text_and_takes_dataclasses(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "record.json"
+    files.save_json({"b": "Größe", "a": [1, None], "p": Fact("f", "Who?", "Ann")}, path)
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    assert list(stored) == ["b", "a", "p"] and stored["p"]["question"] == "Who?"
+    assert "Größe" in path.read_text(encoding="utf-8")
+    assert [p.name for p in path.parent.iterdir()] == ["record.json"]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), {1, 2}, MappingProxyType({}), "\ud800"])
+def test_what_json_cannot_hold_is_refused_and_the_old_file_stays(
+    tmp_path: Path, bad: object
+) -> None:
+    path = tmp_path / "record.json"
+    files.save_json(1, path)
+    with pytest.raises(DataError):
+        files.save_json({"a": bad}, path)
+    assert path.read_text() == "1\n"
+
+
+def test_save_json_leaves_nothing_behind_when_the_disk_refuses(tmp_path: Path) -> None:
+    path = tmp_path / "taken"
+    path.mkdir()
+    with pytest.raises(StorageError):
+        files.save_json(1, path)
+    assert [p.name for p in tmp_path.iterdir()] == ["taken"]
