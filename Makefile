@@ -43,7 +43,7 @@ check: $(STAMP) ## lint (ruff) and type-check (mypy)
 
 docs: $(STAMP) ## build the documentation into build/site, without warnings and without a network
 	$(BIN)/python docs/generate.py build/docs
-	$(BIN)/zensical build --strict --config-file mkdocs.yml
+	$(BIN)/zensical build --clean --strict --config-file mkdocs.yml
 
 house: $(STAMP) ## count files, import edges and knots, and draw ARCHITECTURE.md's picture anew
 	$(BIN)/python docs/draw_architecture.py
