@@ -6,7 +6,9 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import secrets
+import shutil
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -21,6 +23,8 @@ MAX_BYTES = 64 * 1024 * 1024
 """Largest file that is read as knowledge or probes, in bytes."""
 SLUG_CHARS = 60
 LOCK_FILE = ".lock"
+HALF_WRITTEN = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.(?P<kind>tmp|part|old)")
+"""Names of what is put in its place by a rename, and of what it replaces until then."""
 
 
 def cache_folder() -> Path:
@@ -167,10 +171,10 @@ def store(content: bytes, path: Path) -> None:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise StorageError(f"{path} could not be written: {error}; check the disk.") from error
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Have the disk record the names in a folder; file systems without that are left alone."""
     with suppress(OSError):  # Windows opens no folder; some network file systems sync none
         descriptor = os.open(folder, os.O_RDONLY)
@@ -178,6 +182,21 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what interrupted writers left half-written directly in a folder, under its lock.
+
+    What had been set aside to be replaced is put back where nothing has taken its place.
+    """
+    for path in folder.glob(".*"):
+        named = HALF_WRITTEN.fullmatch(path.name)
+        if named and named["kind"] == "old" and not path.with_name(named["name"]).exists():
+            path.rename(path.with_name(named["name"]))
+        elif named and path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif named:
+            path.unlink(missing_ok=True)
 
 
 def save_json(obj: object, path: Path) -> None:

@@ -28,14 +28,25 @@ def show(
     [dim]lore show atlas[/]
     """
     from lorewright.memory.folder import Folder as MemoryFolder
+    from lorewright.memory.removal import unfinished
     from lorewright.reports.results import memories_table
 
+    place = MemoryFolder(folder)
     if as_json:
-        print_json({"folder": str(folder), "memories": MemoryFolder(folder).cards()})
+        cards, journal = place.cards(), unfinished(place)
+        names = list(journal.removal.names) if journal else []
+        print_json({"folder": str(folder), "memories": cards, "forgetting": names})
         return
-    listed = MemoryFolder(folder).briefs()
+    listed = place.briefs()
     shown = listed[: limit or None]
     show_table(memories_table(shown, n_more=len(listed) - len(shown)))
+    if journal := unfinished(place):
+        name = journal.removal.names[0]
+        say(
+            f"forgetting {name} was interrupted; lore forget {folder} {name} completes and proves "
+            "it, and whatever is written next completes it",
+            "yellow",
+        )
 
 
 def rename(

@@ -99,7 +99,7 @@ def _print_forgotten(forgotten: Forgotten) -> None:
         f"runs more stand in the sources of others): {len(scan.leftovers)} left"
     )
     for trace in scan.leftovers[:10]:
-        say(f"{trace.path}: {' '.join(trace.words)}", "red")
+        say(f"{trace.path}: {' '.join(trace.words) or 'the weights of its adapter'}", "red")
     for name in forgotten.above_base:
         say(f"{name} still recalls it", "red")
     _print_verdict("forgotten" if forgotten.holds else "not forgotten", forgotten.holds)

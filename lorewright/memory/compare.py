@@ -48,7 +48,8 @@ def compare(
     both = list(zip(right["hybrid"], right[half], strict=True))
     p = mcnemar(sum(a > b for a, b in both), sum(a < b for a, b in both))
     comparison = Comparison(metric, kinds, tuple(sorted(set(memory.names.values()))), p)
-    store_comparison(comparison, memory.folder)
+    with memory.writing():
+        store_comparison(comparison, memory.folder)
     return comparison
 
 

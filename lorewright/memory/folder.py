@@ -30,6 +30,7 @@ from lorewright.files import (
     read_object,
     save_json,
     store,
+    sweep,
 )
 from lorewright.knowledge.data import Document, Fact, Knowledge
 from lorewright.knowledge.lesson import Lesson
@@ -38,6 +39,8 @@ from lorewright.memory.migrations import SCHEMA, brief, migrate
 INDEX_FILE = "memory.json"
 LESSON_FILE, REPORT_FILE = "lesson.json", "report.json"
 CONFIG_FILE, CARD_FILE = "config.json", "card.json"
+JOURNAL = "forgetting.json"
+"""There while a removal is under way, and after one that was interrupted."""
 LOCK_SECONDS = 2.0
 """How long a writer waits for another one before it gives up."""
 BEFORE = "before"
@@ -204,7 +207,9 @@ class Folder:
     def writing(self, base: Mapping[str, str]) -> Iterator[None]:
         """Hold the lock of the folder, which is started here or must be on the same base.
 
-        Raises Locked when another process writes, StorageError for what the disk refuses inside.
+        What an interrupted writer left half-written is swept; a removal that was interrupted is
+        completed by `removal.writing`. Raises Locked when another process writes, StorageError for
+        what the disk refuses inside.
         """
         with locked(self.path, work="writing into", wait_seconds=LOCK_SECONDS):
             if self.started:
@@ -212,6 +217,9 @@ class Folder:
                 self._store_migrated()
             else:
                 self._save_index({"schema": SCHEMA, "base": dict(base), "memories": {}})
+            ours = (self.path / name for name in ("adapters", "index", "runs", "sources"))
+            for place in (self.path, *ours, *self.path.glob("runs/*/")):
+                sweep(place)
             yield
 
     def run(self, name: str, settings: Mapping[str, Any]) -> Path:

@@ -2,7 +2,8 @@
 
 What goes is worked out and taken away by `removal`. Then two questions: does the base, or any
 memory that is left, recall what was forgotten better than the base does; and do words of the source
-stand in any file? An interrupted removal is completed by the next `forget`.
+stand in any file, or its weights? A removal that was interrupted is completed by the next `forget`
+of it, with the whole proof.
 """
 
 from __future__ import annotations
@@ -17,9 +18,17 @@ from lorewright.files import save_json, slug
 from lorewright.knowledge.data import Probe
 from lorewright.knowledge.scoring import METRICS
 from lorewright.memory.folder import REPORT_FILE, Folder
-from lorewright.memory.leftovers import Scan, Wanted, scan
+from lorewright.memory.leftovers import Scan, Wanted
 from lorewright.memory.opened import OpenFolder
-from lorewright.memory.removal import Removal, lessons_of, plan_removal, remove, unfinished
+from lorewright.memory.removal import (
+    Removal,
+    begin,
+    finish,
+    plan_removal,
+    remove,
+    search,
+    unfinished,
+)
 from lorewright.memory.verify import metric_of
 from lorewright.recall.statistics import Estimate, estimate
 from lorewright.recall.verify import answer
@@ -29,7 +38,6 @@ N_PROBES = 100
 """At most so many probes are put to each memory again."""
 N_OTHERS = 64
 """At most so many of the remaining memories; the record says how many there were."""
-RECALLED_KINDS = ("efficacy", "paraphrase", "verbatim", "reverse", "multihop")
 
 
 @dataclass(frozen=True)
@@ -97,25 +105,28 @@ def forget(
 
     States, sources, runs, a teacher's replies, its words in records of others, and what was merged
     from it; what another name still uses stays. The proof: the base and every memory left recall
-    what was forgotten no better than the base does, and no file holds its words. Raises
-    UnknownMemory, and ConfigError when memories were merged from it and `with_merged` is off.
+    what was forgotten no better than the base does, and no file holds its words or its weights.
+    Raises UnknownMemory, ConfigError when memories were merged from it and `with_merged` is off,
+    DataError for links among what goes, StorageError for what the disk does not let go.
     """
     name, step, folder = slug(name), (watch or Watch()).step, memory.folder
-    with memory.writing():
-        removal = unfinished(folder)
-        if removal and name not in removal.names:
-            step(f"completing the removal of {removal.names[0]}")
-            remove(folder, removal)
-            removal = None
-        removal = removal or plan_removal(folder, name, with_merged=with_merged)
-        probes = _probes(folder, removal)
+    with folder.writing(memory.base()):
+        journal = unfinished(folder)
+        if journal and name not in journal.removal.names:
+            step(f"completing the removal of {journal.removal.names[0]}")
+            remove(folder, journal)
+            finish(folder)
+            journal = None
+        journal = journal or begin(folder, plan_removal(folder, name, with_merged=with_merged))
+        removal = journal.removal
+        probes = journal.probes[:: max(1, -(-len(journal.probes) // N_PROBES))]
         metric = metric_of(memory, memory.names.get(name, ""))
         step("asking what it knows")
         before = _before(memory, name, probes, metric)
         step("removing")
-        sought, shared, n_blanked = remove(folder, removal)
+        sought, shared, n_blanked = remove(folder, journal)
         step("searching every file")
-        seen = scan(folder.path, sought)
+        seen = search(folder, sought)
         base, others = _ask_those_left(memory, probes, metric, step)
         proof = Forgotten(
             removal,
@@ -129,23 +140,13 @@ def forget(
             len(folder.entries()),
         )
         _record(folder, proof)
+        finish(folder)
     for identity in removal.adapters:
         memory.loaded.pop(identity, None)
     return proof
 
 
 # -- the proof -----------------------------------------------------------------------------------
-
-
-def _probes(folder: Folder, removal: Removal) -> tuple[Probe, ...]:
-    """The probes of the memory, evenly spread over at most N_PROBES."""
-    probes = {
-        probe.question: probe
-        for lesson in lessons_of(folder, removal)
-        for probe in lesson.probes
-        if probe.kind in RECALLED_KINDS
-    }
-    return tuple(probes.values())[:: max(1, -(-len(probes) // N_PROBES))]
 
 
 def _before(memory: OpenFolder, name: str, probes: Sequence[Probe], metric: str) -> Estimate | None:

@@ -3,15 +3,18 @@
 A text of up to five words is searched for whole, a longer one as every run of five of its words, so
 that neither JSON escapes, Markdown, changed punctuation nor a text that was cut short hides it.
 Words are compared in lower case after NFKC. In files with raw tensors, whose bytes spell short
-words by chance, only runs of nine printable characters and more are read.
+words by chance, only runs of nine printable characters and more are read. Weights hold no words, so
+copies of files are searched for as well, by their digest. Links are followed.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -43,6 +46,8 @@ class Wanted:
     """Texts that the runs were taken from."""
     n_short: int
     """Texts too short to be searched for."""
+    contents: frozenset[str] = frozenset()
+    """SHA-256 of whole files, such as an adapter's tensors."""
 
     @cached_property
     def by_length(self) -> dict[int, frozenset[Run]]:
@@ -52,16 +57,17 @@ class Wanted:
 
     def without(self, runs: Iterable[Run]) -> Wanted:
         """The same less some runs."""
-        return Wanted(self.runs - frozenset(runs), self.n_texts, self.n_short)
+        return replace(self, runs=self.runs - frozenset(runs))
 
 
 @dataclass(frozen=True)
 class Leftover:
-    """A run of words that stands in a file."""
+    """A run of words that stands in a file, or a file that is wanted as a whole."""
 
     path: Path
-    """Relative to the folder."""
+    """Relative to the folder where it lies in it."""
     words: Run
+    """() for a file that is wanted as a whole."""
 
 
 @dataclass(frozen=True)
@@ -103,15 +109,34 @@ def runs_in(content: bytes | str, wanted: Wanted) -> set[Run]:
     return runs
 
 
+def files_in(folder: Path) -> Iterator[Path]:
+    """Every file of a folder, hidden ones and those behind links too, each folder once.
+
+    Raises StorageError for a folder that cannot be listed.
+    """
+
+    def refused(error: OSError) -> None:
+        raise StorageError(f"{error.filename} could not be read: {error}; check the path.")
+
+    visited: set[tuple[int, int]] = set()
+    for place, folders, files in os.walk(folder, onerror=refused, followlinks=True):
+        about = os.stat(place)
+        if (about.st_dev, about.st_ino) in visited:
+            folders.clear()
+            continue
+        visited.add((about.st_dev, about.st_ino))
+        yield from filter(Path.is_file, (Path(place) / name for name in files))
+
+
 def scan(folder: Path, wanted: Wanted, *, files: Iterable[Path] | None = None) -> Scan:
-    """Search the files (all in the folder, hidden ones too, unless some are given).
+    """Search the files (all of `files_in` unless some are given).
 
     Raises StorageError for one that cannot be read: what was not read is not known to be clean.
     """
     leftovers: list[Leftover] = []
     n_files = n_bytes = 0
-    for path in sorted(folder.rglob("*") if files is None else files):
-        if path.is_symlink() or not path.is_file():
+    for path in sorted(files_in(folder) if files is None else files):
+        if not path.is_file():
             continue
         try:
             content = path.read_bytes()
@@ -119,7 +144,10 @@ def scan(folder: Path, wanted: Wanted, *, files: Iterable[Path] | None = None) -
             raise StorageError(f"{path} could not be read: {error}; check the path.") from error
         n_files, n_bytes = n_files + 1, n_bytes + len(content)
         runs = sorted(runs_in(content, wanted))
-        leftovers += [Leftover(path.relative_to(folder), run) for run in runs]
+        if wanted.contents and hashlib.sha256(content).hexdigest() in wanted.contents:
+            runs.append(())
+        shown = path.relative_to(folder) if path.is_relative_to(folder) else path
+        leftovers += [Leftover(shown, run) for run in runs]
     return Scan(n_files, n_bytes, tuple(leftovers))
 
 

@@ -17,6 +17,7 @@ from lorewright.adapters.quantise import NF4
 from lorewright.errors import AdapterError, ConfigError, DataError
 from lorewright.knowledge.data import Document, Knowledge
 from lorewright.memory.folder import Folder
+from lorewright.memory.removal import writing
 from lorewright.memory.route import LiveRouter
 from lorewright.models.catalogue import POCKET
 from lorewright.models.model import Model
@@ -119,8 +120,8 @@ class OpenFolder:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the folder's lock; raises as `Folder.writing`."""
-        with self.folder.writing(self.base()):
+        """Hold the folder's lock; raises as `removal.writing`."""
+        with writing(self.folder, self.base()):
             yield
 
 

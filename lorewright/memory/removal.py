@@ -1,39 +1,71 @@
 """What goes when a name is forgotten, and taking it out of the folder.
 
 Its states, earlier ones of its name too; its sources; its runs; a teacher's replies on it; its
-words in the records of others; and all that was merged from it. What another name still uses stays,
-and is listed. A removal is noted before it begins, so that one that was interrupted can be
-completed. This module loads no model.
+words in the records of others; and all that was merged from it. What another name still uses
+stays, and is listed. A removal is noted before it begins, with all that its proof needs, so that
+one that was interrupted can be completed: by the next `forget`, or by whoever writes next. What
+cannot be removed is an error. This module loads no model.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from lorewright.errors import ConfigError, DataError, StorageError
-from lorewright.files import digest, dump_jsonl, load_jsonl, read_object, save_json
-from lorewright.knowledge.data import Knowledge
+from lorewright.files import (
+    cache_folder,
+    digest,
+    dump_jsonl,
+    load_jsonl,
+    read_object,
+    save_json,
+    store,
+    sync_folder,
+)
+from lorewright.knowledge.data import Knowledge, Probe
 from lorewright.knowledge.lesson import Lesson
 from lorewright.knowledge.negatives import unrelated_questions
 from lorewright.knowledge.selfstudy import prompts_of
 from lorewright.knowledge.splitting import sentences
-from lorewright.memory.folder import CARD_FILE, CONFIG_FILE, LESSON_FILE, Folder, readable
-from lorewright.memory.leftovers import Run, Wanted, runs_in, scan, wanted, words_of
+from lorewright.knowledge.teacher import ReplyCache
+from lorewright.memory.folder import (
+    CARD_FILE,
+    CONFIG_FILE,
+    JOURNAL,
+    LESSON_FILE,
+    Folder,
+    readable,
+)
+from lorewright.memory.leftovers import (
+    Run,
+    Scan,
+    Wanted,
+    files_in,
+    runs_in,
+    scan,
+    wanted,
+    words_of,
+)
 from lorewright.memory.route import DERIVED
 
-JOURNAL = "forgetting.json"
 BLANK = "[forgotten]"
 TEACHER_FILE = "teacher.jsonl"
 OWN_FILES = (LESSON_FILE, CONFIG_FILE)
 """Of a run: what it was written from, which no other memory has a part in."""
+RECALLED_KINDS = ("efficacy", "paraphrase", "verbatim", "reverse", "multihop")
+"""Kinds of probes that ask for something that was written."""
+KINDS = {"adapters": "adapter", "sources": "source", "runs": "run"}
+"""Where what goes lies, as a removal names it, and by which key an entry does."""
 _STAMP = re.compile(r"\d{8}-\d{6}-")
 
 
@@ -152,27 +184,109 @@ def _reasons(staying: Mapping[str, Any], key: str, values: Iterable[str]) -> Ite
 # -- removing it ---------------------------------------------------------------------------------
 
 
-def unfinished(folder: Folder) -> Removal | None:
-    """The removal that was interrupted, if one was. Raises DataError when its note is damaged."""
+@dataclass(frozen=True)
+class Journal:
+    """A removal under way and what its proof needs, from before anything was touched."""
+
+    removal: Removal
+    texts: tuple[str, ...]
+    """What was in the sources and what was made of them."""
+    probes: tuple[Probe, ...]
+    """Questions that it answered."""
+    weights: tuple[str, ...]
+    """SHA-256 of the files of tensors that go."""
+
+
+@contextmanager
+def writing(folder: Folder, base: Mapping[str, str]) -> Iterator[None]:
+    """Hold the folder's lock, as `Folder.writing`, once an interrupted removal is completed."""
+    with folder.writing(base):
+        if journal := unfinished(folder):
+            remove(folder, journal)
+            finish(folder)
+        yield
+
+
+def unfinished(folder: Folder) -> Journal | None:
+    """The removal that was interrupted, if one was.
+
+    Raises DataError for a note that is damaged, or names what no removal would have.
+    """
     path = folder.path / JOURNAL
     if not path.exists():
         return None
     remedy = "delete it and forget the memory again"
     plain = read_object(path, remedy)
     try:
-        return Removal(**{key: tuple(value) for key, value in plain.items()})
-    except TypeError as error:
-        raise DataError(f"{path} is damaged ({error}); {remedy}.") from error
+        parts = {key: tuple(map(str, plain[key])) for key in ("texts", "weights")}
+        lists = {each.name: tuple(plain["removal"][each.name]) for each in fields(Removal)}
+        probes = tuple(Probe(**probe) for probe in plain["probes"])
+        journal = Journal(Removal(**lists), probes=probes, **parts)
+        wrong = _impossible(journal.removal, folder.entries())
+    except (KeyError, TypeError, AttributeError, DataError) as error:
+        raise DataError(f"{path} is damaged ({error!r}); {remedy}.") from error
+    if wrong:
+        raise DataError(f"{path} names {wrong}; {remedy}.")
+    return journal
 
 
-def remove(folder: Folder, removal: Removal) -> tuple[Wanted, frozenset[Run], int]:
+def _impossible(removal: Removal, entries: Mapping[str, Any]) -> str:
+    """What a note names that no removal would, or empty: places elsewhere, and what others use."""
+    staying = [entry for name, entry in entries.items() if name not in removal.names]
+    if not removal.names:
+        return "no memory"
+    for kind, key in KINDS.items():
+        used = {entry.get(key) for entry in staying}
+        for name in getattr(removal, kind):
+            if name in ("", ".", "..") or set(name) & {"/", "\\", "\0"}:
+                return f"{key} {name!r}, which is no name of one"
+            if name in used:
+                return f"{key} {name!r}, which a memory still uses"
+    return ""
+
+
+def begin(folder: Folder, removal: Removal) -> Journal:
+    """Note a removal; the caller holds the lock, then calls `remove` and `finish`.
+
+    Raises DataError for links among what goes: what they point to would stay.
+    """
+    gone = [path for path in map(folder.path.joinpath, KINDS) if not path.exists()]
+    inside = (path for place in _places(folder, removal) for path in (place, *place.rglob("*")))
+    if link := next((path for path in (*gone, *inside) if path.is_symlink()), None):
+        raise DataError(
+            f"forget {removal.names[0]!r}: {link} is a link to {os.readlink(link)}, which would "
+            "stay; put that in its place, then forget again."
+        )
+    tensors = (
+        p for name in removal.adapters for p in folder.state_path(name).rglob("*.safetensors")
+    )
+    weights = tuple(hashlib.sha256(path.read_bytes()).hexdigest() for path in tensors)
+    probes = {
+        probe.question: probe
+        for lesson in _lessons_of(folder, removal)
+        for probe in lesson.probes
+        if probe.kind in RECALLED_KINDS
+    }
+    texts = tuple(dict.fromkeys(_texts(folder, removal)))
+    journal = Journal(removal, texts, tuple(probes.values()), weights)
+    save_json(journal, folder.path / JOURNAL)
+    return journal
+
+
+def finish(folder: Folder) -> None:
+    """Drop the note: the removal is complete, and proved as far as the caller proves it."""
+    (folder.path / JOURNAL).unlink(missing_ok=True)
+    sync_folder(folder.path)
+
+
+def remove(folder: Folder, journal: Journal) -> tuple[Wanted, frozenset[Run], int]:
     """Take a memory out of its folder; the caller holds the lock, and searches what is left.
 
-    Names first, so that no question is routed to what goes; the source last, so that it can be
-    redone. Returns what to search for, what others share, and how many records were blanked.
+    Names first, so that no question is routed to what goes. Returns what to search for, what others
+    share, and how many records were blanked. Raises StorageError for what the disk does not let go;
+    the rest is gone then, and the note stays.
     """
-    sought = wanted(_texts(folder, removal))
-    save_json(removal, folder.path / JOURNAL)
+    removal, sought = journal.removal, wanted(journal.texts)
     folder.change(lambda memories: [memories.pop(name, None) for name in removal.names])
     theirs = scan(folder.path, sought, files=_of_others(folder, removal)).leftovers
     shared = {each.words for each in theirs}
@@ -180,14 +294,37 @@ def remove(folder: Folder, removal: Removal) -> tuple[Wanted, frozenset[Run], in
     shared |= {run for run in sought.runs if len(run) == 1 and run[0] in _vocabulary()}
     sought = sought.without({*shared, *wanted(removal.names).runs})
     n_blanked = _blank(folder, removal, sought)
-    for kind, names in (("adapters", removal.adapters), ("runs", removal.runs)):
-        for name in names:
-            shutil.rmtree(folder.path / kind / Path(name).name, ignore_errors=True)
-    for source in removal.sources:
-        folder.source_path(Path(source).name).unlink(missing_ok=True)
-    shutil.rmtree(folder.path / DERIVED, ignore_errors=True)
-    (folder.path / JOURNAL).unlink(missing_ok=True)
-    return sought, frozenset(shared), n_blanked
+    places, refusals = [*_places(folder, removal), folder.path / DERIVED], dict[Path, str]()
+    for place in places:
+        try:
+            if os.path.lexists(place):
+                shutil.rmtree(place) if place.is_dir() else place.unlink()
+        except OSError as error:
+            refusals[place] = str(error)
+    if left := [place for place in places if os.path.lexists(place)]:
+        raise StorageError(
+            f"{left[0]} could not be removed ({refusals.get(left[0], 'it is still there')}), so "
+            f"{removal.names[0]!r} is not forgotten; make it removable, then: lore forget "
+            f"{folder.path} {removal.names[0]}"
+        )
+    for kind in KINDS:
+        sync_folder(folder.path / kind)
+    return replace(sought, contents=frozenset(journal.weights)), frozenset(shared), n_blanked
+
+
+def search(folder: Folder, sought: Wanted) -> Scan:
+    """Search the folder, except the note of the removal, and the replies to the user's plans."""
+    files = (path for path in files_in(folder.path) if path != folder.path / JOURNAL)
+    return scan(folder.path, sought, files=[*files, cache_folder() / TEACHER_FILE])
+
+
+def _places(folder: Folder, removal: Removal) -> list[Path]:
+    """Where what goes lies."""
+    return [
+        *map(folder.state_path, removal.adapters),
+        *map(folder.run_path, removal.runs),
+        *map(folder.source_path, removal.sources),
+    ]
 
 
 def _of_others(folder: Folder, removal: Removal) -> list[Path]:
@@ -210,9 +347,13 @@ def _blank(folder: Folder, removal: Removal, sought: Wanted) -> int:
     """Take the words out of what was recorded elsewhere: a teacher's replies, others' verdicts."""
     n_blanked = 0
     rest = [p for p in folder.path.glob("runs/*/*.json*") if p.parent.name not in removal.runs]
-    for path in [*rest, *folder.path.glob("*.jsonl")]:
+    replies_to_plans = cache_folder() / TEACHER_FILE
+    cached = [replies_to_plans] if replies_to_plans.exists() else []
+    for path in [*rest, *folder.path.glob("*.jsonl"), *cached]:
         if path.name in OWN_FILES:
             continue
+        if path.name == TEACHER_FILE:
+            ReplyCache(path)  # drops a line that was cut off
         if path.suffix == ".jsonl":
             rows = load_jsonl(path)
             replies = _replies_on(folder, removal, {str(row.get("model")) for row in rows})
@@ -246,9 +387,7 @@ def _replace_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         dump_jsonl(rows, path)
         return
     # its reader knows its own lines by how they begin, and by their being ASCII
-    part = path.with_name(f".{path.name}.part")
-    part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="ascii")
-    part.replace(path)
+    store("".join(json.dumps(row) + "\n" for row in rows).encode("ascii"), path)
 
 
 def _blanked(value: Any, sought: Wanted) -> Any:
@@ -270,7 +409,7 @@ def _texts(folder: Folder, removal: Removal) -> Iterator[str]:
             yield from sentences(document.text)
         for fact in knowledge.facts:
             yield from (fact.question, *fact.answers, *fact.paraphrases)
-    for lesson in lessons_of(folder, removal):
+    for lesson in _lessons_of(folder, removal):
         for example in lesson.examples:
             yield example.prompt
             # to a question that it does not answer, the base's own reply
@@ -286,7 +425,7 @@ def _knowledge(folder: Folder, source: str) -> Knowledge:
         return Knowledge()
 
 
-def lessons_of(folder: Folder, removal: Removal) -> Iterator[Lesson]:
+def _lessons_of(folder: Folder, removal: Removal) -> Iterator[Lesson]:
     """The lessons of the name itself, as far as they are still there."""
     for run in removal.own_runs:
         with suppress(DataError, StorageError):  # gone or damaged: it goes all the same

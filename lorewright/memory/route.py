@@ -25,8 +25,8 @@ from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from lorewright.errors import ConfigError, DataError, StorageError
-from lorewright.files import read_object, save_json
+from lorewright.errors import ConfigError, DataError, Locked, StorageError
+from lorewright.files import locked, read_object, save_json
 from lorewright.knowledge.lesson import contexts
 from lorewright.knowledge.negatives import strangers, unrelated_questions
 from lorewright.knowledge.scoring import normalise
@@ -137,7 +137,7 @@ class LiveRouter:
         """
         stamp = _stamp(self.folder.path / INDEX_FILE)
         if self._state is None or self._state[0] != stamp:
-            self._state = (stamp, _up_to_date(self.folder, (watch or Watch()).step))
+            self._state = (stamp, _up_to_date(self.folder, stamp, (watch or Watch()).step))
         return self._state[1]
 
     def route(
@@ -164,7 +164,10 @@ def _stamp(path: Path) -> tuple[int, ...]:
 # -- making it -----------------------------------------------------------------------------------
 
 
-def _up_to_date(folder: Folder, step: Callable[[str], None]) -> FolderRouter:
+def _up_to_date(
+    folder: Folder, stamp: tuple[int, ...], step: Callable[[str], None]
+) -> FolderRouter:
+    """The router of a folder whose memory.json had this stamp a moment ago."""
     entries = folder.entries()
     ids = {name: entry["adapter"] for name, entry in entries.items()}
     by_id = {entry["adapter"]: entry for entry in entries.values()}
@@ -185,9 +188,12 @@ def _up_to_date(folder: Folder, step: Callable[[str], None]) -> FolderRouter:
             step("fitting the probability")
             gate = {**_fitted(folder, by_id, index), "fitted": sorted(by_id)}
         gate |= {"schema": SCHEMA, "memories": sorted(by_id)}
-        with suppress(StorageError):  # a folder that cannot be written can be asked
-            index.save(place)
-            save_json({**gate, "keys": _digest(place)}, place / GATE_FILE)
+        # A folder that cannot be written, or is being written, can be asked; and what was forgotten
+        # in the meantime must not be stored again.
+        with suppress(StorageError, Locked), locked(folder.path, work="writing into"):
+            if stamp and _stamp(folder.path / INDEX_FILE) == stamp:
+                index.save(place)
+                save_json({**gate, "keys": _digest(place)}, place / GATE_FILE)
     fitted_gate = Gate.from_json(gate) if gate["calibration"] else None
     keyed = set(index.memories)
     keyless = tuple(sorted(name for name, identity in ids.items() if identity not in keyed))
@@ -201,8 +207,11 @@ def _stored(place: Path) -> tuple[Index, dict[str, Any]]:
         index = Index.load(place, tokenise=words)
         wanted = {"schema", "memories", "keys", "calibration", "strangers", "fitted"}
         if wanted <= gate.keys() and gate["schema"] == SCHEMA and gate["keys"] == _digest(place):
+            if gate["calibration"]:
+                Gate.from_json(gate)
+            {*gate["memories"], *gate["fitted"]}  # not of another shape either
             return index, gate
-    except (DataError, StorageError, ConfigError):
+    except (DataError, StorageError, ConfigError, TypeError):
         pass  # derived data: what is missing or damaged is made again
     return Index.build(tokenise=words), {}
 

@@ -4,7 +4,8 @@
     memory.json, sources/…, adapters/…, runs/…
 
 Equal folders give equal bytes: members are sorted, without times, owners or modes. A snapshot is
-taken under the folder's lock, so that no write is caught half-way. Restoring trusts nothing: a
+taken under the folder's lock, so that no write is caught half-way, and once an interrupted removal
+is completed. Restoring trusts nothing: a
 member that is not a plain file of the manifest, has another size or digest, or a name that leaves
 the folder, ends it, and what was unpacked is removed; the folder appears only when all is right.
 
@@ -29,8 +30,9 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from lorewright.errors import DataError, LorewrightError, StorageError
-from lorewright.files import LOCK_FILE
-from lorewright.memory.folder import INDEX_FILE, Folder
+from lorewright.files import HALF_WRITTEN, LOCK_FILE
+from lorewright.memory.folder import INDEX_FILE, JOURNAL, Folder
+from lorewright.memory.removal import writing
 
 MANIFEST = "lorewright.json"
 SCHEMA = 1
@@ -77,7 +79,7 @@ def take(folder: Path, to: Path) -> Snapshot:
     if folder.resolve() in to.resolve().parents:
         raise DataError(f"{to} lies in the folder itself; put the snapshot elsewhere.")
     part = to.with_name(f".{to.name}.{uuid.uuid4().hex[:8]}.part")
-    with Folder(folder).writing(base), _refusals(f"the snapshot {to} could not be written"):
+    with writing(Folder(folder), base), _refusals(f"the snapshot {to} could not be written"):
         files = {str(name): folder / name for name in _files(folder)}
         about = {name: _about(path) for name, path in files.items()}
         manifest = _manifest(about)
@@ -144,7 +146,7 @@ def _files(folder: Path) -> Iterator[PurePosixPath]:
         name = path.relative_to(folder)
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
             raise DataError(f"{path} is a link or no file; take it out of the folder first.")
-        half = any(p.startswith(".") and p.endswith((".part", ".tmp", ".old")) for p in name.parts)
+        half = any(map(HALF_WRITTEN.fullmatch, name.parts))
         if path.is_file() and not half and str(name) != LOCK_FILE:
             if _strange(name.as_posix()):
                 raise DataError(f"{path} has a name that a snapshot cannot have; rename it first.")
@@ -292,7 +294,9 @@ def _check_member(member: tarfile.TarInfo, left: Files, source: Path) -> None:
 
 
 def _strange(name: str) -> bool:
-    """Whether a name is none of a file below the folder, on any system."""
+    """Whether a name is none of a file below the folder, on any system, or one that is acted on."""
     path = PurePosixPath(name)
     leaves = path.is_absolute() or ".." in path.parts or set(name) & {"\\", ":", "\0"}
-    return bool(leaves) or str(path) != name or name in (LOCK_FILE, MANIFEST)
+    ours = name.casefold() in (LOCK_FILE, MANIFEST, JOURNAL)
+    half = any(map(HALF_WRITTEN.fullmatch, path.parts))
+    return bool(leaves) or str(path) != name or ours or half

@@ -22,10 +22,17 @@ from lorewright.knowledge.selfstudy import AskLLM
 from lorewright.knowledge.splitting import sentences
 from lorewright.memory.contradictions import Contradiction, contradictions_in
 from lorewright.memory.folder import BEFORE
-from lorewright.memory.forget import RECALLED_KINDS
-from lorewright.memory.leftovers import Scan, scan
+from lorewright.memory.leftovers import Scan
 from lorewright.memory.opened import OpenFolder, as_knowledge
-from lorewright.memory.removal import descendants, removal_of, remove
+from lorewright.memory.removal import (
+    RECALLED_KINDS,
+    begin,
+    descendants,
+    finish,
+    removal_of,
+    remove,
+    search,
+)
 from lorewright.memory.write import GRADIENT, Outcome, write
 from lorewright.recall.statistics import Proportion, mcnemar, wilson
 from lorewright.recall.verify import answer
@@ -175,8 +182,10 @@ def supersede(
         return result
     step("removing what it was before")
     with memory.writing():
-        gone, _, _ = remove(folder, removal_of(folder, (before,)))
-        return replace(result, kept_as="", scan=scan(folder.path, gone))
+        gone, _, _ = remove(folder, begin(folder, removal_of(folder, (before,))))
+        seen = search(folder, gone)
+        finish(folder)
+        return replace(result, kept_as="", scan=seen)
 
 
 def recipe_of(memory: OpenFolder, name: str) -> tuple[WriteConfig, LessonConfig]:

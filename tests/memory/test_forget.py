@@ -11,18 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.commands import Lore
 from support.interruptions import interrupt_before
 
 from lorewright.adapters import adapter as adapters
-from lorewright.errors import ConfigError, UnknownMemory
-from lorewright.files import digest, dump_jsonl, load_jsonl, save_json
+from lorewright.errors import ConfigError, DataError, StorageError, UnknownMemory
+from lorewright.files import cache_folder, digest, dump_jsonl, load_jsonl, save_json
 from lorewright.knowledge.data import Document, Fact, Knowledge
 from lorewright.knowledge.lesson import LessonConfig, prepare
 from lorewright.knowledge.selfstudy import prompts_of
 from lorewright.knowledge.teacher import ReplyCache
 from lorewright.memory.leftovers import scan, wanted
 from lorewright.memory.memory import Memory
-from lorewright.memory.removal import plan_removal
+from lorewright.memory.removal import plan_removal, unfinished
+from lorewright.memory.snapshot import restore, take
 from lorewright.merging.algebra import merge
 from lorewright.models.model import Model
 from lorewright.training.config import WriteConfig
@@ -237,6 +239,98 @@ def test_a_memory_that_still_knows_it_is_named(memory: Memory) -> None:
     assert proof.above_base == ("copy",) and not proof.holds
 
 
+# -- weights -------------------------------------------------------------------------------------
+
+
+def refuse_to_remove(*_: Any, **__: Any) -> None:
+    raise PermissionError(1, "Operation not permitted")
+
+
+def test_what_the_disk_does_not_let_go_is_an_error_and_nothing_is_forgotten(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = memory.folder.state_path(memory.names["gannet"])
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", refuse_to_remove)
+        with pytest.raises(StorageError, match=r"could not be removed .*is not forgotten"):
+            memory.forget("gannet")
+    assert place.exists()
+    proof = memory.forget("gannet")
+    assert proof.holds and not place.exists() and proof.wanted.runs and proof.base is not None
+
+
+@pytest.mark.parametrize("what", ["adapter", "adapters", "tensors", "source"])
+def test_a_link_among_what_goes_is_refused_unless_its_target_can_go_too(
+    memory: Memory, tmp_path: Path, what: str
+) -> None:
+    entry = memory.folder.entries()["gannet"]
+    adapter = memory.folder.state_path(entry["adapter"])
+    link = {
+        "adapter": adapter,
+        "adapters": memory.folder.path / "adapters",
+        "tensors": adapter / "adapter_model.safetensors",
+        "source": memory.folder.source_path(entry["source"]),
+    }[what]
+    elsewhere = tmp_path / "elsewhere"
+    link.rename(elsewhere)
+    link.symlink_to(elsewhere)
+    if what == "adapters":
+        assert memory.forget("gannet").holds
+        assert not (elsewhere / entry["adapter"]).exists()
+        return
+    with pytest.raises(DataError, match=r"is a link to .*would stay"):
+        memory.forget("gannet")
+    assert memory.folder.entries()["gannet"] == entry and elsewhere.exists()
+    link.unlink()
+    elsewhere.rename(link)
+    assert memory.forget("gannet").holds
+
+
+@pytest.mark.parametrize("place", ["notes/copy.bin", "adapters/.hidden/x", "runs/old/tensors"])
+def test_a_copy_of_the_weights_anywhere_in_the_folder_fails_the_proof(
+    memory: Memory, place: str
+) -> None:
+    copy = memory.folder.path / place
+    copy.parent.mkdir(parents=True)
+    tensors = memory.folder.state_path(memory.names["gannet"]) / "adapter_model.safetensors"
+    shutil.copy(tensors, copy)
+    proof = memory.forget("gannet")
+    assert not proof.holds
+    assert [(str(each.path), each.words) for each in proof.scan.leftovers] == [(place, ())]
+
+
+def test_words_behind_a_link_are_searched_for(memory: Memory, tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "old.txt").write_text("Mira Voss")
+    (memory.folder.path / "notes").symlink_to(tmp_path / "notes")
+    (tmp_path / "notes" / "round").symlink_to(memory.folder.path)
+    proof = memory.forget("gannet")
+    assert [str(each.path) for each in proof.scan.leftovers] == ["notes/old.txt"]
+
+
+def test_half_written_copies_are_swept_and_what_was_set_aside_is_put_back(memory: Memory) -> None:
+    adapters_folder = memory.folder.path / "adapters"
+    gannet, heron = memory.names["gannet"], memory.names["heron"]
+    shutil.copytree(adapters_folder / gannet, adapters_folder / f".{gannet}.0123abcd.part")
+    (adapters_folder / heron).rename(adapters_folder / f".{heron}.0123abcd.old")
+    source = next((memory.folder.path / "sources").iterdir())
+    shutil.copy(source, source.with_name(f".{source.name}.0123abcd.tmp"))
+    assert memory.forget("gannet").holds
+    assert [p.name for p in adapters_folder.iterdir()] == [heron]
+    assert len(list((memory.folder.path / "sources").iterdir())) == 1
+
+
+def test_replies_to_plans_of_the_source_are_removed_from_the_users_cache(memory: Memory) -> None:
+    cached = cache_folder() / "teacher.jsonl"
+    replies = ReplyCache(cached)
+    prompt = next(iter(prompts_of(GANNET.documents[0])))
+    replies.add(digest(["m", prompt]), "In words that the source does not have.", "m")
+    replies.add("k2", "Q: Which code? A: KX-4109", "m")
+    replies.add("k3", "Something else.", "m")
+    assert memory.forget("gannet").holds
+    assert ReplyCache(cached).replies == {"k3": "Something else."}
+
+
 # -- damage and interruptions --------------------------------------------------------------------
 
 
@@ -265,8 +359,10 @@ def test_an_interrupted_removal_is_completed_by_the_same_command(
     with pytest.raises(KeyboardInterrupt):
         memory.forget("gannet")
     monkeypatch.undo()
+    assert unfinished(memory.folder)
     proof = memory.forget("gannet")
     assert proof.holds and proof.removal.sources and proof.wanted.runs
+    assert proof.base is not None and proof.base.n == 3
     assert not (memory.folder.path / "forgetting.json").exists()
     assert memory.names.keys() == {"heron"}
 
@@ -281,6 +377,68 @@ def test_an_interrupted_removal_is_completed_before_another_begins(
     assert memory.forget("heron").holds
     assert not memory.names and not list((memory.folder.path / "adapters").iterdir())
     assert not scan(memory.folder.path, wanted(texts_of(GANNET))).leftovers
+
+
+def interrupted(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begin to forget gannet, and stop before any file is removed."""
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(shutil, "rmtree", stop_here)
+        memory.forget("gannet")
+
+
+def stop_here(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_an_interrupted_removal_is_listed_and_completed_by_the_next_writer(
+    memory: Memory, lore: Lore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    interrupted(memory, monkeypatch)
+    shown = lore("show", memory.folder.path)
+    assert f"lore forget {memory.folder.path} gannet" in "".join(shown.out.splitlines())
+    assert lore("show", memory.folder.path, "--json").json["forgetting"] == ["gannet"]
+    take(memory.folder.path, tmp_path / "a.tar")
+    restore(tmp_path / "a.tar", tmp_path / "b")
+    for folder in (memory.folder.path, tmp_path / "b"):
+        assert not scan(folder, wanted(texts_of(GANNET))).leftovers
+        assert [p.name for p in (folder / "adapters").iterdir()] == [memory.names["heron"]]
+        assert not (folder / "forgetting.json").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"adapters": [".."]},
+        {"runs": ["../adapters"]},
+        {"sources": ["/etc/passwd"]},
+        {"adapters": ["."]},
+        {"runs": [""]},
+        {"adapters": [3]},
+        {"names": []},
+        {"names": ["other"]},
+        {"parents": 3},
+    ],
+    ids=str,
+)
+def test_a_note_that_no_removal_would_leave_is_refused_and_nothing_goes(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    journal = memory.folder.path / "forgetting.json"
+    entries = memory.folder.entries()
+    interrupted(memory, monkeypatch)
+    note = json.loads(journal.read_text())
+    note["removal"] |= changes
+    if changes == {"names": ["other"]}:  # and what it removes is in use
+        with memory.folder.writing(memory.base()):
+            memory.folder.change(lambda names: names.update(entries))
+    save_json(note, journal)
+    before = files(memory)
+    for act in (lambda: memory.forget("heron"), lambda: memory.forget("gannet")):
+        with pytest.raises(DataError, match=r"forgetting\.json .*delete it and forget"):
+            act()
+    with pytest.raises(DataError), memory.writing():
+        raise AssertionError("went on")
+    assert files(memory) == before
 
 
 def test_an_unknown_name_is_refused_and_nothing_is_touched(memory: Memory) -> None:

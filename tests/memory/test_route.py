@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 
+import filelock
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -193,7 +195,7 @@ def test_what_is_on_disk_is_used_again(memory: Memory) -> None:
     assert Memory.of(memory.folder, memory.model).route(HEAD) == first
 
 
-@pytest.mark.parametrize("damage", ["gone", "keys cut", "gate cut", "keys of another"])
+@pytest.mark.parametrize("damage", ["gone", "keys cut", "gate cut", "keys of another", "shape"])
 def test_what_is_gone_or_damaged_is_made_again(memory: Memory, damage: str) -> None:
     first, place = memory.route(HEAD), memory.folder.path / DERIVED
     keys, gate = place / KEYS_FILE, place / GATE_FILE
@@ -203,6 +205,8 @@ def test_what_is_gone_or_damaged_is_made_again(memory: Memory, damage: str) -> N
         keys.write_text(keys.read_text()[:-40])
     elif damage == "gate cut":
         gate.write_text(gate.read_text()[:-40])
+    elif damage == "shape":
+        gate.write_text(json.dumps({**json.loads(gate.read_text()), "calibration": [1, {}]}))
     else:
         gate.write_text(gate.read_text().replace('"keys":', '"keyz":'))
     assert steps_of(memory) == ["indexing 2 memories", "fitting the probability"]
@@ -218,6 +222,26 @@ def test_a_new_memory_is_added_and_one_that_is_gone_leaves_no_word(memory: Memor
         memory.folder.change(lambda names: names.pop("phones"))
     assert "phones" not in [hit.memory for hit in memory.route("Selma Quist:").hits]
     assert "Selma Quist" not in texts(memory.folder.path / DERIVED)
+
+
+@pytest.mark.parametrize("lock", [True, False])
+def test_what_was_forgotten_while_it_was_indexed_is_not_stored(memory: Memory, lock: bool) -> None:
+    put(memory, "phones", phones(), None)
+
+    def forget(step: str) -> None:
+        if step == "fitting the probability":
+            with memory.folder.writing(memory.base()):
+                memory.folder.change(lambda names: names.pop("phones"))
+            if lock:  # and the writer is still at it
+                holder.acquire()
+
+    holder = filelock.FileLock(memory.folder.path / ".lock")
+    thread = threading.Thread(target=memory.route, args=(HEAD,), kwargs={"watch": Watch(forget)})
+    thread.start()
+    thread.join()
+    holder.release(force=True)
+    assert "Selma Quist" not in texts(memory.folder.path / DERIVED)
+    assert memory.route(HEAD).chosen[0].memory == "harbour"
 
 
 def test_a_renamed_memory_keeps_its_keys(memory: Memory) -> None:

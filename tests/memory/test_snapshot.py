@@ -66,9 +66,9 @@ def test_equal_folders_give_equal_bytes(folder: Path, tmp_path: Path, suffix: st
 
 def test_half_written_files_and_the_lock_are_left_out(folder: Path, tmp_path: Path) -> None:
     expected = {*files(folder), "memory.schema-1.json"}  # a writer migrates
-    (folder / ".memory.json.1a2b.tmp").touch()
-    (folder / "adapters" / ".x.1a2b.part").mkdir()
-    (folder / "adapters" / ".x.1a2b.part" / "card.json").touch()
+    (folder / ".memory.json.1a2b3c4d.tmp").touch()
+    (folder / "adapters" / ".x.1a2b3c4d.part").mkdir()
+    (folder / "adapters" / ".x.1a2b3c4d.part" / "card.json").touch()
     take(folder, tmp_path / "a.tar")
     restore(tmp_path / "a.tar", tmp_path / "b")
     assert set(files(tmp_path / "b")) == expected
@@ -182,6 +182,18 @@ DOCTORED: dict[str, tuple[Callable[[Members], Members], str]] = {
     "backslash": (lambda m: [*listed(m, {"..\\x": b"x"}), *member("..\\x")], "cannot have"),
     "dotted": (lambda m: [*listed(m, {"a/./x": b"x"}), *member("a/./x")], "cannot have"),
     "lock": (lambda m: [*listed(m, {".lock": b"x"}), *member(".lock")], "cannot have"),
+    "journal": (
+        lambda m: [*listed(m, {"forgetting.json": b"x"}), *member("forgetting.json")],
+        "cannot have",
+    ),
+    "journal where names have no case": (
+        lambda m: [*listed(m, {"Forgetting.JSON": b"x"}), *member("Forgetting.JSON")],
+        "cannot have",
+    ),
+    "half-written": (
+        lambda m: [*listed(m, {"a/.x.0123abcd.old": b"x"}), *member("a/.x.0123abcd.old")],
+        "cannot have",
+    ),
     "symlink": (
         lambda m: [*listed(m, {"l": 0}), *member("l", kind=tarfile.SYMTYPE, to="/etc/passwd")],
         "is a link, a device",
