@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.families import llama, logits
-from support.rounding import rounding
+from support.numbers import rounding
 from torch import Tensor, nn
 
 from lorewright.adapters.adapter import HALVES, Adapter, content_id, load, save
@@ -74,7 +74,7 @@ def close(result: Adapter, name: str, expected: Tensor, n_roundings: int = 1) ->
     """Assert that a module changes by these amounts, but for so many roundings of A and B."""
     A_RI, B_OR = (result.tensors[name + half].double().abs() for half in HALVES)
     most = result.config.scale * (B_OR @ A_RI).max().item()
-    atol = rounding(n_roundings, 2 * most) + 1e-12
+    atol = rounding(torch.float32, n_roundings, 2 * most) + 1e-12
     torch.testing.assert_close(delta(result, name), expected, rtol=0, atol=atol)
 
 
@@ -620,7 +620,7 @@ def test_pefts_exact_kinds_agree(
         layer = wrapped.get_submodule(f"base_model.model.{name}")
         result = layer.get_delta_weight("merged").detach().double()
         A_RI, B_OR = (ours.tensors[name + half].double() for half in HALVES)
-        atol = rounding(64, result.abs().max().item())  # PEFT's is a float32 SVD of 64 columns
+        atol = rounding(torch.float32, 64, result)  # PEFT's is a float32 SVD of 64 columns
         torch.testing.assert_close(B_OR @ A_RI, result, rtol=0, atol=atol)
 
 
@@ -647,7 +647,7 @@ def test_the_result_saves_loads_in_peft_and_moves_logits_as_the_sum_would(
     expected, base = logits(with_deltas(several, weights)), logits(model)
     wrapped = peft.PeftModel.from_pretrained(llama(), tmp_path / "merged")
     assert (expected - base).abs().max() > 1e-2
-    atol = rounding(32 * 8, expected.abs().max().item())  # sums over 32 inputs in 8 matrices
+    atol = rounding(torch.float32, 32 * 8, expected)  # sums over 32 inputs in 8 matrices
     torch.testing.assert_close(logits(wrapped), expected, rtol=0, atol=atol)
     with attach(model, [ours.config]) as stack:
         stack.load(0, load(tmp_path / "merged").tensors)

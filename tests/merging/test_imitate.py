@@ -13,7 +13,7 @@ import pytest
 import torch
 from support.families import FAMILIES, gemma3_text, gpt_neox, llama, logits, phi, qwen3_moe
 from support.models import letters
-from support.rounding import rounding
+from support.numbers import rounding
 from torch import Tensor, nn
 
 from lorewright.adapters.adapter import HALVES, Adapter, capture, content_id, load, save
@@ -192,7 +192,7 @@ def test_the_result_is_a_plain_adapter_that_loads_in_peft(tmp_path: Path) -> Non
     wrapped = peft.PeftModel.from_pretrained(llama(), tmp_path / "merged")
     with model.using(result):
         ours = logits(model.network)
-    atol = rounding(32 * 8, ours.abs().max().item())  # sums over 32 inputs in 8 matrices
+    atol = rounding(torch.float32, 32 * 8, ours)  # sums over 32 inputs in 8 matrices
     torch.testing.assert_close(logits(wrapped), ours, rtol=0, atol=atol)
 
 
@@ -221,7 +221,7 @@ def test_grams_are_products_of_what_each_module_receives_without_padding() -> No
         x_TI = tap[name][0][0].double()
         expected += x_TI.T @ x_TI
     n_values = sum(len(model.render(row.prompt, row.completion)) for row in one.examples)
-    atol = rounding(48 * n_values, expected.abs().max().item())
+    atol = rounding(torch.float32, 48 * n_values, expected)
     torch.testing.assert_close(result[name], expected, rtol=0, atol=atol)
     merged = merge([one.adapter, one.adapter], method="regmean", grams=[result, result])
     assert off(model, merged.adapter, one) < 1e-2

@@ -28,15 +28,15 @@ def depth(network: torch.nn.Module, n_tokens: int) -> int:
     return 2 * (int(config.num_hidden_layers) * layer + int(config.vocab_size)) + n_tokens
 
 
-def assert_close(found: Tensor, expected: Tensor, n_terms: int) -> None:
+def assert_close(result: Tensor, expected: Tensor, n_terms: int) -> None:
     """Equal but for the rounding of sums of so many terms of the expected tensor's size."""
-    most = rounding(found.dtype, n_terms, expected)
-    difference = found.detach().double() - expected.detach().double()
-    off = float(difference.abs().max()) if found.numel() else 0.0
+    most = rounding(result.dtype, n_terms, expected)
+    difference = result.detach().double() - expected.detach().double()
+    off = float(difference.abs().max()) if result.numel() else 0.0
     assert math.isfinite(off) and off <= most, f"off by {off:.3g}; rounding allows {most:.3g}"
 
 
-def assert_all_close(found: Iterable[Tensor], expected: Iterable[Tensor], n_terms: int) -> None:
+def assert_all_close(results: Iterable[Tensor], expected: Iterable[Tensor], n_terms: int) -> None:
     """The same for tensors side by side; each by its own size."""
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(results, expected, strict=True):
         assert_close(one, other, n_terms)
