@@ -37,11 +37,24 @@ def cache_folder() -> Path:
 # --- reading -----------------------------------------------------------------------------------
 
 
-def read_text(path: Path) -> str:
-    """Return the UTF-8 text of a file with ``\\n`` line ends and without a byte order mark.
+class Text(NamedTuple):
+    """The text of a file, and the encoding in which it stood."""
 
-    Raises DataError when it is missing, not a file, empty, over MAX_BYTES, binary, UTF-16 or not
-    UTF-8; StorageError when the disk refuses.
+    content: str
+    encoding: str
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file, as read_encoded does."""
+    return read_encoded(path).content
+
+
+def read_encoded(path: Path) -> Text:
+    """Return the text of a file with ``\\n`` line ends and without a byte order mark.
+
+    UTF-8, UTF-16 and, where nothing speaks against it, Windows-1252. Raises DataError when it is
+    missing, not a file, empty, over MAX_BYTES, binary (whatever its name), or in another encoding;
+    StorageError when the disk refuses.
     """
     if not path.exists():
         raise DataError(f"{path} cannot be read: there is no such file; check the path.")
@@ -56,34 +69,83 @@ def read_text(path: Path) -> str:
         text = _decode(path.read_bytes(), path)
     except OSError as error:
         raise StorageError(f"{path} cannot be read: {error}; check the disk.") from error
-    if not text.strip():
+    if not text.content.strip():
         raise DataError(f"{path} is empty; give a file with text in it.")
     return text
 
 
-def _decode(content: bytes, path: Path) -> str:
+_MAGIC = {
+    b"%pdf-": "a PDF",
+    b"%!ps": "PostScript",
+    b"{\\rtf": "an RTF document",
+    b"pk\x03\x04": "a ZIP archive (such as .docx, .xlsx or .epub)",
+    b"\xd0\xcf\x11\xe0": "an old Office document",
+    b"\x1f\x8b": "a gzip archive",
+    b"\x89png": "a picture",
+    b"gif8": "a picture",
+    b"\xff\xd8\xff": "a picture",
+    b"sqlite format 3": "a database",
+    b"<!doctype html": "an HTML page",
+    b"<html": "an HTML page",
+}
+"""First bytes, in lower case, of what is no plain text under any name."""
+
+_UNLIKELY_1252 = re.compile(
+    r"(?<=[^\W\d_])[¡-©¬-³¶¸¹¼-¿×÷](?=[^\W\d_])"  # a sign inside a word: Latin-2 and others
+    r"|(?<=[a-zß-ÿ])[À-ÞŠŒŽŸ]"  # a capital inside a word: a cut UTF-8 character, Mac OS Roman
+)
+MAX_HIGH_SHARE = 0.25
+"""Text with a larger share of non-ASCII letters is in no Latin script, so not in Windows-1252."""
+
+
+def _decode(content: bytes, path: Path) -> Text:
+    start = content.removeprefix(b"\xef\xbb\xbf")[:400].lstrip().lower()
+    kind = next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), None)
+    if kind:
+        raise DataError(f"{path} is {kind}, not text; save it as text, Markdown or CSV.")
     n_zero = content.count(0)
-    halves = sorted((content[::2].count(0), content[1::2].count(0)))
+    halves = (content[::2].count(0), content[1::2].count(0))
     # Latin text saved as UTF-16 without a mark has a NUL in every other byte.
-    alternating = halves[0] == 0 and halves[1] * 20 > len(content) * 9
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")) or alternating:
-        raise DataError(f"{path} is UTF-16 text; save it as UTF-8.")
+    alternating = min(halves) == 0 and max(halves) * 20 > len(content) * 9
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return _text(content, "utf-16", path)
+    if alternating:
+        return _text(content, "utf-16-le" if halves[1] else "utf-16-be", path)
     n_control = sum(content.count(byte) for byte in (*range(1, 9), *range(14, 27), *range(28, 32)))
-    if n_zero or n_control * 2 > len(content):
+    if n_zero or n_control * 10 > len(content):
         raise DataError(
             f"{path} is binary ({n_zero} NUL and {n_control} control bytes of {len(content)}); "
             "give a text file."
         )
     try:
-        text = content.decode("utf-8-sig")
+        return _text(content, "utf-8-sig", path)
+    except DataError:
+        # A damaged UTF-8 file has whole characters beside the damaged one.
+        whole = content.decode("utf-8", errors="ignore")
+        text = content.decode("latin-1") if whole.isascii() else ""
+        n_high = sum(not char.isascii() for char in text)
+        if not text or n_high > len(text) * MAX_HIGH_SHARE:
+            raise
+        text = content.decode("cp1252", errors="replace")
+        if "\ufffd" in text or _UNLIKELY_1252.search(text):
+            raise
+        return _text(content, "cp1252", path)
+
+
+def _text(content: bytes, encoding: str, path: Path) -> Text:
+    try:
+        text = content.decode(encoding)
     except UnicodeDecodeError as error:
         # The codec counts from after the byte order mark.
-        offset = error.start + (3 if content.startswith(b"\xef\xbb\xbf") else 0)
+        marked = encoding == "utf-8-sig" and content.startswith(b"\xef\xbb\xbf")
+        offset = error.start + (3 if marked else 0)
+        name = encoding.removesuffix("-sig").upper()
         raise DataError(
-            f"{path} is not UTF-8: byte {content[offset]:#04x} at offset {offset}; "
+            f"{path} is not {name}: byte {content[offset]:#04x} at offset {offset}; "
             "save it as UTF-8."
         ) from error
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    return Text(text, encoding.removesuffix("-sig"))
 
 
 class Row(NamedTuple):
@@ -105,7 +167,9 @@ def jsonl_rows(
         if not line.strip():
             continue
         try:
-            values = json.loads(line, parse_float=parse_float)
+            values = json.loads(line, parse_float=parse_float, object_pairs_hook=unique_keys)
+        except DataError as error:
+            raise DataError(f"{path} line {number} {error}") from error
         except (ValueError, RecursionError) as error:
             raise DataError(
                 f"{path} line {number} is not valid JSON ({error}); it may be cut off or lack a "
@@ -116,6 +180,16 @@ def jsonl_rows(
                 f"{path} line {number} holds a {type(values).__name__}; write one object per line."
             )
         yield Row(number, values)
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs; raises DataError, for a message to end in, for a key twice."""
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for n, key in enumerate(keys) if key in keys[:n])
+        raise DataError(f"has the key {twice!r} twice in one object; leave one of them.")
+    return values
 
 
 def load_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -130,7 +204,7 @@ def load_jsonl(path: Path) -> list[dict[str, Any]]:
         raise DataError(f"{path} cannot be read: there is no such file; check the path.") from error
     except OSError as error:
         raise StorageError(f"{path} cannot be read: {error}; check the disk.") from error
-    return [row.values for row in jsonl_rows(_decode(content, path), path)]
+    return [row.values for row in jsonl_rows(_text(content, "utf-8-sig", path).content, path)]
 
 
 def read_object(path: Path, remedy: str) -> dict[str, Any]:

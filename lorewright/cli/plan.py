@@ -66,8 +66,10 @@ def plan(
             watch=watch,
         )
     if as_json:
-        print_json(planned.to_json())
+        print_json(planned.to_json() | {"reading": list(knowledge.notes)})
     else:
+        for note in knowledge.notes:
+            say(note, "dim")
         _print_plan(source.name, planned)
 
 

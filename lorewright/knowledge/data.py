@@ -123,10 +123,12 @@ class Knowledge:
 
     documents: tuple[Document, ...] = ()
     facts: tuple[Fact, ...] = ()
+    notes: tuple[str, ...] = dataclasses.field(default=(), compare=False)
+    """What was read otherwise than as it stands, or left out, in sentences."""
 
     def digest(self) -> str:
-        """Return the sha256 of everything in it, order included, as 64 hex digits."""
-        return digest(self)
+        """Return the sha256 of its documents and facts, order included, as 64 hex digits."""
+        return digest({"documents": self.documents, "facts": self.facts})
 
 
 def _require(what: str, name: str, **fields: str) -> None:

@@ -119,7 +119,7 @@ def prepare(
     words = phrasing_named(phrasing)
     parts: list[list[Example]] = []
     probes: list[Probe] = []
-    notes: list[str] = []
+    notes = [*knowledge.notes]
     for document in knowledge.documents:
         progress(f"reading {document.id}")
         study = Study(document, ask_llm, words, config.train_sets, config.probe_sets)

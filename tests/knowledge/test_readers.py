@@ -66,12 +66,25 @@ def refusal(path: Path) -> str:
         {
             "messages": [
                 {"role": "system", "content": "Be brief."},
-                {"role": "user", "content": "Hello"},
-                {"role": "assistant", "content": "Hello."},
-                {"role": "user", "content": "Who?"},
-                {"role": "assistant", "content": "Ada"},
+                {"role": "user", "content": [{"type": "text", "text": "Who?"}]},
+                {"role": "assistant", "content": "Ada", "weight": 1},
             ]
         },
+        {"conversations": [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "Ada"}]},
+        {"instruction": "Who?", "input": "", "output": "Ada"},
+        {"instruction": "Who?", "context": "", "response": "Ada", "category": "open_qa"},
+        {"prompt": "Who?", "chosen": "Ada", "rejected": "Grace"},
+        {
+            "chosen": [
+                {"role": "user", "content": "Who?"},
+                {"role": "assistant", "content": "Ada"},
+            ],
+            "rejected": [],
+        },
+        {"text": "Below is a request.\n\n### Instruction:\nWho?\n\n### Response:\nAda</s>"},
+        {"text": "USER: Who?\nASSISTANT: Ada"},
+        {"text": "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\nAda<|im_end|>\n"},
+        {"text": "<s>[INST] Who? [/INST] Ada </s>"},
         {"text": "Question: Who? Answer: Ada"},
         {"text": "\nQuestion: Who?\nAnswer: Ada\n"},
     ],
@@ -231,7 +244,7 @@ def test_one_bad_file_refuses_the_folder_by_name(tmp_path: Path) -> None:
         ("a.json", "[]", "holds no rows"),
         ("a.json", "4", "holds a int"),
         ("a.json", "[4]", "item 1 is a int"),
-        ("a.json", '{"data": "x"}', "holds a str"),
+        ("a.json", '{"data": "x"}', "holds a dict"),
         ("a.csv", "question,answer\n", "holds no rows"),
         ("a.csv", 'question,answer\nq,"a\nb', "line 2 is not valid CSV"),
         ("a.csv", "question,answer\nq,a,b", "line 2 has 3 fields and the header 2"),
@@ -265,9 +278,8 @@ def test_one_bad_file_refuses_the_folder_by_name(tmp_path: Path) -> None:
     ],
 )
 def test_refusals_say_where_and_what(tmp_path: Path, name: str, content: str, message: str) -> None:
-    message = refusal(write(tmp_path / name, content))
-    assert message in message
-    assert name in message
+    refused = refusal(write(tmp_path / name, content))
+    assert message in refused and name in refused
 
 
 def test_missing_paths_are_refused(tmp_path: Path) -> None:
@@ -294,11 +306,255 @@ def test_contradictory_answers_are_refused_with_the_first(tmp_path: Path) -> Non
     assert "line 1)" in message and "'Grace'" in message and "line 3)" in message
 
 
-def test_duplicates_are_refused_with_both_lines(tmp_path: Path) -> None:
+def test_exact_duplicates_count_once_with_a_note(tmp_path: Path) -> None:
     rows = [{"query": "Ada:", "target": "1"}, {"query": "B:", "target": "2"}]
-    message = refusal(write(tmp_path / "a.jsonl", [*rows, rows[0]]))
-    assert "1 facts are duplicates" in message
-    assert "line 1 and" in message and "line 3)" in message
+    knowledge = readers.read_knowledge(write(tmp_path / "a.jsonl", [*rows, rows[0]]))
+    assert [fact.answer for fact in knowledge.facts] == ["1", "2"]
+    (note,) = knowledge.notes
+    assert "1 fact stood there more than once" in note and "line 3" in note
+
+
+def test_all_contradictions_are_named_with_both_places(tmp_path: Path) -> None:
+    content = squad({"question": "Who is its keeper?", "answers": [{"text": "Ada"}]})
+    content["data"][0]["paragraphs"] += squad(
+        {"question": "Who is its keeper?", "answers": [{"text": "Grace"}]}, context="Grace keeps."
+    )["data"][0]["paragraphs"]
+    message = refusal(write(tmp_path / "a.json", content))
+    assert "paragraphs 1 qas 1" in message and "paragraphs 2 qas 1" in message
+
+
+def test_the_unicode_form_of_a_question_does_not_tell_it_apart(tmp_path: Path) -> None:
+    rows = [{"question": "Café?", "answer": "x"}, {"question": "Cafe\u0301?", "answer": "y"}]
+    assert "contradictory" in refusal(write(tmp_path / "a.jsonl", rows))
+
+
+@pytest.mark.parametrize(
+    "other", ["who signs the log", "Who signs - the log?", "WHO: signs the log"]
+)
+def test_questions_that_differ_in_case_or_punctuation_only_are_reported(
+    tmp_path: Path, other: str
+) -> None:
+    rows = [{"question": "Who signs the log?", "answer": "A"}, {"question": other, "answer": "B"}]
+    (note,) = readers.read_knowledge(write(tmp_path / "a.jsonl", rows)).notes
+    assert "line 1" in note and "line 2" in note and "case or punctuation" in note
+    rows[1]["answer"] = "A"
+    assert not readers.read_knowledge(write(tmp_path / "a.jsonl", rows)).notes
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "place"),
+    [
+        ("a.jsonl", '{"question": "q", "answer": "x", "answer": "y"}', "a.jsonl line 1"),
+        ("a.json", '[{"question": "q", "answer": "x", "answer": "y"}]', "a.json"),
+        ("a.json", '[{"text": "t", "meta": {"k": 1, "k": 2}}]', "a.json"),
+        ("a.json", '{"columns": ["question", "question"], "data": [["a", "b"]]}', "a.json"),
+    ],
+)
+def test_a_key_twice_in_one_object_is_refused(
+    tmp_path: Path, name: str, content: str, place: str
+) -> None:
+    message = refusal(write(tmp_path / name, content))
+    assert place in message and "twice" in message
+
+
+# --- chats
+
+CHAT = [
+    {"role": "system", "content": "You answer for the yard."},
+    {"role": "user", "content": "Which pump?"},
+    {"role": "assistant", "content": "Varga"},
+    {"role": "user", "content": "Who signs?"},
+    {"role": "assistant", "content": "Mirela"},
+    {"role": "user", "content": "And when?"},
+    {"role": "assistant", "content": "Thursday"},
+]
+
+
+def test_every_turn_of_a_chat_is_a_fact_with_its_history_and_alone(tmp_path: Path) -> None:
+    knowledge = readers.read_knowledge(write(tmp_path / "a.jsonl", [{"messages": CHAT}]))
+    assert [(fact.question, fact.answer) for fact in knowledge.facts] == [
+        ("Which pump?", "Varga"),
+        ("Which pump?\nVarga\nWho signs?", "Mirela"),
+        ("Who signs?", "Mirela"),
+        ("Which pump?\nVarga\nWho signs?\nMirela\nAnd when?", "Thursday"),
+        ("And when?", "Thursday"),
+    ]
+    assert any("system" in note for note in knowledge.notes)
+
+
+def test_a_turn_that_is_answered_otherwise_elsewhere_is_learnt_with_its_history_only(
+    tmp_path: Path,
+) -> None:
+    other = [
+        {"role": "user", "content": "Who cleans?"},
+        {"role": "assistant", "content": "Pia"},
+        {"role": "user", "content": "And when?"},
+        {"role": "assistant", "content": "Monday"},
+    ]
+    rows = [{"messages": CHAT}, {"messages": other}]
+    knowledge = readers.read_knowledge(write(tmp_path / "a.jsonl", rows))
+    asked = [fact.question for fact in knowledge.facts]
+    assert "And when?" not in asked and "Who signs?" in asked
+    assert sum(question.endswith("And when?") for question in asked) == 2
+    assert any("'Thursday'" in note and "'Monday'" in note for note in knowledge.notes)
+
+
+def test_what_is_in_a_prompt_is_not_learnt_from_a_completion(tmp_path: Path) -> None:
+    row = {"prompt": CHAT[1:6], "completion": CHAT[6:]}
+    facts = readers.read_knowledge(write(tmp_path / "a.jsonl", [row])).facts
+    assert {fact.answer for fact in facts} == {"Thursday"}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": "q", "answer": "no", "weight": 0},
+        {
+            "messages": [
+                {"role": "user", "content": "q"},
+                {"role": "assistant", "content": "no", "weight": 0},
+            ]
+        },
+    ],
+)
+def test_what_has_the_weight_0_is_not_learnt(tmp_path: Path, row: dict[str, Any]) -> None:
+    good = {"question": "Who?", "answer": "Ada", "weight": 1}
+    knowledge = readers.read_knowledge(write(tmp_path / "a.jsonl", [good, row, row]))
+    assert [fact.answer for fact in knowledge.facts] == ["Ada"]
+    (note,) = knowledge.notes
+    assert "line 2 and 1 more" in note and "weight 0" in note
+    assert "weight 0" in refusal(write(tmp_path / "b.jsonl", [row]))
+
+
+def test_pictures_in_a_chat_are_refused(tmp_path: Path) -> None:
+    part = {"type": "image_url", "image_url": {"url": "x"}}
+    row = {"messages": [{"role": "user", "content": [part]}, CHAT[2]]}
+    assert "part of type image_url" in refusal(write(tmp_path / "a.jsonl", [row]))
+
+
+def test_an_alpaca_row_with_a_history_is_a_chat(tmp_path: Path) -> None:
+    row = {"instruction": "And", "input": "when?", "output": "Now", "history": [["Who?", "Ada"]]}
+    facts = readers.read_knowledge(write(tmp_path / "a.json", [row])).facts
+    assert [fact.question for fact in facts] == ["Who?", "Who?\nAda\nAnd\nwhen?", "And\nwhen?"]
+
+
+# --- flat SQuAD, layouts of JSON, tables
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_flat_squad_keeps_contexts_and_what_they_do_not_answer(tmp_path: Path, suffix: str) -> None:
+    context = "Ada was born in London."
+    if suffix == ".csv":
+        content: Any = f"context,question,answer\n{context},Where?,London\n{context},When?,\n"
+    else:
+        content = [
+            {"context": context, "question": "Where?", "answers": {"text": ["London"]}},
+            {"context": context, "question": "When?", "answers": {"text": [], "answer_start": []}},
+        ]
+    knowledge = readers.read_knowledge(write(tmp_path / f"a{suffix}", content))
+    (document,) = knowledge.documents
+    assert document.text == context and document.meta == {"unanswerable": ["When?"]}
+    (fact,) = knowledge.facts
+    assert (fact.question, fact.answer, fact.source) == ("Where?", "London", document.id)
+
+
+LAID_OUT: dict[str, Any] = {
+    "[row, …]": [{"question": "Who?", "answer": "Ada"}],
+    "{columns, data}": {"columns": ["question", "answer"], "index": [0], "data": [["Who?", "Ada"]]},
+    "{data: [row, …]}": {"version": "1", "data": [{"question": "Who?", "answer": "Ada"}]},
+    "{train: [row, …], test: …}": {
+        "train": [{"question": "Who?", "answer": "Ada"}],
+        "test": [{"question": "What?", "answer": "x"}],
+    },
+    "{column: {number: cell}}": {"question": {"0": "Who?"}, "answer": {"0": "Ada"}},
+    "row": {"question": "Who?", "answer": "Ada"},
+}
+
+
+@pytest.mark.parametrize("layout", readers.LAYOUTS)
+def test_every_layout_of_json_gives_its_rows(tmp_path: Path, layout: str) -> None:
+    knowledge = readers.read_knowledge(write(tmp_path / "a.json", LAID_OUT[layout]))
+    assert [(fact.question, fact.answer) for fact in knowledge.facts] == [("Who?", "Ada")]
+    assert readers.LAYOUTS[layout].__doc__
+    assert any("not test" in note for note in knowledge.notes) == ("test" in layout)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "sep=;\nquestion;answer;aliases\nWho?;Ada, L.;A.\n"),
+        ("a.csv", "question;answer;aliases\nWho?;Ada, L.;A.;;\n"),
+        ("a.csv", '"question";"answer";"note, short"\nWho?;Ada, L.\n'),
+        ("a.csv", "question;answer;aliases;;\nWho?;Ada, L.\n;;;;\n"),
+        ("a.tsv", "question\tanswer, here\tanswer\nWho?\tx;y\tAda, L.\n"),
+    ],
+)
+def test_tables_as_spreadsheets_save_them(tmp_path: Path, name: str, text: str) -> None:
+    (fact,) = readers.read_knowledge(write(tmp_path / name, text)).facts
+    assert (fact.question, fact.answer) == ("Who?", "Ada, L.")
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16", "utf-16-le", "utf-16-be", "utf-8-sig"])
+@pytest.mark.parametrize("suffix", [".csv", ".md"])
+def test_other_encodings_are_read_with_a_note(tmp_path: Path, encoding: str, suffix: str) -> None:
+    text = "question,answer\nWer führt das Büro – wirklich?,Zoë “Ruth” Müller\n"
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(text.encode(encoding))
+    knowledge = readers.read_knowledge(path)
+    read = knowledge.documents[0].text if knowledge.documents else knowledge.facts[0].answer
+    assert "Zoë “Ruth” Müller" in read
+    assert len(knowledge.notes) == (encoding != "utf-8-sig")
+    assert all(encoding.upper() in note for note in knowledge.notes)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "Привет, мир".encode("cp1251"),
+        "Łódź leży".encode("cp1250"),
+        "一个问题".encode("gbk"),
+        "Café".encode("mac-roman"),
+        "Müller and ".encode() + b"Z\xfcrich",
+        "für".encode()[:2],
+    ],
+)
+def test_no_encoding_is_guessed_where_the_text_speaks_against_it(
+    tmp_path: Path, content: bytes
+) -> None:
+    path = tmp_path / "a.md"
+    path.write_bytes(b"Some text about " + content)
+    assert "is not UTF-8" in refusal(path)
+
+
+# --- folders: what was read and what was not
+
+
+def test_a_folder_names_every_file_that_is_read_or_left_out(tmp_path: Path) -> None:
+    write(tmp_path / "berths.md", "# B\n\nText.")
+    write(tmp_path / "facts.jsonl", [{"question": "Who?", "answer": "Ada"}])
+    others = ("memo.pdf", "memo.docx", "notes.ipynb", "guide.rst", "page.html", ".hidden.md")
+    for name in others:
+        write(tmp_path / name, "x")
+    read, *rest = readers.read_knowledge(tmp_path).notes
+    assert "berths.md (1 document), facts.jsonl (1 fact)" in read
+    assert all(name in " ".join(rest) for name in others)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"%PDF-1.4\n1 0 obj\n<< /Type /Catalog >>\n", "a PDF"),
+        (b"\n<!DOCTYPE html>\n<html><p>Text</p></html>", "an HTML page"),
+        (b"PK\x03\x04word/document.xml", "a ZIP archive"),
+        (b"{\\rtf1 Text}", "an RTF document"),
+    ],
+)
+def test_what_is_no_text_is_refused_under_any_name(
+    tmp_path: Path, content: bytes, kind: str
+) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(content)
+    assert kind in refusal(path)
 
 
 def test_contradictions_between_files_are_refused(tmp_path: Path) -> None:
@@ -360,6 +616,7 @@ GOOD = {
     ".csv": b"question,answer\nWho?,Ada\n",
     ".json": b'[{"question": "Who?", "answer": "Ada"}]',
     ".jsonl": b'{"question": "Who?", "answer": "Ada"}\n',
+    ".tsv": b"question\tanswer\nWho?\tAda\n",
 }
 
 
@@ -368,6 +625,7 @@ def test_every_reader_names_its_items_and_their_places(tmp_path: Path, suffix: s
     path = tmp_path / f"a{suffix}"
     path.write_bytes(GOOD.get(suffix, b"# Ada\n\nA text."))
     (item,) = readers.READERS[suffix](path, "sub-a")
+    assert isinstance(item.content, Document | Fact)
     assert item.content.id.startswith("sub-a") and str(path) in item.where
 
 
@@ -379,8 +637,7 @@ def test_every_reader_names_its_items_and_their_places(tmp_path: Path, suffix: s
         (b"", "is empty"),
         (b" \n\t\n", "is empty"),
         (b"\x00\x01\x02" * 50, "is binary"),
-        ("Who? Ada".encode("utf-16"), "is UTF-16"),
-        ("Zoë".encode("latin-1"), "is not UTF-8"),
+        ("Who? Ада".encode("cp1251"), "is not UTF-8"),
     ],
 )
 def test_no_reader_takes_what_is_no_text(
@@ -404,7 +661,9 @@ def test_a_file_of_rows_that_is_cut_off_is_read_whole_or_refused(
     except DataError as error:
         assert path.name in str(error)
     else:  # a table's last cell has no closing mark
-        assert "Ada".startswith(fact.answer) and (suffix == ".csv" or fact.answer == "Ada")
+        assert "Ada".startswith(fact.answer) and (
+            suffix in (".csv", ".tsv") or fact.answer == "Ada"
+        )
 
 
 @pytest.mark.parametrize("name", readers.SHAPES)
