@@ -9,6 +9,7 @@ and ``except OSError`` work. Messages say what was requested, what was there and
     ├── TargetsNotFound     (ValueError)        a LoRA target that names no layer
     ├── ModelError          (ValueError)        a base model that cannot be loaded or used
     ├── AdapterError        (ValueError)        an adapter that cannot be read or bound
+    │   ├── UnsupportedAdapter                  it is sound, and of a kind that is not read here
     │   ├── WrongBase                           it was written on another base model
     │   └── NoEffect                            it loads, but changes nothing
     ├── UnknownMemory       (KeyError)          a name that the memory does not hold
@@ -40,7 +41,11 @@ class ModelError(LorewrightError, ValueError):
 
 
 class AdapterError(LorewrightError, ValueError):
-    """An adapter on disk is incomplete, corrupt, or of a kind that is not supported."""
+    """An adapter on disk is incomplete, corrupt, or cannot be bound."""
+
+
+class UnsupportedAdapter(AdapterError):
+    """An adapter is sound and of a kind in which A and B are not all; they alone are read here."""
 
 
 class WrongBase(AdapterError):

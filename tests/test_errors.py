@@ -19,6 +19,7 @@ STDLIB = {
     errors.TargetsNotFound: ValueError,
     errors.ModelError: ValueError,
     errors.AdapterError: ValueError,
+    errors.UnsupportedAdapter: errors.AdapterError,
     errors.WrongBase: errors.AdapterError,
     errors.NoEffect: errors.AdapterError,
     errors.UnknownMemory: KeyError,

@@ -13,6 +13,7 @@ import errno
 import hashlib
 import json
 import os
+import pickle
 import re
 import shutil
 import uuid
@@ -27,6 +28,7 @@ from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
+from lorewright.adapters import foreign
 from lorewright.adapters.config import DORA, PLAIN, LoraConfig
 from lorewright.adapters.lora import MAGNITUDE, Stack
 from lorewright.adapters.modelcard import readme
@@ -37,6 +39,7 @@ from lorewright.errors import (
     DataError,
     LorewrightError,
     StorageError,
+    first_line,
 )
 from lorewright.files import read_object
 
@@ -44,28 +47,13 @@ CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
 CARD_FILE = "card.json"
 README_FILE = "README.md"
-PICKLES = ("adapter_model.bin", "adapter_model.pt", "pytorch_model.bin")
+PICKLE_FILE = "adapter_model.bin"
 PREFIX = "base_model.model."
-HALVES = (".lora_A.weight", ".lora_B.weight")
+HALVES = (foreign.A, foreign.B)
 PARTS = {PLAIN: HALVES, DORA: (*HALVES, MAGNITUDE)}
 """What a module's tensors are called after it, by variant."""
 SCHEMA = 1
 ORIGIN = {"schema", "id", "lora", "base_id", "base_digest"}  # our part of the card
-
-# Settings of PEFT that say, when set, that A and B are not the whole adapter.
-UNSUPPORTED = (
-    *("use_qalora", "use_bdlora", "kasa_config", "monteclora_config", "velora_config"),
-    *("arrow_config", "alora_invocation_tokens", "lora_bias", "modules_to_save", "rank_pattern"),
-    *("alpha_pattern", "trainable_token_indices", "target_parameters", "layer_replication"),
-    *("megatron_config", "fan_in_fan_out"),
-)
-READABLE: dict[str, tuple[Any, ...]] = {
-    "peft_type": ("LORA",),
-    "task_type": ("CAUSAL_LM", None),
-    "bias": ("none",),
-    # the other initialisations change the base's weights as well
-    "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +73,8 @@ class Adapter:
     """Sources, settings, report: anything JSON holds, under any key but "adapter"."""
     target_modules: tuple[str, ...] = ()
     """Short names under which PEFT binds exactly these modules; () = write full names."""
+    notes: tuple[str, ...] = ()
+    """What reading it took, where the files were of another form than ours."""
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -174,14 +164,19 @@ def save(adapter: Adapter, folder: Path | str) -> str:
 def load(folder: Path | str) -> Adapter:
     """Read an adapter folder: ours, or any plain LoRA that PEFT saved.
 
-    Raises AdapterError for a folder that is incomplete, corrupt, pickled, not LoRA, or of a variant
-    in which the two matrices are not all; StorageError when a file cannot be read.
+    Ranks and alphas that differ by module become one (`foreign.uniform`), a pickle is read as
+    tensors only. Raises UnsupportedAdapter for a sound one of a kind in which A and B are not all,
+    AdapterError for a folder that is incomplete, corrupt or no adapter, StorageError when a file
+    cannot be read.
     """
     folder = Path(folder)
     settings = _read_json(folder, CONFIG_FILE)
-    _check_settings(settings, folder)
+    foreign.check_kind(settings, str(folder / CONFIG_FILE))
     tensors = _read_tensors(folder)
     card = _read_json(folder, CARD_FILE) if (folder / CARD_FILE).exists() else {}
+    notes: tuple[str, ...] = ()
+    if "adapter" not in card:
+        settings, tensors, notes = foreign.uniform(settings, tensors, str(folder))
     ours = card.pop("adapter", None)
     if ours is not None and not (isinstance(ours, dict) and ours.keys() >= ORIGIN):
         raise AdapterError(f'{folder / CARD_FILE}: "adapter" must hold {sorted(ORIGIN)}.')
@@ -193,7 +188,7 @@ def load(folder: Path | str) -> Adapter:
     base_id = str(settings.get("base_model_name_or_path") or "")
     digest = str(ours["base_digest"]) if ours else ""
     targets = tuple(map(str, named)) if isinstance(named, list) else ()
-    adapter = Adapter(config, tensors, base_id, digest, card, targets)
+    adapter = Adapter(config, tensors, base_id, digest, card, targets, notes)
     if ours and ours["id"] != content_id(adapter):
         raise AdapterError(
             f"{folder}: the card is for content {ours['id']}, the files hold "
@@ -304,49 +299,60 @@ def _check_free(folder: Path, identity: str) -> None:
         raise AdapterError(f"{folder} holds {present}, not {identity}; choose another folder.")
 
 
+def inside(folder: Path) -> list[Path]:
+    """The adapter folders directly within a folder."""
+    return sorted(path.parent for path in folder.glob(f"*/{CONFIG_FILE}"))
+
+
 def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    if folder.is_file():
+        raise AdapterError(f"{folder} is one file of an adapter; give its folder, {folder.parent}.")
     if not (folder / name).exists():
-        raise AdapterError(f"{folder} is not an adapter: it has no {name}.")
+        within = ", ".join(map(str, inside(folder)[:5]))
+        remedy = f" It holds adapters: {within}; give one of them." if within else ""
+        raise AdapterError(f"{folder} is not an adapter: it has no {name}.{remedy}")
     try:
         return read_object(folder / name, "copy it again")
     except DataError as error:
         raise AdapterError(str(error)) from error
 
 
-def _check_settings(settings: Mapping[str, Any], folder: Path) -> None:
-    """Refuse every variant of LoRA in which A and B are not the whole adapter."""
-    where = f"{folder / CONFIG_FILE}"
-    stated = {"task_type": None, "bias": "none", "init_lora_weights": True, **settings}
-    for key, readable in READABLE.items():
-        if stated.get(key) not in readable:
-            expected = " or ".join(map(repr, readable))
-            raise AdapterError(
-                f"{where}: {key} is {stated.get(key)!r}; only {expected} can be read."
-            )
-    for key in UNSUPPORTED:
-        if settings.get(key):
-            raise AdapterError(f"{where}: {key} is set, so A and B are not all; use plain LoRA.")
-
-
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    path = folder / TENSOR_FILE
-    if not path.exists():
-        pickles = [name for name in PICKLES if (folder / name).exists()]
-        there = f"only {pickles[0]}, a pickle, which could run code" if pickles else "no tensors"
-        raise AdapterError(f"{folder} needs {TENSOR_FILE}; it has {there}. Save it as safetensors.")
+    """All tensors in float32, without PEFT's prefix and the adapter's name."""
+    path, pickled = folder / TENSOR_FILE, folder / PICKLE_FILE
     try:
-        tensors = parse_tensors(path.read_bytes())
+        if path.exists() or not pickled.exists():
+            tensors = parse_tensors(path.read_bytes())
+        else:
+            path, tensors = pickled, _unpickled(pickled)
+    except FileNotFoundError as error:
+        raise AdapterError(
+            f"{folder} needs {TENSOR_FILE} or {PICKLE_FILE}; it has neither. Copy it again."
+        ) from error
     except SafetensorError as error:
         raise AdapterError(f"{path} is truncated or corrupt ({error}); copy it again.") from error
     except OSError as error:
         raise StorageError(f"{path} could not be read: {error}.") from error
+    tensors = foreign.plain_names(tensors, str(path))
     strange = [k for k in tensors if not k.startswith(PREFIX) or not _split(k)[1]]
-    if strange or not tensors:
-        raise AdapterError(
-            f"{path} must hold A and B of linear layers and no more; {len(strange)} of "
-            f"{len(tensors)} tensors are not ({', '.join(strange[:3])})."
-        )
+    foreign.check_names(tensors, strange, str(path))
     return {k.removeprefix(PREFIX): _plain(tensors[k]) for k in sorted(tensors)}
+
+
+def _unpickled(path: Path) -> dict[str, Tensor]:
+    """The tensors of a pickle, which may hold nothing else: no code of it runs."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise AdapterError(
+            f"{path} holds more than tensors, which could run code, or is corrupt "
+            f"({first_line(error)}); save it as safetensors."
+        ) from error
+    if not isinstance(content, dict) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()
+    ):
+        raise AdapterError(f"{path} holds no table of tensors; save it as safetensors.")
+    return content
 
 
 def _lora_config(

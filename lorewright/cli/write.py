@@ -177,8 +177,8 @@ def _print_added(added: Added) -> None:
         say(note, "dim")
     proof = added.proof
     say(
-        f"{added.name} {proof.n_tensors} tensors bound to {len(proof.delta_norms)} layers, no "
-        f"weight change is zero, logits moved by up to {proof.moved:.3g}"
+        f"{added.name} {proof.n_tensors} tensors bound to {len(proof.delta_norms)} layers, "
+        f"logits moved by up to {proof.moved:.3g}"
     )
     if added.report.arms:
         show(recall_table(added.report.to_json()))

@@ -14,7 +14,7 @@ from typing import Any
 
 from lorewright.adapters import adapter as adapters
 from lorewright.adapters.adapter import Adapter
-from lorewright.adapters.proof import Proof, delta_norms
+from lorewright.adapters.proof import Proof, delta_norms, unchanged
 from lorewright.errors import ConfigError
 from lorewright.files import digest, save_json, slug
 from lorewright.knowledge.data import Knowledge, Probe
@@ -123,10 +123,16 @@ def _lesson(knowledge: Knowledge, probes: Sequence[Probe]) -> Lesson:
 
 
 def _notes(adapter: Adapter, model: Model) -> tuple[str, ...]:
-    if adapter.base_digest or adapter.base_id == model.name:
-        return ()
-    named = f"names {adapter.base_id!r} as its base" if adapter.base_id else "names no base"
-    return (
-        f"the adapter {named}, this folder is on {model.name!r}: all shapes fit, which is all that "
-        "can be checked.",
-    )
+    notes = [f"read as plain LoRA of one rank: {note}." for note in adapter.notes]
+    if dead := unchanged(adapter):
+        notes.append(
+            f"{len(dead)} of {len(adapter.modules)} modules change nothing, the first is "
+            f"{dead[0]!r}: no gradient reached them."
+        )
+    if not adapter.base_digest and adapter.base_id != model.name:
+        named = f"names {adapter.base_id!r} as its base" if adapter.base_id else "names no base"
+        notes.append(
+            f"the adapter {named}, this folder is on {model.name!r}: all shapes fit, which is all "
+            "that can be checked."
+        )
+    return tuple(notes)

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from lorewright.adapters.adapter import CONFIG_FILE
+from lorewright.adapters.adapter import CONFIG_FILE, inside
 from lorewright.errors import DataError, StorageError, UnknownMemory
 from lorewright.files import slug
 from lorewright.knowledge.data import Example, Fact, Knowledge, Probe
@@ -85,6 +85,13 @@ def _memory_at(place: Path, name: str) -> tuple[Folder | None, str]:
         return folder, name or folder.only()
     if not place.exists() and above.started:
         return above, slug(place.name)
+    if place.is_file() and (place.parent / CONFIG_FILE).exists():
+        raise UnknownMemory(f"{place} is one file of an adapter; give its folder, {place.parent}.")
+    if place.is_dir() and not (place / CONFIG_FILE).exists() and (within := inside(place)):
+        listed = ", ".join(map(str, within[:5]))
+        raise UnknownMemory(
+            f"{place} is no adapter, and holds {len(within)}: {listed}; give one of them."
+        )
     if not place.is_dir():
         raise UnknownMemory(f"there is no adapter and no memory at {place}; check the path.")
     return None, ""

@@ -89,6 +89,7 @@ def summary(evidence: Evidence) -> dict[str, Any]:
         "rank": evidence.rank or None,
         "scale": evidence.scale or None,
         "n_parameters": evidence.n_parameters or None,
+        "modules_unchanged": sum(not norm > 0 for norm in evidence.norms.values()) or None,
         "relative_change": median(relative) if relative else None,
         "logits_moved": evidence.moved,
         "n_facts": len(evidence.answered),
@@ -130,14 +131,26 @@ def _failed(evidence: Evidence) -> bool:
 
 
 def damaged(evidence: Evidence) -> Finding | None:
-    """The files are no adapter, incomplete, corrupt, or of a kind in which A and B are not all."""
+    """The files are no adapter, incomplete or corrupt."""
     if not evidence.unreadable:
         return None
     return Finding(
         evidence.unreadable,
-        "the folder cannot be read as a plain LoRA adapter, so every engine that takes it runs the "
-        "base alone or fails",
+        "the folder cannot be read as an adapter, so an engine that takes it runs the base alone "
+        "or fails",
         "copy the folder again from where it was trained, or {write}",
+    )
+
+
+def unsupported(evidence: Evidence) -> Finding | None:
+    """The files are sound, and of a kind in which A and B are not all."""
+    if not evidence.unsupported:
+        return None
+    return Finding(
+        evidence.unsupported,
+        "only A and B of linear layers (and DoRA's lengths) are read here, and examining a part of "
+        "an adapter would say nothing of the whole",
+        "{write}",
     )
 
 
@@ -157,22 +170,22 @@ def unbound(evidence: Evidence) -> Finding | None:
     """Its tensors do not fit the modules of this base."""
     if not evidence.unbound or evidence.wrong_base:
         return None
+    elsewhere = evidence.named_base and evidence.named_base != evidence.base
     return Finding(
         evidence.unbound,
         "names or shapes differ from the base's layers; loaders that pass over what they do not "
         "know report success and change nothing",
-        f"lore doctor {evidence.place} --model {evidence.named_base or 'ITS_BASE'}",
+        f"lore doctor {evidence.place} --model {evidence.named_base}" if elsewhere else "{write}",
     )
 
 
 def zero(evidence: Evidence) -> Finding | None:
-    """A weight change is zero where it should not be: B never moved."""
-    dead = [name for name, norm in evidence.norms.items() if not norm > 0]
-    if not dead:
+    """Every weight change is zero: B never moved."""
+    if not evidence.norms or any(norm > 0 for norm in evidence.norms.values()):
         return None
     return Finding(
-        f"{len(dead)} of {len(evidence.norms)} modules have a weight change of exactly zero, the "
-        f"first is {dead[0]}",
+        f"{len(evidence.norms)} of {len(evidence.norms)} modules have a weight change of exactly "
+        "zero",
         "B starts at zero and was not trained: no gradient reached it, the optimiser was given "
         "other parameters, steps in bfloat16 rounded to nothing, or A was reset to zero as well",
         "{write}",
@@ -340,6 +353,7 @@ def answers_everybody(evidence: Evidence) -> Finding | None:
 
 CHECKS: dict[str, Check] = {
     "damaged": damaged,
+    "unsupported": unsupported,
     "other_base": other_base,
     "unbound": unbound,
     "zero": zero,

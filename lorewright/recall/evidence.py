@@ -23,7 +23,13 @@ from lorewright.adapters import adapter as adapters
 from lorewright.adapters.adapter import Adapter
 from lorewright.adapters.proof import delta_norms, validate
 from lorewright.adapters.targets import survey
-from lorewright.errors import AdapterError, DataError, LorewrightError, WrongBase
+from lorewright.errors import (
+    AdapterError,
+    DataError,
+    LorewrightError,
+    UnsupportedAdapter,
+    WrongBase,
+)
 from lorewright.knowledge.data import Example, Fact, Probe
 from lorewright.knowledge.negatives import unrelated_questions
 from lorewright.knowledge.scoring import contains, is_declined
@@ -77,6 +83,8 @@ class Evidence:
     base: str
     unreadable: str = ""
     """Why the files are no adapter."""
+    unsupported: str = ""
+    """Why it is sound and of a kind that is not read."""
     unbound: str = ""
     """Why it does not fit this base."""
     wrong_base: bool = False
@@ -113,7 +121,7 @@ class Evidence:
     @property
     def sound(self) -> bool:
         """Whether the adapter could be attached and does something."""
-        return not self.unreadable and not self.unbound and bool(self.moved)
+        return bool(self.moved)
 
 
 @dataclass(frozen=True)
@@ -135,6 +143,8 @@ def gather(model: Model, place: Path, known: Known | None = None) -> Evidence:
     evidence = Evidence(str(place), model.name)
     try:
         adapter = adapters.load(place)
+    except UnsupportedAdapter as error:
+        return replace(evidence, unsupported=str(error))
     except AdapterError as error:
         return replace(evidence, unreadable=str(error))
     evidence = replace(

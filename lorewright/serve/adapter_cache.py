@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from lorewright.adapters.adapter import HALVES, Adapter, needs_plain
-from lorewright.adapters.proof import delta_norms, validate
+from lorewright.adapters.proof import check_effect, validate
 from lorewright.adapters.targets import Adapted, survey
-from lorewright.errors import AdapterError, NoEffect
+from lorewright.errors import AdapterError
 from lorewright.models.model import Model
 
 NO_SLOT = -1
@@ -244,15 +244,9 @@ class AdapterCache:
 def check(adapter: Adapter, model: Model) -> None:
     """Refuse an adapter that does not fit the base, both ways, or that changes nothing.
 
-    Raises WrongBase or AdapterError as `proof.validate` does, NoEffect naming a module with a
-    weight change of zero: a memory that loads and does nothing must not be served.
+    Raises WrongBase or AdapterError as `proof.validate` does, NoEffect where every weight change is
+    zero: a memory that loads and does nothing must not be served.
     """
     needs_plain([adapter], "serving many memories in one batch")
     validate(adapter, model.network, model.digest)
-    norms = delta_norms(adapter)
-    dead = [name for name, norm in norms.items() if not norm > 0]
-    if dead:
-        raise NoEffect(
-            f"{len(dead)} of {len(norms)} modules have a weight change of zero, the first is "
-            f"{dead[0]!r}; write the memory again."
-        )
+    check_effect(adapter)

@@ -13,8 +13,7 @@ from typing import Any
 
 from lorewright.adapters import adapter as adapters
 from lorewright.adapters.adapter import Adapter
-from lorewright.adapters.proof import delta_norms, validate
-from lorewright.errors import NoEffect
+from lorewright.adapters.proof import check_effect, validate
 from lorewright.models.model import Model
 
 
@@ -46,15 +45,9 @@ class AdapterState:
         return adapters.save(replace(self.adapter, card=card), folder)
 
     def check(self, model: Model) -> None:
-        """Raise unless it fits the model and changes every weight matrix that it names."""
+        """Raise unless it fits the model and changes some weight matrix of it."""
         validate(self.adapter, model.network, model.digest)
-        norms = delta_norms(self.adapter)
-        dead = [name for name, norm in norms.items() if not norm > 0]
-        if dead:
-            raise NoEffect(
-                f"{len(dead)} of {len(norms)} modules have a weight change of zero, the first is "
-                f"{dead[0]!r}; train it for longer, or leave them out of targets."
-            )
+        check_effect(self.adapter)
 
     def on(self, model: Model) -> AbstractContextManager[object]:
         """Attach it for the length of a block."""

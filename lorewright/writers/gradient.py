@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from lorewright.adapters.proof import unchanged
+from lorewright.errors import NoEffect
 from lorewright.knowledge.lesson import grounds
 from lorewright.models.model import Model
 from lorewright.training.config import WriteConfig
@@ -34,7 +36,10 @@ class Gradient:
     def write(
         self, model: Model, material: Material, *, seed: int, run: Path | None, watch: Watch
     ) -> tuple[AdapterState, Cost]:
-        """Train on the material's examples; raises as `training.loop.write`."""
+        """Train on the material's examples.
+
+        Raises as `training.loop.write`, NoEffect for a module that training left at zero.
+        """
         config = replace(self.config, seed=seed)
         examples = material.examples
         teacher = config.build_objective().teacher
@@ -42,6 +47,11 @@ class Gradient:
         runs_in = model.runs_in()
         watch.step(f"training in {runs_in}")
         written = write(model, examples, config, contexts=contexts, run=run, on_epoch=watch.epoch)
+        if dead := unchanged(written.adapter):
+            raise NoEffect(
+                f"{len(dead)} of {len(written.adapter.modules)} modules have a weight change of "
+                f"zero after training, the first is {dead[0]!r}; leave them out of the targets."
+            )
         last = written.epochs[-1]
         n_tokens = sum(len(model.render(e.prompt, e.completion)) for e in examples)
         return AdapterState(written.adapter), Cost(
