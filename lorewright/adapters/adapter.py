@@ -41,7 +41,7 @@ from lorewright.errors import (
     StorageError,
     first_line,
 )
-from lorewright.files import read_object
+from lorewright.files import read_object, sync_folder
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
@@ -144,9 +144,11 @@ def save(adapter: Adapter, folder: Path | str) -> str:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
+        sync_folder(part)
         if folder.exists():
             folder.rename(old)
         part.rename(folder)
+        sync_folder(folder.parent)
     except OSError as error:
         remedy = "free some space" if error.errno == errno.ENOSPC else "check the path"
         raise StorageError(

@@ -106,6 +106,12 @@ def _print_merged(merged: Merged) -> None:
         f"{merged.name} by {how}, rank {merged.rank}, {merged.n_bytes / 1e6:.2f} MB, in "
         f"{merged.seconds:.0f} s; read back from disk it moves logits by up to {merged.moved:.3g}"
     )
+    if merged.worse_than:
+        say(
+            f"{merged.name} recalls less than {', '.join(merged.worse_than)} alone: as long as its "
+            f"sources are there, questions go to them, and to {merged.name} by name only",
+            "yellow",
+        )
     say(f"adapter {merged.adapter_id} in {merged.folder}")
 
 

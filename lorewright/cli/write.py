@@ -73,6 +73,9 @@ def write(
     lora: LoraConfig,
     config: WriteConfig,
     name: Name = "",
+    replace_other: Annotated[
+        bool, typer.Option("--replace", help="Take a name that stands for another source.")
+    ] = False,
     method: Method = GRADIENT,
     model: Base = "",
     dtype: Dtype = "auto",
@@ -105,6 +108,7 @@ def write(
         outcome = memory.write(
             knowledge,
             name=name or source.absolute().stem,
+            overwrite=replace_other,
             method=method,
             config=config,
             lesson=lesson,

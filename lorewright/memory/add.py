@@ -20,7 +20,7 @@ from lorewright.files import digest, save_json, slug
 from lorewright.knowledge.data import Knowledge, Probe
 from lorewright.knowledge.lesson import Lesson, LessonConfig, contexts, prepare
 from lorewright.memory.commit import commit
-from lorewright.memory.folder import LESSON_FILE
+from lorewright.memory.folder import LESSON_FILE, check_name
 from lorewright.memory.opened import OpenFolder
 from lorewright.memory.verify import usual_metric, verdict
 from lorewright.models.model import Model
@@ -79,6 +79,7 @@ def add(
     place, watch = Path(place), watch or Watch()
     name = slug(name or place.absolute().name)
     knowledge = knowledge or Knowledge()
+    check_name(name, memory.model.name)
     if name in memory.names:
         raise ConfigError(f"add {place} as {name!r}: that name is taken; give another with --name.")
     original = adapters.load(place)

@@ -46,7 +46,11 @@ LOCK_SECONDS = 2.0
 BEFORE = "before"
 """`<name>-before` is what a name stood for before it was superseded."""
 _ADAPTER_ID = re.compile(r"[0-9a-f]{16}")
-_RESTORE = "restore it from a copy"
+RESTORE = "restore it from a copy"
+RECALLED_KINDS = ("efficacy", "paraphrase", "verbatim", "reverse", "multihop")
+"""Kinds of probes that ask for something that was written."""
+RESERVED = ("auto", "pocket")
+"""No names of memories: requests use them for whichever memory fits and for the embedded base."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +79,10 @@ class Folder:
                 f"there is no memory in {self.path} (no {INDEX_FILE}); write one: "
                 f"lore write SOURCE --into {self.path}"
             )
-        content = read_object(path, f"{_RESTORE}; the adapters beside it are whole")
+        content = read_object(path, f"{RESTORE}; the adapters beside it are whole")
         wrong = _misshapen(content)
         if wrong and content.get("schema") in (None, *range(SCHEMA + 1)):
-            raise DataError(f"{path} is damaged ({wrong}); {_RESTORE}.")
+            raise DataError(f"{path} is damaged ({wrong}); {RESTORE}.")
         return migrate(content, self.path)
 
     def entries(self) -> dict[str, Any]:
@@ -135,7 +139,7 @@ class Folder:
                     f"{self.path} lists {name!r} with adapter {entry['adapter']}, but {path} is "
                     "gone; restore it or write it again."
                 )
-            card = read_object(path, f"{_RESTORE}, or write the memory again")
+            card = read_object(path, f"{RESTORE}, or write the memory again")
             cards.append({**card, "name": name, "id": entry["adapter"]})
         return cards
 
@@ -159,7 +163,7 @@ class Folder:
                 tuple(Fact(**row) for row in rows if "text" not in row),
             )
         except TypeError as error:
-            raise DataError(f"{path} is damaged ({error}); {_RESTORE}.") from error
+            raise DataError(f"{path} is damaged ({error}); {RESTORE}.") from error
 
     def lesson(self, entry: Mapping[str, Any]) -> Lesson:
         """The lesson of a memory; an empty one where its run is gone. Raises DataError."""
@@ -278,10 +282,17 @@ class Folder:
     def rename(self, old: str, new: str) -> None:
         """Give a memory another name; its state, source and runs stay what and where they are.
 
-        Raises UnknownMemory for one that is not there, ConfigError for a new name that is taken,
-        Locked while another process writes.
+        Raises UnknownMemory for one that is not there, ConfigError for a new name that is in use or
+        reserved and while a removal is unfinished, Locked while another process writes.
         """
-        with self.writing(self.index()["base"]):
+        base = self.index()["base"]
+        check_name(new, base["id"])
+        with self.writing(base):
+            if (self.path / JOURNAL).exists():
+                raise ConfigError(
+                    f"rename {old!r}: a removal was interrupted here; complete it first, with the "
+                    f"command that lore show {self.path} prints."
+                )
             self.entry(old)
             if new in self.entries():
                 raise ConfigError(
@@ -301,7 +312,7 @@ class Folder:
     def _store_migrated(self) -> None:
         """Write memory.json in the schema of today, a copy of the older one beside it."""
         path = self.path / INDEX_FILE
-        before = read_object(path, _RESTORE)["schema"]
+        before = read_object(path, RESTORE)["schema"]
         if before != SCHEMA:
             content = self.index()
             store(path.read_bytes(), self.path / f"memory.schema-{before}.json")
@@ -319,6 +330,15 @@ class Folder:
         except (TypeError, ValueError) as error:
             raise DataError(f"write {path}: an entry cannot be JSON: {error}.") from error
         store(content_bytes, path)
+
+
+def check_name(name: str, base_id: str) -> None:
+    """Raise ConfigError for a name by which a memory could not be requested."""
+    if name in (*RESERVED, base_id):
+        raise ConfigError(
+            f"a memory cannot be named {name!r}, which requests use for the base or for whichever "
+            "memory fits; give another name."
+        )
 
 
 def lesson_in(run: Path) -> Lesson:
@@ -341,15 +361,38 @@ def _misshapen(content: Mapping[str, Any]) -> str:
     """What keeps the content from being an index; empty when nothing does."""
     base, entries = content.get("base"), content.get("memories")
     if not isinstance(base, dict) or not all(
-        isinstance(base.get(key), str) for key in ("id", "digest")
+        isinstance(base.get(key, ""), str) for key in ("template", "dtype")
     ):
+        return "base must be an object of texts"
+    if not all(isinstance(base.get(key), str) for key in ("id", "digest")):
         return "base must have id and digest"
     if not isinstance(entries, dict):
         return "memories must be an object"
-    for name, entry in entries.items():
-        if not isinstance(entry, dict) or not _ADAPTER_ID.fullmatch(str(entry.get("adapter"))):
-            return f"memory {name!r} names no adapter"
+    wrong = ((name, _misshapen_entry(entry)) for name, entry in entries.items())
+    return next((f"memory {name!r} {why}" for name, why in wrong if why), "")
+
+
+def _misshapen_entry(entry: Any) -> str:
+    if not isinstance(entry, dict) or not _ADAPTER_ID.fullmatch(str(entry.get("adapter"))):
+        return "names no adapter"
+    if not all(is_name(entry.get(key, "")) for key in ("source", "run")):
+        return "must name its source and run"
+    if not isinstance(entry.get("card", {}), dict):
+        return "must have an object as its card"
+    parents, formerly = entry.get("parents", []), entry.get("formerly", [])
+    if not isinstance(parents, list) or not all(
+        isinstance(each, dict) and all(isinstance(each.get(k), str) for k in ("name", "adapter"))
+        for each in parents
+    ):
+        return "must have parents with name and adapter"
+    if not isinstance(formerly, list) or not all(isinstance(each, str) for each in formerly):
+        return "must list former names"
     return ""
+
+
+def is_name(value: Any) -> bool:
+    """Whether a value names a file in one folder, or is empty."""
+    return isinstance(value, str) and value not in (".", "..") and not {*value} & {"/", "\\", "\0"}
 
 
 def _line(value: Any) -> str:

@@ -20,8 +20,9 @@ from lorewright.knowledge.data import Knowledge, Probe
 from lorewright.knowledge.lesson import Lesson, contexts
 from lorewright.knowledge.scoring import normalise
 from lorewright.memory.commit import commit
-from lorewright.memory.folder import LESSON_FILE
+from lorewright.memory.folder import LESSON_FILE, check_name
 from lorewright.memory.opened import OpenFolder
+from lorewright.memory.route import worse_than
 from lorewright.memory.verify import metric_of
 from lorewright.merging.algebra import check_rank
 from lorewright.merging.choosing import AUTO, Trial, best_of, search, spelt
@@ -81,6 +82,11 @@ class Merged:
     seconds: float
     notes: tuple[str, ...]
 
+    @property
+    def worse_than(self) -> tuple[str, ...]:
+        """Sources that it recalls worse than they do; questions then go to the sources."""
+        return worse_than(part.to_json() for part in self.parts)
+
     def to_json(self) -> dict[str, Any]:
         """Plain data for `--json`, the run's report and, without outcomes, the card."""
         plain = ("method", "rank", "n_bytes", "moved", "seconds")
@@ -92,6 +98,7 @@ class Merged:
             "options": dict(self.options),
             "weights": list(self.weights),
             "parts": [part.to_json() for part in self.parts],
+            "worse_than": list(self.worse_than),
             "trials": [trial.to_json() for trial in self.trials],
             "notes": list(self.notes),
         }
@@ -194,6 +201,7 @@ def _check_names(memory: OpenFolder, names: Sequence[str], into: str, rank: int 
             raise ConfigError(f"{other!r} and {name!r} are the same adapter; name one of them.")
     if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise ConfigError(f"merge {twice[0]!r} twice: name every memory once.")
+    check_name(into, memory.model.name)
     if into in memory.names:
         raise ConfigError(f"merge into {into!r}: that name is taken; give another.")
 

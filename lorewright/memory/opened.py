@@ -6,7 +6,9 @@ methods. This module knows which base a folder is on and how its states are read
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +17,9 @@ from typing import Self
 from lorewright.adapters.adapter import Adapter
 from lorewright.adapters.quantise import NF4
 from lorewright.errors import AdapterError, ConfigError, DataError
-from lorewright.knowledge.data import Document, Knowledge
-from lorewright.memory.folder import Folder
+from lorewright.knowledge.data import Document, Fact, Knowledge
+from lorewright.knowledge.readers import read_knowledge
+from lorewright.memory.folder import INDEX_FILE, RESTORE, Folder
 from lorewright.memory.removal import writing
 from lorewright.memory.route import LiveRouter
 from lorewright.models.catalogue import POCKET
@@ -26,6 +29,8 @@ from lorewright.writers.methods import load_state
 from lorewright.writers.writer import State
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", NF4)
+Source = Knowledge | Document | Fact | Path | str | Iterable[Document | Fact]
+"""What a verb takes as knowledge; text and paths are paths."""
 N_LOADED = 64
 """At most so many states stay loaded between questions."""
 
@@ -70,6 +75,11 @@ class OpenFolder:
             place.refuse_foreign()
         own = place.index()["base"] if started else {"id": POCKET}
         dtype = str(own.get("dtype", "auto")) if dtype == "auto" else dtype
+        if dtype not in DTYPES:
+            raise DataError(
+                f"{place.path / INDEX_FILE} is damaged (base.dtype is {dtype!r}, none of "
+                f"{', '.join(DTYPES)}); {RESTORE}."
+            )
         model = base if isinstance(base, Model) else Model.load(base or own["id"], dtype=dtype)
         if started:
             place.check_base(base_of(model))
@@ -131,6 +141,41 @@ def base_of(model: Model) -> dict[str, str]:
     return {**about, "dtype": model.loaded_as}
 
 
-def as_knowledge(knowledge: Knowledge | Document) -> Knowledge:
-    """A document alone is knowledge too."""
-    return Knowledge((knowledge,)) if isinstance(knowledge, Document) else knowledge
+def as_knowledge(source: Source) -> Knowledge:
+    """What may be written as knowledge: it, a path, or documents and facts.
+
+    Raises DataError as `read_knowledge`, a question with two answers and an id that comes twice
+    included, and for anything else.
+    """
+    if isinstance(source, str | Path):
+        return read_knowledge(source)
+    if isinstance(source, Document | Fact):
+        source = [source]
+    if not isinstance(source, Knowledge):
+        rows = tuple(source) if isinstance(source, Iterable) else (source,)
+        if strange := [row for row in rows if not isinstance(row, Document | Fact)]:
+            raise DataError(
+                f"the source holds a {type(strange[0]).__name__}; give a path, Knowledge, or "
+                "Documents and Facts."
+            )
+        documents = tuple(row for row in rows if isinstance(row, Document))
+        source = Knowledge(documents, tuple(row for row in rows if isinstance(row, Fact)))
+    _check_repetitions(source)
+    return source
+
+
+def _check_repetitions(knowledge: Knowledge) -> None:
+    """What readers refuse in files, in knowledge that was made otherwise."""
+    ids = [*(each.id for each in knowledge.documents), *(each.id for each in knowledge.facts)]
+    if len({*ids}) < len(ids):
+        twice = Counter(ids).most_common(1)[0][0]
+        raise DataError(f"the id {twice!r} comes twice; give each document and fact its own.")
+    by_question = dict[str, Fact]()
+    for fact in knowledge.facts:
+        question = " ".join(unicodedata.normalize("NFC", fact.question).split())
+        first = by_question.setdefault(question, fact)
+        if not {*first.answers} & {*fact.answers}:
+            raise DataError(
+                f"{fact.question!r} has two answers, {first.answer!r} ({first.id}) and "
+                f"{fact.answer!r} ({fact.id}); leave one, or make the questions differ."
+            )

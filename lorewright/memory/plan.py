@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lorewright.errors import ConfigError
-from lorewright.knowledge.data import Document, Knowledge
 from lorewright.knowledge.lesson import LessonConfig
 from lorewright.knowledge.selfstudy import AskLLM
 from lorewright.law import plan as plans
 from lorewright.law.calibration import calibrate, find, load_of
 from lorewright.law.plan import Plan
-from lorewright.memory.opened import OpenFolder, as_knowledge
+from lorewright.memory.opened import OpenFolder, Source, as_knowledge
 from lorewright.memory.write import lesson_for
 from lorewright.models.model import Model
 from lorewright.training.config import WriteConfig
@@ -21,7 +20,7 @@ from lorewright.training.watch import Watch
 
 def plan(
     base: OpenFolder | Model,
-    knowledge: Knowledge | Document,
+    knowledge: Source,
     *,
     wanted: float = plans.WANTED,
     config: WriteConfig | None = None,

@@ -43,7 +43,9 @@ from lorewright.memory.folder import (
     CONFIG_FILE,
     JOURNAL,
     LESSON_FILE,
+    RECALLED_KINDS,
     Folder,
+    is_name,
     readable,
 )
 from lorewright.memory.leftovers import (
@@ -62,8 +64,6 @@ BLANK = "[forgotten]"
 TEACHER_FILE = "teacher.jsonl"
 OWN_FILES = (LESSON_FILE, CONFIG_FILE)
 """Of a run: what it was written from, which no other memory has a part in."""
-RECALLED_KINDS = ("efficacy", "paraphrase", "verbatim", "reverse", "multihop")
-"""Kinds of probes that ask for something that was written."""
 KINDS = {"adapters": "adapter", "sources": "source", "runs": "run"}
 """Where what goes lies, as a removal names it, and by which key an entry does."""
 _STAMP = re.compile(r"\d{8}-\d{6}-")
@@ -238,7 +238,7 @@ def _impossible(removal: Removal, entries: Mapping[str, Any]) -> str:
     for kind, key in KINDS.items():
         used = {entry.get(key) for entry in staying}
         for name in getattr(removal, kind):
-            if name in ("", ".", "..") or set(name) & {"/", "\\", "\0"}:
+            if not name or not is_name(name):
                 return f"{key} {name!r}, which is no name of one"
             if name in used:
                 return f"{key} {name!r}, which a memory still uses"

@@ -10,7 +10,9 @@ them. The probability is fitted on the lessons' own trained questions, each put 
 lacks it, and on questions that no memory is for: packaged ones, and the folder's own topics with
 subjects that nobody wrote. Both get up to two words that no key has, because questions in other
 words do; without them such questions look like ones about other things. Probes have no part in
-it. A memory that came without source and lesson has no keys and is reached by name only.
+it. A merged memory that was measured as worse than a source of it gives way to its sources as long
+as they are there. A memory that came without source and lesson has no keys and is reached by name
+only.
 """
 
 from __future__ import annotations
@@ -18,10 +20,10 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cache, cached_property, partial
+from functools import cache, cached_property, partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ from lorewright.files import locked, read_object, save_json
 from lorewright.knowledge.lesson import contexts
 from lorewright.knowledge.negatives import strangers, unrelated_questions
 from lorewright.knowledge.scoring import normalise
-from lorewright.memory.folder import INDEX_FILE, Folder
+from lorewright.memory.folder import INDEX_FILE, RECALLED_KINDS, Folder
 from lorewright.routing.gate import (
     N_CANDIDATES,
     RATE,
@@ -83,6 +85,8 @@ class FolderRouter:
     keyless: tuple[str, ...]
     """Names of memories that no question leads to."""
     notes: tuple[str, ...] = ()
+    yielding: frozenset[str] = frozenset()
+    """Ids of merged memories whose sources answer instead; see `worse_than`."""
 
     def route(
         self,
@@ -95,7 +99,10 @@ class FolderRouter:
 
         Raises ConfigError for an empty question, a share outside (0, 1) or `top` below 1.
         """
-        hits = self.index.retrieve_memories(question, k=max(top, N_CANDIDATES))
+        free = [one for one in self.index.memories if one not in self.yielding]
+        hits = self.index.retrieve_memories(
+            question, k=max(top, N_CANDIDATES), memories=free if self.yielding else None
+        )
         named = [replace(hit, memory=self._names[hit.memory]) for hit in hits]
         return decide(named, self.gate, rate=false_activation, most=top)
 
@@ -121,6 +128,35 @@ class FolderRouter:
             if key.kind == "passage":
                 texts.setdefault(key.memory, []).append(key.text)
         return texts
+
+
+def worse_than(parts: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Names of the sources that a merge was measured as recalling worse than they do themselves.
+
+    `parts` are those of its report: what was lost of each source's own probes, by kind.
+    """
+    return tuple(
+        str(part["memory"])
+        for part in parts
+        if sum(
+            lost["n"] * lost["mean"]
+            for kind, lost in part["lost"].items()
+            if kind in RECALLED_KINDS and lost["mean"] is not None
+        )
+        > 0
+    )
+
+
+def _yielding(folder: Folder, by_id: Mapping[str, Any]) -> frozenset[str]:
+    """Merged memories that recall less than a source, while all that they are from is there."""
+    merged = {i: entry["parents"] for i, entry in by_id.items() if entry.get("parents")}
+    whole = [i for i, parents in merged.items() if {p["adapter"] for p in parents} <= {*by_id}]
+    worse = set()
+    for identity in whole:
+        report = folder.card(identity).get("report", {})
+        with suppress(KeyError, TypeError, AttributeError):  # a damaged card: it cannot be asked
+            worse |= {identity} if worse_than(report.get("parts", ())) else set()
+    return frozenset(worse)
 
 
 class LiveRouter:
@@ -171,6 +207,7 @@ def _up_to_date(
     entries = folder.entries()
     ids = {name: entry["adapter"] for name, entry in entries.items()}
     by_id = {entry["adapter"]: entry for entry in entries.values()}
+    yielding = _yielding(folder, by_id)
     place = folder.path / DERIVED
     index, gate = _stored(place)
     indexed = set(gate.get("memories", ()))
@@ -186,7 +223,8 @@ def _up_to_date(
     if gone or new or "calibration" not in gate:
         if "calibration" not in gate or changed > STALE * max(len(fitted), len(by_id)):
             step("fitting the probability")
-            gate = {**_fitted(folder, by_id, index), "fitted": sorted(by_id)}
+            asked = reduce(Index.without, yielding & set(index.memories), index)
+            gate = {**_fitted(folder, by_id, asked), "fitted": sorted(by_id)}
         gate |= {"schema": SCHEMA, "memories": sorted(by_id)}
         # A folder that cannot be written, or is being written, can be asked; and what was forgotten
         # in the meantime must not be stored again.
@@ -197,7 +235,7 @@ def _up_to_date(
     fitted_gate = Gate.from_json(gate) if gate["calibration"] else None
     keyed = set(index.memories)
     keyless = tuple(sorted(name for name, identity in ids.items() if identity not in keyed))
-    return FolderRouter(index, ids, fitted_gate, keyless, tuple(notes))
+    return FolderRouter(index, ids, fitted_gate, keyless, tuple(notes), yielding)
 
 
 def _stored(place: Path) -> tuple[Index, dict[str, Any]]:

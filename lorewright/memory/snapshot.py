@@ -30,7 +30,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from lorewright.errors import DataError, LorewrightError, StorageError
-from lorewright.files import HALF_WRITTEN, LOCK_FILE
+from lorewright.files import HALF_WRITTEN, LOCK_FILE, sync_folder
 from lorewright.memory.folder import INDEX_FILE, JOURNAL, Folder
 from lorewright.memory.removal import writing
 
@@ -88,7 +88,10 @@ def take(folder: Path, to: Path) -> Snapshot:
             with part.open("xb") as raw, _compressed(raw, to) as out:
                 _pack(out, manifest, files, about)
                 out.flush()
+            with part.open("rb+") as written:
+                os.fsync(written.fileno())
             os.replace(part, to)
+            sync_folder(to.parent)
         finally:
             with suppress(OSError):
                 part.unlink(missing_ok=True)
@@ -117,6 +120,7 @@ def restore(source: Path, into: Path) -> Snapshot:
             if into.exists():
                 into.rmdir()
             part.rename(into)
+            sync_folder(into.parent)
         finally:
             shutil.rmtree(part, ignore_errors=True)
     return _snapshot(source, manifest, about, n_memories)
@@ -266,6 +270,8 @@ def _unpack(archive: tarfile.TarFile, folder: Path, about: Files, source: Path) 
         assert file is not None
         with target.open("xb") as out:
             shutil.copyfileobj(file, out)
+            out.flush()
+            os.fsync(out.fileno())
         digest = _about(target)["sha256"]
         if digest != each["sha256"]:
             raise DataError(

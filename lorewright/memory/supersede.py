@@ -21,11 +21,10 @@ from lorewright.knowledge.scoring import METRICS, normalise
 from lorewright.knowledge.selfstudy import AskLLM
 from lorewright.knowledge.splitting import sentences
 from lorewright.memory.contradictions import Contradiction, contradictions_in
-from lorewright.memory.folder import BEFORE
+from lorewright.memory.folder import BEFORE, RECALLED_KINDS
 from lorewright.memory.leftovers import Scan
-from lorewright.memory.opened import OpenFolder, as_knowledge
+from lorewright.memory.opened import OpenFolder, Source, as_knowledge
 from lorewright.memory.removal import (
-    RECALLED_KINDS,
     begin,
     descendants,
     finish,
@@ -123,7 +122,7 @@ def _plain(share: Proportion) -> dict[str, Any]:
 def supersede(
     memory: OpenFolder,
     name: str,
-    knowledge: Knowledge | Document,
+    source: Source,
     *,
     keep: bool = False,
     config: WriteConfig | None = None,
@@ -139,7 +138,7 @@ def supersede(
     the lineage. Raises as `write`, and ConfigError for a source that is the same.
     """
     name, step = slug(name), (watch or Watch()).step
-    knowledge, folder, before = as_knowledge(knowledge), memory.folder, f"{slug(name)}-{BEFORE}"
+    knowledge, folder, before = as_knowledge(source), memory.folder, f"{slug(name)}-{BEFORE}"
     entry = folder.entry(name)
     finished = entry.get("source") == knowledge.digest()
     if finished and before not in memory.names:
@@ -154,6 +153,7 @@ def supersede(
             memory,
             knowledge,
             name=name,
+            overwrite=True,
             method=str(folder.card(entry["adapter"]).get("method", GRADIENT)),
             config=config or own_config,
             lesson=lesson or own_lesson,

@@ -11,15 +11,15 @@ from typing import Any
 from lorewright.adapters.targets import resolve_targets
 from lorewright.errors import ConfigError
 from lorewright.files import digest, read_object, save_json, slug
-from lorewright.knowledge.data import Document, Example, Knowledge, Probe
+from lorewright.knowledge.data import Example, Knowledge, Probe
 from lorewright.knowledge.lesson import Lesson, LessonConfig, grounds, prepare
 from lorewright.knowledge.scoring import METRICS
 from lorewright.knowledge.selfstudy import AskLLM
 from lorewright.law import plan as plans
 from lorewright.law.calibration import Calibration, find, load_of
 from lorewright.memory.commit import commit
-from lorewright.memory.folder import LESSON_FILE, lesson_in
-from lorewright.memory.opened import OpenFolder, as_knowledge
+from lorewright.memory.folder import LESSON_FILE, check_name, lesson_in
+from lorewright.memory.opened import OpenFolder, Source, as_knowledge
 from lorewright.memory.verify import usual_metric, verdict
 from lorewright.models.model import Model
 from lorewright.models.replies import write_about
@@ -78,9 +78,10 @@ class Outcome:
 
 def write(
     memory: OpenFolder,
-    knowledge: Knowledge | Document,
+    source: Source,
     *,
     name: str = "",
+    overwrite: bool = False,
     method: str = GRADIENT,
     config: WriteConfig | None = None,
     lesson: LessonConfig | None = None,
@@ -95,19 +96,24 @@ def write(
 ) -> Outcome:
     """Write knowledge into a new state, prove it on disk, and take the verdict.
 
-    `method` is a key of `writers.methods.WRITERS`. The state is stored, loaded back, proved to move
-    the logits and audited by free-running decoding before its name is entered. What cannot work is
-    refused before anything is trained. Called again with the same arguments it resumes. `find_rate`
-    replaces the config's rate by the best of a short search on these examples, stored with the run;
-    `find_rank` its rank by the planned one, as happens without a config; `preset`, a key of
+    `source` is knowledge, documents and facts, or a path, whose name is the memory's unless one is
+    given. A name that stands for another source is refused unless `overwrite`. `method` is a key of
+    `writers.methods.WRITERS`. The state is stored, loaded back, proved to move the logits and
+    audited by free-running decoding before its name is entered. What cannot work is refused before
+    anything is trained. Called again with the same arguments it resumes. `find_rate` replaces the
+    config's rate by the best of a short search on these examples, stored with the run; `find_rank`
+    its rank by the planned one, as happens without a config; `preset`, a key of
     `training.config.PRESETS`, its dropout and weight decay by what fits the number of examples.
     `lineage` is what the card lists as superseded.
 
     Raises ConfigError, DataError or TargetsNotFound for what cannot work, Locked when another
     process writes, StorageError when the disk refuses; no name changes then.
     """
-    knowledge = as_knowledge(knowledge)
+    if isinstance(source, str | Path):
+        name = name or Path(source).absolute().stem
+    knowledge = as_knowledge(source)
     name = slug(name) if name else _name_of(knowledge)
+    check_name(name, memory.model.name)
     find_rank = find_rank or (config is None and method == GRADIENT)
     config = config or WriteConfig(lr=suggested_lr(memory.model))
     lesson = lesson or LessonConfig()
@@ -120,6 +126,7 @@ def write(
     rows = [asdict(probe) for probe in probes]
     key = digest([knowledge.digest(), settings, rows, model.digest, *how])
     with memory.writing():
+        _check_free(memory, name, "" if overwrite else knowledge.digest())
         run = memory.folder.run(name, {"key": key, "source": knowledge.digest(), **settings})
         if not (run / LESSON_FILE).exists():
             prepared = lesson_for(
@@ -205,6 +212,17 @@ def _check(
         model.render(fact.question, fact.answer)
     for probe in probes:
         model.render(f"{probe.context}\n\n{probe.question}".strip())
+
+
+def _check_free(memory: OpenFolder, name: str, source: str) -> None:
+    """Raise ConfigError when a name stands for another source than this; an empty one is any."""
+    entry, place = memory.folder.entries().get(name, {}), memory.folder.path
+    if source and entry.get("source", source) != source:
+        raise ConfigError(
+            f"write {name!r}: {place} has a memory of that name from another source; give another "
+            f"with --name. If that source has changed: lore supersede {place} {name} SOURCE. To "
+            "replace what it knew: --replace."
+        )
 
 
 def _fitted(preset: Preset, before: WriteConfig, n_examples: int) -> tuple[WriteConfig, list[str]]:

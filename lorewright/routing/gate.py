@@ -227,14 +227,16 @@ class Gate:
         try:
             fields = dict(data["calibration"])
             plain: Any = {k: tuple(x) if isinstance(x, list) else x for k, x in fields.items()}
+            numbers = {k: tuple(map(float, fields[k])) for k in ("mean", "spread", "weights")}
+            if len({*map(len, numbers.values())}) > 1:
+                raise ValueError("mean, spread and weights differ in number")
+            plain |= numbers | {"bias": float(fields["bias"])}
             return cls(Calibration(**plain), tuple(map(float, data["strangers"])))
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"a stored gate is damaged ({error!r}); fit it again.") from error
 
 
-def fit_gate(
-    retriever: Retriever, questions: Sequence[HeldOut], unrelated: Sequence[str]
-) -> Gate:
+def fit_gate(retriever: Retriever, questions: Sequence[HeldOut], unrelated: Sequence[str]) -> Gate:
     """Fit the probability and measure unrelated questions, none of which a memory was trained on.
 
     Every other unrelated question goes to the fit, the rest to the threshold: a quantile over

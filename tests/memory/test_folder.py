@@ -23,6 +23,7 @@ from lorewright.errors import (
 )
 from lorewright.files import read_object
 from lorewright.memory.folder import Folder
+from lorewright.memory.opened import OpenFolder
 
 BASE = {"id": "pocket", "digest": "d" * 64, "template": "t" * 16, "dtype": "auto"}
 ONE, TWO = "0123456789abcdef", "fedcba9876543210"
@@ -108,12 +109,25 @@ def test_a_damaged_memory_json_is_named(folder: Folder, content: bytes) -> None:
         {"base": None},
         {"base": {"id": "pocket"}},
         {"base": {"id": 3, "digest": "d"}},
+        {"base": {**BASE, "template": 3}},
+        {"memories": {"book": {"adapter": ONE, "card": 5}}},
+        {"memories": {"book": {"adapter": ONE, "source": "../../etc/passwd"}}},
+        {"memories": {"book": {"adapter": ONE, "run": ".."}}},
+        {"memories": {"book": {"adapter": ONE, "source": 3}}},
+        {"memories": {"book": {"adapter": ONE, "parents": ["x"]}}},
+        {"memories": {"book": {"adapter": ONE, "formerly": 5}}},
     ],
 )
 def test_a_memory_json_of_another_shape_is_named(folder: Folder, changes: dict[str, Any]) -> None:
     spoil(folder, **changes)
     with pytest.raises(DataError, match=r"memory.json is damaged"):
         folder.index()
+
+
+def test_a_dtype_that_no_base_has_is_damage(folder: Folder) -> None:
+    spoil(folder, base={**BASE, "dtype": "evil"})
+    with pytest.raises(DataError, match=r"damaged \(base.dtype is 'evil'"):
+        OpenFolder.open(folder.path)
 
 
 def test_a_memory_json_of_another_schema_is_refused(folder: Folder) -> None:

@@ -154,7 +154,8 @@ def test_what_a_teacher_replied_on_it_is_removed_and_the_rest_of_its_cache_reads
 def test_earlier_adapters_of_the_name_and_interrupted_runs_go_too(memory: Memory) -> None:
     old = memory.names["gannet"]
     brief = WriteConfig(lr=1e-3, epochs=1)
-    memory.write(Knowledge(facts=GANNET.facts[:1]), name="gannet", config=brief, lesson=QUICK)
+    less = Knowledge(facts=GANNET.facts[:1])
+    memory.write(less, name="gannet", overwrite=True, config=brief, lesson=QUICK)
     run = memory.folder.path / "runs" / "20200101-000000-half"
     save_json({"key": "k", "name": "other", "source": GANNET.digest()}, run / "config.json")
     (run / "checkpoint.safetensors").write_bytes(b"x")

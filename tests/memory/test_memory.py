@@ -42,6 +42,7 @@ from lorewright.knowledge.data import Document, Fact, Knowledge, Probe
 from lorewright.knowledge.lesson import LessonConfig, prepare
 from lorewright.knowledge.readers import read_knowledge
 from lorewright.memory.memory import Memory
+from lorewright.memory.opened import as_knowledge
 from lorewright.memory.write import Outcome
 from lorewright.models.model import Model
 from lorewright.recall.traces import audit
@@ -272,7 +273,7 @@ def test_overwriting_a_name_moves_it_and_keeps_the_old_adapter(
     memory: Memory, outcome: Outcome
 ) -> None:
     old = tree(folder_of(memory))
-    fresh = brief(memory, name="project book")
+    fresh = brief(memory, name="project book", overwrite=True)
     assert memory.names == {"project-book": fresh.adapter_id}
     assert fresh.adapter_id != outcome.adapter_id
     assert tree(memory.folder.path / "adapters" / outcome.adapter_id) == old
@@ -290,6 +291,66 @@ def test_facts_need_a_name_and_documents_bring_one(model: Model, tmp_path: Path)
     with pytest.raises(ConfigError, match="give one with --name"):
         Memory.open(tmp_path / "atlas", model).write(OTHER)
     assert not (tmp_path / "atlas").exists()
+
+
+def test_a_name_that_stands_for_another_source_is_refused_and_stays(memory: Memory) -> None:
+    before = memory.folder.entries()
+    with pytest.raises(ConfigError, match=r"--name.* lore supersede .* project-book .*--replace"):
+        brief(memory, name="Project/Book")
+    assert memory.folder.entries() == before and not list(memory.folder.path.glob("runs/*-more"))
+
+
+@pytest.mark.parametrize("name", ["auto", "Pocket"])
+def test_names_that_requests_use_otherwise_are_refused(memory: Memory, name: str) -> None:
+    verbs: list[Callable[[], object]] = [
+        lambda: brief(memory, name=name),
+        lambda: memory.rename("project-book", name),
+        lambda: memory.merge(["project-book"], into=name, rank=2),
+        lambda: memory.add(folder_of(memory), name=name),
+    ]
+    for verb in verbs:
+        with pytest.raises(ConfigError, match=f"cannot be named '{name.lower()}'"):
+            verb()
+    assert list(memory.names) == ["project-book"]
+
+
+def test_no_memory_has_the_name_of_its_base(model: Model, tmp_path: Path) -> None:
+    tiny = Model(model.network, model.tokenizer, "tiny")
+    with pytest.raises(ConfigError, match="cannot be named 'tiny'"):
+        brief(Memory.open(tmp_path / "atlas", tiny), name="tiny")
+
+
+def test_a_source_may_be_a_path_documents_or_facts(tmp_path: Path) -> None:
+    page, facts = Document("page", "The lamp is out."), OTHER.facts
+    (tmp_path / "page.md").write_text(page.text)
+    assert as_knowledge(tmp_path / "page.md") == as_knowledge(str(tmp_path / "page.md"))
+    assert as_knowledge(tmp_path / "page.md") == as_knowledge(page) == Knowledge((page,))
+    assert as_knowledge([*facts, page]) == Knowledge((page,), facts)
+    assert as_knowledge(iter(facts)) == as_knowledge(OTHER) == OTHER
+    assert as_knowledge(facts[0]) == Knowledge(facts=facts[:1])
+
+
+@pytest.mark.parametrize("source", [3, None, [3], ["page.md"], {"question": "Q?"}], ids=str)
+def test_any_other_source_is_refused_in_a_sentence(memory: Memory, source: Any) -> None:
+    with pytest.raises(DataError, match="give a path, Knowledge, or Documents and Facts"):
+        memory.write(source, name="more")
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        (Fact("a", "Where?", "here"), Fact("b", "Where?", "there")),
+        (Fact("a", "Wo ist Gräf?", "hier"), Fact("b", "Wo ist Gra\u0308f?", "dort")),
+        (Fact("a", "Where?", "here"), Fact("a", "When?", "now")),
+    ],
+    ids=["question", "form", "id"],
+)
+def test_what_files_may_not_hold_twice_knowledge_may_not_either(
+    memory: Memory, rows: tuple[Fact, ...]
+) -> None:
+    for source in (rows, Knowledge(facts=rows)):
+        with pytest.raises(DataError, match=r"has two answers|the id 'a' comes twice"):
+            memory.write(source, name="more")
 
 
 # -- interruptions -------------------------------------------------------------------------------

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from support.atlases import PAGES, known, lesson_of, phones, put, texts
 
 from lorewright.errors import ConfigError
-from lorewright.knowledge.data import Example, Probe
+from lorewright.files import save_json
+from lorewright.knowledge.data import Example, Knowledge, Probe
 from lorewright.knowledge.lesson import Lesson
 from lorewright.knowledge.negatives import unrelated_questions
 from lorewright.memory.memory import Memory
@@ -140,6 +141,34 @@ def test_one_adapter_under_two_names_is_found_under_the_first(memory: Memory) ->
     assert memory.route(HEAD).chosen[0].memory == "harbour"
 
 
+@pytest.mark.parametrize("lost", [0.5, 0.0])
+def test_a_merge_measured_as_worse_gives_way_to_its_sources_while_they_are_there(
+    memory: Memory, lost: float
+) -> None:
+    sources = dict(memory.names)
+    both = Knowledge(tuple(document for name in PAGES for document in known(name).documents))
+    lessons = [lesson_of(name) for name in PAGES]
+    together = replace(lessons[0], examples=lessons[0].examples + lessons[1].examples)
+    identity = put(memory, "a-merge", both, together)
+    shares = {"paraphrase": {"n": 3, "mean": lost}, "unknown": {"n": 9, "mean": -1.0}}
+    parts = [{"memory": name, "lost": shares} for name in PAGES]
+    save_json({"report": {"parts": parts}}, memory.folder.state_path(identity) / "card.json")
+    entry = memory.folder.entry("a-merge")
+    with memory.writing():
+        memory.folder.enter(
+            *("a-merge", identity),
+            source=entry["source"],
+            run=entry["run"],
+            parents=[{"name": name, "adapter": adapter} for name, adapter in sources.items()],
+        )
+    assert ("a-merge" in {hit.memory for hit in memory.route(HEAD).hits}) == (lost == 0)
+    if lost:
+        assert memory.route(HEAD).chosen[0].memory == "harbour"
+        with memory.writing():
+            memory.folder.change(lambda names: names.pop("harbour"))
+        assert memory.route(HEAD).chosen[0].memory == "a-merge"
+
+
 # -- what it is made of --------------------------------------------------------------------------
 
 
@@ -195,7 +224,9 @@ def test_what_is_on_disk_is_used_again(memory: Memory) -> None:
     assert Memory.of(memory.folder, memory.model).route(HEAD) == first
 
 
-@pytest.mark.parametrize("damage", ["gone", "keys cut", "gate cut", "keys of another", "shape"])
+@pytest.mark.parametrize(
+    "damage", ["gone", "keys cut", "gate cut", "keys of another", "shape", "numbers"]
+)
 def test_what_is_gone_or_damaged_is_made_again(memory: Memory, damage: str) -> None:
     first, place = memory.route(HEAD), memory.folder.path / DERIVED
     keys, gate = place / KEYS_FILE, place / GATE_FILE
@@ -207,6 +238,8 @@ def test_what_is_gone_or_damaged_is_made_again(memory: Memory, damage: str) -> N
         gate.write_text(gate.read_text()[:-40])
     elif damage == "shape":
         gate.write_text(json.dumps({**json.loads(gate.read_text()), "calibration": [1, {}]}))
+    elif damage == "numbers":
+        gate.write_text(gate.read_text().replace('"weights": [', '"weights": ["x", '))
     else:
         gate.write_text(gate.read_text().replace('"keys":', '"keyz":'))
     assert steps_of(memory) == ["indexing 2 memories", "fitting the probability"]
