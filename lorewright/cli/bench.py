@@ -128,7 +128,7 @@ def _run(
     elif markdown:
         base = summary["base"]
         about = f"Base {base['id']}, digest {base['digest'][:12]}; `{summary['command']}`"
-        typer.echo(to_markdown(Page(f"lore bench {task.name}", about, (*task.tables(summary),))))
+        print(to_markdown(Page(f"lore bench {task.name}", about, (*task.tables(summary),))))
     else:
         for table in task.tables(summary):
             show(table)

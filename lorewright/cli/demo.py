@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from lorewright.cli.options import Json, Threads
-from lorewright.cli.terminal import console_for, print_json
+from lorewright.cli.terminal import console, console_for, print_json
 
 
 def demo(
@@ -25,7 +24,7 @@ def demo(
     """
     from lorewright.cli.contrast import run
 
-    record = run(console_for(threads), Console(quiet=as_json), out, source, quick=quick)
+    record = run(console_for(threads), console(quiet=as_json), out, source, quick=quick)
     if as_json:
         print_json(record)
 

@@ -1,16 +1,16 @@
 """The command line: its verbs put together, and every expected failure as one sentence.
 
 Each verb is a few lines over the same functions that Python calls, in a file of its own or its
-family's. What a user can get wrong ends in one sentence and `Exit.REFUSED`, with `--json` in an
-object; an interruption in `Exit.INTERRUPTED`, and the same write goes on. Heavy imports are inside
-the commands, so that `--help` is quick.
+family's. What a user can get wrong ends in one sentence and a code of `Exit`, with `--json` in an
+object as well. Heavy imports are inside the commands, so that `--help` is quick.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
@@ -31,13 +31,16 @@ from lorewright.cli import (
     verify,
     write,
 )
-from lorewright.cli.terminal import Exit, print_json
+from lorewright.cli.streams import steady_streams
+from lorewright.cli.terminal import Exit, console, exit_of, print_json, say
 from lorewright.errors import LorewrightError
 
 USAGE_ERROR: type[Exception] = next(
     kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "UsageError"
 )
 """Of the click that typer carries or depends on."""
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+"""What a disk refuses with, wherever it happens."""
 FAMILIES = (write, verify, ask, folder, forget, copies, merge, plan, serve, report, demo)
 
 app = typer.Typer(
@@ -64,38 +67,58 @@ def about(
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if version:
-        typer.echo(__version__)
+        say(__version__)
         raise typer.Exit
 
 
 def main() -> None:
     """Run the command line; exits with a code of `Exit`."""
-    as_json = "--json" in sys.argv
+    with steady_streams() as out:
+        code = _run("--json" in sys.argv)
+        if out is not None:
+            out.flush()
+            if isinstance(out.failure, BrokenPipeError):
+                code = Exit.UNREAD
+            elif out.failure is not None:
+                what = out.failure.strerror or out.failure
+                text = f"the output could not be written: {what}; what the command did is done."
+                code = _fail("StorageError", text, Exit.STORAGE, as_json=False)
+    sys.exit(code)
+
+
+def _run(as_json: bool) -> int:
+    """Run the command and return its exit code, errors printed."""
     try:
-        sys.exit(app(prog_name="lore", standalone_mode=not as_json) or Exit.DONE)
+        return app(prog_name="lore", standalone_mode=not as_json) or Exit.DONE
     except LorewrightError as error:
-        _refuse(type(error).__name__, " ".join(str(error).split()), as_json)
+        message = " ".join(str(error).split())
+        return _fail(type(error).__name__, message, exit_of(error), as_json)
     except USAGE_ERROR as error:  # with --json; otherwise typer has printed it
-        _refuse("UsageError", str(error), as_json)
+        return _fail("UsageError", str(error), Exit.REFUSED, as_json)
     except (KeyboardInterrupt, typer.Abort):
-        _interrupted()
+        return _interrupted(as_json)
     except SystemExit as ending:
         if ending.code == Exit.INTERRUPTED:  # typer caught Ctrl-C inside a command
-            _interrupted()
-        raise
+            return _interrupted(as_json)
+        return ending.code if isinstance(ending.code, int) else Exit.DONE
+    except Exception as error:  # noqa: BLE001  (shown whole, and no scripts take it for a verdict)
+        if isinstance(error, OSError) and error.errno in DISK:
+            message = f"{error}; check space and permissions."
+            return _fail("StorageError", message, Exit.STORAGE, as_json)
+        sys.excepthook(type(error), error, error.__traceback__)
+        return _fail(type(error).__name__, f"{error}: a fault of Lorewright.", Exit.FAULT, as_json)
 
 
-def _refuse(kind: str, message: str, as_json: bool) -> NoReturn:
-    from rich.console import Console
+def _fail(kind: str, message: str, code: Exit, as_json: bool) -> Exit:
     from rich.text import Text
 
     line = Text.assemble((f"{kind}:", "red"), f" {message}")
-    Console(stderr=True, soft_wrap=True).print(line, highlight=False)
+    console(stderr=True, soft_wrap=True).print(line, highlight=False)
     if as_json:
-        print_json({"error": {"kind": kind, "message": message}})
-    sys.exit(Exit.REFUSED)
+        print_json({"error": {"kind": kind, "message": message, "exit": int(code)}})
+    return code
 
 
-def _interrupted() -> NoReturn:
-    typer.echo("Interrupted. The same command goes on where a write stopped.", err=True)
-    sys.exit(Exit.INTERRUPTED)
+def _interrupted(as_json: bool) -> Exit:
+    message = "the same command goes on where a write stopped."
+    return _fail("Interrupted", message, Exit.INTERRUPTED, as_json)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from lorewright.cli.options import Json
-from lorewright.cli.terminal import print_json, say, show
+from lorewright.cli.terminal import console_for, print_json, say, show
 
 app = typer.Typer(name="models", invoke_without_command=True)
 
@@ -64,7 +63,7 @@ def get(
     """
     from lorewright.models import catalogue
 
-    console = Console(stderr=True)
+    console = console_for(0)
 
     def step(text: str) -> None:
         console.print(text, style="dim", markup=False, highlight=False)

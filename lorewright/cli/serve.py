@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -12,11 +13,12 @@ from rich.text import Text
 from lorewright.cli.options import Folder, Json, Threads
 from lorewright.cli.settings import Flag, Group, with_options
 from lorewright.cli.terminal import console_for, print_json
-from lorewright.errors import ModelError
+from lorewright.errors import ConfigError, ModelError
 from lorewright.serve.config import LOOPBACK, ServeConfig, checked_keys, read_keys
 
 ACCESS = "Who may ask, and how much"
 ENGINE = "Another server as the engine"
+API_KEY, ADMIN_KEY = "LOREWRIGHT_API_KEY", "LOREWRIGHT_ADMIN_KEY"
 
 SERVE = Group(
     ServeConfig,
@@ -38,9 +40,9 @@ KeyFile = Annotated[
     Path | None, typer.Option(help="File of API keys, one a line.", rich_help_panel=ACCESS)
 ]
 Key = Annotated[
-    str,
+    str | None,
     typer.Option(
-        envvar="LOREWRIGHT_API_KEY",
+        envvar=API_KEY,
         help="One API key; better in the variable than on the command line.",
         rich_help_panel=ACCESS,
     ),
@@ -52,8 +54,8 @@ AdminKeyFile = Annotated[
     Path | None, typer.Option(help="File of admin keys, one a line.", rich_help_panel=ACCESS)
 ]
 AdminKey = Annotated[
-    str,
-    typer.Option(envvar="LOREWRIGHT_ADMIN_KEY", help="One admin key.", rich_help_panel=ACCESS),
+    str | None,
+    typer.Option(envvar=ADMIN_KEY, help="One admin key.", rich_help_panel=ACCESS),
 ]
 
 
@@ -62,10 +64,10 @@ def serve(
     folder: Folder,
     config: ServeConfig,
     api_key_file: KeyFile = None,
-    api_key: Key = "",
+    api_key: Key = None,
     admin: Admin = False,
     admin_key_file: AdminKeyFile = None,
-    admin_key: AdminKey = "",
+    admin_key: AdminKey = None,
     threads: Threads = 0,
     as_json: Json = False,
 ) -> None:
@@ -82,11 +84,15 @@ def serve(
             f"serving needs {error.name}; install it: pip install 'lorewright[serve]'"
         ) from error
 
-    def keys_of(file: Path | None, key: str) -> tuple[str, ...]:
-        return (*(read_keys(file) if file else ()), *checked_keys([key] if key else []))
+    def keys_of(file: Path | None, key: str | None, variable: str) -> tuple[str, ...]:
+        if os.environ.get(variable) == "":  # which is no value to click
+            raise ConfigError(f"{variable} is set and empty; give it a key, or unset it.")
+        given = [] if key is None else [key]
+        return (*(read_keys(file) if file else ()), *checked_keys(given))
 
     console = console_for(0 if config.engine_url else threads)
-    keys, admin_keys = keys_of(api_key_file, api_key), keys_of(admin_key_file, admin_key)
+    keys = keys_of(api_key_file, api_key, API_KEY)
+    admin_keys = keys_of(admin_key_file, admin_key, ADMIN_KEY)
     config = replace(config, keys=keys, admin=admin, admin_keys=admin_keys)
     if not keys and config.host not in LOOPBACK:
         warning = f"No API key: whoever reaches {config.host} can ask."
@@ -97,7 +103,10 @@ def serve(
         if as_json:
             print_json({"url": url})
 
-    run(folder, config, announce=announce)
+    try:
+        run(folder, config, announce=announce)
+    except KeyboardInterrupt:  # its ordinary end
+        console.print(Text(f"{folder} is no longer served", "dim"), highlight=False)
 
 
 COMMANDS = (serve,)

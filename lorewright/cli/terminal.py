@@ -6,15 +6,17 @@ Results go to stdout, progress to stderr; `--json` prints one object of plain da
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.console import Console
 from rich.text import Text
+
+from lorewright.errors import Locked, LorewrightError, StorageError
 
 if TYPE_CHECKING:
     from lorewright.models.model import Model
@@ -27,28 +29,49 @@ class Exit(IntEnum):
 
     DONE = 0
     FAILED = 1
-    """The verdict of `doctor`, `forget` or `supersede` is bad; everything ran."""
+    """Everything ran, and the verdict is bad: it recalls nothing, or the claim does not hold."""
     REFUSED = 2
     """It cannot be done as requested; also typer's own code for wrong usage."""
+    LOCKED = 3
+    """Another process is writing; the same command may succeed later."""
+    STORAGE = 4
+    """The disk refused: full, read-only, not permitted."""
+    FAULT = 70
+    """A fault of Lorewright, as sysexits.h has it."""
     INTERRUPTED = 130
     """Ctrl-C, as shells have it."""
+    UNREAD = 141
+    """It ran, and nobody read the output: a broken pipe, as shells have it."""
+
+
+def exit_of(error: LorewrightError) -> Exit:
+    """Return the exit code of an error of the family."""
+    if isinstance(error, Locked):
+        return Exit.LOCKED
+    return Exit.STORAGE if isinstance(error, StorageError) else Exit.REFUSED
 
 
 def print_json(data: Mapping[str, Any]) -> None:
     """Print one object on stdout, as JSON."""
-    typer.echo(json.dumps(data))
+    print(json.dumps(data))
+
+
+def console(*, stderr: bool = False, soft_wrap: bool = False, quiet: bool = False) -> Console:
+    """Return a console on stdout or stderr that knows the stream's encoding."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(file=stream, stderr=stderr, soft_wrap=soft_wrap, quiet=quiet)
 
 
 def say(text: str, style: str = "") -> None:
     """Print a line on stdout as it is: no markup, no wrapping, no colours for numbers."""
-    Console(soft_wrap=True).print(Text(text, style), highlight=False)
+    console(soft_wrap=True).print(Text(text, style), highlight=False)
 
 
 def show(table: Any) -> None:
     """Print a table on stdout, as wide as the terminal."""
     from lorewright.reports.tables import Rendered
 
-    Console().print(Rendered(table))
+    console().print(Rendered(table))
 
 
 def console_for(threads: int) -> Console:
@@ -57,7 +80,7 @@ def console_for(threads: int) -> Console:
         import torch
 
         torch.set_num_threads(threads)
-    return Console(stderr=True)
+    return console(stderr=True)
 
 
 @contextmanager

@@ -37,6 +37,8 @@ def verify(
 ) -> None:
     """Take the verdict again: probes in untrained forms, beside controls, with intervals.
 
+    Exit code 1 when it recalls nothing.
+
     [dim]lore verify atlas[/]
     [dim]lore verify atlas --probes examples/handbook.probes.jsonl --json[/]
     """
@@ -46,14 +48,17 @@ def verify(
     console, questions = console_for(threads), probes_in(probes)
     memory = open_memory(folder, model)
     with watching(console) as watch:
-        report = memory.verify(name, probes=questions, metric=metric, watch=watch).to_json()
+        report = memory.verify(name, probes=questions, metric=metric, watch=watch)
+    record = report.to_json()
     if as_json:
-        print_json(report)
+        print_json(record)
     elif markdown:
-        table = recall_table(report)
-        typer.echo(f"{table.title} ({table.subtitle})\n\n{to_markdown(table)}")
+        table = recall_table(record)
+        print(f"{table.title} ({table.subtitle})\n\n{to_markdown(table)}")
     else:
-        show(recall_table(report))
+        show(recall_table(record))
+    if report.recalls is False:
+        raise typer.Exit(Exit.FAILED)
 
 
 def doctor(

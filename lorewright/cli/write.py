@@ -37,6 +37,7 @@ from lorewright.cli.options import (
 )
 from lorewright.cli.settings import dict_keys, with_options
 from lorewright.cli.terminal import (
+    Exit,
     console_for,
     print_coverage,
     print_json,
@@ -90,6 +91,8 @@ def write(
 ) -> None:
     """Write documents or facts into a memory, and end with a verdict.
 
+    Exit code 1 when it recalls nothing, or nothing could be asked.
+
     [dim]lore write examples/handbook.md --into atlas[/]
     [dim]lore write facts.jsonl --into atlas --name phonebook --rank 16[/]
     """
@@ -124,6 +127,8 @@ def write(
         print_json(outcome.to_json())
     else:
         _print_outcome(outcome)
+    if not outcome.report.recalls:
+        raise typer.Exit(Exit.FAILED)
 
 
 def _print_outcome(outcome: Outcome) -> None:
@@ -138,6 +143,13 @@ def _print_outcome(outcome: Outcome) -> None:
     )
     if outcome.report.arms:
         show(recall_table(outcome.report.to_json()))
+    if outcome.report.recalls is None:
+        say("no probe asks for what was written; give questions with --probes", "bold red")
+    elif not outcome.report.recalls:
+        say(
+            f"it recalls nothing; lore doctor {outcome.folder.parents[1]}/{outcome.name}",
+            "bold red",
+        )
     say(f"adapter {outcome.adapter_id} in {outcome.folder}")
 
 
@@ -172,6 +184,8 @@ def add(
         print_json(added.to_json())
     else:
         _print_added(added)
+    if added.report.recalls is False:
+        raise typer.Exit(Exit.FAILED)
 
 
 def _print_added(added: Added) -> None:

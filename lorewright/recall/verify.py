@@ -9,7 +9,7 @@ from typing import Any
 
 from lorewright.adapters.adapter import Adapter
 from lorewright.errors import ConfigError, DataError
-from lorewright.knowledge.data import Probe
+from lorewright.knowledge.data import OPEN_KINDS, Probe
 from lorewright.knowledge.scoring import METRICS, is_declined
 from lorewright.models.model import Model
 from lorewright.recall.statistics import Estimate, estimate
@@ -58,6 +58,13 @@ class RecallReport:
     def kinds(self) -> tuple[str, ...]:
         """Kinds of probe present, in order of appearance."""
         return tuple(dict.fromkeys(r.kind for rows in self.arms.values() for r in rows))
+
+    @property
+    def recalls(self) -> bool | None:
+        """Whether the memory recalled any of its knowledge; None where no probe asks for it."""
+        rows = self.arms.get("memory", ())
+        scores = [r.score for r in rows if r.kind not in OPEN_KINDS and r.score is not None]
+        return any(score > 0 for score in scores) if scores else None
 
     def table(self) -> dict[str, dict[str, Estimate]]:
         """Kind -> arm -> proportion, for the arms that were run."""

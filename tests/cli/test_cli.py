@@ -5,7 +5,10 @@ Commands run in this process through `main`; what needs a signal runs in one of 
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -19,8 +22,11 @@ from support.commands import Lore, refused
 import lorewright.files
 from lorewright import __version__
 from lorewright.cli.main import app, main
+from lorewright.cli.streams import steady_streams
+from lorewright.cli.terminal import Exit, say, show
 from lorewright.files import dump_jsonl
 from lorewright.memory.memory import Memory
+from lorewright.reports.tables import Table
 from lorewright.training.checkpoint import CHECKPOINT
 
 QUESTION, ANSWER = "What is the code of Project Gannet?", "KX-41"
@@ -207,7 +213,7 @@ def test_write_prints_one_object_and_nothing_else(lore: Lore, place: Path, tmp_p
         *("write", place / "facts.jsonl", "--into", tmp_path / "atlas", "--name", "Two Facts"),
         *("--probes", place / "probes.jsonl", "--epochs", 2, "--threads", 1, "--json"),
     )
-    assert ran.code == 0 and ran.json["memory"] == "two-facts" and ran.json["epochs"] == 2
+    assert ran.json["memory"] == "two-facts" and ran.json["epochs"] == 2
     assert "adapter on" in ran.err and "proving that it is on disk" in ran.err
 
 
@@ -237,7 +243,8 @@ def test_a_write_for_people_ends_with_the_verdict_and_the_place(
 ) -> None:
     into = ("--into", tmp_path / "atlas", "--epochs", 1, "--probes", place / "probes.jsonl")
     ran = lore("write", place / "facts.jsonl", *into)
-    assert ran.code == 0 and "as trained, free-running, from disk" in ran.out
+    assert ran.code == 1 and "as trained, free-running, from disk" in ran.out
+    assert "it recalls nothing; lore doctor" in ran.out
     assert ran.out.strip().splitlines()[-1].startswith("adapter ")
 
 
@@ -261,7 +268,7 @@ def test_the_head_of_the_phone_book_is_written(lore: Lore, tmp_path: Path) -> No
     )
     into = ("--into", tmp_path / "atlas", "--probes", tmp_path / "one.jsonl")
     ran = lore("write", tmp_path / "head.jsonl", *into, "--epochs", 3, "--json")
-    assert ran.code == 0 and ran.json["n_examples"] >= 18
+    assert ran.json["n_examples"] >= 18
 
 
 def test_with_json_an_error_is_an_object_too(lore: Lore, place: Path) -> None:
@@ -280,6 +287,98 @@ def test_every_verb_that_prints_a_result_can_print_it_as_json() -> None:
         inner = vars(command).get("commands", {})
         todo += [(f"{name} {each}", one) for each, one in inner.items()]
         assert inner or "--json" in {o for p in command.params for o in p.opts}, name
+
+
+# -- exit codes and streams -----------------------------------------------------------------------
+
+
+def test_the_page_on_exit_codes_has_every_code() -> None:
+    page = Path(__file__).parents[2] / "docs" / "reference" / "exit-codes.md"
+    table = page.read_text(encoding="utf-8").split("\n\n")[1].splitlines()[2:]
+    assert [int(row.split("|")[1]) for row in table] == sorted(Exit)
+
+
+def test_what_recalls_nothing_is_no_success(lore: Lore, place: Path, tmp_path: Path) -> None:
+    into = ("--into", tmp_path / "atlas", "--epochs", 1)
+    ran = lore("write", place / "facts.jsonl", *into, "--json")
+    assert ran.code == 1 and ran.json["recall"]["efficacy"]["memory"]["recall"] == 0
+    assert lore("verify", tmp_path / "atlas").code == 1
+
+
+def test_a_folder_in_use_and_a_disk_that_refuses_have_their_own_codes(
+    lore: Lore, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with lorewright.files.locked(place / "atlas", work="writing into"):
+        refused(lore("rename", place / "atlas", "facts", "others", "--json"), "Locked", "another")
+
+    def full(*names: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    ran = lore("rename", place / "atlas", "facts", "others", "--json")
+    refused(ran, "StorageError", "No space left")
+    ran = lore("report", place / "atlas", "--to", place / "page.html", "--json")
+    refused(ran, "StorageError", "No space left")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp437"])
+def test_any_text_goes_to_any_locale(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding=encoding))
+        with steady_streams():
+            say("\u0396\u03c9\u03ae \U0001f642 \u2013 1 \u2192 \u2026")
+            show(Table("Recall", ("name", "\u2013"), (("\u0396", "0.5"),)))
+        text = written.getvalue().decode(encoding)
+    assert "\\u0396" in text and "\\U0001f642 - 1 -> ..." in text and "0.5" in text
+
+
+@pytest.mark.parametrize(
+    ("failure", "code"),
+    [(errno.ENOSPC, Exit.STORAGE), (errno.EIO, Exit.STORAGE), (errno.EPIPE, Exit.UNREAD)],
+)
+@pytest.mark.parametrize("command", ["targets", "targets --json", "--version", "write --help"])
+def test_output_that_nobody_takes_has_its_own_code(
+    lore: Lore, monkeypatch: pytest.MonkeyPatch, command: str, failure: int, code: Exit
+) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(failure, os.strerror(failure))
+
+    monkeypatch.setattr(sys, "stdout", Gone())
+    ran = lore(*command.split())
+    assert ran.code == code and "Traceback" not in ran.err
+    assert ("output could not be written" in ran.err) == (code == Exit.STORAGE)
+
+
+def test_a_write_whose_progress_nobody_reads_goes_on(
+    lore: Lore, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    into = ("--into", tmp_path / "atlas", "--epochs", 1, "--json")
+    assert lore("write", place / "facts.jsonl", *into).json["memory"] == "facts"
+
+
+def test_a_fault_of_ours_is_no_verdict(lore: Lore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lorewright.adapters.targets.resolve_targets", None)
+    ran = lore("targets", "--json")
+    assert ran.code == Exit.FAULT and ran.json["error"]["kind"] == "TypeError"
+    assert "Traceback" in ran.err
+
+
+@pytest.mark.parametrize("variable", ["LOREWRIGHT_API_KEY", "LOREWRIGHT_ADMIN_KEY"])
+def test_an_empty_key_does_not_serve_without_one(
+    lore: Lore, place: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, "")
+    refused(lore("serve", place / "atlas"), "ConfigError", f"{variable} is set and empty")
+    monkeypatch.delenv(variable)
+    option = "--" + variable.removeprefix("LOREWRIGHT_").lower().replace("_", "-")
+    refused(lore("serve", place / "atlas", option, ""), "ConfigError", "0 characters")
 
 
 # -- Ctrl-C --------------------------------------------------------------------------------------
@@ -306,8 +405,8 @@ def test_ctrl_c_in_training_exits_130_and_the_same_command_resumes(
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate()
-    assert process.returncode == 130 and out == ""
-    assert "Traceback" not in err and err.strip().splitlines()[-1].startswith("Interrupted.")
+    assert process.returncode == 130 and json.loads(out)["error"]["kind"] == "Interrupted"
+    assert "Traceback" not in err and err.strip().splitlines()[-1].startswith("Interrupted:")
     assert Memory.open(atlas).names == {}
     ran = lore(*command)
     assert ran.code == 0 and ran.json["epochs"] == 60

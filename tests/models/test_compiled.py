@@ -369,6 +369,12 @@ def test_a_compiler_that_fails_is_named_with_what_it_printed(
 
 
 @pytest.mark.usefixtures("fresh")
+def test_a_cc_that_is_no_command_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "cc -DX \"")
+    assert load() == (None, "CC is 'cc -DX \"': No closing quotation; mend or unset it")
+
+
+@pytest.mark.usefixtures("fresh")
 def test_it_can_be_switched_off_and_insisted_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(KERNELS, "torch")
     assert load() == (None, "LOREWRIGHT_KERNELS is torch")
@@ -404,15 +410,18 @@ def test_it_is_compiled_once_and_then_only_loaded(quick_compiler: Path, empty_ca
 @pytest.mark.slow
 @needs_compiler
 @pytest.mark.usefixtures("fresh", "quick_compiler")
-@pytest.mark.parametrize("damage", ["other bytes", "half of it", "no checksum"])
+@pytest.mark.parametrize("damage", ["other bytes", "0", "500", "30000", "no checksum", "no number"])
 def test_a_damaged_library_is_compiled_again(empty_cache: Path, damage: str) -> None:
     assert load().library is not None
     (file,) = empty_cache.rglob("kernels/*.so")
     whole = file.read_bytes()
     file.unlink()  # this process has it mapped
-    file.write_bytes({"other bytes": b"no", "half of it": whole[:9000]}.get(damage, whole))
+    left = whole[: int(damage)] if damage.isdecimal() else whole
+    file.write_bytes(b"no" if damage == "other bytes" else left)
     if damage == "no checksum":
         file.with_suffix(".sha256").unlink()
+    if damage == "no number":
+        file.with_suffix(".sha256").write_bytes(b"\xff\xfe")
     build.cache_clear()
     assert load().library is not None
     assert file.read_bytes() == whole

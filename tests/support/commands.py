@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from lorewright.cli.main import main
+from lorewright.cli.terminal import Exit
 
 
 @dataclass(frozen=True)
@@ -48,15 +49,16 @@ def lore(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 
 def refused(ran: Ran, kind: str, *words: str) -> None:
-    """Check that a command ended in one sentence of this kind and in exit code 2.
+    """Check that a command ended in one sentence of this kind and in its exit code.
 
     The sentence is on stderr; with --json it is in an object on stdout as well.
     """
-    assert ran.code == 2 and "Traceback" not in ran.err
+    code = {"Locked": Exit.LOCKED, "StorageError": Exit.STORAGE}.get(kind, Exit.REFUSED)
+    assert ran.code == code and "Traceback" not in ran.err
     *_, last = ran.err.strip().splitlines()
     assert last.startswith(f"{kind}: "), ran.err
-    assert ran.out == "" or ran.json["error"] == dict(
-        zip(("kind", "message"), last.split(": ", 1), strict=True)
-    )
+    if ran.out:
+        message = last.split(": ", 1)[1]
+        assert ran.json["error"] == {"kind": kind, "message": message, "exit": code}
     for each in words:
         assert each in last, ran.err

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lorewright.errors import ConfigError, first_line
-from lorewright.files import cache_folder
+from lorewright.files import cache_folder, store
 
 KERNELS = "LOREWRIGHT_KERNELS"
 """The environment variable that chooses: `auto` runs C where it can, `torch` never, `c` insists."""
@@ -88,7 +88,10 @@ def build() -> Loaded:
     """`load` whatever LOREWRIGHT_KERNELS says; once a process."""
     if os.name == "nt":
         return Loaded(None, "it needs POSIX threads")
-    compiler = find_compiler()
+    try:
+        compiler = find_compiler()
+    except ConfigError as error:
+        return Loaded(None, str(error).rstrip("."))
     if compiler is None:
         return Loaded(None, "there is no C compiler; install gcc or clang, or pip install ziglang")
     try:
@@ -107,7 +110,7 @@ def _opened(path: Path) -> Library:
     import cffi
 
     # A truncated library would end the process that maps it.
-    if _checksum(path).read_text() != hashlib.sha256(path.read_bytes()).hexdigest():
+    if _checksum(path).read_bytes() != _digest(path.read_bytes()):
         raise OSError(f"{path} is damaged")
     ffi = cffi.FFI()
     ffi.cdef(INTERFACE.read_text())
@@ -115,8 +118,14 @@ def _opened(path: Path) -> Library:
 
 
 def find_compiler() -> list[str] | None:
-    """The command of a C compiler: CC, what is called cc, gcc or clang, or Zig's from PyPI."""
-    configured = shlex.split(os.environ.get("CC", ""))
+    """The command of a C compiler: CC, what is called cc, gcc or clang, or Zig's from PyPI.
+
+    Raises ConfigError for a CC that is no command.
+    """
+    try:
+        configured = shlex.split(os.environ.get("CC", ""))
+    except ValueError as error:
+        raise ConfigError(f"CC is {os.environ['CC']!r}: {error}; mend or unset it.") from error
     names = [configured] if configured else [["cc"], ["gcc"], ["clang"]]
     for name, *arguments in names:
         if path := shutil.which(name):
@@ -143,7 +152,7 @@ def _cached(compiler: list[str], folder: Path) -> Path:
 
 
 def _compile(compiler: list[str], path: Path) -> Path:
-    """Compile beside `path`, then move there: no process ever loads half a library."""
+    """Compile beside `path`, then store there whole: no process ever loads half a library."""
     output = ""
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         library = Path(scratch) / path.name
@@ -151,10 +160,9 @@ def _compile(compiler: list[str], path: Path) -> Path:
             command = [*compiler, *FLAGS, processor, str(SOURCE), "-o", str(library), "-lm"]
             ran = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
             if ran.returncode == 0:
-                checksum = _checksum(library)
-                checksum.write_text(hashlib.sha256(library.read_bytes()).hexdigest())
-                os.replace(checksum, _checksum(path))
-                os.replace(library, path)
+                content = library.read_bytes()
+                store(_digest(content), _checksum(path))
+                store(content, path)
                 return path
             output = output or ran.stderr
     raise OSError(output.strip() or "without a word")
@@ -162,6 +170,10 @@ def _compile(compiler: list[str], path: Path) -> Path:
 
 def _checksum(path: Path) -> Path:
     return path.with_suffix(".sha256")
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest().encode()
 
 
 def _processor() -> str:
