@@ -23,7 +23,7 @@ from lorewright.bench.memories import (
     Bench,
     Settings,
     read_pages,
-    score,
+    scores,
     written,
 )
 from lorewright.memory.verify import usual_metric
@@ -50,18 +50,18 @@ def main() -> None:
     memory = written(args.out, model, pages, settings, watch)
     by_name = {page.document.id: page for page in pages}
     questions = [q for page in pages for q in page.questions]
-    metric, scores = usual_metric(model), {}
+    metric, right = usual_metric(model), {}
     print(f"{len(pages)} memories of rank {settings.rank}, {len(questions)} questions, {metric}")
     for name in ("oracle", *methods):
         bench = Bench(memory, args.out, by_name, replace(settings, merge_method=name), watch, {})
         began = time.process_time()
-        answers = ARMS["oracle" if name == "oracle" else "merged"](bench, questions)
+        answers = ARMS["oracle" if name == "oracle" else "merged"].answers(bench, questions)
         spent = time.process_time() - began
-        scores[name] = [score(q, a, metric) for q, a in zip(questions, answers, strict=True)]
+        right[name] = scores(questions, answers, metric)
         kinds = sorted({q.kind for q in questions})
         shares = {
             kind: [
-                s for q, s in zip(questions, scores[name], strict=True) if kind in ("all", q.kind)
+                s for q, s in zip(questions, right[name], strict=True) if kind in ("all", q.kind)
             ]
             for kind in ("all", *kinds)
         }
@@ -71,8 +71,8 @@ def main() -> None:
         print(f"{name}: {shown}; {spent:.0f} s", flush=True)
     first = methods[0]
     for other in methods[1:]:
-        print(f"{other} less {first}: {paired_difference(scores[other], scores[first])}")
-    line = " ".join(f"{name}={sum(own) / len(own):.3f}" for name, own in scores.items())
+        print(f"{other} less {first}: {paired_difference(right[other], right[first])}")
+    line = " ".join(f"{name}={sum(own) / len(own):.3f}" for name, own in right.items())
     print(f"merge_many documents={len(pages)} {line}")
 
 

@@ -30,13 +30,13 @@ import random
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -50,20 +50,26 @@ from lorewright.bench.task import Progress, Summary, Task
 from lorewright.errors import ConfigError, DataError, ModelError
 from lorewright.files import digest, dump_jsonl, load_jsonl, read_object, read_text, save_json
 from lorewright.knowledge.data import Document, Knowledge
-from lorewright.knowledge.lesson import Lesson, LessonConfig, prepare
+from lorewright.knowledge.lesson import Lesson, LessonConfig
 from lorewright.knowledge.scoring import METRICS, contains
 from lorewright.memory.ask import N_PASSAGES, ask_as
-from lorewright.memory.folder import lesson_in
+from lorewright.memory.folder import LESSON_FILE, lesson_in
 from lorewright.memory.memory import Memory
 from lorewright.memory.merge import unopposed
 from lorewright.memory.route import FALSE_ACTIVATION, FolderRouter
 from lorewright.memory.verify import usual_metric
+from lorewright.memory.write import lesson_for
 from lorewright.merging.algebra import merge
 from lorewright.merging.choosing import merged_by
 from lorewright.merging.methods import Evidence
 from lorewright.models.model import Model
-from lorewright.models.replies import write_about
-from lorewright.recall.statistics import mcnemar, mean_interval, paired_difference, wilson
+from lorewright.recall.statistics import (
+    Estimate,
+    estimate,
+    mcnemar,
+    mean_interval,
+    paired_difference,
+)
 from lorewright.reports.tables import Table
 from lorewright.routing.ask import Answer, Candidate, ask_each
 from lorewright.routing.index import Hit
@@ -88,7 +94,8 @@ ALL = "all"
 N_DRAWS = 2000
 STACK = 16
 """Memories written at once."""
-MERGED = "all, merged"  # no name of a memory has a comma
+SINGLE, MERGED = "all, written together", "all, merged"
+"""Adapters of all documents; no name of a memory has a comma."""
 OWN = ("question", "answer")
 """Fields of a fact that are no kind of question: lessons train the plain form."""
 
@@ -220,78 +227,66 @@ def written(
     todo = [page for page in pages if page.document.id not in memory.names]
     for start in range(0, len(todo), STACK):
         group = todo[start : start + STACK]
+        stack = folder / "stacks" / group[0].document.id
         with memory.writing():
-            began = time.monotonic()
-            runs = [_prepared(memory, page, watch) for page in group]
-            lessons = [lesson_in(run) for run in runs]
-            asking = time.monotonic() - began
-            stack = folder / "stacks" / group[0].document.id
-            adapters_N = _trained(model, lessons, settings, stack, watch)
-            training = time.monotonic() - began - asking
-            for page, run, adapter in zip(group, runs, adapters_N, strict=True):
-                _enter(memory, page, run, adapter)
-            spent = {"n": len(group), "lessons": asking, "training": training}
-            save_json(spent, stack / "seconds.json")
-        watch.step(f"{start + len(group)} of {len(todo)} memories written in {training:.0f} s")
+            spent = _write_stack(memory, group, settings, stack, watch)
+        save_json({"n": len(group), **spent}, stack / "seconds.json")
+        n_done, seconds = start + len(group), spent["training"]
+        watch.step(f"{n_done} of {len(todo)} memories written in {seconds:.0f} s")
     return memory
 
 
-def _prepared(memory: Memory, page: Page, watch: Watch) -> Path:
+def _write_stack(
+    memory: Memory, pages: Sequence[Page], settings: Settings, stack: Path, watch: Watch
+) -> dict[str, float]:
+    """Write a memory of each page, all in one stack; seconds of lessons and of training.
+
+    Progress is that of the first.
+    """
+    began = time.monotonic()
+    runs = [_run_with_lesson(memory, page, watch) for page in pages]
+    prepared = time.monotonic()
+    config = _config(memory.model, settings, settings.rank)
+    stack.mkdir(parents=True, exist_ok=True)
+    results = write_all(
+        memory.model,
+        [Job(lesson_in(run).examples, config) for run in runs],
+        run=stack,
+        on_epoch=lambda job, epoch: None if job else watch.epoch(epoch),
+    )
+    for page, run, result in zip(pages, runs, results, strict=True):
+        if isinstance(result, Diverged):
+            raise ModelError(result.why)
+        name, knowledge = page.document.id, Knowledge((page.document,))
+        source, identity = knowledge.digest(), adapters.content_id(result.adapter)
+        adapter = replace(result.adapter, card={"name": name, "source": source})
+        adapters.save(adapter, memory.folder.state_path(identity))
+        memory.folder.store_source(knowledge)
+        memory.folder.enter(name, identity, source=source, run=run.name)
+        save_json({"memory": name, "adapter": identity}, run / "report.json")
+    return {"lessons": prepared - began, "training": time.monotonic() - prepared}
+
+
+def _run_with_lesson(memory: Memory, page: Page, watch: Watch) -> Path:
     """The run of a page, with its lesson in it."""
-    knowledge = Knowledge((page.document,))
+    knowledge, name = Knowledge((page.document,)), page.document.id
     key = digest([knowledge.digest(), memory.model.digest])
-    run = memory.folder.run(page.document.id, {"key": key, "source": knowledge.digest()})
-    if not (run / "lesson.json").exists():
-        watch.step(f"{page.document.id}: asking itself questions")
-        model = memory.model
-        lesson = prepare(
-            knowledge,
-            ask_llm=partial(write_about, model),
-            closed_book=model.generate,
-            config=LessonConfig(),
-            phrasing=model.phrasing,
-        )
-        save_json(lesson, run / "lesson.json")
+    run = memory.folder.run(name, {"key": key, "source": knowledge.digest()})
+    if not (run / LESSON_FILE).exists():
+        watch.step(f"{name}: writing questions")
+        lesson = lesson_for(memory.model, knowledge, LessonConfig(), watch=Watch())
+        save_json(lesson, run / LESSON_FILE)
     return run
 
 
-def _trained(
-    model: Model, lessons: Sequence[Lesson], settings: Settings, run: Path, watch: Watch
-) -> list[Adapter]:
-    """An adapter of each lesson, trained in one stack; progress is that of the first."""
-    config = _config(model, settings, settings.rank)
-    run.mkdir(parents=True, exist_ok=True)
-    results = write_all(
-        model,
-        [Job(lesson.examples, config) for lesson in lessons],
-        run=run,
-        on_epoch=lambda job, epoch: None if job else watch.epoch(epoch),
-    )
-    for result in results:
-        if isinstance(result, Diverged):
-            raise ModelError(result.why)
-    return [result.adapter for result in results if not isinstance(result, Diverged)]
-
-
 def _config(model: Model, settings: Settings, rank: int) -> WriteConfig:
-    lora = LoraConfig(rank, seed=settings.seed)
     return WriteConfig(
-        lora=lora,
+        lora=LoraConfig(rank, seed=settings.seed),
         lr=suggested_lr(model),
         epochs=settings.epochs,
         margin=settings.margin,
         seed=settings.seed,
     )
-
-
-def _enter(memory: Memory, page: Page, run: Path, adapter: Adapter) -> None:
-    knowledge, identity = Knowledge((page.document,)), adapters.content_id(adapter)
-    name = page.document.id
-    adapter = replace(adapter, card={"name": name, "source": knowledge.digest()})
-    adapters.save(adapter, memory.folder.state_path(identity))
-    memory.folder.store_source(knowledge)
-    memory.folder.enter(name, identity, source=knowledge.digest(), run=run.name)
-    save_json({"memory": name, "adapter": identity}, run / "report.json")
 
 
 # -- arms ----------------------------------------------------------------------------------------
@@ -313,129 +308,126 @@ class Bench:
         """Routes questions to the memories."""
         return self.memory.router.current(self.watch)
 
+    @property
+    def metric(self) -> str:
+        """By what replies are scored."""
+        return usual_metric(self.memory.model)
+
     def adapter(self, name: str) -> Adapter:
-        """A memory's adapter, loaded once."""
+        """A memory's adapter, or one of all documents (SINGLE, MERGED), loaded or made once."""
         if name not in self.loaded:
-            self.loaded[name] = self.memory.adapter(name)
+            make = {SINGLE: _written_together, MERGED: _merged}.get(name)
+            self.loaded[name] = make(self) if make else self.memory.adapter(name)
         return self.loaded[name]
 
+    def lesson(self, name: str) -> Lesson:
+        """What a memory was trained on."""
+        return self.memory.folder.lesson(self.memory.folder.entry(name))
+
+    def chosen(self, text: str) -> Sequence[Hit]:
+        """The memories that a question activates."""
+        rate = self.settings.false_activation
+        return self.router.route(text, false_activation=rate).chosen
+
     def ask(
-        self, pairs: Sequence[tuple[str, Sequence[Candidate]]], mode: str = "closed"
+        self,
+        questions: Sequence[Question],
+        candidates: Iterable[Sequence[Candidate]],
+        mode: str = "closed",
     ) -> list[Answer]:
-        """Answers to questions, each from its candidates."""
+        """Answers to questions, each from its candidates; none = the base alone."""
+        pairs = [(q.text, own) for q, own in zip(questions, candidates, strict=True)]
         return ask_each(self.memory.model, pairs, self.adapter, mode=mode)
 
-
-Arm = Callable[[Bench, Sequence[Question]], list[Answer]]
-
-
-def base(bench: Bench, questions: Sequence[Question]) -> list[Answer]:
-    """The base alone, with nothing in the prompt."""
-    return bench.ask([(q.text, ()) for q in questions])
+    def ask_as(self, texts: Sequence[str], mode: str) -> list[Answer]:
+        """Answers as `lore ask` gives them."""
+        rate = self.settings.false_activation
+        return ask_as(self.memory, texts, mode=mode, false_activation=rate)
 
 
-def oracle(bench: Bench, questions: Sequence[Question]) -> list[Answer]:
-    """The memory that holds the answer."""
-    return bench.ask([(q.text, [Candidate(q.document)]) for q in questions])
-
-
-def wrong(bench: Bench, questions: Sequence[Question]) -> list[Answer]:
-    """Another memory, drawn at random for every question."""
-    rng, names = random.Random(bench.settings.seed), sorted(bench.pages)
-    drawn = [rng.choice([n for n in names if n != q.document]) for q in questions]
-    return bench.ask([(q.text, [Candidate(n)]) for q, n in zip(questions, drawn, strict=True)])
-
-
-def routed(bench: Bench, questions: Sequence[Question]) -> list[Answer]:
-    """The memory nearest by its keys, whatever its probability."""
-    return _with_hits(bench, questions, [bench.router.route(q.text).hits[:1] for q in questions])
-
-
-def abstaining(bench: Bench, questions: Sequence[Question]) -> list[Answer]:
-    """The memories that the question is for, closed-book; the base where there are none."""
-    rate = bench.settings.false_activation
-    chosen = [bench.router.route(q.text, false_activation=rate).chosen for q in questions]
-    return _with_hits(bench, questions, chosen)
-
-
-def _with_hits(
-    bench: Bench, questions: Sequence[Question], hits: Sequence[Sequence[Hit]]
-) -> list[Answer]:
-    pairs = zip(questions, hits, strict=True)
-    return bench.ask(
-        [(q.text, [Candidate(h.memory, h.probability) for h in own]) for q, own in pairs]
-    )
-
-
-def single(bench: Bench, questions: Sequence[Question]) -> list[Answer]:
+def _written_together(bench: Bench) -> Adapter:
     """One adapter for all documents, its rank the sum of the memories'."""
-    place = bench.folder / "single"
-    settings, model = bench.settings, bench.memory.model
+    place, settings, model = bench.folder / "single", bench.settings, bench.memory.model
     if not (place / "adapter" / "card.json").exists():
         bench.watch.step("writing all documents into one adapter")
-        lessons = [lesson_of(bench, name) for name in sorted(bench.pages)]
+        lessons = map(bench.lesson, sorted(bench.pages))
         examples = list(dict.fromkeys(e for lesson in lessons for e in lesson.examples))
         config = _config(model, settings, settings.rank * len(bench.pages))
         place.mkdir(parents=True, exist_ok=True)
         result = write(model, examples, config, run=place, on_epoch=bench.watch.epoch)
-        about = {"reason": result.reason, "training": asdict(result.epochs[-1])}
-        adapters.save(replace(result.adapter, card=about), place / "adapter")
-    return _alone(bench, questions, adapters.load(place / "adapter"))
+        card = {"reason": result.reason, "training": asdict(result.epochs[-1])}
+        adapters.save(replace(result.adapter, card=card), place / "adapter")
+    return adapters.load(place / "adapter")
 
 
-def merged(bench: Bench, questions: Sequence[Question]) -> list[Answer]:
+def _merged(bench: Bench) -> Adapter:
     """All memories merged into one adapter."""
-    if MERGED not in bench.loaded:
-        names = sorted(bench.pages)
-        lessons = unopposed([lesson_of(bench, name) for name in names])
-        own, examples = list(map(bench.adapter, names)), [each.examples for each in lessons]
-        evidence = Evidence(bench.memory.model, examples, watch=bench.watch)
-        bench.loaded[MERGED] = merged_by(bench.settings.merge_method, own, evidence)
-    return _alone(bench, questions, bench.loaded[MERGED])
+    names = sorted(bench.pages)
+    examples = [lesson.examples for lesson in unopposed(list(map(bench.lesson, names)))]
+    evidence = Evidence(bench.memory.model, examples, watch=bench.watch)
+    return merged_by(bench.settings.merge_method, list(map(bench.adapter, names)), evidence)
 
 
-def _alone(bench: Bench, questions: Sequence[Question], adapter: Adapter) -> list[Answer]:
-    """One adapter for every question."""
-    pairs = [(q.text, [Candidate("all")]) for q in questions]
-    return ask_each(bench.memory.model, pairs, lambda name: adapter)
+def _candidates(hits: Iterable[Hit]) -> list[Candidate]:
+    return [Candidate(hit.memory, hit.probability) for hit in hits]
 
 
-def open_book(bench: Bench, questions: Sequence[Question]) -> list[Answer]:
-    """Retrieval without memories: the nearest passages of all documents, read by the base."""
-    index = bench.router.index
-    pairs = []
+def _other(bench: Bench, questions: Sequence[Question]) -> Iterator[list[Candidate]]:
+    """Another memory, drawn at random for every question."""
+    rng, names = random.Random(bench.settings.seed), sorted(bench.pages)
     for q in questions:
-        hits = index.retrieve(q.text, k=N_PASSAGES, kinds=("passage",))
-        passages = tuple(hit.key for hit in hits)
-        pairs.append((q.text, [Candidate("", passages=passages)] if passages else []))
-    return bench.ask(pairs, "open")
+        yield [Candidate(rng.choice([name for name in names if name != q.document]))]
 
 
-def full(bench: Bench, questions: Sequence[Question]) -> list[Answer]:
-    """The whole of the right document, read by the base."""
-    texts = {name: page.document.text for name, page in bench.pages.items()}
-    pairs = [(q.text, [Candidate(q.document, source=texts[q.document])]) for q in questions]
-    return bench.ask(pairs, "full")
+def _passages(bench: Bench, questions: Sequence[Question]) -> Iterator[list[Candidate]]:
+    """The nearest passages of all documents."""
+    for q in questions:
+        hits = bench.router.index.retrieve(q.text, k=N_PASSAGES, kinds=("passage",))
+        yield [Candidate("", passages=tuple(hit.key for hit in hits))] if hits else []
 
 
-def hybrid(bench: Bench, questions: Sequence[Question]) -> list[Answer]:
-    """As `lore ask` answers: routed, abstaining, closed and open book at once."""
-    rate = bench.settings.false_activation
-    texts = [q.text for q in questions]
-    return ask_as(bench.memory, texts, mode="hybrid", false_activation=rate)
+class Arm(NamedTuple):
+    """Who answers: in words, and from which candidates each question."""
+
+    meaning: str
+    candidates: Callable[[Bench, Sequence[Question]], Iterable[Sequence[Candidate]]] | None
+    """None: `lore ask` chooses them in this mode."""
+    mode: str = "closed"
+
+    def answers(self, bench: Bench, questions: Sequence[Question]) -> list[Answer]:
+        """Answers to the questions."""
+        if self.candidates is None:
+            return bench.ask_as([q.text for q in questions], self.mode)
+        return bench.ask(questions, self.candidates(bench, questions), self.mode)
 
 
 ARMS: dict[str, Arm] = {
-    "base": base,
-    "oracle": oracle,
-    "routed": routed,
-    "abstaining": abstaining,
-    "wrong": wrong,
-    "single": single,
-    "merged": merged,
-    "open": open_book,
-    "full": full,
-    "hybrid": hybrid,
+    "base": Arm("the base alone", lambda bench, qs: [()] * len(qs)),
+    "oracle": Arm(
+        "the memory that holds the answer", lambda bench, qs: [[Candidate(q.document)] for q in qs]
+    ),
+    "routed": Arm(
+        "the memory nearest by its keys",
+        lambda bench, qs: [_candidates(bench.router.route(q.text).hits[:1]) for q in qs],
+    ),
+    "abstaining": Arm(
+        "the same, or the base",
+        lambda bench, qs: [_candidates(bench.chosen(q.text)) for q in qs],
+    ),
+    "wrong": Arm("another memory", _other),
+    "single": Arm(
+        "one adapter of the summed rank for all", lambda bench, qs: [[Candidate(SINGLE)]] * len(qs)
+    ),
+    "merged": Arm("all memories merged", lambda bench, qs: [[Candidate(MERGED)]] * len(qs)),
+    "open": Arm("passages, no memory", _passages, "open"),
+    "full": Arm(
+        "the right document in the prompt",
+        lambda bench, qs: [
+            [Candidate(q.document, source=bench.pages[q.document].document.text)] for q in qs
+        ],
+        "full",
+    ),
+    "hybrid": Arm("memory and passages: `lore ask`", None, "hybrid"),
 }
 
 
@@ -449,30 +441,25 @@ def replies(bench: Bench, arm: str, questions: Sequence[Question], name: str) ->
         if head == {"key": key} and len(rows) == len(questions):
             return [Answer(**row) for row in rows]
     bench.watch.step(f"{name}: {arm}")
-    answers = ARMS[arm](bench, questions)
+    answers = ARMS[arm].answers(bench, questions)
     fields = ("question", "text", "memory", "declined", "confidence", "least", "way", "probability")
     dump_jsonl([{"key": key}, *({k: vars(a)[k] for k in fields} for a in answers)], path)
     return answers
 
 
-def score(question: Question, answer: Answer, metric: str) -> float:
-    """Whether the answer is right."""
-    return METRICS[metric](answer.text, (question.answer,))
+def scores(questions: Sequence[Question], answers: Sequence[Answer], metric: str) -> list[float]:
+    """Which answers are right."""
+    return [METRICS[metric](a.text, (q.answer,)) for q, a in zip(questions, answers, strict=True)]
 
 
 # -- other questions -----------------------------------------------------------------------------
-
-
-def lesson_of(bench: Bench, name: str) -> Lesson:
-    """What a memory was trained on."""
-    return bench.memory.folder.lesson(bench.memory.folder.entry(name))
 
 
 def near_misses(bench: Bench) -> list[Question]:
     """Questions that a document's own words make and that it does not answer, evenly drawn."""
     rng, by_page = random.Random(bench.settings.seed), []
     for name in sorted(bench.pages):
-        probes = [p for p in lesson_of(bench, name).probes if p.kind == "unknown"]
+        probes = [p for p in bench.lesson(name).probes if p.kind == "unknown"]
         own = [Question(probe.question, "", name, "near") for probe in probes]
         by_page.append(rng.sample(own, len(own)))
     evenly = zip_longest(*by_page)
@@ -482,8 +469,8 @@ def near_misses(bench: Bench) -> list[Question]:
 def pairs(bench: Bench) -> list[tuple[Question, Question]]:
     """Pairs of questions on different documents, of the kind that the base knows, drawn by seed."""
     rng = random.Random(bench.settings.seed)
-    kinds = sorted({q.kind for page in bench.pages.values() for q in page.questions})
-    pool = [q for page in bench.pages.values() for q in page.questions if q.kind == kinds[0]]
+    every = [q for page in bench.pages.values() for q in page.questions]
+    pool = [q for q in every if q.kind == min(q.kind for q in every)]
     drawn: list[tuple[Question, Question]] = []
     while len(drawn) < min(bench.settings.n_pairs, len(pool)):
         first, second = rng.sample(pool, 2)
@@ -500,23 +487,21 @@ def two_in_one(
     `parts`: as `lore ask` does, each part of its own memory; `each`: the whole question of both
     memories, and their replies together.
     """
-    texts = [f"{a.text.rstrip('?.')} and {b.text[:1].lower()}{b.text[1:]}" for a, b in together]
-    rate = bench.settings.false_activation
-    split = ask_as(bench.memory, texts, mode="closed", false_activation=rate)
-    outputs = {"parts": [answer.text for answer in split]}
-    both = bench.ask(
-        [
-            (t, [Candidate(q.document) for q in pair])
-            for t, pair in zip(texts, together, strict=True)
-        ]
-    )
-    outputs["each"] = ["; ".join(r.text for r in answer.replies) for answer in both]
+    joined = [
+        replace(a, text=f"{a.text.rstrip('?.')} and {b.text[:1].lower()}{b.text[1:]}")
+        for a, b in together
+    ]
+    both = bench.ask(joined, [[Candidate(q.document) for q in pair] for pair in together])
+    outputs = {
+        "parts": [answer.text for answer in bench.ask_as([q.text for q in joined], "closed")],
+        "each": ["; ".join(reply.text for reply in answer.replies) for answer in both],
+    }
     return {
         way: [
             float(all(contains(text, (q.answer,)) for q in pair))
-            for text, pair in zip(replies, together, strict=True)
+            for text, pair in zip(texts, together, strict=True)
         ]
-        for way, replies in outputs.items()
+        for way, texts in outputs.items()
     }
 
 
@@ -526,20 +511,19 @@ def two_memories(bench: Bench, questions: Sequence[Question]) -> dict[str, list[
     `each`: both answer, the more confident that does not decline speaks; `cat` and `mean`:
     both are merged into one adapter.
     """
-    rivals = []
+    two: list[tuple[str, str]] = []
     for q in questions:
-        others = (hit.memory for hit in bench.router.route(q.text).hits if hit.memory != q.document)
-        rivals.append(next(others, next(n for n in sorted(bench.pages) if n != q.document)))
-    two = list(zip(questions, rivals, strict=True))
-    answers = {"each": bench.ask([(q.text, [Candidate(q.document), Candidate(r)]) for q, r in two])}
+        nearest = (hit.memory for hit in bench.router.route(q.text).hits)
+        others = (name for name in (*nearest, *sorted(bench.pages)) if name != q.document)
+        two.append((q.document, next(others)))
+    answers = {"each": bench.ask(questions, [list(map(Candidate, names)) for names in two])}
     for method in ("cat", "mean"):
         merges = {
-            f"{q.document}+{r}": merge([bench.adapter(q.document), bench.adapter(r)], method=method)
-            for q, r in two
+            "+".join(names): merge(list(map(bench.adapter, names)), method=method).adapter
+            for names in two
         }
-        pairs = [(q.text, [Candidate(f"{q.document}+{r}")]) for q, r in two]
-        table = {name: each.adapter for name, each in merges.items()}
-        answers[method] = ask_each(bench.memory.model, pairs, table.__getitem__)
+        candidates = [[Candidate("+".join(names))] for names in two]
+        answers[method] = replace(bench, loaded=merges).ask(questions, candidates)
     return answers
 
 
@@ -582,7 +566,7 @@ def run(
         "base": {"id": model.name, "digest": model.digest},
         "version": __version__,
         "command": shlex.join(["lore", *sys.argv[1:]]),
-        "metric": usual_metric(model),
+        "metric": bench.metric,
         **_shares(bench, sets, answers),
         "routing": _routing(bench, questions, strange),
         "several": {
@@ -602,11 +586,8 @@ def _shares(
     answers: Mapping[str, Mapping[str, Sequence[Answer]]],
 ) -> dict[str, Any]:
     """Shares by arm, and what follows from them."""
-    questions, metric = sets["questions"], usual_metric(bench.memory.model)
-    right = {
-        arm: [score(q, a, metric) for q, a in zip(questions, own, strict=True)]
-        for arm, own in answers["questions"].items()
-    }
+    questions = sets["questions"]
+    right = {arm: scores(questions, own, bench.metric) for arm, own in answers["questions"].items()}
     kinds = [q.kind for q in questions]
     accuracy = {
         arm: {
@@ -631,10 +612,7 @@ def _shares(
 
 
 def _share(scores: Sequence[float]) -> dict[str, Any]:
-    """Mean with n and interval: Wilson's of zeros and ones, else a bootstrap."""
-    if all(value in (0, 1) for value in scores):
-        return asdict(wilson(round(sum(scores)), len(scores)))
-    return asdict(mean_interval(scores))
+    return asdict(estimate(scores))
 
 
 def oracle_gap(right: Mapping[str, Sequence[float]], hits: Sequence[bool]) -> dict[str, Any]:
@@ -656,19 +634,15 @@ def _ratio(
     questions: Sequence[Question], above: Sequence[float], below: Sequence[float]
 ) -> dict[str, Any]:
     """Mean over mean, with a bootstrap interval over documents; None over a mean of zero."""
-    names = sorted({q.document for q in questions})
-    sums = np.zeros((len(names), 2))
-    for q, a, b in zip(questions, above, below, strict=True):
-        sums[names.index(q.document)] += (a, b)
-    total = sums.sum(axis=0)
+    names, at = np.unique([q.document for q in questions], return_inverse=True)
+    sums_D2 = np.stack([np.bincount(at, weights=scores) for scores in (above, below)], axis=1)
+    total = sums_D2.sum(axis=0)
     if not total[1]:
-        return {"n": len(questions), "mean": None, "low": None, "high": None}
+        return asdict(Estimate(len(questions), None, None, None))
     draws = np.random.default_rng(0).integers(len(names), size=(N_DRAWS, len(names)))
-    drawn = sums[draws].sum(axis=1)
-    ratios = drawn[:, 0] / np.maximum(drawn[:, 1], 1e-9)
-    low, high = np.quantile(ratios, [0.025, 0.975])
-    mean = float(total[0] / total[1])
-    return {"n": len(questions), "mean": mean, "low": float(low), "high": float(high)}
+    drawn = sums_D2[draws].sum(axis=1)
+    low, high = np.quantile(drawn[:, 0] / np.maximum(drawn[:, 1], 1e-9), [0.025, 0.975])
+    return asdict(Estimate(len(questions), float(total[0] / total[1]), float(low), float(high)))
 
 
 def _hybrid(right: Mapping[str, Sequence[float]]) -> dict[str, Any]:
@@ -691,11 +665,7 @@ def _routing(
 ) -> dict[str, Any]:
     """Share of questions that activate a memory, and the right one; of strangers too."""
     rate, router = bench.settings.false_activation, bench.router
-
-    def chosen(text: str) -> list[Any]:
-        return list(router.route(text, false_activation=rate).chosen)
-
-    hits = [chosen(q.text) for q in questions]
+    hits = [bench.chosen(q.text) for q in questions]
     right = [q.document in [h.memory for h in own] for q, own in zip(questions, hits, strict=True)]
     threshold = router.route(questions[0].text, false_activation=rate).threshold
     return {
@@ -704,7 +674,7 @@ def _routing(
         "covered": _share([bool(own) for own in hits]),
         "to_the_right_one": _share(right),
         "several": _share([len(own) > 1 for own in hits]),
-        "false_activation": _share([bool(chosen(q.text)) for q in strange]),
+        "false_activation": _share([bool(bench.chosen(q.text)) for q in strange]),
     }
 
 
@@ -725,35 +695,28 @@ def _cached(
 
 def _several(bench: Bench, questions: Sequence[Question]) -> dict[str, dict[str, Any]]:
     """Two memories for one question: which way of using both loses least."""
-    metric = usual_metric(bench.memory.model)
     own = _some(questions, bench.settings.n_pairs)
-    answers = two_memories(bench, own)
-    both = two_in_one(bench, pairs(bench))
+    answers, both = two_memories(bench, own), two_in_one(bench, pairs(bench))
     return {
         "right and nearest other": {
-            way: _share([score(q, a, metric) for q, a in zip(own, replies, strict=True)])
-            for way, replies in answers.items()
+            way: _share(scores(own, each, bench.metric)) for way, each in answers.items()
         },
-        "two questions in one": {way: _share(scores) for way, scores in both.items()},
+        "two questions in one": {way: _share(right) for way, right in both.items()},
     }
 
 
 def _routers(bench: Bench, questions: Sequence[Question]) -> dict[str, dict[str, Any]]:
     """Share of questions whose first memory is the right one, by router."""
-    index = bench.router.index
-    ids = {name: bench.memory.names[name] for name in bench.pages}
+    ids = {name: bench.memory.names[name] for name in sorted(bench.pages)}
     own = {
-        ids[key]: [e.prompt for e in lesson_of(bench, key).examples if e.kind == "qa"]
-        for key in sorted(ids)
+        identity: [e.prompt for e in bench.lesson(name).examples if e.kind == "qa"]
+        for name, identity in ids.items()
     }
-    adapters = {ids[name]: bench.adapter(name) for name in sorted(ids)}
+    adapters = {identity: bench.adapter(name) for name, identity in ids.items()}
     some = [(q.text, ids[q.document]) for q in _some(questions, bench.settings.n_routed)]
-    by_name = routers(bench.memory.model, index, adapters, own)
-    return {
-        "first is right": {
-            name: _share(first_right(router, some)) for name, router in by_name.items()
-        }
-    }
+    by_name = routers(bench.memory.model, bench.router.index, adapters, own)
+    shares = {name: _share(first_right(router, some)) for name, router in by_name.items()}
+    return {"first is right": shares}
 
 
 def _some(questions: Sequence[Question], n: int) -> list[Question]:
@@ -767,49 +730,34 @@ def _writing(folder: Path) -> dict[str, float]:
     return {part: sum(each[part] for each in spent) for part in ("n", "lessons", "training")}
 
 
-def timed(bench: Bench, questions: Sequence[Question]) -> dict[str, list[float]]:
+def _seconds(bench: Bench, questions: Sequence[Question]) -> dict[str, Any]:
     """Seconds of one question at a time, all loaded, by mode; `route` only routes."""
-    ask, route = bench.memory.ask, bench.memory.route
-    ways: dict[str, Callable[[str], object]] = {
-        "route": route,
-        "base": lambda text: ask_each(bench.memory.model, [(text, ())], bench.adapter),
-        **{mode: partial(ask, mode=mode) for mode in ("closed", "open", "hybrid", "full")},
+    bench.watch.step("one question at a time, with a clock")
+    ways: dict[str, Callable[[Question], object]] = {
+        "route": lambda q: bench.memory.route(q.text),
+        "base": lambda q: bench.ask([q], [()]),
     }
-    seconds: dict[str, list[float]] = {}
-    for way, call in ways.items():
-        call(questions[0].text)
-        seconds[way] = []
-        for question in questions:
-            began = time.perf_counter()
-            call(question.text)
-            seconds[way].append(time.perf_counter() - began)
+    for mode in ("closed", "open", "hybrid", "full"):
+        ways[mode] = partial(lambda mode, q: bench.memory.ask(q.text, mode=mode), mode)
+    some = _some(questions, bench.settings.n_timed)
+    return {
+        way: {"n": len(some), "median": median(own), "p90": quantiles(own, n=10)[-1]}
+        for way, call in ways.items()
+        if len(own := _timed(call, some)) > 1
+    }
+
+
+def _timed(call: Callable[[Question], object], questions: Sequence[Question]) -> list[float]:
+    call(questions[0])
+    seconds = []
+    for question in questions:
+        began = time.perf_counter()
+        call(question)
+        seconds.append(time.perf_counter() - began)
     return seconds
 
 
-def _seconds(bench: Bench, questions: Sequence[Question]) -> dict[str, Any]:
-    bench.watch.step("one question at a time, with a clock")
-    seconds = timed(bench, _some(questions, bench.settings.n_timed))
-    return {
-        way: {"n": len(own), "median": median(own), "p90": quantiles(own, n=10)[-1]}
-        for way, own in seconds.items()
-        if len(own) > 1
-    }
-
-
 # -- tables --------------------------------------------------------------------------------------
-
-MEANING = {
-    "base": "the base alone",
-    "oracle": "the memory that holds the answer",
-    "routed": "the memory nearest by its keys",
-    "abstaining": "the same, or the base",
-    "wrong": "another memory",
-    "single": "one adapter of the summed rank for all",
-    "merged": "all memories merged",
-    "open": "passages, no memory",
-    "full": "the right document in the prompt",
-    "hybrid": "memory and passages: `lore ask`",
-}
 
 
 def tables(summary: Summary) -> Iterator[Table]:
@@ -820,7 +768,7 @@ def tables(summary: Summary) -> Iterator[Table]:
     rows = tuple(
         (
             arm,
-            MEANING[arm],
+            ARMS[arm].meaning,
             *(spelt(by_kind[kind]) for kind in kinds),
             spelt(declined["near misses"].get(arm)),
             spelt(declined["strangers"].get(arm)),
