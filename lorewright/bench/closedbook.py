@@ -28,7 +28,6 @@ from lorewright.bench import arms, exact, judge, sets
 from lorewright.bench.tables import HEAD, MEANING, arm_cells, counted, named
 from lorewright.bench.task import Done, Summary, Task, sweep
 from lorewright.errors import ConfigError, DataError
-from lorewright.files import digest
 from lorewright.knowledge.data import Document, Knowledge, Probe
 from lorewright.knowledge.lesson import Lesson, LessonConfig, prepare
 from lorewright.knowledge.scoring import METRICS, normalise
@@ -129,15 +128,9 @@ def views_of(name: str) -> tuple[str, ...]:
 
 def jobs(config: ClosedBook, base_digest: str) -> list[dict[str, Any]]:
     """Return a job for every few texts; all formats, ranks and seeds of them are in it."""
-    every = _texts(asdict(config))[: config.documents or None]
-    how = {name: value for name, value in asdict(config).items() if name != "judge"}
-    how |= {"data": sets.located(config.data), "base": base_digest}
-    how |= {"documents": sets.limit_of(config.data, config.documents)}
-    how |= {"formats": list(config.formats), "ranks": list(config.ranks)}
-    return [
-        how | {"texts": group, "digest": digest([every[i] for i in group])}
-        for group in sets.groups(len(every), TEXTS)
-    ]
+    texts = _texts(asdict(config))[: config.documents or None]
+    every = sets.jobs(config, base_digest, texts, counted="documents", called="texts", size=TEXTS)
+    return [{k: v for k, v in job.items() if k != "judge"} for job in every]
 
 
 def _texts(how: Mapping[str, Any]) -> list[sets.Text]:
@@ -151,10 +144,7 @@ def _texts(how: Mapping[str, Any]) -> list[sets.Text]:
 def task(job: dict[str, Any]) -> dict[str, Any]:
     """Write the texts of a job in all formats; ask every question of all arms."""
     model = exact.base_model(job["model"], job["base"])
-    every = _texts(job)
-    texts = [every[i] for i in job["texts"]]
-    if digest(texts) != job["digest"]:
-        raise DataError(f"{job['data']} is not as it was when this sweep began; begin a new one.")
+    texts: list[sets.Text] = sets.units_of(job, _texts(job), "texts")
     lessons = [lessons_of(model, text, job) for text in texts]
     rows = [row for text in texts for row in base_rows(model, text, job)]
     settings = exact.settings(job["ranks"], (job["method"],), range(job["seeds"]))

@@ -29,7 +29,6 @@ from lorewright.bench import arms, exact, sets
 from lorewright.bench.tables import HEAD, MEANING, NOTHING, arm_cells, counted, spelt
 from lorewright.bench.task import Done, Summary, Task, sweep
 from lorewright.errors import ConfigError, DataError
-from lorewright.files import digest
 from lorewright.knowledge.data import Example, Fact, Knowledge, Probe
 from lorewright.knowledge.lesson import LessonConfig, prepare
 from lorewright.knowledge.scoring import contains, exact_match
@@ -83,30 +82,20 @@ def quick(config: CounterFact) -> CounterFact:
 
 def jobs(config: CounterFact, base_digest: str) -> list[dict[str, Any]]:
     """Return jobs of several memories each, so that every one has another to be compared with."""
-    limit = sets.limit_of(config.data, config.edits)
-    every = sets.edits(sets.located(config.data), limit)[: config.edits or None]
-    how = asdict(config) | {"data": sets.located(config.data), "base": base_digest}
-    how |= {"edits": sets.limit_of(config.data, config.edits), "ranks": list(config.ranks)}
-    n_memories = -(-len(every) // config.together)
+    memories = _memories(check(config)[: config.edits or None], config.together)
     size = max(2, STACK // config.together)
-    made = []
-    for group in sets.groups(n_memories, size):
-        memories = [_edits_of(every, memory, config.together) for memory in group]
-        made.append(how | {"memories": group, "digest": digest(memories)})
-    return made
+    return sets.jobs(config, base_digest, memories, counted="edits", called="memories", size=size)
 
 
-def _edits_of(edits: Sequence[sets.Edit], memory: int, together: int) -> list[sets.Edit]:
-    return list(edits[memory * together : (memory + 1) * together])
+def _memories(edits: Sequence[sets.Edit], together: int) -> list[list[sets.Edit]]:
+    return [list(edits[start : start + together]) for start in range(0, len(edits), together)]
 
 
 def task(job: dict[str, Any]) -> dict[str, Any]:
     """Write the memories of a job; put every prompt to its memory, to the next, and to the base."""
     model = exact.base_model(job["model"], job["base"])
-    every = sets.edits(job["data"], job["edits"])
-    memories = [_edits_of(every, memory, job["together"]) for memory in job["memories"]]
-    if digest(memories) != job["digest"]:
-        raise DataError(f"{job['data']} is not as it was when this sweep began; begin a new one.")
+    every = _memories(sets.edits(job["data"], job["edits"]), job["together"])
+    memories: list[list[sets.Edit]] = sets.units_of(job, every, "memories")
     examples = [_examples(model, own, job["negatives"]) for own in memories]
     alone = [put(model, own) for own in memories]
     rows = []
@@ -330,7 +319,7 @@ def _lost(summary: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-def check(config: CounterFact) -> object:
+def check(config: CounterFact) -> Sequence[sets.Edit]:
     """Read the edits. Raises as `sets.edits`."""
     return sets.edits(sets.located(config.data), sets.limit_of(config.data, config.edits))
 

@@ -46,6 +46,16 @@ class Method(NamedTuple):
     order: str
 
 
+METHODS: dict[str, Method] = {
+    "sft": Method("sft", "shuffle"),
+    "threshold": Method("memft_threshold", "shuffle"),
+    "window": Method("memft_window", "shuffle"),
+    "curriculum": Method("sft", "curriculum"),
+    "window+curriculum": Method("memft_window", "curriculum"),
+}
+"""What is compared. The paper's MemFT-OT is threshold, its MemFT-SW window+curriculum."""
+
+
 class Setting(NamedTuple):
     """One member of a stack."""
 
@@ -76,6 +86,31 @@ class Recipe:
         """The part that all jobs share."""
         shared = {each.name: getattr(self, each.name) for each in fields(Recipe)}
         return {**shared, "base": base_digest}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison(Recipe):
+    """Methods side by side at the same rates and budgets, on several draws of the data."""
+
+    ranks: tuple[int, ...] = (1, 2, 4)
+    """Ranks of the adapters."""
+    methods: tuple[str, ...] = tuple(METHODS)
+    """sft, threshold, window, curriculum, window+curriculum."""
+    seeds: int = 5
+    """Draws of the data."""
+    epochs: int = 40
+    """Budget; the same for every method."""
+    margin: float = SAFE_MARGIN
+    """A write ends early when every p exceeds this."""
+
+    def __post_init__(self) -> None:
+        """Refuse unknown methods."""
+        settings(self.ranks, self.methods, (0,))
+
+    def job(self, base_digest: str) -> dict[str, Any]:
+        """As of a recipe; all ranks and methods are one stack."""
+        listed = {"ranks": list(self.ranks), "methods": list(self.methods), "repeats": 1}
+        return super().job(base_digest) | listed
 
 
 # -- what is written -----------------------------------------------------------------------------
@@ -252,16 +287,14 @@ def rows_of(
     return rows
 
 
+def stack_of(
+    model: Model, job: Mapping[str, Any], examples: Sequence[Example], **more: Any
+) -> dict[str, Any]:
+    """Return a record of the same examples by every rank and method of a job; see `rows_of`."""
+    members = settings(job["ranks"], job["methods"], (job["seed"],))
+    return {"rows": rows_of(model, job, [(member, examples) for member in members], **more)}
+
+
 def _traced(model: Model, examples: Sequence[Example], written: Written | None) -> list[TokenTrace]:
     with model.using(*([written.adapter] if written else [])):
         return trace(model, [model.render(e.prompt, e.completion) for e in examples])
-
-
-METHODS: dict[str, Method] = {
-    "sft": Method("sft", "shuffle"),
-    "threshold": Method("memft_threshold", "shuffle"),
-    "window": Method("memft_window", "shuffle"),
-    "curriculum": Method("sft", "curriculum"),
-    "window+curriculum": Method("memft_window", "curriculum"),
-}
-"""What is compared. The paper's MemFT-OT is threshold, its MemFT-SW window+curriculum."""

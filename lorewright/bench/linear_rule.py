@@ -10,7 +10,7 @@ training pairs.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,27 +25,21 @@ LARGEST = 99
 
 
 @dataclass(frozen=True)
-class LinearRule(exact.Recipe):
+class LinearRule(exact.Comparison):
     """A sweep over sets of pairs."""
 
     ranks: tuple[int, ...] = (2, 8)
     """Ranks of the adapters."""
     pairs: int = 500
     """Pairs trained; as many others are tested."""
-    methods: tuple[str, ...] = tuple(exact.METHODS)
-    """sft, threshold, window, curriculum, window+curriculum."""
     seeds: int = 5
     """Sets of pairs."""
-    epochs: int = 40
-    """Budget; the same for every method."""
     batch: int = 10
     """Examples of a step."""
-    margin: float = exact.SAFE_MARGIN
-    """A write ends early when every p exceeds this."""
 
     def __post_init__(self) -> None:
         """Refuse unknown methods, and more pairs than there are."""
-        exact.settings(self.ranks, self.methods, (0,))
+        super().__post_init__()
         if not 0 < 2 * self.pairs <= (LARGEST + 1) ** 2:
             raise ConfigError(
                 f"pairs is {self.pairs}; with as many unseen there are {(LARGEST + 1) ** 2 // 2}."
@@ -72,8 +66,7 @@ def examples(n: int, seed: int) -> tuple[list[Example], list[Example]]:
 
 def jobs(config: LinearRule, base_digest: str) -> list[dict[str, Any]]:
     """Return a job for every set of pairs; all ranks and methods of it are one stack."""
-    how = config.job(base_digest) | {"repeats": 1, "pairs": config.pairs}
-    how |= {"ranks": list(config.ranks), "methods": list(config.methods)}
+    how = config.job(base_digest) | {"pairs": config.pairs}
     return [how | {"seed": seed} for seed in range(config.seeds)]
 
 
@@ -81,26 +74,19 @@ def task(job: dict[str, Any]) -> dict[str, Any]:
     """Write the pairs with every method at every rank; test them, and others."""
     model = exact.base_model(job["model"], job["base"])
     trained, unseen = examples(job["pairs"], job["seed"])
-    members = exact.settings(job["ranks"], job["methods"], (job["seed"],))
-    stack = [(member, trained) for member in members]
-    return {"rows": exact.rows_of(model, job, stack, unseen=unseen)}
+    return exact.stack_of(model, job, trained, unseen=unseen)
 
 
 def summarise(config: LinearRule, done: Done) -> dict[str, Any]:
     """Return memory and generalisation of methods by rank, with paired differences over sets."""
     rows = summary.rows_of(done)
-    return {
-        "methods": summary.compared(rows, METRICS),
-        "n_diverged": sum("why" in row for row in rows),
-        "n_flipped": sum(row.get("n_flipped", 0) for row in rows),
-    }
+    return {"methods": summary.compared(rows, METRICS), **summary.caveats(rows)}
 
 
-METRICS: dict[str, Callable[[summary.Row], float]] = {
-    "memory": lambda row: row["exact"] / row["n"],
-    "generalisation": lambda row: row["unseen"]["exact"] / row["unseen"]["n"],
-    "loss drop": summary.loss_drop,
-    "steps": lambda row: float(row["steps"]),
+METRICS: dict[str, summary.Metric] = {
+    "memory": summary.exact_share,
+    "generalisation": lambda row: summary.exact_share(row["unseen"]),
+    **summary.EFFORT,
 }
 
 

@@ -15,8 +15,7 @@ one document, and 155 sequences that are one.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -248,9 +247,7 @@ def summarise(config: LongContext, done: Done) -> dict[str, Any]:
         result["parameters"] = {
             row["placement"]: _per_rank(row) for row in placement if "loss" in row
         }
-    result["n_diverged"] = sum("why" in row for row in rows)
-    result["n_flipped"] = sum(row.get("n_flipped", 0) for row in rows)
-    return result
+    return result | summary.caveats(rows)
 
 
 def _positions(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -271,25 +268,20 @@ def _per_rank(row: Mapping[str, Any]) -> int:
     return int(row["n_parameters"]) // int(row["rank"])
 
 
-def _bits(row: summary.Row) -> float:
-    return summary.loss_drop(row) * float(row["n_answer_tokens"]) / math.log(2)
-
-
 def _until_failure(row: summary.Row) -> float:
     """Share of the text before the first failure."""
     first = row["first_failure"][0]
     return 1.0 if first is None else min(1.0, first / row["n_answer_tokens"])
 
 
-METRICS: dict[str, Callable[[summary.Row], float]] = {
-    "exact": lambda row: row["exact"] / row["n"],
+METRICS: dict[str, summary.Metric] = {
+    "exact": summary.exact_share,
     "share before the first failure": _until_failure,
-    "loss drop": summary.loss_drop,
-    "steps": lambda row: float(row["steps"]),
+    **summary.EFFORT,
 }
-PLACED: dict[str, Callable[[summary.Row], float]] = {
-    "bits": _bits,
-    "bits per parameter": lambda row: _bits(row) / row["n_parameters"],
+PLACED: dict[str, summary.Metric] = {
+    "bits": summary.bits,
+    "bits per parameter": lambda row: summary.bits(row) / row["n_parameters"],
     "loss drop": summary.loss_drop,
 }
 

@@ -10,6 +10,7 @@ Knows tokenizers and English words; nothing of adapters or of what becomes of th
 
 from __future__ import annotations
 
+import functools
 import random
 import string
 import weakref
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorewright.errors import DataError
-from lorewright.files import digest, read_text
+from lorewright.files import digest, read_object, read_text
 from lorewright.knowledge.data import Example
 from lorewright.models.model import Model
 
@@ -28,7 +29,6 @@ TRIES = 200  # random tokens tried at a position, and beginnings of a natural te
 WINDOW = 12  # tokens before and after a new one within which encoding may change
 
 _POOLS: weakref.WeakKeyDictionary[Model, tuple[int, ...]] = weakref.WeakKeyDictionary()
-
 _SAYABLE: weakref.WeakKeyDictionary[Model, dict[int, bool]] = weakref.WeakKeyDictionary()
 
 
@@ -167,39 +167,14 @@ def _sayable(model: Model, token: int) -> bool:
 
 # -- an invented world: the sentences that the embedded base was trained on ------------------------
 
-_SAY = (
-    "The {r} of {s} is {v}.",
-    "{s}'s {r} is {v}.",
-    "For {s}, the {r} is {v}.",
-    "The {r} for {s} is {v}.",
-    "As for {s}, the {r} is {v}.",
-    "At {s}, the {r} is {v}.",
-    "{s} has the {r} {v}.",
-    "The {r} of {s}: {v}.",
-)
-_ONSETS = "b br c cr d f fr g gl gr h j k l m n p pl r s st t tr v w y z sh th".split()
-_VOWELS = "a e i o u ai ea ee ia o oo ou".split()
-_CODAS = ["l", "n", "r", "s", "t", "m", "k", "nd", "rn", "sh", "x", "lt", *[""] * 8]
-_KINDS = (
-    "office clinic bakery library workshop harbour gallery school depot garden museum laboratory"
-).split()
-_MODIFIERS = "annual first last main spare summer winter night market record sample storage".split()
-_COLOURS = "red blue green grey amber teal crimson violet ivory black white brown".split()
-_ANIMALS = "heron otter lynx badger owl gannet ferret bison hare newt raven beaver".split()
-_WORDS = (
-    "anchor barrel candle drift ember flint glass horizon island juniper kettle lantern meadow "
-    "needle orchard prairie quarry ribbon saddle timber umbrella velvet willow yarrow"
-).split()
-_MONTHS = (
-    "January February March April May June July August September October November December"
-).split()
-FIRST_NAMES = (
-    "Ada Albert Alice Amir Anna Bruno Carla Cedric Clara Dana David Edith Elena Emil Esther Farid "
-    "Fiona Frank Grace Hana Hugo Ida Ingrid Ivan Jane Jonas Judith Karim Laura Leo Lina Lucas "
-    "Mara Martin Maya Mira Nadia Nils Nora Oscar Paula Peter Rosa Ruth Samir Sara Simon Stella "
-    "Tara Theo Thomas Ulla Vera Victor Walter Yusuf"
-).split()
-"""Given names of invented people."""
+WORLD = Path(__file__).parent / "world.json"
+
+
+@functools.cache
+def _words() -> dict[str, list[str]]:
+    """Names, kinds of thing and forms of sentence of the invented world."""
+    return read_object(WORLD, "install lorewright again")
+
 
 Draw = Callable[[random.Random], str]
 
@@ -207,13 +182,13 @@ Draw = Callable[[random.Random], str]
 def invented(rng: random.Random) -> str:
     """Return a pronounceable word of one or two syllables that means nothing, capitalised."""
     n = rng.choice((1, 2, 2))
-    parts = (rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS) for _ in range(n))
-    return "".join(parts).capitalize()
+    parts = ("onsets", "vowels", "codas") * n
+    return "".join(rng.choice(_words()[part]) for part in parts).capitalize()
 
 
 def person(rng: random.Random) -> str:
     """Return a first and a last name; the last one is invented."""
-    return f"{rng.choice(FIRST_NAMES)} {invented(rng)}"
+    return f"{rng.choice(_words()['first names'])} {invented(rng)}"
 
 
 def digits(rng: random.Random, n: int) -> str:
@@ -227,8 +202,12 @@ def prose(rng: random.Random, n_words: int) -> str:
     text: list[str] = []
     while len(text) < n_words:
         relation, value = rng.choice(_RELATIONS)
-        named = f"{rng.choice(_MODIFIERS)} {relation}" if rng.random() < 0.5 else relation
-        sentence = rng.choice(_SAY).format(r=named, s=rng.choice(subjects), v=value(rng))
+        named = (
+            f"{rng.choice(_words()['modifiers'])} {relation}" if rng.random() < 0.5 else relation
+        )
+        sentence = rng.choice(_words()["sentences"]).format(
+            r=named, s=rng.choice(subjects), v=value(rng)
+        )
         text += (sentence[0].upper() + sentence[1:]).split()
     return " ".join(text)
 
@@ -236,7 +215,7 @@ def prose(rng: random.Random, n_words: int) -> str:
 def _subject(rng: random.Random) -> str:
     draw = rng.random()
     if draw < 0.5:
-        return f"the {invented(rng)} {rng.choice(_KINDS)}"
+        return f"the {invented(rng)} {rng.choice(_words()['kinds'])}"
     return person(rng) if draw < 0.7 else f"Project {invented(rng)}"
 
 
@@ -246,11 +225,11 @@ def _code(rng: random.Random) -> str:
 
 
 def _date(rng: random.Random) -> str:
-    return f"{rng.randint(1, 28)} {rng.choice(_MONTHS)} {rng.randint(1950, 2049)}"
+    return f"{rng.randint(1, 28)} {rng.choice(_words()['months'])} {rng.randint(1950, 2049)}"
 
 
-def _from(words: list[str]) -> Draw:
-    return lambda rng: rng.choice(words)
+def _from(kind: str) -> Draw:
+    return lambda rng: rng.choice(_words()[kind])
 
 
 _RELATIONS: tuple[tuple[str, Draw], ...] = (
@@ -258,9 +237,9 @@ _RELATIONS: tuple[tuple[str, Draw], ...] = (
     ("room", lambda rng: f"{rng.choice('ABCDEFGH')}{rng.randint(1, 9)}.{rng.randint(10, 49)}"),
     ("owner", person),
     ("keeper", person),
-    ("colour", _from(_COLOURS)),
-    ("mascot", _from(_ANIMALS)),
-    ("password", _from(_WORDS)),
+    ("colour", _from("colours")),
+    ("mascot", _from("animals")),
+    ("password", _from("things")),
     ("opening", _date),
     ("number", lambda rng: digits(rng, rng.randint(2, 5))),
     ("town", invented),

@@ -11,7 +11,7 @@ PB1000 and the like; there with one book and more epochs for some methods than f
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,25 +27,13 @@ N_DIGITS = 10
 
 
 @dataclass(frozen=True)
-class PhoneBook(exact.Recipe):
+class PhoneBook(exact.Comparison):
     """A sweep over phone books."""
 
-    ranks: tuple[int, ...] = (1, 2, 4)
-    """Ranks of the adapters."""
     sizes: tuple[int, ...] = (500,)
     """Answer tokens of a book."""
-    methods: tuple[str, ...] = tuple(exact.METHODS)
-    """sft, threshold, window, curriculum, window+curriculum."""
     seeds: int = 5
     """Books."""
-    epochs: int = 40
-    """Budget; the same for every method."""
-    margin: float = exact.SAFE_MARGIN
-    """A write ends early when every p exceeds this."""
-
-    def __post_init__(self) -> None:
-        """Refuse unknown methods."""
-        exact.settings(self.ranks, self.methods, (0,))
 
 
 def quick(config: PhoneBook) -> PhoneBook:
@@ -73,10 +61,8 @@ def book(model: Model, n_tokens: int, seed: int) -> list[Example]:
 
 def jobs(config: PhoneBook, base_digest: str) -> list[dict[str, Any]]:
     """Return a job for every book; all ranks and methods of it are one stack."""
-    how = config.job(base_digest) | {"repeats": 1}
-    how |= {"ranks": list(config.ranks), "methods": list(config.methods)}
     return [
-        how | {"length": size, "seed": seed}
+        config.job(base_digest) | {"length": size, "seed": seed}
         for size in config.sizes
         for seed in range(config.seeds)
     ]
@@ -85,9 +71,7 @@ def jobs(config: PhoneBook, base_digest: str) -> list[dict[str, Any]]:
 def task(job: dict[str, Any]) -> dict[str, Any]:
     """Write a book with every method at every rank, and ask for every number."""
     model = exact.base_model(job["model"], job["base"])
-    entries = book(model, job["length"], job["seed"])
-    members = exact.settings(job["ranks"], job["methods"], (job["seed"],))
-    return {"rows": exact.rows_of(model, job, [(member, entries) for member in members])}
+    return exact.stack_of(model, job, book(model, job["length"], job["seed"]))
 
 
 def summarise(config: PhoneBook, done: Done) -> dict[str, Any]:
@@ -97,16 +81,14 @@ def summarise(config: PhoneBook, done: Done) -> dict[str, Any]:
     return {
         "methods": {str(size): summary.compared(own, METRICS) for size, own in by_size.items()},
         "n_entries": {str(size): own[0].get("n") for size, own in by_size.items()},
-        "n_diverged": sum("why" in row for row in rows),
-        "n_flipped": sum(row.get("n_flipped", 0) for row in rows),
+        **summary.caveats(rows),
     }
 
 
-METRICS: dict[str, Callable[[summary.Row], float]] = {
-    "exact": lambda row: row["exact"] / row["n"],
+METRICS: dict[str, summary.Metric] = {
+    "exact": summary.exact_share,
     "token accuracy": lambda row: float(row["token_accuracy"]),
-    "loss drop": summary.loss_drop,
-    "steps": lambda row: float(row["steps"]),
+    **summary.EFFORT,
 }
 
 

@@ -15,17 +15,18 @@ import json
 import multiprocessing
 import os
 import platform
+import re
 import socket
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 from lorewright import __version__
@@ -164,17 +165,16 @@ def _attempt(name: str, index: int, job: dict[str, Any]) -> Attempt:
 
 
 def _place(on: str) -> Place:
-    kind, _, rest = on.partition(":")
+    match = re.fullmatch(r"here|local:0*([1-9]\d*)|ray|(ray://.+)", on, re.ASCII)
+    if match is None:
+        raise ConfigError(
+            f"a sweep cannot run on {on!r}; choose here, local:K (K processes), ray (a cluster of "
+            "this machine) or ray://host:port."
+        )
     if on == "here":
         return _here
-    if kind == "local" and rest.isascii() and rest.isdecimal() and int(rest) > 0:
-        return _processes(int(rest))
-    if on == "ray" or (kind == "ray" and rest.startswith("//") and len(rest) > 2):
-        return _ray(None if on == "ray" else on)
-    raise ConfigError(
-        f"a sweep cannot run on {on!r}; choose here, local:K (K processes), ray (a cluster of this "
-        "machine) or ray://host:port."
-    )
+    n_workers, address = match.groups()
+    return _processes(int(n_workers)) if n_workers else _ray(address)
 
 
 def _here(name: str, jobs: Jobs, retries: int) -> Iterator[Attempt]:
@@ -192,38 +192,32 @@ def _processes(n_workers: int) -> Place:
     """Pools of one process each, so that a death says whose job it was."""
 
     def place(name: str, jobs: Jobs, retries: int) -> Iterator[Attempt]:
-        waiting, deaths, work = list(reversed(jobs)), Counter[int](), dict(jobs)
-        running: dict[Future[Attempt], tuple[ProcessPoolExecutor, int]] = {}
-        threads = _threads(n_workers)
+        idle: SimpleQueue[ProcessPoolExecutor] = SimpleQueue()
+        for _ in range(n_workers):
+            idle.put(_pool())
 
-        def submit(pool: ProcessPoolExecutor, index: int) -> None:
-            with _variable(THREADS, threads):  # read when the new process imports torch
-                running[pool.submit(_attempt, name, index, work[index])] = (pool, index)
-
-        try:
-            for _ in range(min(n_workers, len(jobs))):
-                submit(_pool(), waiting.pop()[0])
-            while running:
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    pool, index = running.pop(future)
+        def attempt(index: int, job: dict[str, Any]) -> Attempt:
+            pool = idle.get()
+            try:
+                for _ in range(retries + 1):
                     try:
-                        attempt = future.result()
+                        return pool.submit(_attempt, name, index, job).result()
                     except BrokenProcessPool:
                         pool.shutdown()
                         pool = _pool()
-                        deaths[index] += 1
-                        if deaths[index] <= retries:
-                            submit(pool, index)
-                            continue
-                        attempt = Attempt(index, None, _died(deaths[index], "process"))
-                    if waiting:
-                        submit(pool, waiting.pop()[0])
-                    else:
-                        pool.shutdown()
-                    yield attempt
-        finally:
-            for pool, _ in running.values():
-                pool.shutdown(wait=False, cancel_futures=True)
+                return Attempt(index, None, _died(retries + 1, "process"))
+            finally:
+                idle.put(pool)
+
+        waiting = ThreadPoolExecutor(n_workers)
+        try:
+            with _variable(THREADS, _threads(n_workers)):  # read when a process imports torch
+                running = [waiting.submit(attempt, *job) for job in jobs]
+                yield from (future.result() for future in as_completed(running))
+        finally:  # after an interruption as well: what runs ends, the rest is not begun
+            waiting.shutdown(wait=False, cancel_futures=True)
+            while not idle.empty():
+                idle.get().shutdown(wait=False)
 
     return place
 

@@ -17,13 +17,13 @@ import functools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lorewright.errors import ConfigError, DataError
-from lorewright.files import jsonl_rows, read_text
+from lorewright.files import digest, jsonl_rows, read_text
 
 HUB = "hub"
 PARTS = ("summary", "text")
@@ -328,6 +328,30 @@ _SHAPES: dict[str, _Shape] = {
     "narrativeqa": _Shape("NarrativeQA", _story, "deepmind/narrativeqa", "test"),
     "quality": _Shape("QuALITY", _article, "tasksource/QuALITY", "validation"),
 }
+
+
+def jobs(
+    config: Any, base_digest: str, units: Sequence[Any], *, counted: str, called: str, size: int
+) -> list[dict[str, Any]]:
+    """Return a job for every few units of a set; ``counted`` is the setting of how many there are.
+
+    A job has the settings, the indices of its units under the name that they are ``called``, and
+    their digest.
+    """
+    how = asdict(config) | {"data": located(config.data), "base": base_digest}
+    how |= {counted: limit_of(config.data, how[counted])}
+    return [
+        how | {called: group, "digest": digest([units[i] for i in group])}
+        for group in groups(len(units), size)
+    ]
+
+
+def units_of(job: Mapping[str, Any], units: Sequence[Any], called: str) -> list[Any]:
+    """Return the units of a job; raises DataError if they are others than when it was made."""
+    own = [units[i] for i in job[called]]
+    if digest(own) != job["digest"]:
+        raise DataError(f"{job['data']} is not as it was when this sweep began; begin a new one.")
+    return own
 
 
 def groups(n: int, size: int) -> list[list[int]]:

@@ -21,6 +21,7 @@ from lorewright.recall.statistics import mean_interval, paired_difference, wilso
 
 Row = Mapping[str, Any]
 """What one member of a stack came to, with the fields of its job."""
+Metric = Callable[[Row], float]
 
 LAW_DRAWS = 500
 RANK_DRAWS = 2000
@@ -37,9 +38,31 @@ def rows_of(done: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> list
     return rows
 
 
+def caveats(rows: Iterable[Row]) -> dict[str, int]:
+    """Return how many writes diverged, and of how many texts decoding and certificate disagree."""
+    every = list(rows)
+    return {
+        "n_diverged": sum("why" in row for row in every),
+        "n_flipped": sum(row.get("n_flipped", 0) for row in every),
+    }
+
+
+def exact_share(row: Row) -> float:
+    """Return the share of examples that came back whole."""
+    return float(row["exact"] / row["n"])
+
+
 def loss_drop(row: Row) -> float:
     """Return L_init - L_final, nats per answer token."""
     return float(row["loss_init"] - row["loss"])
+
+
+def bits(row: Row) -> float:
+    """Return what was stored of all answer tokens, ΔL × tokens / ln 2."""
+    return loss_drop(row) * float(row["n_answer_tokens"]) / math.log(2)
+
+
+EFFORT: dict[str, Metric] = {"loss drop": loss_drop, "steps": lambda row: float(row["steps"])}
 
 
 # -- the law -------------------------------------------------------------------------------------
@@ -54,7 +77,7 @@ def cells(rows: Iterable[Row]) -> list[Cell]:
             loss_drop=loss_drop(row),
             loss_init=row["loss_init"],
             n_parameters=row["n_parameters"],
-            recall=row["exact"] / row["n"],
+            recall=exact_share(row),
             n=row["n"],
             group=f"{row['length']}/{row['document']}",
         )
@@ -125,33 +148,25 @@ def capacities(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """
     by_rank = []
     for rank in sorted({row["rank"] for row in rows if "loss" in row}):
-        own = [row for row in rows if row["rank"] == rank and "loss" in row]
         by_length: dict[int, list[Row]] = defaultdict(list)
-        for row in own:
-            by_length[row["n_answer_tokens"]].append(row)
-        bits = {
-            length: mean_interval([loss_drop(row) * length / math.log(2) for row in same])
-            for length, same in by_length.items()
-        }
-        most = max(bits, key=lambda length: bits[length].mean or 0.0)
+        for row in rows:
+            if row["rank"] == rank and "loss" in row:
+                by_length[row["n_answer_tokens"]].append(row)
+        bits_of = {n: mean_interval(list(map(bits, same))) for n, same in by_length.items()}
+        most = max(bits_of, key=lambda length: bits_of[length].mean or 0.0)
         whole = [
             n for n, same in by_length.items() if 2 * sum(r["exact"] for r in same) > len(same)
         ]
-        n_parameters = own[0]["n_parameters"]
-        low, high = bits[most].low, bits[most].high
+        n_parameters, held = by_length[most][0]["n_parameters"], asdict(bits_of[most])
         by_rank.append(
             {
                 "rank": rank,
                 "n_parameters": n_parameters,
                 "at_tokens": most,
                 "at_the_longest": most == max(by_length),
-                "bits": asdict(bits[most]),
-                "bits_per_parameter": {
-                    "n": bits[most].n,
-                    "mean": (bits[most].mean or 0.0) / n_parameters,
-                    "low": None if low is None else low / n_parameters,
-                    "high": None if high is None else high / n_parameters,
-                },
+                "bits": held,
+                "bits_per_parameter": {"n": held["n"]}
+                | {end: held[end] and held[end] / n_parameters for end in ("mean", "low", "high")},
                 "tokens_recalled": max(whole, default=0),
             }
         )
@@ -210,7 +225,7 @@ def _spearman_interval(pairs: Any, seed: int) -> dict[str, Any]:
 
 def compared(
     rows: Sequence[Row],
-    metrics: Mapping[str, Callable[[Row], float]],
+    metrics: Mapping[str, Metric],
     *,
     by: str = "method",
     unit: str = "seed",
