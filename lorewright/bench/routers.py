@@ -16,8 +16,7 @@ Shape letters: M memory, T token, H hidden, K direction, R rank, I input, O outp
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -64,11 +63,7 @@ def routers(
 
 def first_right(router: Retriever, pairs: Sequence[tuple[str, str]]) -> list[bool]:
     """Whether the router's first memory is the one beside the question."""
-
-    def first(hits: Sequence[Hit]) -> str:
-        return hits[0].memory if hits else ""
-
-    return [first(router(question)) == memory for question, memory in pairs]
+    return [[h.memory for h in router(question)[:1]] == [memory] for question, memory in pairs]
 
 
 @torch.no_grad()
@@ -87,30 +82,21 @@ def last_states(model: Model, texts: Sequence[str]) -> Tensor:
 def inputs(model: Model, text: str, *, modules: Sequence[str]) -> dict[str, Tensor]:
     """What enters each module of the base on a prompt, (T, I) each."""
     ids_BT = torch.tensor([model.render(text).prompt_ids], device=model.device)
-    with _heard(model.network, modules) as heard:
-        text_decoder(model.network)(input_ids=ids_BT, use_cache=False)
-    return heard
+    read: dict[str, Tensor] = {}
 
-
-@contextmanager
-def _heard(network: nn.Module, modules: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Inputs of modules by name, for the length of a block."""
-    heard: dict[str, Tensor] = {}
-
-    def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def hear(module: nn.Module, args: tuple[Any, ...]) -> None:
-            heard[name] = args[0][0].float().cpu()
-
-        return hear
+    def store(name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+        read[name] = args[0][0].float().cpu()
 
     handles = [
-        network.get_submodule(name).register_forward_pre_hook(hook(name)) for name in modules
+        model.network.get_submodule(name).register_forward_pre_hook(partial(store, name))
+        for name in modules
     ]
     try:
-        yield heard
+        text_decoder(model.network)(input_ids=ids_BT, use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
+    return read
 
 
 def by_states(

@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -75,10 +75,12 @@ def edits(data: str, limit: int = 0) -> tuple[Edit, ...]:
 
     Raises DataError for what has another shape, ConfigError for a hub that cannot be reached.
     """
-    rows = _rows("counterfact", data)
-    every = tuple(map(_edit, islice(rows, limit or None)))
-    _refuse_repeated(data, [edit.id for edit in every])
-    return every
+    by_id: dict[str, Edit] = {}
+    for edit in map(_edit, islice(_rows("counterfact", data), limit or None)):
+        if edit.id in by_id:
+            raise DataError(f"{data} holds {edit.id} twice; give each its own case_id.")
+        by_id[edit.id] = edit
+    return tuple(by_id.values())
 
 
 @functools.lru_cache(maxsize=4)
@@ -88,16 +90,13 @@ def texts(name: str, data: str, limit: int = 0, part: str = PARTS[0]) -> tuple[T
     Raises DataError for what has another shape, ConfigError for an unknown set or part, or a hub
     that cannot be reached.
     """
-    if name not in _SHAPES or _SHAPES[name].parse is None:
-        known = [key for key, shape in _SHAPES.items() if shape.parse]
-        raise ConfigError(f"set {name!r} is unknown; use one of {', '.join(known)}.")
+    if name not in _TEXT_OF:
+        raise ConfigError(f"set {name!r} is unknown; use one of {', '.join(_TEXT_OF)}.")
     if part not in PARTS:
         raise ConfigError(f"part {part!r} is unknown; use one of {', '.join(PARTS)}.")
-    parse = _SHAPES[name].parse
-    assert parse is not None
     joined: dict[str, Text] = {}
     for row in _rows(name, data):
-        text = parse(row, part)
+        text = _TEXT_OF[name](row, part)
         if text.id in joined:
             before = joined[text.id]
             joined[text.id] = replace(before, questions=before.questions + text.questions)
@@ -137,8 +136,7 @@ class _Row(NamedTuple):
 
     def text(self, key: str) -> str:
         value = self.values.get(key)
-        if isinstance(value, int) and not isinstance(value, bool):
-            value = str(value)
+        value = str(value) if type(value) is int else value
         if not isinstance(value, str) or not value.strip():
             raise self.refuse(f"{key!r}, a text that is not empty")
         return value.strip()
@@ -151,7 +149,7 @@ class _Row(NamedTuple):
 
     def number(self, key: str) -> int:
         value = self.values.get(key)
-        if not isinstance(value, int) or isinstance(value, bool):
+        if type(value) is not int:
             raise self.refuse(f"{key!r}, a whole number")
         return value
 
@@ -183,7 +181,7 @@ def _rows(name: str, data: str) -> Iterator[_Row]:
 
 
 def _file_rows(name: str, path: Path) -> Iterator[_Row]:
-    text, shape = read_text(path), _SHAPES[name].spelt
+    text, shape = read_text(path), _SETS[name].spelt
     try:
         content = json.loads(text)
     except json.JSONDecodeError as error:
@@ -209,11 +207,13 @@ def _file_rows(name: str, path: Path) -> Iterator[_Row]:
 
 def _hub_rows(name: str, given: str) -> Iterator[_Row]:
     """Rows as they come over the line, so that no more is fetched than is used."""
-    shape = _SHAPES[name]
+    shape = _SETS[name]
     place, _, split = given.partition("@")
     place, split = place or shape.hub, split or shape.split
     if not place:
-        raise ConfigError(f"{name} is not on the hub; {shape.instead}, and give --data FILE.")
+        raise ConfigError(
+            f"{name} is not on the hub; take it from {_ELSEWHERE[name]}, and give --data FILE."
+        )
     import httpx
 
     try:
@@ -233,14 +233,6 @@ def _hub_rows(name: str, given: str) -> Iterator[_Row]:
             f"the hub gave no {place!r}, split {split!r}: "
             f"{why[0].rstrip('.')}. Check name and network, or download it and give --data FILE."
         ) from error
-
-
-def _refuse_repeated(data: str, names: Iterable[str]) -> None:
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise DataError(f"{data} holds {name} twice; give each its own case_id.")
-        seen.add(name)
 
 
 # -- shapes --------------------------------------------------------------------------------------
@@ -306,28 +298,27 @@ def _choice(row: _Row) -> Question:
     return Question(row.text("question"), (options[right],), kind, options, right)
 
 
-class _Shape(NamedTuple):
+class _Published(NamedTuple):
     spelt: str
-    """The shape's name in messages."""
-    parse: Callable[[_Row, str], Text] | None
-    hub: str
-    split: str
-    instead: str = ""
-    """Where it is, if not on the hub."""
+    """The set's name in messages."""
+    hub: str = ""
+    split: str = ""
 
 
-_SHAPES: dict[str, _Shape] = {
-    "counterfact": _Shape("CounterFact", None, "azhx/counterfact", "test"),
-    "paperqa": _Shape(
-        "PaperQA",
-        _paper,
-        "",
-        "",
-        "take it from the repository of 'Understanding LoRA as Knowledge Memory'",
-    ),
-    "narrativeqa": _Shape("NarrativeQA", _story, "deepmind/narrativeqa", "test"),
-    "quality": _Shape("QuALITY", _article, "tasksource/QuALITY", "validation"),
+_SETS = {
+    "counterfact": _Published("CounterFact", "azhx/counterfact", "test"),
+    "paperqa": _Published("PaperQA"),
+    "narrativeqa": _Published("NarrativeQA", "deepmind/narrativeqa", "test"),
+    "quality": _Published("QuALITY", "tasksource/QuALITY", "validation"),
 }
+_ELSEWHERE = {"paperqa": "the repository of 'Understanding LoRA as Knowledge Memory'"}
+"""Where those are that the hub does not have."""
+_TEXT_OF: dict[str, Callable[[_Row, str], Text]] = {
+    "paperqa": _paper,
+    "narrativeqa": _story,
+    "quality": _article,
+}
+"""A row, and the part that is read of it, to its text."""
 
 
 def jobs(

@@ -18,7 +18,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -192,41 +191,31 @@ def sweep(
     JSON; ``complete`` may add to the records in the end, such as a judge's scores. The run raises
     DataError when the folder holds another benchmark, and as `scale.run`.
     """
-    return partial(_sweep, name, jobs, do, summarise, complete)
 
+    def run_sweep(settings: Any, out: Path, on: str, progress: Progress) -> dict[str, Any]:
+        from lorewright.models.model import Model
 
-def _sweep(
-    name: str,
-    jobs_of: Callable[[Any, str], list[dict[str, Any]]],
-    do: scale.Do,
-    summarise: Callable[[Any, Done], dict[str, Any]],
-    complete: Callable[[Any, Done, Path], Done],
-    settings: Any,
-    out: Path,
-    on: str,
-    progress: Progress,
-) -> dict[str, Any]:
-    from lorewright.models.model import Model
+        # Jobs load the base themselves; held here as well, it would be in memory twice.
+        base_digest = Model.load(settings.model).digest
+        about = {
+            "bench": name,
+            "config": asdict(settings),
+            "base": {"id": settings.model, "digest": base_digest},
+            "command": shlex.join(["lore", *sys.argv[1:]]),
+            "versions": versions(),
+        }
+        todo = jobs(settings, base_digest)  # refuses data that cannot be read; nothing is begun
+        _begin(out, about)
+        records = scale.run(do, todo, out / RECORDS, on=on, progress=progress.jobs)
+        done = complete(settings, list(zip(todo, records, strict=True)), out)
+        paths = {scale.record_path(out / RECORDS, do, job) for job in todo}
+        runs = [read_object(path, scale.REMEDY).get("run", {}) for path in paths]
+        seconds = round(sum(float(run.get("seconds", 0.0)) for run in runs), 1)
+        summary = {**about, "n_jobs": len(todo), "seconds": seconds} | summarise(settings, done)
+        save_json(summary, out / SUMMARY_FILE)
+        return summary
 
-    # Jobs load the base themselves; held here as well, it would be in memory twice.
-    base_digest = Model.load(settings.model).digest
-    about = {
-        "bench": name,
-        "config": asdict(settings),
-        "base": {"id": settings.model, "digest": base_digest},
-        "command": shlex.join(["lore", *sys.argv[1:]]),
-        "versions": versions(),
-    }
-    jobs = jobs_of(settings, base_digest)  # refuses data that cannot be read; nothing is begun
-    _begin(out, about)
-    records = scale.run(do, jobs, out / RECORDS, on=on, progress=progress.jobs)
-    done = complete(settings, list(zip(jobs, records, strict=True)), out)
-    paths = {scale.record_path(out / RECORDS, do, job) for job in jobs}
-    runs = [read_object(path, scale.REMEDY).get("run", {}) for path in paths]
-    seconds = round(sum(float(run.get("seconds", 0.0)) for run in runs), 1)
-    summary = {**about, "n_jobs": len(jobs), "seconds": seconds} | summarise(settings, done)
-    save_json(summary, out / SUMMARY_FILE)
-    return summary
+    return run_sweep
 
 
 def _begin(out: Path, about: Mapping[str, Any]) -> None:
