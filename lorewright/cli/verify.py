@@ -69,6 +69,9 @@ def doctor(
         Path | None, typer.Option(help="What it should know: facts or documents.")
     ] = None,
     probes: Probes = None,
+    template: Annotated[
+        Path | None, typer.Option(help="A prompt format to try: a text file with {prompt} in it.")
+    ] = None,
     as_json: Json = False,
     threads: Threads = 0,
 ) -> None:
@@ -80,6 +83,7 @@ def doctor(
     [dim]lore doctor atlas/handbook --json[/]
     [dim]lore doctor checkpoints/my-lora --model Qwen/Qwen3-0.6B --facts facts.jsonl[/]
     """
+    from lorewright.files import read_text
     from lorewright.knowledge.readers import read_knowledge
     from lorewright.memory.diagnose import diagnose as examine
 
@@ -90,6 +94,7 @@ def doctor(
         base=model or None,
         knowledge=read_knowledge(facts) if facts else None,
         probes=probes_in(probes),
+        templates={f"the template in {template}": read_text(template)} if template else {},
     )
     if as_json:
         print_json(diagnosis.to_json())
@@ -110,9 +115,10 @@ def _print_diagnosis(diagnosis: Diagnosis) -> None:
         say(f"  because {finding.cause}")
         say(f"  {finding.remedy}", "bold")
     if not diagnosis.findings:
-        say("\nnothing is wrong", "bold green")
-        if not diagnosis.evidence.answered:
-            say("no facts were checked: give some with --facts", "dim")
+        if diagnosis.evidence.answered:
+            say("\nnothing is wrong", "bold green")
+        else:
+            say("\nthe adapter is sound; recall was not checked: give facts with --facts", "bold")
 
 
 def _plain(value: object) -> str:

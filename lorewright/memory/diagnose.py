@@ -7,6 +7,7 @@ is not may be the diagnosis.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from lorewright.memory.folder import Folder, readable
 from lorewright.models.catalogue import POCKET
 from lorewright.models.model import Model
 from lorewright.recall import diagnose as checks
-from lorewright.recall.diagnose import WRITE, Diagnosis
+from lorewright.recall.diagnose import MERGE, WRITE, Diagnosis
 from lorewright.recall.evidence import Known, gather
 
 
@@ -31,22 +32,26 @@ def diagnose(
     base: str | Model | None = None,
     knowledge: Knowledge | None = None,
     probes: tuple[Probe, ...] = (),
+    templates: Mapping[str, str] | None = None,
 ) -> Diagnosis:
     """Diagnose an adapter folder, a memory folder with one memory, or `FOLDER/NAME`.
 
     `base` defaults to the one it names; `knowledge` and `probes` stand in for the folder's own.
+    `templates` are prompt formats to try beside the usual ones: texts with {prompt} in them.
     Raises UnknownMemory for a place that is neither, or several memories and no name.
     """
     at = Path(place)
     folder, name = _memory_at(at, slug(name) if name else "")
     if folder is None:
-        known, write, dtype = Known(), WRITE, "auto"
+        known, write, merge, dtype = Known(), WRITE, MERGE, "auto"
         base = base or str(readable(at / CONFIG_FILE).get("base_model_name_or_path") or POCKET)
     else:
         own = folder.index()["base"]
         base, dtype = base or own["id"], str(own.get("dtype", "auto"))
         known = known_of(folder, name)
         write = f"lore write SOURCE --into {folder.path} --name {name}"
+        sources = " ".join(str(each["name"]) for each in folder.entry(name).get("parents", ()))
+        merge = f"lore merge {folder.path} {sources} --method rewrite --into-name {name}-again"
         at = folder.state_path(folder.entry(name)["adapter"])
     model = base if isinstance(base, Model) else Model.load(base, dtype=dtype)
     if knowledge is not None:
@@ -54,7 +59,8 @@ def diagnose(
         known = replace(known, facts=knowledge.facts or known.facts, texts=texts or known.texts)
     if probes:
         known = replace(known, probes=probes)
-    return checks.diagnose(gather(model, at, known), write=write)
+    known = replace(known, templates=templates or {})
+    return checks.diagnose(gather(model, at, known), write=write, merge=merge)
 
 
 def known_of(folder: Folder, name: str) -> Known:

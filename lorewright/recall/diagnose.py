@@ -20,6 +20,8 @@ from lorewright.recall.traces import TokenTrace
 
 WRITE = "lore write SOURCE --into FOLDER"
 """What stands for `{write}` in a remedy where nothing better is known."""
+MERGE = "lore merge FOLDER SOURCES --method rewrite"
+"""The same for `{merge}`."""
 LOW = 0.5
 """Share of answers below which recall counts as failed."""
 HIGH = 0.8
@@ -68,14 +70,44 @@ class Diagnosis:
         return {"findings": findings, "measured": summary(self.evidence)}
 
 
-def diagnose(evidence: Evidence, *, write: str = WRITE) -> Diagnosis:
-    """Run every check; `write` is the command that writes this memory again, for the remedies."""
-    findings = tuple(
-        replace(finding, check=name, remedy=finding.remedy.replace("{write}", write))
-        for name, check in CHECKS.items()
-        if (finding := check(evidence)) is not None
+def diagnose(evidence: Evidence, *, write: str = WRITE, merge: str = MERGE) -> Diagnosis:
+    """Run every check; `write` and `merge` are the commands that make this memory again.
+
+    Where recall failed and none of them knows why, that is the finding: `unexplained`.
+    """
+    findings = {name: each for name, check in CHECKS.items() if (each := check(evidence))}
+    if not findings and (unknown := unexplained(evidence)):
+        findings["unexplained"] = unknown
+
+    def named(name: str, finding: Finding) -> Finding:
+        remedy = finding.remedy.replace("{write}", write).replace("{merge}", merge)
+        return replace(finding, check=name, remedy=remedy)
+
+    return Diagnosis(evidence, tuple(named(*each) for each in findings.items()))
+
+
+def unexplained(evidence: Evidence) -> Finding | None:
+    """Recall failed: of facts, of questions as trained, or in other words."""
+    measured = {
+        "facts answered": (evidence.answered, HIGH),
+        "questions as trained answered": (evidence.efficacy, HIGH),
+        "questions in other words answered": (evidence.paraphrase, LOW),
+    }
+    low = [
+        f"{what}: {sum(outcomes)} of {len(outcomes)}"
+        for what, (outcomes, least) in measured.items()
+        if outcomes and sum(outcomes) < least * len(outcomes)
+    ]
+    if not low:
+        return None
+    n_formats = sum(bool(rows) for rows in evidence.formats.values())
+    return Finding(
+        "; ".join(low),
+        f"unknown: the adapter is sound, and none of {len(CHECKS)} checks and {n_formats} prompt "
+        "formats explains it. Facts that it was never trained on, or another format, would",
+        f"lore doctor {evidence.place} --template FILE (your training format, with {{prompt}}), "
+        "--facts FILE with what it was trained on; or {write}",
     )
-    return Diagnosis(evidence, findings)
 
 
 def summary(evidence: Evidence) -> dict[str, Any]:
@@ -212,9 +244,14 @@ def other_format(evidence: Evidence) -> Finding | None:
     """The answers are there when the question is put in another format: that one was trained."""
     own = _exact(_own(evidence))
     others = {n: _exact(rows) for n, rows in evidence.formats.items() if n != OWN and rows}
-    if not _failed(evidence) or own is None or not others:
+    if not _failed(evidence) or own is None or not others or evidence.n_merged:
         return None
-    name = max(others, key=lambda n: others[n] or 0.0)
+
+    def fit(name: str) -> tuple[float, float]:
+        log_p = sum(math.log(max(p, 1e-30)) for row in evidence.formats[name] for p in row.p)
+        return others[name] or 0.0, log_p
+
+    name = max(others, key=fit)
     best = others[name] or 0.0
     if best < LOW or own > best / 2:
         return None
@@ -224,6 +261,18 @@ def other_format(evidence: Evidence) -> Finding | None:
         "it was trained on prompts in another format than the probes have; its loss was low "
         "on those, and says nothing of these",
         "{write}",
+    )
+
+
+def interference(evidence: Evidence) -> Finding | None:
+    """It is a merge, and its sources' facts do not come back."""
+    if not _failed(evidence) or not evidence.n_merged:
+        return None
+    return Finding(
+        f"answers: {_share(evidence.answered):.2f} of {len(evidence.answered)}, after a merge of "
+        f"{evidence.n_merged} adapters",
+        "the weight changes of the sources disturb one another",
+        "{merge}",
     )
 
 
@@ -359,6 +408,7 @@ CHECKS: dict[str, Check] = {
     "zero": zero,
     "unmoved": unmoved,
     "other_format": other_format,
+    "interference": interference,
     "recites": recites,
     "one_form": one_form,
     "too_small": too_small,

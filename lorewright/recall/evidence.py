@@ -25,6 +25,7 @@ from lorewright.adapters.proof import delta_norms, validate
 from lorewright.adapters.targets import survey
 from lorewright.errors import (
     AdapterError,
+    ConfigError,
     DataError,
     LorewrightError,
     UnsupportedAdapter,
@@ -50,6 +51,16 @@ TEXT_TOKENS = 256
 """Longest piece of a text that is scored, in tokens."""
 OWN = "the base's own template"
 SYSTEM = "You are a helpful assistant."
+OTHER_SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+ALPACA = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes "
+    "the request.\n\n### Instruction:\n{prompt}\n\n### Response:\n"
+)
+VICUNA = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
+    "helpful, detailed, and polite answers to the user's questions. USER: {prompt} ASSISTANT:"
+)
+CHATML = "<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
 
 Render = Callable[[Model, str, str], Rendered | None]
 """A question and its answer as tokens; None where the tokenizer cannot do it this way."""
@@ -101,6 +112,8 @@ class Evidence:
     """Largest change of any logit."""
     reason: str = ""
     """Why its training ended, if its card says so."""
+    n_merged: int = 0
+    """Of how many adapters it is a merge, if its card says so."""
     formats: Mapping[str, tuple[TokenTrace, ...]] = field(default_factory=dict)
     """Teacher-forced traces of the facts' answers, by how the question was put."""
     base_traces: tuple[TokenTrace, ...] = ()
@@ -132,6 +145,8 @@ class Known:
     examples: Sequence[Example] = ()
     probes: Sequence[Probe] = ()
     texts: Sequence[str] = ()
+    templates: Mapping[str, str] = field(default_factory=dict)
+    """Further ways to put a question, by name: texts with {prompt}, the reply after their end."""
 
 
 def gather(model: Model, place: Path, known: Known | None = None) -> Evidence:
@@ -155,6 +170,7 @@ def gather(model: Model, place: Path, known: Known | None = None) -> Evidence:
         n_parameters=sum(t.numel() for t in adapter.tensors.values()),
         norms=delta_norms(adapter),
         reason=str(adapter.card.get("reason", "")),
+        n_merged=len(adapter.card.get("merge", {}).get("sources", ())),
     )
     try:
         validate(adapter, model.network, model.digest)
@@ -186,7 +202,8 @@ def _moved(model: Model, adapter: Adapter) -> float:
 def _with_replies(evidence: Evidence, model: Model, adapter: Adapter, known: Known) -> Evidence:
     """Add what needs the model to run: answers by format, trained examples, texts, side effects."""
     facts = _spread(known.facts, N_FACTS)
-    rows = {name: _rows(model, facts, render) for name, render in FORMATS.items()}
+    ways = {**FORMATS, **{name: by_hand(text) for name, text in known.templates.items()}}
+    rows = {name: _rows(model, facts, render) for name, render in ways.items()}
     rows = {name: each for name, each in rows.items() if each or name == OWN}
     examples = _spread([e for e in known.examples if e.kind != "unknown"], N_EXAMPLES)
     trained_rows = _fitting(model, examples)
@@ -283,16 +300,23 @@ def _own(model: Model, question: str, reply: str) -> Rendered | None:
     return model.render(question, reply)
 
 
-def _with_system(model: Model, question: str, reply: str) -> Rendered | None:
-    return model.render(question, reply, system=SYSTEM)
+def _with_system(system: str) -> Render:
+    return lambda model, question, reply: model.render(question, reply, system=system)
 
 
-def _plain(model: Model, question: str, reply: str) -> Rendered | None:
-    return _encoded(model, question, f" {reply}")
+def by_hand(template: str) -> Render:
+    """A text with {prompt} in it; after its end comes the reply, after a space unless it has one.
 
+    Raises ConfigError for a text without {prompt}.
+    """
+    if "{prompt}" not in template:
+        raise ConfigError("a template needs {prompt} where the question stands; put it there.")
+    gap = "" if template[-1].isspace() else " "
 
-def _labelled(model: Model, question: str, reply: str) -> Rendered | None:
-    return _encoded(model, f"Question: {question}\nAnswer:", f" {reply}")
+    def render(model: Model, question: str, reply: str) -> Rendered | None:
+        return _encoded(model, template.replace("{prompt}", question), f"{gap}{reply}")
+
+    return render
 
 
 def _in_the_question(model: Model, question: str, reply: str) -> Rendered | None:
@@ -315,8 +339,13 @@ def _encoded(model: Model, prompt: str, reply: str, *, special: bool = True) -> 
 
 FORMATS: dict[str, Render] = {
     OWN: _own,
-    "the template with a system prompt": _with_system,
-    "plain text, question then answer": _plain,
-    "`Question: …` and `Answer: …`": _labelled,
+    "the template with a system prompt": _with_system(SYSTEM),
+    "the template with Qwen's system prompt": _with_system(OTHER_SYSTEM),
+    "Alpaca's `### Instruction:`": by_hand(ALPACA),
+    "Vicuna's system prompt, `USER:` and `ASSISTANT:`": by_hand(VICUNA),
+    "`USER:` and `ASSISTANT:`": by_hand("USER: {prompt}\nASSISTANT:"),
+    "ChatML by hand": by_hand(CHATML),
+    "plain text, question then answer": by_hand("{prompt}"),
+    "`Question: …` and `Answer: …`": by_hand("Question: {prompt}\nAnswer:"),
     "question and answer in one user message": _in_the_question,
 }

@@ -126,7 +126,9 @@ def test_the_command_prints_findings_and_exits_with_1_when_there_are_some(
     assert code == 0 and "nothing is wrong" in out and "relative_change" in out
     place = adapter_of(folder)
     code, out = run(place, "--model", "pocket", "--facts", tmp_path / "facts.jsonl", "--json")
-    assert code == 0 and json.loads(out)["measured"]["n_facts"] == 1
+    printed = json.loads(out)  # one fact, never written: nothing explains that, so it says so
+    assert code == 1 and printed["measured"]["n_facts"] == 1
+    assert [each["check"] for each in printed["findings"]] == ["unexplained"]
     (place / "adapter_config.json").unlink()
     code, out = run(folder)
     assert code == 1 and "damaged" in out and "because the folder cannot be read" in out

@@ -17,12 +17,13 @@ from lorewright.adapters import adapter as adapters
 from lorewright.adapters.adapter import Adapter, capture
 from lorewright.adapters.config import LoraConfig
 from lorewright.adapters.lora import attach
+from lorewright.errors import ConfigError
 from lorewright.knowledge.data import Example, Fact, Knowledge, Probe
 from lorewright.knowledge.lesson import LessonConfig, prepare
 from lorewright.models.model import Model, Rendered
 from lorewright.models.nats import token_nats
 from lorewright.recall.diagnose import CHECKS, Diagnosis, Finding, diagnose, summary
-from lorewright.recall.evidence import FORMATS, OWN, Evidence, Known, gather
+from lorewright.recall.evidence import FORMATS, OWN, Evidence, Known, by_hand, gather
 from lorewright.recall.traces import TokenTrace, trace
 from lorewright.training.config import WriteConfig
 from lorewright.training.loop import write
@@ -164,7 +165,14 @@ def test_a_change_too_small_for_the_logits_is_named(
 # -- answers -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", list(FORMATS)[-2:])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Alpaca's `### Instruction:`",
+        "ChatML by hand",
+        "question and answer in one user message",
+    ],
+)
 def test_training_in_another_format_is_recognised(model: Model, tmp_path: Path, name: str) -> None:
     rows = [FORMATS[name](model, fact.question, fact.answer) for fact in FACTS]
     adapter = trained(model, [row for row in rows if row], 30)
@@ -234,6 +242,53 @@ def test_answers_that_do_not_end_are_named(model: Model, tmp_path: Path) -> None
     diagnosis = examined(model, trained(model, endless, 30), tmp_path, Known(facts=FACTS))
     (unending,) = [f for f in diagnosis.findings if f.check == "no_stop"]
     assert "of these 0 stop" in unending.measured
+
+
+def test_a_template_that_the_user_gives_is_tried(model: Model, tmp_path: Path) -> None:
+    template = "[Q] {prompt}\n[A]"
+    rows = [by_hand(template)(model, fact.question, fact.answer) for fact in FACTS]
+    adapter = trained(model, [row for row in rows if row], 30)
+    known = Known(facts=FACTS, templates={"ours": template})
+    finding = only(examined(model, adapter, tmp_path, known))
+    assert finding.check == "other_format" and "1.00 with ours" in finding.measured
+    with pytest.raises(ConfigError, match=r"needs \{prompt\}"):
+        by_hand("question first")
+
+
+def test_recall_that_failed_for_no_known_reason_is_said_to(
+    model: Model, healthy: Adapter, tmp_path: Path
+) -> None:
+    others = [replace(fact, answer="zzz") for fact in FACTS]
+    finding = only(examined(model, healthy, tmp_path, Known(facts=others)))
+    assert finding.check == "unexplained" and "facts answered: 0 of 4" in finding.measured
+    assert finding.cause.startswith("unknown") and "--template FILE" in finding.remedy
+
+
+def test_one_missed_fact_is_no_health() -> None:
+    evidence = Evidence("a", "pocket", answered=(False,), moved=1.0)
+    assert only(diagnose(evidence)).check == "unexplained"
+    assert diagnose(replace(evidence, answered=(True,))).findings == ()
+
+
+def test_a_merge_that_disturbs_its_sources_is_no_question_of_format() -> None:
+    right = TokenTrace((0.9, 0.9), (True, True))
+    wrong = TokenTrace((0.1, 0.9), (False, True))
+    formats = {OWN: (wrong,) * 4, "plain text, question then answer": (right,) * 4}
+    evidence = Evidence("a", "pocket", answered=(False,) * 4, formats=formats, moved=1.0)
+    assert only(diagnose(evidence)).check == "other_format"
+    merged = only(diagnose(replace(evidence, n_merged=2), merge="lore merge m a b"))
+    assert merged.check == "interference" and "of 2 adapters" in merged.measured
+    assert merged.remedy == "lore merge m a b"
+
+
+def test_kinds_that_are_not_read_are_not_called_damaged() -> None:
+    finding = only(diagnose(Evidence("a", "pocket", unsupported="of a kind not read here: x")))
+    assert finding.check == "unsupported" and "sound" not in finding.remedy
+
+
+def test_some_modules_without_a_change_are_no_finding() -> None:
+    norms = {"q": 0.0, "v": 1.0}
+    assert diagnose(Evidence("a", "pocket", norms=norms, moved=1.0)).findings == ()
 
 
 # -- side effects --------------------------------------------------------------------------------
