@@ -13,11 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 from world import TASKS, Turn, conversation
 
+STRAIGHT = {
+    "‘’‚‛": "'",
+    "“”„«»": "'",
+    "‐‑‒–—−": "-",
+    "\u00a0\u2009\u202f": " ",
+    "…": "...",
+}
+"""Typographic marks, which the base never sees, and what it reads for them."""
 PAD, BOS, SYSTEM, USER, ASSISTANT, END = (
     "<|pad|>",
     "<|bos|>",
@@ -52,6 +60,9 @@ def train_tokenizer(folder: Path, *, vocab_size: int, n_conversations: int, seed
             pre_tokenizers.Split(Regex(r"\d"), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
         ]
+    )
+    raw.normalizer = normalizers.Sequence(
+        [normalizers.Replace(mark, plain) for marks, plain in STRAIGHT.items() for mark in marks]
     )
     raw.decoder = decoders.ByteLevel()
     raw.train_from_iterator(
@@ -155,7 +166,10 @@ def tokenise(
             question, reply = next(encoded), next(encoded)
             ids += [user, *question, end, assistant, *reply, end]
             weights += (
-                [0.0] + [PLAIN_WEIGHT] * len(question) + [0.0, 0.0] + [turn.weight] * (len(reply) + 1)
+                [0.0]
+                + [PLAIN_WEIGHT] * len(question)
+                + [0.0, 0.0]
+                + [turn.weight] * (len(reply) + 1)
             )
         rows.append((ids, weights))
     return rows

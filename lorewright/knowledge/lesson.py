@@ -16,7 +16,14 @@ from lorewright.errors import ConfigError, DataError
 from lorewright.knowledge.data import Document, Example, Fact, Knowledge, Probe
 from lorewright.knowledge.negatives import negatives
 from lorewright.knowledge.scoring import contains, normalise
-from lorewright.knowledge.selfstudy import N_PAIR_SETS, AskLLM, Pairs, Study, phrasing_named
+from lorewright.knowledge.selfstudy import (
+    N_PAIR_SETS,
+    AskLLM,
+    Pairs,
+    Study,
+    phrasing_named,
+    statements,
+)
 from lorewright.knowledge.splitting import passages
 from lorewright.knowledge.views import VIEWS, fact_examples, mix
 
@@ -182,9 +189,11 @@ def _pair_notes(document: Document, pairs: Pairs) -> list[str]:
             f"passage, {pairs.n_contradictory} contradictory, {pairs.n_repeated} repeated)."
         )
     if pairs.uncovered:
+        n, missed = len(statements(document.text)), len(pairs.uncovered)
         notes.append(
-            f"{document.id}: no question covers {len(pairs.uncovered)} of its sentences, the first "
-            f"is {pairs.uncovered[0]!r}."
+            f"{document.id}: no question covers {missed} of its {max(n, missed)} sentences "
+            f"({missed / max(n, missed):.0%}), which no recall here counts; the first is "
+            f"{pairs.uncovered[0]!r}."
         )
     return notes
 

@@ -11,7 +11,7 @@ from lorewright.law import plan as plans
 from lorewright.law.calibration import calibrate, find, load_of
 from lorewright.law.plan import Plan
 from lorewright.memory.opened import OpenFolder, Source, as_knowledge
-from lorewright.memory.write import lesson_for
+from lorewright.memory.write import lesson_for, unwritable_notes
 from lorewright.models.model import Model
 from lorewright.training.config import WriteConfig
 from lorewright.training.rates import suggested_lr
@@ -53,4 +53,6 @@ def plan(
     watch.step("timing a few steps")
     lora = replace(config.lora, rank=planned.rank)
     pace = plans.pace(model, prepared.examples, replace(config, lora=lora))
-    return plans.timed(planned, calibration.forecast, pace)
+    timed = plans.timed(planned, calibration.forecast, pace)
+    lost = unwritable_notes(model, knowledge, prepared.examples)
+    return replace(timed, notes=(*lost, *timed.notes))

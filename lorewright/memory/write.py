@@ -14,13 +14,14 @@ from lorewright.files import digest, read_object, save_json, slug
 from lorewright.knowledge.data import Example, Knowledge, Probe
 from lorewright.knowledge.lesson import Lesson, LessonConfig, grounds, prepare
 from lorewright.knowledge.scoring import METRICS
-from lorewright.knowledge.selfstudy import AskLLM
+from lorewright.knowledge.selfstudy import AskLLM, statements
 from lorewright.law import plan as plans
 from lorewright.law.calibration import Calibration, find, load_of
 from lorewright.memory.commit import commit
 from lorewright.memory.folder import LESSON_FILE, check_name, lesson_in
 from lorewright.memory.opened import OpenFolder, Source, as_knowledge
 from lorewright.memory.verify import usual_metric, verdict
+from lorewright.models.alphabet import unwritable
 from lorewright.models.model import Model
 from lorewright.models.replies import write_about
 from lorewright.recall.traces import Audit, audit
@@ -244,7 +245,7 @@ def lesson_for(
     watch: Watch,
 ) -> Lesson:
     """Examples and probes of some knowledge, its questions written by the base or a teacher."""
-    return prepare(
+    prepared = prepare(
         knowledge,
         ask_llm=teacher or partial(write_about, model),
         closed_book=model.generate,
@@ -253,6 +254,31 @@ def lesson_for(
         progress=watch.step,
         phrasing=model.phrasing if teacher is None else "general",
     )
+    lost = unwritable_notes(model, knowledge, prepared.examples)
+    for note in lost:
+        watch.step(note)
+    return replace(prepared, notes=(*lost, *prepared.notes))
+
+
+def unwritable_notes(
+    model: Model, knowledge: Knowledge, examples: Sequence[Example]
+) -> tuple[str, ...]:
+    """What cannot be recalled on this base, whatever is trained: answers and sentences by name."""
+    answers = [(e.prompt, e.completion) for e in examples if e.kind == "qa"]
+    lines = [(doc.id, line) for doc in knowledge.documents for line in statements(doc.text)]
+    notes = []
+    for what, pairs in (("answers", answers), ("sentences", lines)):
+        marks = unwritable(model, [text for _, text in pairs])
+        hit = [(*pair, lost) for pair, lost in zip(pairs, marks, strict=True) if lost]
+        if hit:
+            where, text, _ = hit[0]
+            every = " ".join(dict.fromkeys(c for *_, lost in hit for c in lost))
+            notes.append(
+                f"{len(hit)} of {len(pairs)} {what} have characters that {model.name!r} cannot "
+                f"write ({every}), so they cannot be recalled as they stand; the first is {text!r} "
+                f"({where}). Spell them otherwise, or take another base."
+            )
+    return tuple(notes)
 
 
 def _rank_for(

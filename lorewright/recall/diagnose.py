@@ -237,6 +237,22 @@ def unmoved(evidence: Evidence) -> Finding | None:
     )
 
 
+def unwritable(evidence: Evidence) -> Finding | None:
+    """Answers need characters that the base cannot write."""
+    if not evidence.unwritable or all(evidence.answered):
+        return None
+    answer, _ = next(iter(evidence.unwritable.items()))
+    marks = " ".join(sorted({c for lost in evidence.unwritable.values() for c in lost}))
+    return Finding(
+        f"{len(evidence.unwritable)} of {len(evidence.answered)} answers need {marks}, the first "
+        f"is {answer!r}",
+        "in the head of this base the tokens of these characters are nearly one vector, so no "
+        "adapter can tell them apart, however long it is trained",
+        "spell these answers otherwise, or write them on a base that has the characters: "
+        "lore write SOURCE --into NEW_FOLDER --model smollm2",
+    )
+
+
 # -- answers -------------------------------------------------------------------------------------
 
 
@@ -332,7 +348,7 @@ def undertrained(evidence: Evidence) -> Finding | None:
     """What was trained is not reproduced: tokens with p < 1/2 are left."""
     rows = evidence.trained
     exact = _exact(rows)
-    if exact is None or exact >= 1 - 0.1 or too_small(evidence) is not None:
+    if exact is None or exact >= 1 - 0.1 or too_small(evidence) or unwritable(evidence):
         return None
     stubborn = sum(len(row.stubborn) for row in rows)
     n_tokens = sum(len(row.p) for row in rows)
@@ -407,6 +423,7 @@ CHECKS: dict[str, Check] = {
     "unbound": unbound,
     "zero": zero,
     "unmoved": unmoved,
+    "unwritable": unwritable,
     "other_format": other_format,
     "interference": interference,
     "recites": recites,

@@ -34,6 +34,7 @@ from lorewright.errors import (
 from lorewright.knowledge.data import Example, Fact, Probe
 from lorewright.knowledge.negatives import unrelated_questions
 from lorewright.knowledge.scoring import contains, is_declined
+from lorewright.models.alphabet import unwritable
 from lorewright.models.model import Model, Rendered
 from lorewright.recall.traces import TokenTrace, trace
 from lorewright.recall.verify import answer
@@ -112,6 +113,8 @@ class Evidence:
     """Largest change of any logit."""
     reason: str = ""
     """Why its training ended, if its card says so."""
+    unwritable: Mapping[str, str] = field(default_factory=dict)
+    """Answers of its facts that need characters which the base cannot write, and these."""
     n_merged: int = 0
     """Of how many adapters it is a merge, if its card says so."""
     formats: Mapping[str, tuple[TokenTrace, ...]] = field(default_factory=dict)
@@ -225,8 +228,10 @@ def _with_replies(evidence: Evidence, model: Model, adapter: Adapter, known: Kno
         trained, texts = tuple(trace(model, trained_rows)), trace(model, pieces)
         outcomes = {name: _outcomes(model, each) for name, each in probes.items()}
     share = len(examples) / max(1, len(known.examples))
+    marks = unwritable(model, [fact.answer for fact in facts])
     return replace(
         evidence,
+        unwritable={f.answer: lost for f, lost in zip(facts, marks, strict=True) if lost},
         answered=outcomes["answered"],
         efficacy=outcomes["efficacy"],
         paraphrase=outcomes["paraphrase"],

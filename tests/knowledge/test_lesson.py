@@ -286,7 +286,7 @@ def test_dropped_pairs_and_uncovered_sentences_are_noted() -> None:
     made = prepare(known, ask_llm=liar, closed_book=shrug, config=LessonConfig())
     text = " ".join(made.notes)
     assert "an answer that is not in the passage" in text
-    assert "no question covers 5 of its sentences, the first is 'The deadline" in text
+    assert "no question covers 5 of its 5 sentences (100%), which no recall" in text
 
 
 def test_a_source_that_gives_nothing_to_learn_is_refused_with_a_way_out() -> None:
