@@ -169,7 +169,7 @@ def test_a_change_too_small_for_the_logits_is_named(
     "name",
     [
         "Alpaca's `### Instruction:`",
-        "ChatML by hand",
+        "`Question: …` and `Answer: …`",
         "question and answer in one user message",
     ],
 )
