@@ -7,6 +7,7 @@ from typing import Any
 
 from lorewright.errors import DataError
 from lorewright.files import digest, read_text, slug
+from lorewright.knowledge.markdown import without_markup
 from lorewright.knowledge.splitting import first_heading
 
 PROBE_KINDS = (
@@ -43,7 +44,7 @@ class Document:
                 f"{path} is no document: its name ends in {path.suffix or 'nothing'!r}; use one of "
                 f"{', '.join(DOCUMENT_SUFFIXES)}."
             )
-        text = read_text(path)
+        text, _ = without_markup(read_text(path))
         return cls(id=slug(path.stem), text=text, title=first_heading(text))
 
 

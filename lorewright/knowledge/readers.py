@@ -35,6 +35,7 @@ from lorewright.files import (
     unique_keys,
 )
 from lorewright.knowledge.data import DOCUMENT_SUFFIXES, Document, Fact, Knowledge, Probe
+from lorewright.knowledge.markdown import questions_and_answers, without_markup
 from lorewright.knowledge.splitting import first_heading
 
 
@@ -245,8 +246,8 @@ def _distinct_facts(items: Iterable[Item]) -> tuple[list[Item], list[str]]:
         )
     if dropped:
         notes.append(
-            f"{_counted(len(dropped), 'question')} had several answers, depending on what came "
-            f"before, and were not learnt alone: {_listed([pair for _, pair in dropped])}."
+            f"{_counted(len(dropped), 'question')} had several answers in the source "
+            f"and were not learnt alone: {_listed([pair for _, pair in dropped])}."
         )
     facts = [distinct[key] for key in sorted(distinct, key=positions.__getitem__)]
     return facts, notes + _near_contradictions(facts)
@@ -335,10 +336,16 @@ def _probe(row: Row) -> Probe:
 
 
 def read_document(path: Path, name: str) -> Iterator[Item]:
-    """A Markdown or text file: one document."""
-    text, notes = _text_of(path)
-    yield from notes
+    """A Markdown or text file: one document, and a fact for each question that it answers."""
+    whole, notes = _text_of(path)
+    text, left_out = without_markup(whole)
+    yield from (*notes, *(Item(note, str(path)) for note in left_out))
+    if not text.strip():
+        return
     yield Item(Document(name, text, first_heading(text)), str(path))
+    for n, (question, answer) in enumerate(questions_and_answers(text), start=1):
+        fact = Fact(f"{name}-question-{n}", question, answer, source=name)
+        yield Item(fact, str(path), if_unique=True)
 
 
 def read_jsonl(path: Path, name: str) -> Iterator[Item]:
@@ -681,6 +688,12 @@ def text(row: Row) -> Iterable[Item] | None:
             return [_fact(row, match["question"].strip(), (match["answer"].strip(),))]
         if messages := _templated(content):
             return _chat(row, messages)
+        content, left_out = without_markup(content)
+        row = row._replace(values={**row.values, "text": content})
+        notes = [Item(note, row.where) for note in left_out]
+        if notes and not content.strip():
+            return notes
+        return [*notes, _document(row, "text", title=_optional(row, "title"), meta=meta)]
     return [_document(row, "text", title=_optional(row, "title"), meta=meta)]
 
 

@@ -15,6 +15,7 @@ from itertools import pairwise
 
 from lorewright.errors import ConfigError
 from lorewright.knowledge.data import Document
+from lorewright.knowledge.markdown import with_tables_as_sentences
 from lorewright.knowledge.scoring import contains, is_declined, normalise
 from lorewright.knowledge.splitting import passages, sentences
 
@@ -71,7 +72,7 @@ def phrasing_named(name: str) -> Phrasing:
 
 def passages_for(document: Document, phrasing: Phrasing) -> tuple[str, ...]:
     """The passages that are put before the language model, as short as its phrasing wants them."""
-    return passages(document.text, max_chars=phrasing.passage_chars)
+    return passages(with_tables_as_sentences(document.text), max_chars=phrasing.passage_chars)
 
 
 def prompts_of(document: Document, phrasing: str = "general") -> Iterator[str]:
@@ -195,10 +196,28 @@ def _written(study: Study, texts: Sequence[tuple[int, str]], numbers: Sequence[i
     form = study.phrasing.pairs
     replies = study.ask_llm([form.format(text=t, number=n) for _, n, t in jobs]) if jobs else []
     return [
-        Pair(question, answer, number, i)
-        for (i, number, _), reply in zip(jobs, replies, strict=True)
+        Pair(question, _whole_name(answer, text), number, i)
+        for (i, number, text), reply in zip(jobs, replies, strict=True)
         for question, answer in parse_pairs(reply)
     ]
+
+
+_TITLE_OR_INITIAL = re.compile(
+    r"(?:.*\s)?(?:(?P<title>Dr|Mr|Mrs|Ms|Prof|Rev|St|Hon|Capt|Col|Gen|Lt|Sgt)|[A-Z](?:\.\s?[A-Z])*)"
+)
+
+
+def _whole_name(answer: str, text: str) -> str:
+    """The answer, and where it is cut behind a title or an initial the name that goes on there."""
+    bare = answer.rstrip(".")
+    cut = _TITLE_OR_INITIAL.fullmatch(bare)
+    if not cut:
+        return answer
+    # Behind a single letter a sentence may end: "The grade is B. The next one is C."
+    end = "" if cut["title"] else r"(?=\s*(?:[.,;:!?)]|$))"
+    name = rf"(?<!\w){re.escape(bare)}\.(?:\s*[A-Z]\.)*(?:\s+[A-Z][\w'’-]+)+{end}"
+    whole = re.search(name, text)
+    return whole[0] if whole else answer
 
 
 def statements(text: str) -> list[str]:

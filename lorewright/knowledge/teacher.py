@@ -216,9 +216,7 @@ def _only_model(server: _Server) -> str:
     ids = [row.get("id") for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
     names: list[str] = [name for name in ids if isinstance(name, str) and name]
     if not names:
-        raise TeacherError(
-            f"{server.shown} names no models; load one or give model=."
-        )
+        raise TeacherError(f"{server.shown} names no models; load one or give model=.")
     if len(names) > 1:
         some = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
         raise ConfigError(
