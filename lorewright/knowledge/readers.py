@@ -194,8 +194,8 @@ def _distinct_documents(items: Iterable[Item]) -> list[Item]:
             continue
         key = (document.id, document.text)
         # Only passages named by their own text come twice: other ids are refused if they do.
-        if not isinstance(first := getattr(distinct.get(key), "content", None), Document):
-            distinct[key] = item
+        first = distinct.setdefault(key, item).content
+        if first is document or not isinstance(first, Document):
             continue
         unanswered = [*first.meta.get("unanswerable", ()), *document.meta.get("unanswerable", ())]
         if unanswered:
