@@ -136,7 +136,7 @@ def _require(what: str, name: str, **fields: str) -> None:
     for field, value in fields.items():
         if not isinstance(value, str):
             raise DataError(
-                f"{what} {name!r} has a {field} of type {type(value).__name__}; give a string."
+                f"{what} {name!r} has {field!r} of type {type(value).__name__}; give a string."
             )
         if not value.strip():
             raise DataError(f"{what} {name!r} has an empty {field}; give a text or leave it out.")

@@ -232,7 +232,7 @@ def _distinct_facts(items: Iterable[Item]) -> tuple[list[Item], list[str]]:
             contradictions.append(pair)
     if contradictions:
         raise DataError(
-            f"{len(contradictions)} questions have contradictory answers, first "
+            f"questions with contradictory answers: {len(contradictions)}, first "
             f"{_listed(contradictions[:N_NAMED])}; leave one answer, or make the questions differ."
         )
     for key, _ in dropped:
@@ -933,10 +933,10 @@ def _string(row: Row, key: str, value: object) -> str:
         value = str(value)
     if not isinstance(value, str):
         raise DataError(
-            f"{row.where} has a {key} of type {type(value).__name__}; give a text or a number."
+            f"{row.where} has {key!r} of type {type(value).__name__}; give a text or a number."
         )
     if _SURROGATE.search(value):
-        raise DataError(f"{row.where} has a {key} with half a surrogate pair; repair its escape.")
+        raise DataError(f"{row.where} has in {key!r} half a surrogate pair; repair its escape.")
     return value
 
 

@@ -39,7 +39,7 @@ def test_fact_refuses_an_empty_field(field: str) -> None:
 
 
 def test_fact_refuses_what_is_not_text() -> None:
-    with pytest.raises(DataError, match="answer of type int"):
+    with pytest.raises(DataError, match="'answer' of type int"):
         Fact("a", "q", 4)  # type: ignore[arg-type]
 
 

@@ -259,9 +259,9 @@ def test_one_bad_file_refuses_the_folder_by_name(tmp_path: Path) -> None:
         ("a.jsonl", '{"text": "Question: q Answer: "}', "empty answer"),
         ("a.jsonl", '{"text": " "}', "empty text"),
         ("a.jsonl", '{"question": "q", "answer": null}', "empty answer"),
-        ("a.jsonl", '{"question": "q", "answer": true}', "answer of type bool"),
-        ("a.jsonl", '{"question": "q", "answer": NaN}', "answer of type float"),
-        ("a.jsonl", '{"question": {"a": 1}, "answer": "a"}', "question of type dict"),
+        ("a.jsonl", '{"question": "q", "answer": true}', "'answer' of type bool"),
+        ("a.jsonl", '{"question": "q", "answer": NaN}', "'answer' of type float"),
+        ("a.jsonl", '{"question": {"a": 1}, "answer": "a"}', "'question' of type dict"),
         ("a.jsonl", '{"question": "q", "answer": "\\ud800"}', "surrogate"),
         ("a.jsonl", '{"question": "q", "answer": "a", "aliases": [""]}', "empty alias"),
         ("a.jsonl", '{"text": "t", "meta": 4}', "meta of type int"),
@@ -302,7 +302,7 @@ def test_contradictory_answers_are_refused_with_the_first(tmp_path: Path) -> Non
         {"question": "What?", "answer": "x"},
     ]
     message = refusal(write(tmp_path / "a.jsonl", rows))
-    assert message.startswith("2 questions have contradictory answers, first 'Who?' -> 'Ada'")
+    assert message.startswith("questions with contradictory answers: 2, first 'Who?' -> 'Ada'")
     assert "line 1)" in message and "'Grace'" in message and "line 3)" in message
 
 
