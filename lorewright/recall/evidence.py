@@ -352,5 +352,5 @@ FORMATS: dict[str, Render] = {
     "ChatML by hand": by_hand(CHATML),
     "plain text, question then answer": by_hand("{prompt}"),
     "`Question: …` and `Answer: …`": by_hand("Question: {prompt}\nAnswer:"),
-    "question and answer in one user message": _in_the_question,
+    "question and answer in one user turn": _in_the_question,
 }

@@ -105,7 +105,13 @@ def test_a_healthy_memory_has_no_finding(model: Model, healthy: Adapter, tmp_pat
     measured = summary(diagnosis.evidence)
     assert measured["answered"] == 1 and measured["trained_exact"] == 1 and measured["n_facts"] == 4
     assert measured["logits_moved"] > 0 and 0 < measured["relative_change"] < 1
-    assert set(measured["teacher_forced"]) == set(FORMATS)
+    assert set(measured["teacher_forced"]) >= {
+        "the base's own template",
+        "the template with a system prompt",
+        "plain text, question then answer",
+        "`Question: …` and `Answer: …`",
+        "question and answer in one user turn",
+    }  # keys of --json, which scripts read
 
 
 def test_an_adapter_of_which_nothing_is_known_is_examined_too(
