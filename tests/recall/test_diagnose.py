@@ -176,7 +176,7 @@ def test_a_change_too_small_for_the_logits_is_named(
     [
         "Alpaca's `### Instruction:`",
         "`Question: …` and `Answer: …`",
-        "question and answer in one user message",
+        "question and answer in one user turn",
     ],
 )
 def test_training_in_another_format_is_recognised(model: Model, tmp_path: Path, name: str) -> None:
