@@ -62,7 +62,7 @@ def bits(row: Row) -> float:
     return loss_drop(row) * float(row["n_answer_tokens"]) / math.log(2)
 
 
-EFFORT: dict[str, Metric] = {"loss drop": loss_drop, "steps": lambda row: float(row["steps"])}
+EFFORT = {"loss drop": loss_drop, "steps": lambda row: float(row["steps"])}
 
 
 # -- the law -------------------------------------------------------------------------------------

@@ -89,7 +89,8 @@ def main() -> None:
 def _run(as_json: bool) -> int:
     """Run the command and return its exit code, errors printed."""
     try:
-        return app(prog_name="lore", standalone_mode=not as_json) or Exit.DONE
+        code = app(prog_name="lore", standalone_mode=not as_json) or Exit.DONE
+        return _interrupted(as_json) if code == Exit.INTERRUPTED else code
     except LorewrightError as error:
         message = " ".join(str(error).split())
         return _fail(type(error).__name__, message, exit_of(error), as_json)

@@ -22,8 +22,8 @@ ROWS = 512
 
 def indistinct(model: Model, ids: Iterable[int]) -> set[int]:
     """Those of the token ids whose output embedding is nearly that of another token."""
-    head = model.network.get_output_embeddings()
-    weight_VD = getattr(head, "weight", None)
+    weights = dict(model.network.get_output_embeddings().named_parameters())
+    weight_VD = weights.get("weight")
     wanted = torch.tensor(sorted(set(ids)), dtype=torch.long)
     if not isinstance(weight_VD, Tensor) or not weight_VD.is_floating_point() or not len(wanted):
         return set()

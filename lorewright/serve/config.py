@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorewright.errors import ConfigError, StorageError
+from lorewright.errors import ConfigError
 
 MIN_KEY_CHARS = 8
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -67,13 +67,14 @@ class ServeConfig:
 def read_keys(path: Path) -> tuple[str, ...]:
     """Return the keys of a file, one a line; empty lines and lines that begin with # are skipped.
 
-    Raises StorageError for a file that cannot be read, ConfigError for one without keys or with an
-    invalid one.
+    Raises ConfigError for a file that cannot be read, has no keys or an invalid one.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise StorageError(f"the key file {path} could not be read: {error}.") from error
+        raise ConfigError(
+            f"the key file {path} could not be read: {error}; check the path."
+        ) from error
     keys = tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
     if not keys:
         raise ConfigError(f"{path} holds no key; write one a line.")

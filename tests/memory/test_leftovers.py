@@ -93,7 +93,7 @@ def test_tensors_are_read_where_something_can_be_printed(tmp_path: Path) -> None
     assert len(scan(tmp_path, wanted(["Mira Voss"])).leftovers) == 2
 
 
-def test_hidden_and_nested_files_are_read_and_links_are_not_followed(tmp_path: Path) -> None:
+def test_hidden_and_nested_files_are_read_and_links_are_followed(tmp_path: Path) -> None:
     inside = tmp_path / "atlas"
     (inside / "runs" / ".x").mkdir(parents=True)
     (inside / "runs" / ".x" / ".hidden").write_text("Mira Voss")
@@ -101,6 +101,6 @@ def test_hidden_and_nested_files_are_read_and_links_are_not_followed(tmp_path: P
     outside.write_text("Mira Voss")
     (inside / "link").symlink_to(outside)
     seen = scan(inside, wanted(["Mira Voss"]))
-    assert [str(each.path) for each in seen.leftovers] == ["runs/.x/.hidden"]
-    assert (seen.n_files, seen.n_bytes) == (1, 9)
+    assert [str(each.path) for each in seen.leftovers] == ["link", "runs/.x/.hidden"]
+    assert (seen.n_files, seen.n_bytes) == (2, 18)
     assert not scan(inside, wanted(["Mira Voss"]), files=[]).n_files

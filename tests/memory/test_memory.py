@@ -528,7 +528,8 @@ def add_pair(folder: Path) -> None:
 
 
 def make_pickle(folder: Path) -> None:
-    torch.save(load_file(folder / TENSORS), folder / "adapter_model.bin")
+    content = load_file(folder / TENSORS) | {"code": Path("/")}
+    torch.save(content, folder / "adapter_model.bin")
     (folder / TENSORS).unlink()
 
 
@@ -549,7 +550,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "extra": (lambda f: edit_tensors(f, lambda t: t.update(x=torch.ones(1))), "and no more"),
     "extra pair": (add_pair, "the card is for content"),
     "changed": (nudge, "the card is for content"),
-    "pickle": (make_pickle, "a pickle, which could run code"),
+    "pickle": (make_pickle, "holds more than tensors, which could run code"),
     "truncated": (truncate, "is truncated or corrupt"),
     "no card": (lambda f: (f / "card.json").unlink(), "does not hold what was written as"),
 }
