@@ -272,6 +272,8 @@ def _looked_into(node: ast.AST) -> Iterator[ast.expr]:
     names_only = ("tuple", "list", "sorted", "set", "len", "str", "join")
     if isinstance(node, ast.Call) and not ast.unparse(node.func).endswith(names_only):
         yield from node.args
+    if isinstance(node, ast.Dict):  # unpacked into another one
+        yield from (value for key, value in zip(node.keys, node.values, strict=True) if key is None)
 
 
 def _dict_of_functions(node: ast.stmt) -> Iterator[str]:
