@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from support.commands import Ran
 from support.interruptions import interrupted_at
 
 from lorewright.adapters import adapter as adapters
-from lorewright.cli.main import main
 from lorewright.errors import AdapterError, ConfigError, NoEffect, UnknownMemory, WrongBase
 from lorewright.files import dump_jsonl
 from lorewright.knowledge.data import Document, Fact, Knowledge, Probe
@@ -59,32 +57,6 @@ def memory(model: Model, folder: Path, tmp_path: Path) -> Memory:
     """A copy of the folder, to do anything with."""
     shutil.copytree(folder, tmp_path / "atlas")
     return Memory.open(tmp_path / "atlas", model)
-
-
-@dataclass(frozen=True)
-class Ran:
-    """What a command came to."""
-
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def lore(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
-    """Run the command line as `lore ARGUMENTS`."""
-
-    def run(*arguments: object) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["lore", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            main()
-            code: Any = 0
-        except SystemExit as ending:
-            code = ending.code or 0
-        return Ran(code, *capsys.readouterr())
-
-    return run
 
 
 # -- adding --------------------------------------------------------------------------------------
