@@ -8,7 +8,7 @@ import typer
 
 from lorewright.cli.options import Base, Folder, Json, Metric, Threads, open_memory
 from lorewright.cli.settings import dict_keys
-from lorewright.cli.terminal import console_for, print_json, say, show, watching
+from lorewright.cli.terminal import Exit, console_for, print_json, say, show, watching
 from lorewright.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ def merge(
 ) -> None:
     """Merge memories of a folder into a new one; recall of each, before and after.
 
+    Exit code 1 when the new one recalls nothing of any.
+
     [dim]lore merge atlas handbook phones[/]
     [dim]lore merge atlas a b --method ties --option density=0.2 --into-name ab --rank 16[/]
     """
@@ -66,6 +68,8 @@ def merge(
         print_json(merged.to_json())
     else:
         _print_merged(merged)
+    if merged.recalls is False:
+        raise typer.Exit(Exit.FAILED)
 
 
 def weights_of(text: str) -> list[float] | None:
@@ -106,7 +110,13 @@ def _print_merged(merged: Merged) -> None:
         f"{merged.name} by {how}, rank {merged.rank}, {merged.n_bytes / 1e6:.2f} MB, in "
         f"{merged.seconds:.0f} s; read back from disk it moves logits by up to {merged.moved:.3g}"
     )
-    if merged.worse_than:
+    if merged.recalls is False:
+        say(
+            f"{merged.name} recalls nothing of its sources; lore doctor "
+            f"{merged.folder.parents[1]}/{merged.name}",
+            "bold red",
+        )
+    elif merged.worse_than:
         say(
             f"{merged.name} recalls less than {', '.join(merged.worse_than)} alone: as long as its "
             f"sources are there, questions go to them, and to {merged.name} by name only",

@@ -19,6 +19,7 @@ from lorewright.serve.config import LOOPBACK, ServeConfig, checked_keys, read_ke
 ACCESS = "Who may ask, and how much"
 ENGINE = "Another server as the engine"
 API_KEY, ADMIN_KEY = "LOREWRIGHT_API_KEY", "LOREWRIGHT_ADMIN_KEY"
+ENGINE_KEY = "LOREWRIGHT_ENGINE_KEY"
 
 SERVE = Group(
     ServeConfig,
@@ -31,7 +32,7 @@ SERVE = Group(
         "seconds": Flag("--timeout", least=0.1, panel=ACCESS),
         "engine_url": Flag(panel=ENGINE),
         "engine": Flag(panel=ENGINE, choices="lorewright.serve.upstream.ENGINES"),
-        "engine_key": Flag(panel=ENGINE, environment="LOREWRIGHT_ENGINE_KEY"),
+        "engine_key": Flag(panel=ENGINE, environment=ENGINE_KEY),
     },
     without=("keys", "admin_keys", "admin"),
 )
@@ -84,15 +85,17 @@ def serve(
             f"serving needs {error.name}; install it: pip install 'lorewright[serve]'"
         ) from error
 
-    def keys_of(file: Path | None, key: str | None, variable: str) -> tuple[str, ...]:
+    for variable in (API_KEY, ADMIN_KEY, ENGINE_KEY):
         if os.environ.get(variable) == "":  # which is no value to click
             raise ConfigError(f"{variable} is set and empty; give it a key, or unset it.")
+
+    def keys_of(file: Path | None, key: str | None) -> tuple[str, ...]:
         given = [] if key is None else [key]
         return (*(read_keys(file) if file else ()), *checked_keys(given))
 
     console = console_for(0 if config.engine_url else threads)
-    keys = keys_of(api_key_file, api_key, API_KEY)
-    admin_keys = keys_of(admin_key_file, admin_key, ADMIN_KEY)
+    keys = keys_of(api_key_file, api_key)
+    admin_keys = keys_of(admin_key_file, admin_key)
     config = replace(config, keys=keys, admin=admin, admin_keys=admin_keys)
     if not keys and config.host not in LOOPBACK:
         warning = f"No API key: whoever reaches {config.host} can ask."

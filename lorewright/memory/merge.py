@@ -83,6 +83,12 @@ class Merged:
     notes: tuple[str, ...]
 
     @property
+    def recalls(self) -> bool | None:
+        """Whether it recalls anything of any source; None where no probe asks for knowledge."""
+        known = [part.report.recalls_in(TOGETHER) for part in self.parts]
+        return any(known) if any(each is not None for each in known) else None
+
+    @property
     def worse_than(self) -> tuple[str, ...]:
         """Sources that it recalls worse than they do; questions then go to the sources."""
         return worse_than(part.to_json() for part in self.parts)

@@ -62,7 +62,11 @@ class RecallReport:
     @property
     def recalls(self) -> bool | None:
         """Whether the memory recalled any of its knowledge; None where no probe asks for it."""
-        rows = self.arms.get("memory", ())
+        return self.recalls_in("memory")
+
+    def recalls_in(self, arm: str) -> bool | None:
+        """Whether an arm recalled any of the knowledge; None where no probe asks for it."""
+        rows = self.arms.get(arm, ())
         scores = [r.score for r in rows if r.kind not in OPEN_KINDS and r.score is not None]
         return any(score > 0 for score in scores) if scores else None
 

@@ -29,6 +29,8 @@ from lorewright.serve.protocol import APIError, api_error
 from lorewright.serve.registry import AUTO, Registry
 from lorewright.serve.replies import DONE, Completion, event
 
+LOOK_SECONDS = 0.5
+"""How often the folder is looked at for memories that have gone, between requests as well."""
 CLIENT_LEFT = 499
 """Status, as web servers have it, of a reply whose client closed the connection."""
 
@@ -41,9 +43,11 @@ def build(registry: Registry, backend: Backend, config: ServeConfig, metrics: Me
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await backend.start()
+        looking = asyncio.create_task(_drop_forgotten(registry, backend))
         try:
             yield
         finally:
+            looking.cancel()
             await backend.stop()
 
     keys = access.KeyAuthentication(config)
@@ -72,6 +76,17 @@ def build(registry: Registry, backend: Backend, config: ServeConfig, metrics: Me
     if config.admin:
         _add_admin(app, registry, backend)
     return app
+
+
+async def _drop_forgotten(registry: Registry, backend: Backend) -> None:
+    """Have the backend drop what another process forgot, whether or not anything is requested."""
+    version = registry.version
+    while True:
+        await asyncio.sleep(LOOK_SECONDS)
+        _ = registry.names  # reads the folder if it has changed
+        if registry.version != version:
+            version = registry.version
+            backend.drop_unnamed()
 
 
 def _add_error_handlers(app: FastAPI, registry: Registry) -> None:

@@ -37,6 +37,9 @@ class Backend(Protocol):
     def gauges(self) -> dict[str, float]:
         """Return numbers for /metrics."""
 
+    def drop_unnamed(self) -> None:
+        """Drop the adapters that no name stands for any more, each once no reply uses it."""
+
     async def load(self, adapter_id: str) -> None:
         """Make sure that an adapter can be served. Raises a LorewrightError otherwise."""
 

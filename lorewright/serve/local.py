@@ -79,6 +79,11 @@ class LocalBackend:
         """Return rows, jobs, adapters and steps of the scheduler."""
         return self.scheduler.gauges()
 
+    def drop_unnamed(self) -> None:
+        """Leave nothing in memory of adapters without a name, once no row uses them."""
+        self._version = self.registry.version
+        self._evict()
+
     async def load(self, adapter_id: str) -> None:
         """Load an adapter and check it against the base. Raises AdapterError or StorageError."""
         await self._adapter(adapter_id)
@@ -134,8 +139,7 @@ class LocalBackend:
     async def _adapter_of(self, target: Target) -> tuple[Adapter | None, Target]:
         """The target's adapter; of what its name stands for now, if that one is gone."""
         if self.registry.version != self._version:
-            self._version = self.registry.version
-            self._evict()
+            self.drop_unnamed()
         if not target.adapter_id:
             return None, target
         try:

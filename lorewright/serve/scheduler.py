@@ -145,7 +145,7 @@ class Scheduler:
         job.cancelled = True
 
     def retain(self, adapter_ids: Collection[str]) -> None:
-        """Leave nothing of other adapters in memory, once no job runs on them."""
+        """Leave nothing of other adapters in memory from now on, while no job runs on them."""
         with self._changed:
             self._retained = frozenset(adapter_ids)
             self._changed.notify()
@@ -176,10 +176,11 @@ class Scheduler:
     def _wait(self) -> bool:
         """Sleep until there is work; False when it is time to end."""
         with self._changed:
-            while not self._waiting and not self._running and not self._stopping:
-                if self._retained is not None:
+            while True:
+                if self._retained is not None:  # at every step: rows on other adapters end
                     self.cache.retain(self._retained)
-                    self._retained = None
+                if self._waiting or self._running or self._stopping:
+                    break
                 self._changed.wait()
             return bool(self._waiting or self._running)
 

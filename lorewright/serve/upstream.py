@@ -125,6 +125,15 @@ class Upstream:
         """Return how many adapters were loaded and requests sent."""
         return {"adapters_loaded": len(self._loaded), "requests_forwarded": self._n_requests}
 
+    def drop_unnamed(self) -> None:
+        """Have the engine unload adapters that have no name any more and no user."""
+        named = set(self.registry.names.values())
+        for adapter_id in [i for i in self._loaded if i not in named and not self._n_users[i]]:
+            del self._loaded[adapter_id]
+            task = asyncio.create_task(self._unload(adapter_id, ENGINES[self.engine]))
+            self._unloading.add(task)
+            task.add_done_callback(self._unloading.discard)
+
     async def load(self, adapter_id: str) -> None:
         """Have the engine load an adapter."""
         async with self._using(adapter_id):
@@ -251,7 +260,7 @@ class Upstream:
             yield api.fields(self._base, adapter_id)
         finally:
             self._n_users[adapter_id] -= 1
-            self._unload_unnamed(api)
+            self.drop_unnamed()
 
     async def _identify(self) -> None:
         """Learn once which engine it is and what its base is called there."""
@@ -280,15 +289,6 @@ class Upstream:
                 "see this folder, take adapters while it runs (vLLM: --enable-lora and "
                 "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True), and take this rank."
             ) from error
-
-    def _unload_unnamed(self, api: EngineAPI) -> None:
-        """Have the engine unload adapters that have no name any more and no user."""
-        named = set(self.registry.names.values())
-        for adapter_id in [i for i in self._loaded if i not in named and not self._n_users[i]]:
-            del self._loaded[adapter_id]
-            task = asyncio.create_task(self._unload(adapter_id, api))
-            self._unloading.add(task)
-            task.add_done_callback(self._unloading.discard)
 
     async def _unload(self, adapter_id: str, api: EngineAPI) -> None:
         with suppress(APIError):  # it is gone, or the engine is: it is not served either way

@@ -368,6 +368,14 @@ def test_a_fault_of_ours_is_no_verdict(lore: Lore, monkeypatch: pytest.MonkeyPat
     assert "Traceback" in ran.err
 
 
+def test_an_empty_engine_key_is_no_key(
+    lore: Lore, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOREWRIGHT_ENGINE_KEY", "")
+    ran = lore("serve", place / "atlas", "--engine-url", "http://127.0.0.1:9")
+    refused(ran, "ConfigError", "LOREWRIGHT_ENGINE_KEY is set and empty")
+
+
 @pytest.mark.parametrize("variable", ["LOREWRIGHT_API_KEY", "LOREWRIGHT_ADMIN_KEY"])
 def test_an_empty_key_does_not_serve_without_one(
     lore: Lore, place: Path, monkeypatch: pytest.MonkeyPatch, variable: str

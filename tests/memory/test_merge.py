@@ -342,6 +342,16 @@ def test_the_command_merges_and_says_what_it_cost(
     assert code == 0 and "Recall before and after" in out and "plain by svd, rank 8" in out
 
 
+def test_a_merge_that_recalls_nothing_exits_1_and_names_the_doctor(
+    lore: Callable[..., tuple[int, str, str]], memory: Memory
+) -> None:
+    faint = ("--method", "svd", "--weights", "0.001,0.001", "--into-name", "faint")
+    code, out, _ = lore("merge", memory.folder.path, *TWO, *faint)
+    assert code == 1
+    assert f"faint recalls nothing of its sources; lore doctor {memory.folder.path}/faint" in out
+    assert "faint" in memory.folder.entries(), "it is there, and can be examined"
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

@@ -97,6 +97,9 @@ class Parrot:
     def gauges(self) -> dict[str, float]:
         return {"parrots": 1.0}
 
+    def drop_unnamed(self) -> None:
+        """Nothing to drop."""
+
     async def load(self, adapter_id: str) -> None:
         """Nothing to load."""
 

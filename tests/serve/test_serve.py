@@ -505,6 +505,26 @@ def own(atlas: Path, tmp_path: Path) -> Iterator[tuple[Path, str, OpenAI]]:
         yield folder, url, OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0)
 
 
+def test_what_another_process_forgets_leaves_the_server_without_a_request(
+    own: tuple[Path, str, OpenAI], model: Model
+) -> None:
+    folder, url, client = own
+
+    def resident() -> str:
+        lines = httpx.get(f"{url}/metrics").text.splitlines()
+        return next(line for line in lines if line.startswith("lorewright_adapters_resident"))
+
+    ask(client, "south")
+    reply = endless(client)
+    assert next(iter(reply)).choices[0].text
+    assert resident().endswith(" 2.0")
+    drop(folder, "south", model)
+    wait_for(lambda: resident().endswith(" 1.0"))  # beside a row that goes on
+    drop(folder, "north", model)
+    assert "".join(chunk.choices[0].text for chunk in reply)
+    wait_for(lambda: resident().endswith(" 0.0"))
+
+
 @pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
 def test_a_damaged_adapter_is_unavailable_without_a_path_and_served_once_mended(
     own: tuple[Path, str, OpenAI], file: str, caplog: pytest.LogCaptureFixture
