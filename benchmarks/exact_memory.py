@@ -19,7 +19,7 @@ from ratio import machine, options
 from lorewright.adapters import adapter as adapters
 from lorewright.adapters.config import LoraConfig
 from lorewright.knowledge.data import Example
-from lorewright.knowledge.readers import read_knowledge
+from lorewright.knowledge.readers.read import read_knowledge
 from lorewright.knowledge.views import fact_examples
 from lorewright.models.model import Model
 from lorewright.recall.statistics import Proportion, wilson

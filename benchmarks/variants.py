@@ -16,7 +16,7 @@ from pathlib import Path
 from ratio import machine, options
 
 from lorewright.adapters.config import LoraConfig
-from lorewright.knowledge.readers import read_knowledge
+from lorewright.knowledge.readers.read import read_knowledge
 from lorewright.knowledge.views import fact_examples
 from lorewright.models.model import Model
 from lorewright.recall.statistics import wilson

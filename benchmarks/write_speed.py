@@ -32,7 +32,7 @@ from verify_speed import phone_book
 
 from lorewright.adapters.config import LoraConfig
 from lorewright.knowledge.data import Example
-from lorewright.knowledge.readers import read_knowledge
+from lorewright.knowledge.readers.read import read_knowledge
 from lorewright.knowledge.views import fact_examples
 from lorewright.models.model import Model
 from lorewright.recall.traces import audit, trace

@@ -18,7 +18,7 @@ from peft import LoraConfig
 from trl import SFTConfig, SFTTrainer
 
 from lorewright.adapters import adapter as adapters
-from lorewright.knowledge.readers import read_knowledge
+from lorewright.knowledge.readers.read import read_knowledge
 from lorewright.knowledge.views import fact_examples
 from lorewright.models.model import Model
 from lorewright.recall.traces import audit

@@ -24,7 +24,8 @@ from lorewright.errors import ConfigError
 from lorewright.files import save_json
 from lorewright.knowledge.data import Document, Knowledge, Probe
 from lorewright.knowledge.lesson import LessonConfig, contexts, prepare
-from lorewright.knowledge.readers import read_knowledge, read_probes
+from lorewright.knowledge.readers.probes import read_probes
+from lorewright.knowledge.readers.read import read_knowledge
 from lorewright.knowledge.scoring import contains
 from lorewright.memory.memory import Memory
 from lorewright.models.catalogue import POCKET

@@ -131,7 +131,7 @@ def supersede(
     [dim]lore supersede atlas handbook handbook-2027.md[/]
     [dim]lore supersede atlas phones phones.jsonl --keep[/]
     """
-    from lorewright.knowledge.readers import read_knowledge
+    from lorewright.knowledge.readers.read import read_knowledge
     from lorewright.memory.supersede import recipe_of
 
     console, knowledge = console_for(threads), read_knowledge(source)

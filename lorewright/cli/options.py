@@ -94,7 +94,7 @@ def open_memory(folder: Path, model: str = "") -> Memory:
 
 def probes_in(path: Path | None) -> tuple[Probe, ...]:
     """Read a file of questions, where there is one."""
-    from lorewright.knowledge.readers import read_probes
+    from lorewright.knowledge.readers.probes import read_probes
 
     return read_probes(path) if path else ()
 

@@ -46,7 +46,7 @@ def plan(
     [dim]lore plan facts.jsonl --recall 0.99 --epochs 30 --json[/]
     """
     from lorewright.files import cache_folder
-    from lorewright.knowledge.readers import read_knowledge
+    from lorewright.knowledge.readers.read import read_knowledge
     from lorewright.knowledge.teacher import connect
     from lorewright.memory.plan import plan as predict
     from lorewright.models.model import Model

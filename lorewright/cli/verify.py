@@ -84,7 +84,7 @@ def doctor(
     [dim]lore doctor checkpoints/my-lora --model Qwen/Qwen3-0.6B --facts facts.jsonl[/]
     """
     from lorewright.files import read_text
-    from lorewright.knowledge.readers import read_knowledge
+    from lorewright.knowledge.readers.read import read_knowledge
     from lorewright.memory.diagnose import diagnose as examine
 
     console_for(threads)

@@ -96,7 +96,7 @@ def write(
     [dim]lore write examples/handbook.md --into atlas[/]
     [dim]lore write facts.jsonl --into atlas --name phonebook --rank 16[/]
     """
-    from lorewright.knowledge.readers import read_knowledge
+    from lorewright.knowledge.readers.read import read_knowledge
     from lorewright.memory.memory import Memory
 
     console = console_for(threads)
@@ -170,7 +170,7 @@ def add(
 
     [dim]lore add atlas checkpoints/my-lora --name handbook --source handbook.jsonl[/]
     """
-    from lorewright.knowledge.readers import read_knowledge
+    from lorewright.knowledge.readers.read import read_knowledge
     from lorewright.memory.memory import Memory
 
     console = console_for(threads)

@@ -18,7 +18,7 @@ from lorewright.adapters.adapter import Adapter
 from lorewright.adapters.quantise import NF4
 from lorewright.errors import AdapterError, ConfigError, DataError
 from lorewright.knowledge.data import Document, Fact, Knowledge
-from lorewright.knowledge.readers import read_knowledge
+from lorewright.knowledge.readers.read import read_knowledge
 from lorewright.memory.folder import INDEX_FILE, RESTORE, Folder
 from lorewright.memory.removal import writing
 from lorewright.memory.route import LiveRouter

@@ -19,7 +19,7 @@ from lorewright.errors import ConfigError, DataError
 from lorewright.knowledge.data import Document, Example, Fact, Knowledge, Probe
 from lorewright.knowledge.lesson import Lesson, LessonConfig, contexts, prepare
 from lorewright.knowledge.negatives import DECLINE, unrelated_questions
-from lorewright.knowledge.readers import read_knowledge
+from lorewright.knowledge.readers.read import read_knowledge
 from lorewright.knowledge.scoring import normalise
 
 PHONEBOOK = (

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 
 from lorewright.errors import DataError
-from lorewright.knowledge import readers
 from lorewright.knowledge.data import Document
 from lorewright.knowledge.markdown import (
     questions_and_answers,
     with_tables_as_sentences,
     without_markup,
 )
+from lorewright.knowledge.readers.read import read_knowledge
 from lorewright.knowledge.selfstudy import Study, phrasing_named, write_pairs
 
 FAQ = """---
@@ -47,7 +47,7 @@ At 8:15.
 def test_front_matter_and_comments_are_no_knowledge(tmp_path: Path) -> None:
     path = tmp_path / "faq.md"
     path.write_text(FAQ)
-    knowledge = readers.read_knowledge(path)
+    knowledge = read_knowledge(path)
     (document,) = knowledge.documents
     assert "zk-441" not in document.text and "internal" not in document.text
     assert "<!-- kept -->" in document.text and document.title == "Dredge Office"
@@ -58,7 +58,7 @@ def test_front_matter_and_comments_are_no_knowledge(tmp_path: Path) -> None:
 def test_question_headings_are_facts_of_the_document(tmp_path: Path) -> None:
     path = tmp_path / "faq.md"
     path.write_text(FAQ)
-    facts = readers.read_knowledge(path).facts
+    facts = read_knowledge(path).facts
     assert [(fact.question, fact.answer, fact.source) for fact in facts] == [
         ("Who is the head of the Dredge Office?", "Lotta Brisk.", "faq"),
         ("When does it open?", "At 8:15.", "faq"),
@@ -94,7 +94,7 @@ def test_data_is_left_out_by_name(tmp_path: Path, line: str, note: str) -> None:
     path = tmp_path / "blob.md"
     path.write_text("9f3a" * 3000)
     with pytest.raises(DataError, match="line 1 is not read"):
-        readers.read_knowledge(path)
+        read_knowledge(path)
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,13 @@ from hypothesis import strategies as st
 
 from lorewright import files
 from lorewright.errors import DataError
-from lorewright.knowledge import readers
 from lorewright.knowledge.data import Document, Fact, Knowledge, Probe
+from lorewright.knowledge.readers.cells import Row
+from lorewright.knowledge.readers.items import Item
+from lorewright.knowledge.readers.probes import read_probes
+from lorewright.knowledge.readers.read import READERS, read_knowledge
+from lorewright.knowledge.readers.rows import LAYOUTS
+from lorewright.knowledge.readers.shapes import SHAPES
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 WORDS = st.text(
@@ -43,7 +48,7 @@ def squad(*questions: dict[str, Any], context: str = "Ada was born in London.") 
 def refusal(path: Path) -> str:
     """Return the message with which reading a path is refused."""
     with pytest.raises(DataError) as caught:
-        readers.read_knowledge(path)
+        read_knowledge(path)
     return str(caught.value)
 
 
@@ -94,7 +99,7 @@ def test_every_shape_of_row_gives_the_fact(
     tmp_path: Path, row: dict[str, Any], suffix: str
 ) -> None:
     path = write(tmp_path / f"a{suffix}", [row])
-    assert readers.read_knowledge(path).facts == (Fact("a-1", "Who?", "Ada", source="a"),)
+    assert read_knowledge(path).facts == (Fact("a-1", "Who?", "Ada", source="a"),)
 
 
 def test_a_row_may_give_aliases_paraphrases_id_and_source(tmp_path: Path) -> None:
@@ -106,20 +111,20 @@ def test_a_row_may_give_aliases_paraphrases_id_and_source(tmp_path: Path) -> Non
         "paraphrases": "Which person?",
         "source": "handbook",
     }
-    assert readers.read_knowledge(write(tmp_path / "a.jsonl", [row])).facts == (
+    assert read_knowledge(write(tmp_path / "a.jsonl", [row])).facts == (
         Fact("7", "Who?", "Ada", ("Ada L.",), ("Which person?",), "handbook"),
     )
 
 
 def test_numbers_keep_the_digits_as_written(tmp_path: Path) -> None:
     text = '{"question": "Version?", "answer": 3.10}\n{"question": "How many?", "answer": 12}'
-    facts = readers.read_knowledge(write(tmp_path / "a.jsonl", text)).facts
+    facts = read_knowledge(write(tmp_path / "a.jsonl", text)).facts
     assert [fact.answer for fact in facts] == ["3.10", "12"]
 
 
 def test_text_rows_are_documents(tmp_path: Path) -> None:
     rows = [{"text": " As it is.\n", "title": "T"}, {"text": "Question: a Answer: b Question: c"}]
-    assert readers.read_knowledge(write(tmp_path / "a.jsonl", rows)).documents == (
+    assert read_knowledge(write(tmp_path / "a.jsonl", rows)).documents == (
         Document("a-1", " As it is.\n", "T"),
         Document("a-2", "Question: a Answer: b Question: c"),
     )
@@ -131,7 +136,7 @@ def test_squad_gives_documents_and_facts_and_keeps_the_unanswerable(tmp_path: Pa
         {"id": "q1", "question": "Where?", "answers": answers, "is_impossible": False},
         {"id": "q2", "question": "When?", "answers": [], "is_impossible": True},
     )
-    assert readers.read_knowledge(write(tmp_path / "a.json", content)) == Knowledge(
+    assert read_knowledge(write(tmp_path / "a.json", content)) == Knowledge(
         (Document("a-1-1", "Ada was born in London.", "Ada", {"unanswerable": ["When?"]}),),
         (Fact("q1", "Where?", "London", ("in London",), source="a-1-1"),),
     )
@@ -139,36 +144,36 @@ def test_squad_gives_documents_and_facts_and_keeps_the_unanswerable(tmp_path: Pa
 
 def test_every_shape_is_read_in_every_file_of_rows(tmp_path: Path) -> None:
     (article,) = squad({"question": "Where?", "answers": [{"text": "London"}]})["data"]
-    knowledge = readers.read_knowledge(write(tmp_path / "a.jsonl", [article]))
-    assert knowledge == readers.read_knowledge(write(tmp_path / "a.json", [article]))
+    knowledge = read_knowledge(write(tmp_path / "a.jsonl", [article]))
+    assert knowledge == read_knowledge(write(tmp_path / "a.json", [article]))
     assert [fact.answer for fact in knowledge.facts] == ["London"]
 
 
 def test_blank_parts_of_a_cell_are_left_out(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "question,answer,aliases\nWho?,Ada,\nWhat?,x,y| |z\n")
-    assert [fact.aliases for fact in readers.read_knowledge(path).facts] == [(), ("y", "z")]
+    assert [fact.aliases for fact in read_knowledge(path).facts] == [(), ("y", "z")]
 
 
 def test_json_may_hold_one_row_or_data_or_lines(tmp_path: Path) -> None:
     row = {"question": "Who?", "answer": "Ada"}
-    one = readers.read_knowledge(write(tmp_path / "a.json", row))
-    assert one == readers.read_knowledge(write(tmp_path / "a.json", {"data": [row]}))
-    assert one == readers.read_knowledge(write(tmp_path / "a.json", json.dumps(row) + "\n"))
+    one = read_knowledge(write(tmp_path / "a.json", row))
+    assert one == read_knowledge(write(tmp_path / "a.json", {"data": [row]}))
+    assert one == read_knowledge(write(tmp_path / "a.json", json.dumps(row) + "\n"))
     lines = json.dumps(row) + '\n{"question": "What?", "answer": "x"}\n'
-    assert len(readers.read_knowledge(write(tmp_path / "a.json", lines)).facts) == 2
+    assert len(read_knowledge(write(tmp_path / "a.json", lines)).facts) == 2
 
 
 @pytest.mark.parametrize("mark", [",", ";", "\t"])
 def test_csv_separators(tmp_path: Path, mark: str) -> None:
     text = f"Question{mark}Answer{mark}aliases\nWho?{mark}Ada{mark}A. L.|Countess\n\n"
-    assert readers.read_knowledge(write(tmp_path / "a.csv", text)).facts == (
+    assert read_knowledge(write(tmp_path / "a.csv", text)).facts == (
         Fact("a-2", "Who?", "Ada", ("A. L.", "Countess"), source="a"),
     )
 
 
 def test_csv_cells_may_hold_commas_quotes_and_lines(tmp_path: Path) -> None:
     text = 'text\n"In Macau, ""x""\nis spoken"\nPlain\n'
-    assert readers.read_knowledge(write(tmp_path / "a.csv", text)).documents == (
+    assert read_knowledge(write(tmp_path / "a.csv", text)).documents == (
         Document("a-2", 'In Macau, "x"\nis spoken'),
         Document("a-4", "Plain"),
     )
@@ -176,7 +181,7 @@ def test_csv_cells_may_hold_commas_quotes_and_lines(tmp_path: Path) -> None:
 
 def test_csv_holds_long_documents(tmp_path: Path) -> None:
     text = "word " * 40_000
-    (document,) = readers.read_knowledge(write(tmp_path / "a.csv", f"text\n{text}\n")).documents
+    (document,) = read_knowledge(write(tmp_path / "a.csv", f"text\n{text}\n")).documents
     assert document.text == text
 
 
@@ -187,7 +192,7 @@ def test_csv_round_trip(
     path = tmp_path_factory.mktemp("csv") / "a.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("question", "answer"), *pairs])
-    facts = readers.read_knowledge(path).facts
+    facts = read_knowledge(path).facts
     assert [(fact.question, fact.answer) for fact in facts] == pairs
 
 
@@ -198,8 +203,8 @@ def test_what_dump_jsonl_wrote_reads_back_the_same(tmp_path: Path) -> None:
     )
     path = tmp_path / "a.jsonl"
     files.dump_jsonl([*knowledge.documents, *knowledge.facts], path)
-    assert readers.read_knowledge(path) == knowledge
-    assert readers.read_knowledge(path).digest() == knowledge.digest()
+    assert read_knowledge(path) == knowledge
+    assert read_knowledge(path).digest() == knowledge.digest()
 
 
 # --- folders
@@ -213,10 +218,10 @@ def test_a_folder_is_the_union_of_its_readable_files(tmp_path: Path) -> None:
     write(tmp_path / "sub" / "b.txt", "Other text.")
     write(tmp_path / "sub" / "picture.png", "no")
     write(tmp_path / ".git" / "c.md", "hidden")
-    knowledge = readers.read_knowledge(tmp_path)
+    knowledge = read_knowledge(tmp_path)
     assert [document.id for document in knowledge.documents] == ["b", "sub-b"]
     assert [fact.id for fact in knowledge.facts] == ["a-1"]
-    assert readers.read_knowledge(tmp_path / "b.md").documents == knowledge.documents[:1]
+    assert read_knowledge(tmp_path / "b.md").documents == knowledge.documents[:1]
 
 
 def test_a_folder_without_readable_files_is_refused(tmp_path: Path) -> None:
@@ -290,7 +295,7 @@ def test_an_unknown_shape_lists_the_known_ones(tmp_path: Path) -> None:
     papers = [{"id": 0, "title": "t", "introduction": "i", "QA": []}]
     message = refusal(write(tmp_path / "a.json", papers))
     assert "keys id, title, introduction, qa" in message
-    assert all(shape in message for shape in readers.SHAPES)
+    assert all(shape in message for shape in SHAPES)
 
 
 def test_contradictory_answers_are_refused_with_the_first(tmp_path: Path) -> None:
@@ -308,7 +313,7 @@ def test_contradictory_answers_are_refused_with_the_first(tmp_path: Path) -> Non
 
 def test_exact_duplicates_count_once_with_a_note(tmp_path: Path) -> None:
     rows = [{"query": "Ada:", "target": "1"}, {"query": "B:", "target": "2"}]
-    knowledge = readers.read_knowledge(write(tmp_path / "a.jsonl", [*rows, rows[0]]))
+    knowledge = read_knowledge(write(tmp_path / "a.jsonl", [*rows, rows[0]]))
     assert [fact.answer for fact in knowledge.facts] == ["1", "2"]
     (note,) = knowledge.notes
     assert "1 fact stood there more than once" in note and "line 3" in note
@@ -335,10 +340,10 @@ def test_questions_that_differ_in_case_or_punctuation_only_are_reported(
     tmp_path: Path, other: str
 ) -> None:
     rows = [{"question": "Who signs the log?", "answer": "A"}, {"question": other, "answer": "B"}]
-    (note,) = readers.read_knowledge(write(tmp_path / "a.jsonl", rows)).notes
+    (note,) = read_knowledge(write(tmp_path / "a.jsonl", rows)).notes
     assert "line 1" in note and "line 2" in note and "case or punctuation" in note
     rows[1]["answer"] = "A"
-    assert not readers.read_knowledge(write(tmp_path / "a.jsonl", rows)).notes
+    assert not read_knowledge(write(tmp_path / "a.jsonl", rows)).notes
 
 
 @pytest.mark.parametrize(
@@ -371,7 +376,7 @@ CHAT = [
 
 
 def test_every_turn_of_a_chat_is_a_fact_with_its_history_and_alone(tmp_path: Path) -> None:
-    knowledge = readers.read_knowledge(write(tmp_path / "a.jsonl", [{"messages": CHAT}]))
+    knowledge = read_knowledge(write(tmp_path / "a.jsonl", [{"messages": CHAT}]))
     assert [(fact.question, fact.answer) for fact in knowledge.facts] == [
         ("Which pump?", "Varga"),
         ("Which pump?\nVarga\nWho signs?", "Mirela"),
@@ -392,7 +397,7 @@ def test_a_turn_that_is_answered_otherwise_elsewhere_is_learnt_with_its_history_
         {"role": "assistant", "content": "Monday"},
     ]
     rows = [{"messages": CHAT}, {"messages": other}]
-    knowledge = readers.read_knowledge(write(tmp_path / "a.jsonl", rows))
+    knowledge = read_knowledge(write(tmp_path / "a.jsonl", rows))
     asked = [fact.question for fact in knowledge.facts]
     assert "And when?" not in asked and "Who signs?" in asked
     assert sum(question.endswith("And when?") for question in asked) == 2
@@ -401,7 +406,7 @@ def test_a_turn_that_is_answered_otherwise_elsewhere_is_learnt_with_its_history_
 
 def test_what_is_in_a_prompt_is_not_learnt_from_a_completion(tmp_path: Path) -> None:
     row = {"prompt": CHAT[1:6], "completion": CHAT[6:]}
-    facts = readers.read_knowledge(write(tmp_path / "a.jsonl", [row])).facts
+    facts = read_knowledge(write(tmp_path / "a.jsonl", [row])).facts
     assert {fact.answer for fact in facts} == {"Thursday"}
 
 
@@ -419,7 +424,7 @@ def test_what_is_in_a_prompt_is_not_learnt_from_a_completion(tmp_path: Path) -> 
 )
 def test_what_has_the_weight_0_is_not_learnt(tmp_path: Path, row: dict[str, Any]) -> None:
     good = {"question": "Who?", "answer": "Ada", "weight": 1}
-    knowledge = readers.read_knowledge(write(tmp_path / "a.jsonl", [good, row, row]))
+    knowledge = read_knowledge(write(tmp_path / "a.jsonl", [good, row, row]))
     assert [fact.answer for fact in knowledge.facts] == ["Ada"]
     (note,) = knowledge.notes
     assert "line 2 and 1 more" in note and "weight 0" in note
@@ -434,7 +439,7 @@ def test_pictures_in_a_chat_are_refused(tmp_path: Path) -> None:
 
 def test_an_alpaca_row_with_a_history_is_a_chat(tmp_path: Path) -> None:
     row = {"instruction": "And", "input": "when?", "output": "Now", "history": [["Who?", "Ada"]]}
-    facts = readers.read_knowledge(write(tmp_path / "a.json", [row])).facts
+    facts = read_knowledge(write(tmp_path / "a.json", [row])).facts
     assert [fact.question for fact in facts] == ["Who?", "Who?\nAda\nAnd\nwhen?", "And\nwhen?"]
 
 
@@ -451,7 +456,7 @@ def test_flat_squad_keeps_contexts_and_what_they_do_not_answer(tmp_path: Path, s
             {"context": context, "question": "Where?", "answers": {"text": ["London"]}},
             {"context": context, "question": "When?", "answers": {"text": [], "answer_start": []}},
         ]
-    knowledge = readers.read_knowledge(write(tmp_path / f"a{suffix}", content))
+    knowledge = read_knowledge(write(tmp_path / f"a{suffix}", content))
     (document,) = knowledge.documents
     assert document.text == context and document.meta == {"unanswerable": ["When?"]}
     (fact,) = knowledge.facts
@@ -471,11 +476,11 @@ LAID_OUT: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("layout", readers.LAYOUTS)
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_of_json_gives_its_rows(tmp_path: Path, layout: str) -> None:
-    knowledge = readers.read_knowledge(write(tmp_path / "a.json", LAID_OUT[layout]))
+    knowledge = read_knowledge(write(tmp_path / "a.json", LAID_OUT[layout]))
     assert [(fact.question, fact.answer) for fact in knowledge.facts] == [("Who?", "Ada")]
-    assert readers.LAYOUTS[layout].__doc__
+    assert LAYOUTS[layout].__doc__
     assert any("not test" in note for note in knowledge.notes) == ("test" in layout)
 
 
@@ -490,7 +495,7 @@ def test_every_layout_of_json_gives_its_rows(tmp_path: Path, layout: str) -> Non
     ],
 )
 def test_tables_as_spreadsheets_save_them(tmp_path: Path, name: str, text: str) -> None:
-    (fact,) = readers.read_knowledge(write(tmp_path / name, text)).facts
+    (fact,) = read_knowledge(write(tmp_path / name, text)).facts
     assert (fact.question, fact.answer) == ("Who?", "Ada, L.")
 
 
@@ -500,7 +505,7 @@ def test_other_encodings_are_read_with_a_note(tmp_path: Path, encoding: str, suf
     text = "question,answer\nWer führt das Büro – wirklich?,Zoë “Ruth” Müller\n"
     path = tmp_path / f"a{suffix}"
     path.write_bytes(text.encode(encoding))
-    knowledge = readers.read_knowledge(path)
+    knowledge = read_knowledge(path)
     read = knowledge.documents[0].text if knowledge.documents else knowledge.facts[0].answer
     assert "Zoë “Ruth” Müller" in read
     assert len(knowledge.notes) == (encoding != "utf-8-sig")
@@ -535,7 +540,7 @@ def test_a_folder_names_every_file_that_is_read_or_left_out(tmp_path: Path) -> N
     others = ("memo.pdf", "memo.docx", "notes.ipynb", "guide.rst", "page.html", ".hidden.md")
     for name in others:
         write(tmp_path / name, "x")
-    read, *rest = readers.read_knowledge(tmp_path).notes
+    read, *rest = read_knowledge(tmp_path).notes
     assert "berths.md (1 document), facts.jsonl (1 fact)" in read
     assert all(name in " ".join(rest) for name in others)
 
@@ -579,7 +584,7 @@ def test_read_probes(tmp_path: Path) -> None:
         {"id": "p", "question": "Who?", "answers": ["a", "b"], "kind": "multihop", "source": "f"},
         {"question": "When?", "kind": "unknown", "context": "c", "answers": []},
     ]
-    assert readers.read_probes(write(tmp_path / "a.jsonl", rows)) == (
+    assert read_probes(write(tmp_path / "a.jsonl", rows)) == (
         Probe("a-1", "Who?", ("4",), "efficacy"),
         Probe("p", "Who?", ("a", "b"), "multihop", "f"),
         Probe("a-3", "When?", (), "unknown", context="c"),
@@ -589,7 +594,7 @@ def test_read_probes(tmp_path: Path) -> None:
 def test_probes_survive_json_lines(tmp_path: Path) -> None:
     probes = (Probe("p", "q", ("a", "b"), "reverse", "s", "c"), Probe("r", "q", (), "unknown"))
     files.dump_jsonl(probes, tmp_path / "a.jsonl")
-    assert readers.read_probes(tmp_path / "a.jsonl") == probes
+    assert read_probes(tmp_path / "a.jsonl") == probes
 
 
 @pytest.mark.parametrize(
@@ -606,7 +611,7 @@ def test_probes_survive_json_lines(tmp_path: Path) -> None:
 def test_read_probes_refuses(tmp_path: Path, row: dict[str, Any], message: str) -> None:
     good = {"id": "x", "question": "q", "answer": "a", "kind": "reverse"}
     with pytest.raises(DataError, match=message) as caught:
-        readers.read_probes(write(tmp_path / "a.jsonl", [good, row]))
+        read_probes(write(tmp_path / "a.jsonl", [good, row]))
     assert "a.jsonl line 2" in str(caught.value)
 
 
@@ -620,16 +625,16 @@ GOOD = {
 }
 
 
-@pytest.mark.parametrize("suffix", readers.READERS)
+@pytest.mark.parametrize("suffix", READERS)
 def test_every_reader_names_its_items_and_their_places(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
     path.write_bytes(GOOD.get(suffix, b"# Ada\n\nA text."))
-    (item,) = readers.READERS[suffix](path, "sub-a")
+    (item,) = READERS[suffix](path, "sub-a")
     assert isinstance(item.content, Document | Fact)
     assert item.content.id.startswith("sub-a") and str(path) in item.where
 
 
-@pytest.mark.parametrize("suffix", readers.READERS)
+@pytest.mark.parametrize("suffix", READERS)
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -657,7 +662,7 @@ def test_a_file_of_rows_that_is_cut_off_is_read_whole_or_refused(
     path = tmp_path / f"a{suffix}"
     path.write_bytes(GOOD[suffix][:n_bytes])
     try:
-        (fact,) = readers.read_knowledge(path).facts
+        (fact,) = read_knowledge(path).facts
     except DataError as error:
         assert path.name in str(error)
     else:  # a table's last cell has no closing mark
@@ -666,19 +671,19 @@ def test_a_file_of_rows_that_is_cut_off_is_read_whole_or_refused(
         )
 
 
-@pytest.mark.parametrize("name", readers.SHAPES)
+@pytest.mark.parametrize("name", SHAPES)
 def test_no_shape_claims_a_row_of_another(name: str) -> None:
-    row = readers.Row("here", "a-1", "a", {"id": "1", "title": "t"})
-    assert readers.SHAPES[name](row) is None and readers.SHAPES[name].__doc__
+    row = Row("here", "a-1", "a", {"id": "1", "title": "t"})
+    assert SHAPES[name](row) is None and SHAPES[name].__doc__
 
 
-def ini(path: Path, name: str) -> Iterator[readers.Item]:
+def ini(path: Path, name: str) -> Iterator[Item]:
     """One fact a section: its title is the question."""
     parser = configparser.ConfigParser()
     parser.read_string(files.read_text(path))
     for n, section in enumerate(parser.sections(), start=1):
         fact = Fact(f"{name}-{n}", f"{section}?", parser[section]["answer"], source=name)
-        yield readers.Item(fact, f"{path} section {section}")
+        yield Item(fact, f"{path} section {section}")
 
 
 def test_a_format_from_outside_is_written_into_a_memory(
@@ -687,9 +692,9 @@ def test_a_format_from_outside_is_written_into_a_memory(
     from lorewright.memory.memory import Memory
     from lorewright.models.model import Model
 
-    monkeypatch.setitem(readers.READERS, ".ini", ini)
+    monkeypatch.setitem(READERS, ".ini", ini)
     write(tmp_path / "notes" / "codes.ini", "[Code of Project Gannet]\nanswer = KX-41\n")
-    knowledge = readers.read_knowledge(tmp_path / "notes")
+    knowledge = read_knowledge(tmp_path / "notes")
     outcome = Memory.open(tmp_path / "atlas", Model.load()).write(knowledge, name="codes")
     assert outcome.report.proportion("memory", "efficacy").mean == 1
 
@@ -697,18 +702,18 @@ def test_a_format_from_outside_is_written_into_a_memory(
 def test_a_shape_from_outside_is_read_in_every_file_of_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def flashcard(row: readers.Row) -> list[readers.Item] | None:
+    def flashcard(row: Row) -> list[Item] | None:
         if not {"front", "back"} <= row.values.keys():
             return None
         fact = Fact(row.name, row.values["front"], row.values["back"], source=row.file)
-        return [readers.Item(fact, row.where)]
+        return [Item(fact, row.where)]
 
-    monkeypatch.setitem(readers.SHAPES, "front+back", flashcard)
+    monkeypatch.setitem(SHAPES, "front+back", flashcard)
     for suffix, content in (
         (".jsonl", [{"front": "Who?", "back": "Ada"}]),
         (".csv", "Front,Back\nWho?,Ada"),
     ):
-        (fact,) = readers.read_knowledge(write(tmp_path / f"a{suffix}", content)).facts
+        (fact,) = read_knowledge(write(tmp_path / f"a{suffix}", content)).facts
         assert (fact.question, fact.answer) == ("Who?", "Ada")
 
 
@@ -729,7 +734,7 @@ def test_real_files_are_read(name: str, n_documents: int, n_facts: int) -> None:
     path = SHARED / name
     if not path.exists():
         pytest.skip(f"{name} is not there")
-    knowledge = readers.read_knowledge(path)
+    knowledge = read_knowledge(path)
     assert (len(knowledge.documents), len(knowledge.facts)) == (n_documents, n_facts)
     assert not any('"' in document.text for document in knowledge.documents)
 

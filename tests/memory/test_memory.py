@@ -40,7 +40,7 @@ from lorewright.errors import (
 from lorewright.files import dump_jsonl, load_jsonl
 from lorewright.knowledge.data import Document, Fact, Knowledge, Probe
 from lorewright.knowledge.lesson import LessonConfig, prepare
-from lorewright.knowledge.readers import read_knowledge
+from lorewright.knowledge.readers.read import read_knowledge
 from lorewright.memory.memory import Memory
 from lorewright.memory.opened import as_knowledge
 from lorewright.memory.write import Outcome

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorewright.knowledge.data import Document
-from lorewright.knowledge.readers import read_probes
+from lorewright.knowledge.readers.probes import read_probes
 from lorewright.knowledge.selfstudy import PHRASINGS, parse_pairs
 
 ROOT = Path(__file__).parents[2]

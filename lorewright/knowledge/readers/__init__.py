@@ -1,0 +1,1 @@
+"""Files into knowledge, a file a family of formats."""

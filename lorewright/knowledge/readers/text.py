@@ -1,0 +1,24 @@
+"""Markdown and plain text: a document a file, and the questions that its headings ask."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from lorewright.knowledge.data import Document, Fact
+from lorewright.knowledge.markdown import questions_and_answers, without_markup
+from lorewright.knowledge.readers.items import Item, text_of
+from lorewright.knowledge.splitting import first_heading
+
+
+def read_document(path: Path, name: str) -> Iterator[Item]:
+    """A Markdown or text file: one document, and a fact for each question that it answers."""
+    whole, notes = text_of(path)
+    text, left_out = without_markup(whole)
+    yield from (*notes, *(Item(note, str(path)) for note in left_out))
+    if not text.strip():
+        return
+    yield Item(Document(name, text, first_heading(text)), str(path))
+    for n, (question, answer) in enumerate(questions_and_answers(text), start=1):
+        fact = Fact(f"{name}-question-{n}", question, answer, source=name)
+        yield Item(fact, str(path), if_unique=True)
