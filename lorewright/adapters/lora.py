@@ -58,10 +58,15 @@ class Rows:
         self.index_B = None if index_B is None else torch.tensor(rows)
         self.single: int | None = rows[0] if len(set(rows)) == 1 else None
         """The adapter that all rows use; None where they differ."""
+        self.n_adapters = n_adapters
         self.in_order = self.blocks == list(range(n_adapters))
         self.index_K = torch.tensor(self.blocks).clamp(min=0)
         self.live_K = torch.tensor(self.blocks) >= 0
         self._copies: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def by_block(self) -> Rows:
+        """The rows of a batch that has one for each block."""
+        return Rows(torch.tensor(self.blocks), self.n_adapters)
 
     def check(self, n_rows: int) -> None:
         """Raise AdapterError when a batch of so many rows is not the one that is bound."""

@@ -262,7 +262,9 @@ class _Passes:
         """A batch of these rows and the pass over it; `adapter_B` None = all use the first."""
         batch = self.table.take(rows)
         entering = self.trunk.entering(rows, batch.ids_BT.shape[1]) if self.trunk else None
-        return batch, Pass(Rows(adapter_B, len(self.stack)), entering, whole_NP=whole_NP)
+        using = Rows(adapter_B, len(self.stack))
+        n_shared = self.table.shared(rows, len(using.blocks))
+        return batch, Pass(using, entering, whole_NP=whole_NP, n_shared=n_shared)
 
     @torch.no_grad()
     def measure(self, state: WriteState, n: int, examples: Sequence[int]) -> None:

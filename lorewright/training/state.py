@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -25,6 +26,10 @@ from lorewright.training.objectives import StepOutcome
 
 FEWEST = 4
 """Batches of an epoch in which examples rest, at least; of fewer examples as many as they make."""
+
+FEWEST_SHARED = 8
+SAVING = 0.2
+"""What prompts share runs once from so many tokens and so large a part of a pass on."""
 
 
 class Table:
@@ -51,6 +56,20 @@ class Table:
             max(self.lengths[i] for i in rows),
             max(self.n_completion[i] for i in rows),
         )
+
+    def shared(self, rows: Sequence[int], n_blocks: int) -> int:
+        """Tokens that are to run once in a pass over these rows, for each block of an adapter.
+
+        Those with which all prompts begin, but for their last one, which is queried; 0 where that
+        saves little.
+        """
+        # What the first and the last in order have in common, all have.
+        prompts = [self.rows[i].prompt_ids[:-1] for i in rows]
+        pairs = zip(min(prompts), max(prompts), strict=False)
+        n_shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        saved = n_shared * (len(rows) - n_blocks)
+        n_tokens = len(rows) * max(self.lengths[i] for i in rows)
+        return n_shared if n_shared >= FEWEST_SHARED and saved >= SAVING * n_tokens else 0
 
 
 class WriteState:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.families import gemma3_text, gpt_neox, llama, mistral, qwen2, qwen3
+from support.families import gemma3_text, gpt_neox, llama, mistral, phi3, qwen2, qwen3
 from support.numbers import assert_all_close, assert_close, depth
 from support.passes import batch_of, filled, loaded, outcome, plain, rows, running_in
 from support.stacks import OTHERS
@@ -50,6 +50,15 @@ LLAMAS: dict[str, Build] = {
     "qwen2": qwen2,
     "mistral": mistral,
 }
+ALIKE = [
+    ("Code of red?", "48"),
+    ("Code of a blue one?", "in 7.5"),
+    ("Code of x?", "KX"),
+    ("Code of", "b"),
+]
+N_ALIKE = len("_Code of")
+"""Tokens with which these begin, with the one that says whose turn it is, but for the last."""
+SMALL = {**{k: v for k, v in FAMILIES.items() if k != "pocket"}, "phi3": phi3}
 TAKEN = {"c": {"pocket", "llama", "qwen3"}, "torch": {"pocket", "llama", "qwen3"}}
 """Of FAMILIES, by backend; the others take all."""
 
@@ -69,12 +78,17 @@ def quick(key: str) -> str:
 
 
 def compare(
-    model: Model, key: str, configs: list[LoraConfig], adapters: list[int] | None, **texts: Any
+    model: Model,
+    key: str,
+    configs: list[LoraConfig],
+    adapters: list[int] | None,
+    n_shared: int = 0,
+    **texts: Any,
 ) -> None:
     """In a backend, and in plain transformers: the same losses and gradients."""
     batch = batch_of(model, **texts)
     with filled(attach(model.network, configs)) as stack:
-        pass_ = Pass(rows(stack, adapters))
+        pass_ = Pass(rows(stack, adapters), n_shared=n_shared)
         assert model.backend(pass_) is model.backends[key]
         loss_BC, grads = outcome(model, stack, batch, pass_)
         expected = plain(model, stack, batch, adapters)
@@ -126,6 +140,71 @@ def test_wherever_the_adapters_are(
 ) -> None:
     config = LoraConfig(rank=2, targets=targets, layers=layers)
     compare(running_in(quick, llama), quick, [config], None)
+
+
+def tokens_run(model: Model, n_shared: int, adapters: list[int] | None = None) -> int:
+    """Tokens that plain transformers embed in a pass over rows that begin alike."""
+    batch, seen = batch_of(model, ALIKE), []
+    embedding: Any = model.network.get_input_embeddings()  # type: ignore[operator]
+    handle = embedding.register_forward_hook(lambda module, args, out: seen.append(args[0].numel()))
+    with filled(attach(model.network, [LoraConfig(rank=2)] * 2)) as stack:
+        pass_ = Pass(rows(stack, adapters), n_shared=n_shared)
+        model.completion_nats(batch, pass_)  # one more before, which tries the network's cache
+        seen.clear()
+        model.completion_nats(batch, pass_)
+    handle.remove()
+    return sum(seen)
+
+
+@pytest.mark.parametrize("family", SMALL)
+@pytest.mark.parametrize(
+    "adapters", [None, [0, 0, 1, 1], [1, -1, 0, 0]], ids=["one", "two", "one a row"]
+)
+def test_what_rows_begin_with_alike_runs_once_with_the_same_losses_and_gradients(
+    key: str, family: str, adapters: list[int] | None
+) -> None:
+    model = running_in(key, SMALL[family])
+    if model.backends[key].refusal(Pass()):
+        return
+    configs = [LoraConfig(rank=3), LoraConfig(rank=1, seed=1, rslora=True)]
+    for n_shared in (1, N_ALIKE):
+        compare(model, key, configs, adapters, n_shared, texts=ALIKE)
+
+
+@pytest.mark.parametrize(
+    "targets", [("q_proj",), ("v_proj", "k_proj"), ("o_proj",), ("down_proj",)]
+)
+def test_so_it_does_wherever_the_adapters_are(quick: str, targets: tuple[str, ...]) -> None:
+    config = LoraConfig(rank=2, targets=targets)
+    compare(running_in(quick, qwen3), quick, [config], None, N_ALIKE, texts=ALIKE)
+
+
+def test_it_begins_at_a_layer_too_and_in_torch_s_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = running_in("torch", qwen3)
+    batch = batch_of(model, ALIKE)
+    for most in (lorewright.models.backends.kernels.SCORE_BYTES, 0):
+        monkeypatch.setattr(lorewright.models.backends.kernels, "SCORE_BYTES", most)
+        compare(model, "torch", [LoraConfig(rank=3)], None, N_ALIKE, texts=ALIKE)
+        with filled(attach(model.network, [LoraConfig(rank=2, layers=(1,))])) as stack:
+            expected = plain(model, stack, batch, None)
+            hidden_BTD = model.backend().entering(batch.ids_BT, 1)
+            pass_ = Pass(rows(stack, None), Entering(1, hidden_BTD), n_shared=N_ALIKE)
+            loss_BC, grads = outcome(model, stack, batch, pass_)
+        n_terms = depth(model.network, batch.ids_BT.shape[1])
+        assert_close(loss_BC, expected.loss_BC, n_terms)
+        assert_all_close(grads, expected.grads, n_terms)
+
+
+def test_once_for_each_adapter_in_plain_transformers_but_not_beyond_a_window() -> None:
+    wide = running_in("transformers", lambda: gemma3_text(sliding_window=64))
+    n_rows, width = batch_of(wide, ALIKE).ids_BT.shape
+    assert tokens_run(wide, 0) == n_rows * width
+    assert tokens_run(wide, N_ALIKE) == n_rows * (width - N_ALIKE) + N_ALIKE
+    assert tokens_run(wide, N_ALIKE, [0, 0, 1, 1]) == n_rows * (width - N_ALIKE) + 2 * N_ALIKE
+    compare(wide, "transformers", [LoraConfig(rank=3)], None, N_ALIKE, texts=ALIKE)
+    short = running_in("transformers", gemma3_text)
+    assert short.network.config.get_text_config().to_dict()["sliding_window"] < width
+    assert tokens_run(short, N_ALIKE) == n_rows * width
 
 
 def test_adapters_of_one_stack_may_be_in_different_layers(key: str) -> None:

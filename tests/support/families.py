@@ -63,11 +63,12 @@ def mistral() -> nn.Module:
     return _build(MistralForCausalLM, config)
 
 
-def gemma3_text() -> nn.Module:
+def gemma3_text(sliding_window: int = 16) -> nn.Module:
     """Sliding and full attention, four norms a layer."""
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
-    return _build(Gemma3ForCausalLM, Gemma3TextConfig(**_GROUPED, head_dim=8, sliding_window=16))
+    shape = {**_GROUPED, "head_dim": 8, "sliding_window": sliding_window}
+    return _build(Gemma3ForCausalLM, Gemma3TextConfig(**shape))
 
 
 def gemma3_multimodal() -> nn.Module:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.families import llama
+from support.models import PLAIN, letters
 
 from lorewright.knowledge.data import Example
+from lorewright.models.model import Model
 from lorewright.training.config import Job, WriteConfig
 from lorewright.training.objectives import StepOutcome
-from lorewright.training.state import WriteState
+from lorewright.training.state import Table, WriteState
 
 CPU = torch.device("cpu")
 
@@ -32,6 +35,26 @@ def test_few_that_do_not_rest_are_trained_several_times_in_an_epoch(
     assert len(state.groups) == n_batches
     assert sorted(visited) == sorted(list(range(n_awake)) * n_visits)
     assert not any(len(set(group)) < len(group) for group in state.groups)
+
+
+TURN = "<bos><|system|>be as brief as you can be<|end|>"
+
+
+def test_prompts_that_begin_alike_share_what_comes_before_their_last_token() -> None:
+    model = Model(llama(), letters(TURN + PLAIN.removeprefix("{{ bos_token }}")), "tiny")
+    config = WriteConfig()
+    questions = ["red?", "round or not?", "red? ", "blue?"]
+    examples = [Example(text, "yes") for text in questions]
+    table = Table(model, [Job(examples, config)])
+    head = len("__be as brief as you can be__")
+    assert table.shared([0, 1, 3], 1) == head
+    assert table.shared([0, 1], 1) == head + len("r")
+    assert table.shared([0, 2], 1) == head + len("red?")
+    assert table.shared([1, 1, 1, 1], 1) == len(table.rows[1].prompt_ids) - 1
+    # An adapter of its own for every row: nothing to share.
+    assert table.shared([0, 1], 2) == 0
+    short = Table(Model(llama(), letters(), "tiny"), [Job(examples, config)])
+    assert short.shared([0, 1, 3], 1) == 0
 
 
 def test_the_record_of_an_example_leaves_padding_out() -> None:

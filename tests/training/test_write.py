@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.families import gemma3_multimodal, llama
-from support.models import an_adapter, letters
+from support.models import PLAIN, an_adapter, letters
 from support.writes import BRIEF, CONFIG, EXAMPLES, apart, interrupted, logits, same_adapter, tiny
 from torch import Tensor
 from torch.nn import functional as F
@@ -26,13 +26,16 @@ from lorewright.adapters.lora import Flat, LoraLinear, attach
 from lorewright.adapters.proof import delta_norms
 from lorewright.errors import ConfigError, DataError, ModelError, TargetsNotFound
 from lorewright.knowledge.data import Example
+from lorewright.models.backends.backend import Pass
+from lorewright.models.backends.by_hand import ByHand
+from lorewright.models.backends.network import Transformers
 from lorewright.models.model import Model
 from lorewright.recall.traces import certify
 from lorewright.training import checkpoint
 from lorewright.training import optimisers as optim
 from lorewright.training.checkpoint import CHECKPOINT
-from lorewright.training.config import Epoch, WriteConfig, Written
-from lorewright.training.loop import write
+from lorewright.training.config import Epoch, Job, WriteConfig, Written
+from lorewright.training.loop import write, write_all
 from lorewright.training.rates import suggested_lr
 
 
@@ -174,6 +177,37 @@ def test_ctrl_c_leaves_the_base_bit_identical_and_a_run_that_resumes(
     assert same_adapter(resumed, whole)
     assert seen == [1, 2, 3, 4, 5, 6]
     assert resumed.reason == whole.reason
+
+
+class Rowwise(ByHand):
+    """Runs what rows begin with alike row by row."""
+
+    def hidden(self, ids_BT: Tensor, position_BC: Tensor, pass_: Pass) -> Tensor:
+        return super().hidden(ids_BT, position_BC, replace(pass_, n_shared=0))
+
+
+def test_a_write_under_a_system_turn_is_that_of_its_rows_one_by_one_and_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calm: None
+) -> None:
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", 0.0)
+    turn = "{{ bos_token }}<|system|>You answer in one word.<|end|>"
+    tokenizer = letters(turn + PLAIN.removeprefix("{{ bos_token }}"))
+    jobs = [Job(EXAMPLES, BRIEF), Job(EXAMPLES[:3], replace(BRIEF, seed=1, batch_size=2))]
+    once, each = (
+        Model(tiny().network, tokenizer, "tiny", backends={"torch": make, "all": Transformers})
+        for make in (ByHand, Rowwise)
+    )
+    together = [done for done in write_all(once, jobs) if isinstance(done, Written)]
+    for done, other in zip(together, write_all(each, jobs), strict=True):
+        assert isinstance(other, Written)
+        assert [e.n_recalled for e in done.epochs] == [e.n_recalled for e in other.epochs]
+        most = apart(once, BRIEF)
+        for name, tensor in done.adapter.tensors.items():
+            assert (tensor - other.adapter.tensors[name]).abs().max().item() <= most
+    whole = write(once, EXAMPLES, BRIEF)
+    interrupted(once, tmp_path, at=3)
+    assert same_adapter(write(once, EXAMPLES, BRIEF, run=tmp_path), whole)
+    assert not same_adapter(whole, write(each, EXAMPLES, BRIEF))
 
 
 def test_a_write_goes_on_from_an_adapter_and_only_a_run_of_its_own(

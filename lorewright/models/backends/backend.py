@@ -35,6 +35,9 @@ class Pass:
     """Hidden states with which it begins, in place of tokens and of the layers below."""
     dropout: Masks | None = None
     """What adapters do not see of their input."""
+    n_shared: int = 0
+    """Tokens with which all rows begin alike, before any that is queried. A backend may run them
+    once for the rows of an adapter, with the same numbers and gradients; it need not."""
     whole_NP: Tensor | None = None
     """All A and B of the stack in one tensor (`lora.Flat`) whose gradient is wanted; a backend that
     cannot give it gives that of A and B one by one."""

@@ -2,12 +2,13 @@
 
 On a small base a step is mostly the cost of calling operations, not their arithmetic. Here
 residuals are added by the product that makes them, the A of one input are one product, nothing is
-recorded for autograd, and the last layer runs at the queried positions only. Gradients of A and B
-are transformers' to rounding.
+recorded for autograd, tokens that rows begin with alike run once, and the last layer runs at the
+queried positions only. Gradients of A and B are transformers' to rounding.
 
 Shape letters: B row, T token, C queried position, M tokens of all rows, D width, F inner width, H
 query heads, G key heads, E width of a head, I in-features, O out-features, R ranks of one input's
-adapters together, K blocks of rows, N adapters of the stack.
+adapters together, K blocks of rows, b rows of a block, P token that rows share, S token of a row's
+own, N adapters of the stack.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from lorewright.models.backends.kernels import (
     rotate,
 )
 from lorewright.models.backends.llama import LlamaDecoder, hidden_of, projections
+from lorewright.models.backends.packing import Packing
 
 
 class ByHand:
@@ -56,7 +58,7 @@ class ByHand:
     def hidden(self, ids_BT: Tensor, position_BC: Tensor, pass_: Pass) -> Tensor:
         """Hidden states (B, C, D) at the positions; `Backend.hidden`."""
         with torch.no_grad():
-            run = TorchRun(self.decoder, ids_BT, position_BC.clamp(min=0), pass_)
+            run = TorchRun(self.decoder, ids_BT, position_BC.clamp(min=pass_.n_shared), pass_)
         return hidden_of(run)
 
     @torch.no_grad()
@@ -85,11 +87,6 @@ class TorchRun:
         self.n_rows, self.n_tokens = len(ids_BT), int(position_BC.max()) + 1
         self.rotary = decoder.rotary(self.n_tokens)
         entering = pass_.entering
-        if entering is None:
-            embeddings_VD = self.decoder.embed_tokens.weight
-            self.x_MD = F.embedding(ids_BT[:, : self.n_tokens], embeddings_VD).flatten(0, 1)
-        else:
-            self.x_MD = entering.hidden_BTD[:, : self.n_tokens].flatten(0, 1)
         later_TT = torch.ones(self.n_tokens, self.n_tokens, dtype=torch.bool).triu(1)
         self.mask_TT = torch.zeros(later_TT.shape).masked_fill_(later_TT, -torch.inf)
         layers = decoder.layers[entering.layer if entering else 0 :]
@@ -102,6 +99,13 @@ class TorchRun:
             rows = pass_.rows or self.loras[0].binding.rows
             if rows.single != -1:
                 self.blocks = Blocks(rows, self.loras[0].scale_N, self.n_rows)
+        n_blocks = len(self.blocks.index_K) if self.blocks else 1
+        self.packing = Packing(self.n_rows, self.n_tokens, pass_.n_shared, n_blocks)
+        if entering is None:
+            ids_M = self.packing.pack(ids_BT)
+            self.x_MD = F.embedding(ids_M, self.decoder.embed_tokens.weight)
+        else:
+            self.x_MD = self.packing.pack(entering.hidden_BTD)
         self.learns = self.blocks is not None
         whole = [_Layer(self, layer, None) for layer in layers[:-1]]
         self.layers = [*whole, _Layer(self, layers[-1], position_BC)]
@@ -132,6 +136,9 @@ class TorchRun:
 
 # A layer
 
+Table = tuple[Tensor, Tensor]
+"""Cosines and sines."""
+
 
 class _Layer:
     """One decoder layer of a pass; the last one goes on at the queried positions only."""
@@ -152,13 +159,13 @@ class _Layer:
         self.adapted = self.attends or any(part.loras for part in parts)
         self.below = False
         """Whether a layer below this one is adapted."""
-        self.mask, self.rotary = run.mask_TT, run.rotary
+        own = slice(run.packing.n_shared, None)
         self.queried_M: Tensor | None = None
+        queried: Any = own
         if position_BC is not None:
-            first_B1 = torch.arange(run.n_rows)[:, None] * run.n_tokens
-            self.queried_M = (first_B1 + position_BC).flatten()
-            self.mask = self.mask[position_BC]
-            self.rotary = self.rotary[0][position_BC], self.rotary[1][position_BC]
+            self.queried_M, queried = run.packing.index(position_BC), position_BC
+        self.mask = run.mask_TT[queried]
+        self.rotary = run.rotary[0][queried], run.rotary[1][queried]
 
     def forward(self, x_MD: Tensor, *, save: bool) -> Tensor:
         """The hidden states that leave the layer."""
@@ -209,38 +216,121 @@ class _Layer:
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, *, save: bool) -> Tensor:
         """Attention of queries (M, HE) to keys and values (M', GE), causal: (M, HE)."""
-        attention, width, n_rows = self.layer.self_attn, self.run.head_width, self.run.n_rows
+        attention, packing = self.layer.self_attn, self.run.packing
+        width, n_rows = self.run.head_width, self.run.n_rows
         q_MHE, k_MGE, v_MGE = (part.unflatten(1, (-1, width)) for part in (query, key, value))
         norms: tuple[Normed, ...] = ()
         if "q_norm" in attention._modules:
             q_MHE, first = rms_norm(q_MHE, attention.q_norm)
             k_MGE, second = rms_norm(k_MGE, attention.k_norm)
             norms = first, second
-        q_HBCE = rotate(heads(q_MHE, n_rows), self.rotary)
-        k_HBTE = rotate(heads(k_MGE, n_rows), self.run.rotary)
-        v_HBTE = heads(v_MGE, n_rows).contiguous()
+        k_GBTE, v_GBTE = self._with_shared(k_MGE, self.run.rotary), self._with_shared(v_MGE)
         groups = q_MHE.shape[1] // k_MGE.shape[1]
+        k_HBTE, v_HBTE = k_GBTE, v_GBTE
         if groups > 1:
-            k_HBTE, v_HBTE = (part.repeat_interleave(groups, 0) for part in (k_HBTE, v_HBTE))
+            k_HBTE, v_HBTE = (part.repeat_interleave(groups, 0) for part in (k_GBTE, v_GBTE))
+        if self.queried_M is not None:
+            q_HBCE = rotate(heads(q_MHE, n_rows), self.rotary)
+        else:
+            q_HKbSE = packing.own(q_MHE).permute(3, 0, 1, 2, 4)
+            q_HBCE = rotate(q_HKbSE, self.rotary).flatten(1, 2)
         out_HBCE, scores = attend(q_HBCE, k_HBTE, v_HBTE, self.mask, save=save)
         if save:
             self.heads = q_HBCE, k_HBTE, v_HBTE, scores, norms, groups
-        return out_HBCE.permute(1, 2, 0, 3).reshape(query.shape)
+        if self.queried_M is not None or not packing.n_shared:
+            return out_HBCE.permute(1, 2, 0, 3).reshape(query.shape)
+        attended = torch.empty_like(query)
+        at_MHE = attended.unflatten(1, (-1, width))
+        packing.own(at_MHE).permute(3, 0, 1, 2, 4).copy_(packing.by_block(out_HBCE))
+        q_HKPE = rotate(packing.shared(q_MHE).permute(2, 0, 1, 3), self._shared(self.run.rotary))
+        first = q_HKPE, *map(self._first, (k_HBTE, v_HBTE))
+        mask_PP = self.run.mask_TT[: packing.n_shared, : packing.n_shared]
+        out_HKPE, scores = attend(*first, mask_PP, save=save)
+        packing.shared(at_MHE).permute(2, 0, 1, 3).copy_(out_HKPE)
+        if save:
+            self.shared_heads = *first, scores
+        return attended
 
     def _attend_backward(self, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of queries, keys and values, from that of what was attended."""
         q_HBCE, k_HBTE, v_HBTE, scores, norms, groups = self.heads
-        width, n_rows = self.run.head_width, self.run.n_rows
-        grad_HBCE = heads(grad.unflatten(1, (-1, width)), n_rows).contiguous()
+        packing, width, n_rows = self.run.packing, self.run.head_width, self.run.n_rows
+        grad_MHE = grad.unflatten(1, (-1, width))
+        query = torch.empty_like(grad)
+        at_q = query.unflatten(1, (-1, width))
+        if self.queried_M is not None:
+            grad_HBCE, q_out = heads(grad_MHE, n_rows), heads(at_q, n_rows)
+        else:
+            grad_HBCE = packing.own(grad_MHE).permute(3, 0, 1, 2, 4).flatten(1, 2)
+            q_out = packing.own(at_q).permute(3, 0, 1, 2, 4)
+        grad_HBCE = grad_HBCE.contiguous()
         grad_q, grad_k, grad_v = attend_backward(grad_HBCE, q_HBCE, k_HBTE, v_HBTE, scores)
+        grad_q = grad_q if self.queried_M is not None else packing.by_block(grad_q)
+        rotate(grad_q, self.rotary, q_out, inverse=True)
+        if self.queried_M is None and packing.n_shared:
+            grad_HKPE = packing.shared(grad_MHE).permute(2, 0, 1, 3).contiguous()
+            more_q, more_k, more_v = attend_backward(grad_HKPE, *self.shared_heads)
+            q_out = packing.shared(at_q).permute(2, 0, 1, 3)
+            rotate(more_q, self._shared(self.run.rotary), q_out, inverse=True)
+            self._first(grad_k).add_(more_k)
+            self._first(grad_v).add_(more_v)
         if groups > 1:
             grad_k, grad_v = (part.unflatten(0, (-1, groups)).sum(1) for part in (grad_k, grad_v))
-        query = torch.empty_like(grad)
-        key, value = grad.new_empty(2, n_rows * self.run.n_tokens, len(grad_k) * width)
-        at_q, at_k, at_v = (part.unflatten(1, (-1, width)) for part in (query, key, value))
-        heads(at_v, n_rows).copy_(grad_v)
-        rotate(grad_q, self.rotary, heads(at_q, n_rows), inverse=True)
-        rotate(grad_k, self.run.rotary, heads(at_k, n_rows), inverse=True)
+        n_heads = len(grad_k)
+        key, value = grad.new_empty(2, packing.n_blocks * packing.block_tokens, n_heads * width)
+        at_k, at_v = (part.unflatten(1, (-1, width)) for part in (key, value))
+        self._from_shared(grad_k, at_k, self.run.rotary)
+        self._from_shared(grad_v, at_v)
         for at, saved in zip((at_q, at_k), norms, strict=False):
             at.copy_(rms_norm_backward(at, saved))
         return query, key, value
+
+    # Keys and values: of every row those of all its tokens, though shared ones run once.
+
+    def _with_shared(self, x_MGE: Tensor, rotary: Table | None = None) -> Tensor:
+        """Of every row what is shared and its own (G, B, T, E), rotated."""
+        packing, n_shared = self.run.packing, self.run.packing.n_shared
+        shape = packing.n_blocks, packing.block_rows, packing.n_tokens, x_MGE.shape[2]
+        all_GKbTE = x_MGE.new_empty(x_MGE.shape[1], *shape)
+        own_GKbSE = packing.own(x_MGE).permute(3, 0, 1, 2, 4)
+        _turn(own_GKbSE, rotary and self._own(rotary), all_GKbTE[..., n_shared:, :])
+        if n_shared:
+            shared_GKPE = packing.shared(x_MGE).permute(2, 0, 1, 3)
+            first_GKPE = all_GKbTE[:, :, 0, :n_shared]
+            _turn(shared_GKPE, rotary and self._shared(rotary), first_GKPE)
+            all_GKbTE[:, :, 1:, :n_shared] = first_GKPE[:, :, None]
+        return all_GKbTE.flatten(1, 2)
+
+    def _from_shared(self, grad_GBTE: Tensor, at_MGE: Tensor, rotary: Table | None = None) -> None:
+        """Gradients of what ran from those of what `_with_shared` made of it."""
+        packing, n_shared = self.run.packing, self.run.packing.n_shared
+        grad_GKbTE = packing.by_block(grad_GBTE)
+        own_GKbSE = packing.own(at_MGE).permute(3, 0, 1, 2, 4)
+        own_angles = rotary and self._own(rotary)
+        _turn(grad_GKbTE[..., n_shared:, :], own_angles, own_GKbSE, inverse=True)
+        if n_shared:
+            grad_GKPE = grad_GKbTE[..., :n_shared, :].sum(2)
+            shared_GKPE = packing.shared(at_MGE).permute(2, 0, 1, 3)
+            _turn(grad_GKPE, rotary and self._shared(rotary), shared_GKPE, inverse=True)
+
+    def _shared(self, rotary: Table) -> Table:
+        """Angles of the tokens that rows share."""
+        shared = slice(self.run.packing.n_shared)
+        return rotary[0][shared], rotary[1][shared]
+
+    def _own(self, rotary: Table) -> Table:
+        """Angles of rows' own tokens."""
+        own = slice(self.run.packing.n_shared, None)
+        return rotary[0][own], rotary[1][own]
+
+    def _first(self, x_HBTE: Tensor) -> Tensor:
+        """What is shared, of the first row of every block (H, K, P, E)."""
+        return x_HBTE[:, :: self.run.packing.block_rows, : self.run.packing.n_shared]
+
+
+def _turn(x: Tensor, table: Table | None, out: Tensor, *, inverse: bool = False) -> None:
+    """Write x, rotated where it has angles."""
+    if table is None:
+        out.copy_(x)
+    else:
+        rotate(x, table, out, inverse=inverse)

@@ -1,22 +1,28 @@
 """The backend that runs every pass: the network itself, as transformers has it.
 
-Shape letters: B row, T token, C queried position, X values of a position, D width, M positions.
+Shape letters: B row, T token, C queried position, X values of a position, D width, M positions, K
+blocks of rows, P token that rows share, S token of a row's own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
-from lorewright.adapters.lora import Stacked
+from lorewright.adapters.lora import Rows, Stacked
 from lorewright.adapters.targets import layer_list
 from lorewright.models.backends.backend import Entering, Losses, Pass
 from lorewright.models.nats import TokenNats, chunked_nats, rows_at_once
+
+WINDOWS = ("sliding_window", "attention_chunk_size")
+"""Settings of a network that say how far it sees."""
 
 
 class Transformers:
@@ -33,9 +39,69 @@ class Transformers:
 
     def hidden(self, ids_BT: Tensor, position_BC: Tensor, pass_: Pass) -> Tensor:
         """What the body gives (B, C, X) at the positions; `Backend.hidden`."""
-        with self._begun(pass_.entering), self._bound(pass_):
-            values_BTX: Tensor = self.body(input_ids=ids_BT, use_cache=False)[0]
-        return values_BTX[torch.arange(len(ids_BT), device=ids_BT.device)[:, None], position_BC]
+        n_first = pass_.n_shared if self._shares(ids_BT, pass_) else 0
+        if n_first:
+            values_BSX = self._after_shared(ids_BT, pass_)
+        else:
+            with self._begun(pass_.entering), self._bound(pass_):
+                values_BSX = self.body(input_ids=ids_BT, use_cache=False)[0]
+        at_BC = (position_BC - n_first).clamp(min=0)
+        return values_BSX[torch.arange(len(ids_BT), device=ids_BT.device)[:, None], at_BC]
+
+    def _shares(self, ids_BT: Tensor, pass_: Pass) -> bool:
+        """Whether what rows begin with alike runs once in this pass.
+
+        Not where hidden states enter, where dropout hides other values of every row, where a window
+        is shorter than a row, or where the network's cache gives other numbers.
+        """
+        if not pass_.n_shared or pass_.dropout or (pass_.entering and pass_.entering.layer):
+            return False
+        config = self.body.config.get_text_config().to_dict()  # type: ignore[operator, union-attr]
+        windows = [config.get(key) for key in WINDOWS]
+        if any(window and ids_BT.shape[1] > window for window in windows):
+            return False
+        return self._caches
+
+    def _after_shared(self, ids_BT: Tensor, pass_: Pass) -> Tensor:
+        """What the body gives (B, S, X) after the tokens that all rows share.
+
+        These run once for each block of rows of one adapter; their keys and values carry gradient.
+        """
+        rows = pass_.rows or (layer.binding.rows if (layer := self._adapted) else Rows())
+        n_blocks = len(rows.blocks)
+        block_rows = len(ids_BT) // n_blocks
+        cache = DynamicCache(config=self.body.config)
+        first = replace(pass_, rows=rows.by_block())
+        with self._bound(first):
+            first_KP = ids_BT[::block_rows, : pass_.n_shared]
+            self.body(input_ids=first_KP, past_key_values=cache, use_cache=True)
+        cache.batch_repeat_interleave(block_rows)
+        with self._bound(pass_):
+            own_BS = ids_BT[:, pass_.n_shared :]
+            values_BSX: Tensor = self.body(input_ids=own_BS, past_key_values=cache, use_cache=True)[
+                0
+            ]
+        return values_BSX
+
+    @cached_property
+    def _caches(self) -> bool:
+        """Whether rows go on from a cache as they do without one, tried on a few tokens.
+
+        A cache of another form than `DynamicCache` fails in ways of its own.
+        """
+        device = next(self.body.parameters()).device
+        ids_BT = torch.arange(1, 7, device=device).repeat(2, 1)
+        ids_BT[1, 3:] += 1
+        base_alone = Pass(Rows(torch.tensor([-1])), n_shared=3)
+        with torch.no_grad(), self._bound(base_alone):
+            whole_BTX = self.body(input_ids=ids_BT, use_cache=False)[0]
+            try:
+                own_BSX = self._after_shared(ids_BT, base_alone)
+            except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
+                return False
+        off = (own_BSX.float() - whole_BTX[:, 3:].float()).abs().max().item()
+        noise = max(1e-4, 16 * torch.finfo(whole_BTX.dtype).eps)
+        return off <= noise * whole_BTX.float().abs().max().item()
 
     @torch.no_grad()
     def entering(self, ids_BT: Tensor, layer: int) -> Tensor:
@@ -56,11 +122,16 @@ class Transformers:
 
         return score
 
+    @property
+    def _adapted(self) -> Stacked | None:
+        """A layer of the stack that is attached, if there is one."""
+        stacked = (module for module in self.body.modules() if isinstance(module, Stacked))
+        return next(stacked, None)
+
     def _bound(self, pass_: Pass) -> AbstractContextManager[None]:
         """Adapted layers read a pass's rows and dropout from their binding, for modules of torch
         take no further argument."""
-        stacked = (module for module in self.body.modules() if isinstance(module, Stacked))
-        if (pass_.rows or pass_.dropout) and (layer := next(stacked, None)):
+        if (pass_.rows or pass_.dropout) and (layer := self._adapted):
             return layer.binding.using(pass_.rows, pass_.dropout)
         return nullcontext()
 
