@@ -243,12 +243,12 @@ class _Layer:
         at_MHE = attended.unflatten(1, (-1, width))
         packing.own(at_MHE).permute(3, 0, 1, 2, 4).copy_(packing.by_block(out_HBCE))
         q_HKPE = rotate(packing.shared(q_MHE).permute(2, 0, 1, 3), self._shared(self.run.rotary))
-        first = q_HKPE, *map(self._first, (k_HBTE, v_HBTE))
+        shared = q_HKPE, self._first(k_HBTE), self._first(v_HBTE)
         mask_PP = self.run.mask_TT[: packing.n_shared, : packing.n_shared]
-        out_HKPE, scores = attend(*first, mask_PP, save=save)
+        out_HKPE, scores = attend(*shared, mask_PP, save=save)
         packing.shared(at_MHE).permute(2, 0, 1, 3).copy_(out_HKPE)
         if save:
-            self.shared_heads = *first, scores
+            self.shared_heads = *shared, scores
         return attended
 
     def _attend_backward(self, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -31,7 +31,7 @@ class Transformers:
     name = "transformers"
 
     def __init__(self, body: nn.Module) -> None:
-        self.body = body
+        self.body: Any = body
 
     def refusal(self, pass_: Pass) -> str | None:
         """None: it runs every pass."""
@@ -56,7 +56,7 @@ class Transformers:
         """
         if not pass_.n_shared or pass_.dropout or (pass_.entering and pass_.entering.layer):
             return False
-        config = self.body.config.get_text_config().to_dict()  # type: ignore[operator, union-attr]
+        config = self.body.config.get_text_config().to_dict()
         windows = [config.get(key) for key in WINDOWS]
         if any(window and ids_BT.shape[1] > window for window in windows):
             return False
