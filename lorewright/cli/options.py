@@ -79,7 +79,10 @@ LORA = Group(
 )
 LESSON = Group(
     LessonConfig,
-    {"views": Flag("--view", choices="lorewright.knowledge.views.VIEWS")},
+    {
+        "views": Flag("--view", choices="lorewright.knowledge.views.VIEWS"),
+        "negatives": Flag(parse=lambda share: share),  # 0 is none, not the usual number
+    },
     without=("seed",),
     panel="How the lesson is built",
 )

@@ -14,6 +14,7 @@ from typing import Any
 
 from lorewright.errors import ConfigError, DataError
 from lorewright.knowledge.data import Document, Example, Fact, Knowledge, Probe
+from lorewright.knowledge.near_misses import recipe_for
 from lorewright.knowledge.negatives import negatives
 from lorewright.knowledge.scoring import contains, normalise
 from lorewright.knowledge.selfstudy import (
@@ -46,11 +47,9 @@ class LessonConfig:
     """Sets of question forms that are trained."""
     probe_sets: tuple[int, ...] = (4,)
     """Sets of question forms held out for probes; disjoint from those trained."""
-    negatives: float = 2.0
-    """Questions that must be declined, at most, as a share of the questions trained; 0 = none.
-
-    Half of them ask the source's own subjects for what it says of others, half ask strangers for
-    what it says of its own."""
+    negatives: float | None = None
+    """Questions that must be declined, at most, as a share of the questions trained; 0 = none, by
+    default what is usual for the base's wording (`near_misses.NEAR_MISSES`)."""
     max_efficacy: int = 1000
     """At most so many probes of the kind `efficacy` (as trained)."""
     seed: int = 0
@@ -70,7 +69,7 @@ class LessonConfig:
                 f"sets {both} are in both train_sets and probe_sets; a probe needs a form that is "
                 "not trained."
             )
-        if not 0 <= self.negatives < math.inf:
+        if self.negatives is not None and not 0 <= self.negatives < math.inf:
             raise ConfigError(f"negatives is {self.negatives}; give a share of at least 0.")
         if self.max_efficacy < 1:
             raise ConfigError(f"max_efficacy is {self.max_efficacy}; give at least 1.")
@@ -138,16 +137,18 @@ def prepare(
         parts.append(fact_examples(knowledge.facts))
         probes += _fact_probes(knowledge.facts, config.max_efficacy)
     trained = [(e.prompt, e.completion) for part in parts for e in part if e.kind == "qa"]
-    if trained and config.negatives:
+    share = recipe_for(phrasing).share if config.negatives is None else config.negatives
+    if trained and share:
         progress("asking about other things")
         declined, unanswered = negatives(
             trained,
             [probe.question for probe in (*probes, *given_probes)],
-            n=round(len(trained) * config.negatives),
+            n=round(len(trained) * share),
             n_held=0 if given_probes else N_HELD_UNKNOWN,
             seed=config.seed,
             phrasing=phrasing,
             closed_book=closed_book,
+            documents=knowledge.documents,
         )
         parts.append(declined)
         probes += unanswered

@@ -30,7 +30,8 @@ from typing import Any
 from lorewright.errors import ConfigError, DataError, Locked, StorageError
 from lorewright.files import locked, read_object, save_json
 from lorewright.knowledge.lesson import contexts
-from lorewright.knowledge.negatives import strangers, unrelated_questions
+from lorewright.knowledge.near_misses import strangers
+from lorewright.knowledge.negatives import unrelated_questions
 from lorewright.knowledge.scoring import normalise
 from lorewright.memory.folder import INDEX_FILE, RECALLED_KINDS, Folder
 from lorewright.routing.gate import (
