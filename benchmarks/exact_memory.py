@@ -35,7 +35,7 @@ def through_peft(name: str, folder: Path, examples: list[Example]) -> Proportion
     """Exact free-running recall of the adapter folder as PEFT loads it."""
     from peft import PeftModel
 
-    model = Model.load(name)
+    model = Model.load(name, implementation="transformers")
     model.network = PeftModel.from_pretrained(model.network, str(folder)).eval()
     rows = [model.render(e.prompt, e.completion) for e in examples]
     outputs = model.generate_ids(

@@ -147,7 +147,7 @@ def main() -> None:
     if args.quick:
         args.seeds, args.repeats, args.epochs = 2, 1, 3
     print(machine(args.stacks))
-    model = Model.load(args.model)
+    model = Model.load(args.model, implementation="transformers")
     depth = int(model.network.config.get_text_config().num_hidden_layers)
     layers = tuple(range(depth // 2, depth)) if args.upper else None
     examples = phone_book(args.facts)

@@ -183,7 +183,8 @@ def run(arm: dict[str, Any]) -> dict[str, Any]:
 def one(arm: dict[str, Any]) -> None:
     """What the process of an arm does."""
     torch.set_num_threads(arm["threads"])
-    model = Model.load(arm["model"])
+    whose = "auto" if arm["kind"] == "ours" else "transformers"
+    model = Model.load(arm["model"], implementation=whose)
     examples = facts_of(arm["facts"], arm["n"])
     n_tokens = sum(len(model.render(e.prompt, e.completion)) for e in examples)
     outcome = (ours if arm["kind"] == "ours" else trl)(model, examples, arm)

@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=3e-3)
     args = parser.parse_args()
 
-    model = Model.load(args.model)
+    model = Model.load(args.model, implementation="transformers")
     examples = fact_examples(read_knowledge(args.facts).facts)
     rows = [model.render(example.prompt, example.completion) for example in examples]
     data = Dataset.from_list(

@@ -13,10 +13,11 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation.configuration_utils import GenerationConfig
 
 from lorewright.adapters import quantise
 from lorewright.adapters.adapter import Adapter
@@ -31,6 +32,9 @@ from lorewright.models.fingerprint import fingerprint
 from lorewright.models.loading import context_length, read_base, stop_ids
 from lorewright.models.nats import LOGIT_VALUES, TokenNats, token_nats
 from lorewright.models.templates import templated
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -115,14 +119,19 @@ class Model:
         dtype: str = "auto",
         device: str | None = None,
         revision: str | None = None,
+        implementation: str = "auto",
     ) -> Model:
         """Load a base by its name in the catalogue, from a folder or a .gguf file, or from the hub.
 
-        `dtype` is auto (as in the files), a float dtype of torch, or nf4: see `quantise`. Raises
+        `dtype` is auto (as in the files), a float dtype of torch, or nf4: see `quantise`.
+        `implementation` transformers gives a network that is a PreTrainedModel, which trainers of
+        other libraries need; auto, a plain torch module where that computes the same bits. Raises
         ModelError with what was tried: no such folder or model, no network, no tokenizer, no such
         device, weights missing from the files, not a causal language model.
         """
-        network, tokenizer = read_base(name, dtype=dtype, device=device, revision=revision)
+        network, tokenizer = read_base(
+            name, dtype=dtype, device=device, revision=revision, implementation=implementation
+        )
         model = cls(network, tokenizer, name)
         model.loaded_as = dtype
         return model

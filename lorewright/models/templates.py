@@ -6,11 +6,14 @@ Training and questions afterwards go through here, so that they cannot differ.
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import jinja2
-from transformers import PreTrainedTokenizerBase
 
 from lorewright.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def templated(

@@ -246,7 +246,7 @@ def test_peft_gives_the_same_greedy_answers(model: Model, memory: Memory) -> Non
     rows.append(model.render("What is the colour of Project Alder?").prompt_ids)
     with model.using(memory.adapter("project-book")):
         ours = model.generate_ids(rows, max_new_tokens=12)
-    network = Model.load().network
+    network = Model.load(implementation="transformers").network
     theirs = peft.PeftModel.from_pretrained(network, folder_of(memory)).eval()
     for row, expected in zip(rows, ours, strict=True):
         out = theirs.generate(

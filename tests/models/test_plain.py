@@ -1,0 +1,253 @@
+"""The plain Llama: transformers' bits, and read only where transformers would read the same."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support.families import llama
+from support.models import saved
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+
+from lorewright.errors import ConfigError, ModelError
+from lorewright.models.catalogue import POCKET_FOLDER
+from lorewright.models.model import Model
+from lorewright.models.plain import PlainLlama, read_plain
+
+STORED = Path(__file__).parents[1] / "fixtures" / "folder-2026-11-28"
+SHAPES: dict[str, dict[str, Any]] = {
+    "query heads share a key head": {},
+    "a head for each, tied": {"num_key_value_heads": 4, "tie_word_embeddings": True},
+    "one key head, wide heads": {"num_key_value_heads": 1, "head_dim": 16},
+}
+
+
+@pytest.fixture(scope="module", params=["pocket", *SHAPES])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if request.param == "pocket":
+        return POCKET_FOLDER
+    return Path(saved(llama(**SHAPES[request.param]), tmp_path_factory.mktemp("base")))
+
+
+@pytest.fixture(scope="module")
+def pair(folder: Path) -> tuple[Any, PlainLlama]:
+    """transformers' network of a folder, and ours."""
+    theirs, ours = AutoModelForCausalLM.from_pretrained(folder), read_plain(folder)
+    assert ours is not None
+    return theirs.eval().requires_grad_(False), ours.eval().requires_grad_(False)
+
+
+def some_ids(n_rows: int, n_tokens: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(n_tokens)
+    return torch.randint(6, 100, (n_rows, n_tokens), generator=generator)
+
+
+def left_padded(n_rows: int, n_tokens: int) -> dict[str, torch.Tensor]:
+    """Rows of unlike lengths, the first whole."""
+    ids, mask = some_ids(n_rows, n_tokens), torch.ones(n_rows, n_tokens, dtype=torch.long)
+    for row in range(n_rows):
+        mask[row, : 3 * row] = 0
+    return {"input_ids": ids * mask, "attention_mask": mask}
+
+
+# --- the same bits
+
+
+def test_it_has_transformers_weights_under_their_names(pair: tuple[Any, PlainLlama]) -> None:
+    theirs, ours = (network.state_dict() for network in pair)
+    assert list(theirs) == list(ours)
+    assert all(torch.equal(theirs[name], ours[name]) for name in theirs)
+    tied = [n.lm_head.weight is n.get_input_embeddings().weight for n in pair]
+    assert tied[0] == tied[1]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 33), (3, 17)])
+def test_logits_have_the_same_bits(pair: tuple[Any, PlainLlama], shape: tuple[int, int]) -> None:
+    theirs, ours = (network(input_ids=some_ids(*shape), use_cache=False) for network in pair)
+    assert torch.equal(theirs.logits, ours.logits)
+
+
+@pytest.mark.parametrize("n_rows", [1, 4])
+@pytest.mark.parametrize("n_more", [1, 5])
+def test_passes_after_a_cache_have_the_same_bits(
+    pair: tuple[Any, PlainLlama], n_rows: int, n_more: int
+) -> None:
+    logits = []
+    first = left_padded(n_rows, 20)
+    mask = torch.cat([first["attention_mask"], torch.ones(n_rows, n_more, dtype=torch.long)], 1)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    for network in pair:
+        begun = network(**first, position_ids=positions[:, :20], use_cache=True)
+        more = network(
+            input_ids=some_ids(n_rows, n_more),
+            attention_mask=mask,
+            position_ids=positions[:, 20:],
+            past_key_values=begun.past_key_values,
+            use_cache=True,
+        )
+        logits.append((begun.logits, more.logits))
+    assert all(torch.equal(a, b) for a, b in zip(*logits, strict=True))
+
+
+@pytest.mark.parametrize("n_rows", [1, 4])
+def test_greedy_continuations_are_the_same(pair: tuple[Any, PlainLlama], n_rows: int) -> None:
+    rows = left_padded(n_rows, 20)
+    free = {"do_sample": False, "num_beams": 1, "max_new_tokens": 12, "pad_token_id": 0}
+    endless = GenerationConfig(**free, eos_token_id=[5])
+    whole = pair[0].generate(**rows, generation_config=endless)
+    stops = [5, int(whole[-1, 20:][-4:][0])]  # what the last row says, if it can, before its end
+    config = GenerationConfig(**free, eos_token_id=stops)
+    theirs, ours = (network.generate(**rows, generation_config=config) for network in pair)
+    assert torch.equal(theirs, ours)
+    assert set(stops) & set(theirs[-1, 20:].tolist())
+
+
+def test_gradients_have_the_same_bits(pair: tuple[Any, PlainLlama]) -> None:
+    found = []
+    for network in pair:
+        weight = network.model.layers[0].self_attn.q_proj.weight
+        weight.requires_grad_(True)
+        network(input_ids=some_ids(2, 9), use_cache=False).logits.logsumexp(-1).sum().backward()
+        found.append(weight.grad)
+        weight.grad = None
+        weight.requires_grad_(False)
+    assert torch.equal(*found)
+
+
+def test_the_tokenizer_is_the_one_that_transformers_chooses(folder: Path) -> None:
+    theirs, ours = AutoTokenizer.from_pretrained(folder), Model.load(str(folder)).tokenizer
+    assert type(theirs) is type(ours)
+    assert theirs.backend_tokenizer.to_str() == ours.backend_tokenizer.to_str()
+    assert theirs.special_tokens_map == ours.special_tokens_map
+    assert theirs.chat_template == ours.chat_template
+    assert theirs.model_max_length == ours.model_max_length
+
+
+def test_both_networks_make_the_same_model(folder: Path) -> None:
+    theirs = Model.load(str(folder), implementation="transformers")
+    state = torch.get_rng_state()
+    ours = Model.load(str(folder))
+    assert torch.equal(torch.get_rng_state(), state), "loading draws no random numbers"
+    assert isinstance(theirs.network, PreTrainedModel)
+    assert isinstance(ours.network, PlainLlama)
+    for name in ("digest", "template_digest", "context", "phrasing", "device", "dtype"):
+        assert getattr(theirs, name) == getattr(ours, name), name
+    assert theirs.runs_in() == ours.runs_in()
+
+
+# --- read only where that is so
+
+
+def change(**said: Any) -> Callable[[Path], None]:
+    """Say something else in a folder's configuration; None takes a key away."""
+
+    def changed(folder: Path) -> None:
+        file = folder / "config.json"
+        config = json.loads(file.read_text(encoding="utf-8")) | said
+        config = {key: value for key, value in config.items() if value is not None}
+        file.write_text(json.dumps(config), encoding="utf-8")
+
+    return changed
+
+
+def tensors(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], None]:
+    """Change a folder's weights."""
+
+    def changed(folder: Path) -> None:
+        weights = load_file(folder / "model.safetensors")
+        weights = {name: weight.clone() for name, weight in weights.items()}
+        change(weights)
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+    return changed
+
+
+def halved(weights: dict[str, torch.Tensor]) -> None:
+    weights["model.norm.weight"] = weights["model.norm.weight"].bfloat16()
+
+
+OTHER: dict[str, Callable[[Path], None]] = {
+    "another family": change(model_type="mistral", architectures=["MistralForCausalLM"]),
+    "another activation": change(hidden_act="gelu"),
+    "biases": change(attention_bias=True),
+    "scaled positions": change(
+        rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
+    ),
+    "no positions": change(rope_parameters=None),
+    "a key that it does not know": change(sliding_window=8),
+    "weights in bfloat16": change(dtype="bfloat16"),
+    "no dtype": change(dtype=None),
+    "more layers than weights": change(num_hidden_layers=3),
+    "one weight in bfloat16": tensors(halved),
+    "one weight too many": tensors(lambda w: w.update(more=torch.ones(1))),
+    "one weight missing": tensors(lambda w: w.pop("model.norm.weight")),
+    "weights in several files": lambda f: (f / "model.safetensors.index.json").touch(),
+    "an adapter beside them": lambda f: (f / "adapter_config.json").touch(),
+    "no weights": lambda f: (f / "model.safetensors").unlink(),
+    "damaged weights": lambda f: (f / "model.safetensors").write_bytes(b"\xff" * 64),
+    "a damaged configuration": lambda f: (f / "config.json").write_text("[", encoding="utf-8"),
+    "no configuration": lambda f: (f / "config.json").unlink(),
+}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(saved(llama(), tmp_path_factory.mktemp("tiny")))
+
+
+@pytest.mark.parametrize("alter", OTHER.values(), ids=OTHER)
+def test_what_is_not_exactly_its_form_is_left_to_transformers(
+    alter: Callable[[Path], None], tiny: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(tiny, folder)
+    assert read_plain(folder) is not None
+    alter(folder)
+    assert read_plain(folder) is None
+
+
+def test_errors_of_damaged_files_are_those_of_transformers(tiny: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(tiny, folder)
+    OTHER["damaged weights"](folder)
+    sentences = []
+    for implementation in ("auto", "transformers"):
+        with pytest.raises(ModelError, match="could not be loaded") as caught:
+            Model.load(str(folder), implementation=implementation)
+        sentences.append(str(caught.value))
+    assert sentences[0] == sentences[1]
+
+
+def test_an_unknown_implementation_is_refused() -> None:
+    with pytest.raises(ConfigError, match="'tinygrad' is unknown; use one of auto, transformers"):
+        Model.load(implementation="tinygrad")
+
+
+# --- and imported alone
+
+
+def test_a_question_to_the_embedded_base_imports_no_model_class(tmp_path: Path) -> None:
+    shutil.copytree(STORED, tmp_path / "atlas")
+    slow = {"transformers.modeling_utils", "transformers.models", "torch._dynamo", "sympy"}
+    code = (
+        "import sys; from lorewright.cli.main import main\n"
+        "try: main()\n"
+        f"except SystemExit: print(*sorted({slow!r} & set(sys.modules)), file=sys.stderr)"
+    )
+    question = "Who leads the Tide Office?"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "ask", question, "--memory", str(tmp_path / "atlas")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith("Maren Oskold")
+    assert done.stderr.strip() == ""
