@@ -521,8 +521,8 @@ def sample(schema: Mapping[str, Any], definitions: Mapping[str, Any], rng: rando
         n = rng.randint(least, min(schema.get("maxItems", least + 2), least + 2))
         return [sample(schema.get("items", {}), definitions, rng) for _ in range(n)]
     if kind in ("integer", "number"):
-        low = schema.get("minimum", 0)
-        high = min(schema.get("maximum", low + 4), low + 4)
+        low = int(schema.get("minimum", 0))  # numbers of the document may be floats
+        high = min(int(schema.get("maximum", low + 4)), low + 4)
         return rng.randint(low, high) if kind == "integer" else rng.uniform(low, high)
     if kind == "string":
         return rng.choice(("x", "Who runs the Alder depot?", "depots", "bees", "auto", "pocket"))
