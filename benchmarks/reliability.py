@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import errno
 import hashlib
 import json
 import os
@@ -657,16 +656,16 @@ def soak(model: Model, options: argparse.Namespace) -> int:
             elif name == about and number % 5 and fact.answer not in reply.text:
                 wrong["answer"] += 1
 
+        async def ask_all(client: httpx.AsyncClient, numbers: Iterator[int]) -> None:
+            for number in numbers:
+                await ask(client, number)
+
         async def run() -> None:
             async with httpx.AsyncClient(timeout=300) as client:
                 for first in range(0, options.n, BATCH):
                     todo = iter(range(first, min(first + BATCH, options.n)))
 
-                    async def worker() -> None:
-                        for number in todo:
-                            await ask(client, number)
-
-                    await asyncio.gather(*(worker() for _ in range(8)))
+                    await asyncio.gather(*(ask_all(client, todo) for _ in range(8)))
                     samples.append((first + BATCH, process.memory_info().rss / 2**20))
                     if first // BATCH % 10 == 9:
                         print(f"{samples[-1][0]}: {samples[-1][1]:.1f} MiB", flush=True)

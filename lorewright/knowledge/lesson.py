@@ -87,6 +87,10 @@ class Lesson:
     """The first quarter of the source."""
     notes: tuple[str, ...]
     """What was dropped or left out, in sentences."""
+    n_sentences: int = 0
+    """Of the documents of which questions were written; 0 where the probes are the user's."""
+    uncovered: tuple[str, ...] = ()
+    """Those of them that no question is about, neither trained nor probed."""
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> Lesson:
@@ -98,6 +102,8 @@ class Lesson:
                 str(plain["full"]),
                 str(plain["scaffold"]),
                 tuple(map(str, plain["notes"])),
+                int(plain.get("n_sentences", 0)),  # lessons of before have none
+                tuple(map(str, plain.get("uncovered", ()))),
             )
         except (KeyError, TypeError) as error:
             raise DataError(
@@ -126,6 +132,7 @@ def prepare(
     parts: list[list[Example]] = []
     probes: list[Probe] = []
     notes = [*knowledge.notes]
+    n_sentences, uncovered = 0, list[str]()
     for document in knowledge.documents:
         progress(f"reading {document.id}")
         study = Study(document, ask_llm, words, config.train_sets, config.probe_sets)
@@ -133,6 +140,11 @@ def prepare(
         pairs = study.pairs if study.wrote_pairs else Pairs()
         probes += _document_probes(document, pairs, config.probe_sets)
         notes += _pair_notes(document, pairs)
+        if study.wrote_pairs and not given_probes:
+            given = [fact.answers for fact in knowledge.facts if fact.source == document.id]
+            left = [s for s in pairs.uncovered if not any(contains(s, a) for a in given)]
+            n_sentences += max(len(statements(document.text)), len(left))
+            uncovered += left
     if knowledge.facts:
         parts.append(fact_examples(knowledge.facts))
         probes += _fact_probes(knowledge.facts, config.max_efficacy)
@@ -162,7 +174,8 @@ def prepare(
     if n_trained:
         are = "probe is" if n_trained == 1 else "probes are"
         notes.append(f"{n_trained} {are} worded as trained: counted as efficacy.")
-    return Lesson(tuple(examples), tuple(chosen), *contexts(knowledge), tuple(notes))
+    rest = (*contexts(knowledge), tuple(notes), n_sentences, tuple(uncovered))
+    return Lesson(tuple(examples), tuple(chosen), *rest)
 
 
 def _document_probes(document: Document, pairs: Pairs, sets: Sequence[int]) -> list[Probe]:
@@ -193,8 +206,7 @@ def _pair_notes(document: Document, pairs: Pairs) -> list[str]:
         n, missed = len(statements(document.text)), len(pairs.uncovered)
         notes.append(
             f"{document.id}: no question covers {missed} of its {max(n, missed)} sentences "
-            f"({missed / max(n, missed):.0%}), which no recall here counts; the first is "
-            f"{pairs.uncovered[0]!r}."
+            f"({missed / max(n, missed):.0%}); the first is {pairs.uncovered[0]!r}."
         )
     return notes
 

@@ -148,8 +148,12 @@ def make(
     wanted: float = WANTED,
     ranks: Sequence[int] = RANKS,
     enough: float = ENOUGH,
+    writable: float = 1.0,
 ) -> Plan:
     """Plan a load: the smallest rank with `enough` of the largest rank's chance.
+
+    `writable` is the share of what is to be recalled that the base can write at all: predicted
+    recall is that of the load times it, and no rank has a chance of more.
 
     Raises ConfigError for a wanted recall that is no share, or ranks of which none fits the base.
     """
@@ -170,14 +174,14 @@ def make(
     options = tuple(
         Option(
             rank,
-            forecast.predict(part, rank, epochs, confidence=CONFIDENCE),
-            forecast.chance(part, rank, epochs, wanted),
+            _shrunk(forecast.predict(part, rank, epochs, confidence=CONFIDENCE), writable),
+            forecast.chance(part, rank, epochs, wanted / writable) if wanted < writable else 0.0,
             n_memories * shape.n_bytes(rank),
         )
         for rank in fitting
     )
     if n_memories > 1:  # it was split so that some rank is likely enough
-        chosen = next(option for option in options if option.chance >= SURE)
+        chosen = next(o for o in options if forecast.chance(part, o.rank, epochs, wanted) >= SURE)
     else:
         # Logarithms order ranks even where all are hopeless.
         least = forecast.log_chance(part, largest, epochs, wanted) + math.log(enough)
@@ -203,7 +207,11 @@ def make(
         {name: engine_rank(chosen.rank, sizes) for name, sizes in ENGINES.items()},
         (),
     )
-    return replace(plan, notes=_notes(plan, part, forecast))
+    return replace(plan, notes=_notes(plan, part, forecast, writable))
+
+
+def _shrunk(recall: Interval, share: float) -> Interval:
+    return Interval(recall.value * share, recall.low * share, recall.high * share)
 
 
 def timed(plan: Plan, forecast: Forecast, seconds_per_example: float) -> Plan:
@@ -266,16 +274,23 @@ def table(plan: Plan) -> list[tuple[str, ...]]:
     return rows
 
 
-def _notes(plan: Plan, part: Load, forecast: Forecast) -> tuple[str, ...]:
+def _notes(plan: Plan, part: Load, forecast: Forecast, writable: float) -> tuple[str, ...]:
     """What the numbers do not say, in sentences."""
     notes = []
+    if writable < 1:
+        notes.append(
+            f"Of what is to be recalled this base can write {writable:.0%}; predicted recall is of "
+            "all of it, and neither rank nor epochs change the rest."
+        )
     if plan.n_memories > 1:
         notes.append(
             f"One memory does not hold it: split into {plan.n_memories} of about "
             f"{part.n_answers} answers each."
         )
     likely = next((option for option in plan.options if option.chance >= SURE), None)
-    if not plan.reaches and likely is not None:
+    if writable <= plan.wanted:
+        pass  # said above: no rank and no budget reaches it
+    elif not plan.reaches and likely is not None:
         notes.append(
             f"Rank {plan.rank} reaches {plan.wanted:g} with a chance of {plan.chance:.2f}; to be "
             f"surer take rank {likely.rank} (chance {likely.chance:.2f})."

@@ -276,7 +276,11 @@ def _together(names: Sequence[str], lessons: Sequence[Lesson], knowledge: Knowle
         for probe in lesson.probes:
             probes.setdefault((probe.kind, probe.question), replace(probe, id=f"{name}/{probe.id}"))
     notes = (f"merged from {', '.join(names)}.",)
-    return Lesson(tuple(examples), tuple(probes.values()), *contexts(knowledge), notes)
+    return Lesson(
+        *(tuple(examples), tuple(probes.values()), *contexts(knowledge), notes),
+        sum(lesson.n_sentences for lesson in lessons),
+        tuple(sentence for lesson in lessons for sentence in lesson.uncovered),
+    )
 
 
 # -- the verdict ---------------------------------------------------------------------------------

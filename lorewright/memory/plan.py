@@ -11,7 +11,7 @@ from lorewright.law import plan as plans
 from lorewright.law.calibration import calibrate, find, load_of
 from lorewright.law.plan import Plan
 from lorewright.memory.opened import OpenFolder, Source, as_knowledge
-from lorewright.memory.write import lesson_for, unwritable_notes
+from lorewright.memory.write import lesson_for, unwritable_notes, writable_share
 from lorewright.models.model import Model
 from lorewright.training.config import WriteConfig
 from lorewright.training.rates import suggested_lr
@@ -49,7 +49,14 @@ def plan(
         calibration = calibrate(
             model, config, fresh=recalibrate, progress=watch.step, on_epoch=watch.epoch
         )
-    planned = plans.make(load, calibration.forecast, shape, epochs=config.epochs, wanted=wanted)
+    planned = plans.make(
+        load,
+        calibration.forecast,
+        shape,
+        epochs=config.epochs,
+        wanted=wanted,
+        writable=writable_share(model, prepared),
+    )
     watch.step("timing a few steps")
     lora = replace(config.lora, rank=planned.rank)
     pace = plans.pace(model, prepared.examples, replace(config, lora=lora))

@@ -11,7 +11,7 @@ from lorewright.files import slug
 from lorewright.knowledge.data import Probe
 from lorewright.knowledge.lesson import Lesson
 from lorewright.knowledge.scoring import METRICS
-from lorewright.memory.folder import BEFORE
+from lorewright.memory.folder import BEFORE, RECALLED_KINDS
 from lorewright.memory.opened import OpenFolder
 from lorewright.models.catalogue import POCKET
 from lorewright.models.model import Model
@@ -38,7 +38,7 @@ def verify(
     entry, state = memory.folder.entry(name), memory.state(name)
     lesson = memory.folder.lesson(entry)
     if probes:
-        lesson = replace(lesson, probes=tuple(probes))
+        lesson = replace(lesson, probes=tuple(probes), n_sentences=0, uncovered=())
     if not lesson.probes:
         raise ConfigError(f"{name!r} was written without probes; give some with --probes FILE.")
     metric = metric or metric_of(memory, state.id)
@@ -69,8 +69,26 @@ def verdict(
         )
     else:
         report = RecallReport(metric, {}, ("there are no probes: give some with --probes.",))
-    base = {"base": memory.model.name, "base_digest": memory.model.digest}
-    return replace(report, context={"memory": name, "adapter": state.id, **base})
+    about: dict[str, Any] = {"memory": name, "adapter": state.id}
+    about |= {"base": memory.model.name, "base_digest": memory.model.digest}
+    if lesson.n_sentences:
+        n_covered = lesson.n_sentences - len(lesson.uncovered)
+        about |= {"n_sentences": lesson.n_sentences, "n_covered": n_covered}
+    return replace(report, notes=(*report.notes, *_over_documents(report, lesson)), context=about)
+
+
+def _over_documents(report: RecallReport, lesson: Lesson) -> tuple[str, ...]:
+    """Recall with the sentences that no question is about as not recalled."""
+    kind = next((kind for kind in RECALLED_KINDS[1::-1] if kind in report.kinds), "")
+    asked = report.proportion("memory", kind).mean if kind else None
+    if not lesson.uncovered or asked is None:
+        return ()
+    covered = 1 - len(lesson.uncovered) / lesson.n_sentences
+    return (
+        f"over the documents: {asked * covered:.2f} rather than {asked:.2f} ({kind}), with the "
+        f"{len(lesson.uncovered)} of {lesson.n_sentences} sentences that no question is about as "
+        "not recalled.",
+    )
 
 
 def metric_of(memory: OpenFolder, identity: str) -> str:

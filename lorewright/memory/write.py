@@ -137,7 +137,7 @@ def write(
         prepared = lesson_in(run)
         config, notes = _fitted(fitted, config, len(prepared.examples))
         if find_rank:
-            config, note = _rank_for(model, run, prepared.examples, config, watch)
+            config, note = _rank_for(model, run, prepared, config, watch)
             notes += [note]
         if find_rate:
             config = replace(config, lr=_best_rate(model, run, prepared, knowledge, config, watch))
@@ -281,21 +281,31 @@ def unwritable_notes(
     return tuple(notes)
 
 
+def writable_share(model: Model, lesson: Lesson) -> float:
+    """Share of what is to be recalled that the base can write: answers, and sentences unasked."""
+    pairs = ((e.source, e.completion) for e in lesson.examples if e.kind == "qa")
+    answers = list(dict.fromkeys(pairs))
+    lost = [marks for marks in unwritable(model, [text for _, text in answers]) if marks]
+    unasked = [marks for marks in unwritable(model, lesson.uncovered) if marks]
+    n = len(answers) + len(unasked)
+    return 1 - (len(lost) + len(unasked)) / n if n else 1.0
+
+
 def _rank_for(
-    model: Model, run: Path, examples: Sequence[Example], config: WriteConfig, watch: Watch
+    model: Model, run: Path, lesson: Lesson, config: WriteConfig, watch: Watch
 ) -> tuple[WriteConfig, str]:
     """A write's settings with the planned rank, and a sentence on it, stored with the run.
 
     Without a calibration the rank is FIXED_RANK: a write spends no minutes on one by itself.
     """
-    stored = _once(run / PLAN_FILE, lambda: _ranked(model, examples, config, find(model, config)))
+    stored = _once(run / PLAN_FILE, lambda: _ranked(model, lesson, config, find(model, config)))
     rank, note = int(stored["rank"]), str(stored["note"])
     watch.step(note)
     return replace(config, lora=replace(config.lora, rank=rank)), note
 
 
 def _ranked(
-    model: Model, examples: Sequence[Example], config: WriteConfig, calibration: Calibration | None
+    model: Model, lesson: Lesson, config: WriteConfig, calibration: Calibration | None
 ) -> dict[str, object]:
     if calibration is None:
         note = (
@@ -303,7 +313,7 @@ def _ranked(
             "`lore plan` would calibrate it, once."
         )
         return {"rank": plans.FIXED_RANK, "note": note}
-    shape, load = plans.shape_of(model, config.lora), load_of(model, examples)
+    shape, load = plans.shape_of(model, config.lora), load_of(model, lesson.examples)
     ranks = [rank for rank in plans.RANKS if rank >= plans.LEAST_WRITTEN] or [shape.largest]
     planned = plans.make(
         load,
@@ -313,6 +323,7 @@ def _ranked(
         wanted=plans.WANTED_OF_WRITE,
         ranks=ranks if min(ranks) <= shape.largest else [shape.largest],
         enough=plans.ENOUGH_TO_WRITE,
+        writable=writable_share(model, lesson),
     )
     advice = " ".join(planned.notes[:-1])
     note = f"Planned: {planned}. {advice}".strip()

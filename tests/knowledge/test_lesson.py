@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -286,7 +287,15 @@ def test_dropped_pairs_and_uncovered_sentences_are_noted() -> None:
     made = prepare(known, ask_llm=liar, closed_book=shrug, config=LessonConfig())
     text = " ".join(made.notes)
     assert "an answer that is not in the passage" in text
-    assert "no question covers 5 of its 5 sentences (100%), which no recall" in text
+    assert "no question covers 5 of its 5 sentences (100%); the first is" in text
+    assert made.n_sentences == len(made.uncovered) == 5
+    told = Fact("g", "Who leads Heron?", "Mira Voss", source=DOCUMENT.id)
+    also = prepare(
+        Knowledge((DOCUMENT,), (told,)), ask_llm=liar, closed_book=shrug, config=LessonConfig()
+    )
+    assert (also.n_sentences, len(also.uncovered)) == (5, 4), "a given fact is about one"
+    again = Lesson.from_json(json.loads(json.dumps(asdict(also))))
+    assert again == also
 
 
 def test_a_source_that_gives_nothing_to_learn_is_refused_with_a_way_out() -> None:

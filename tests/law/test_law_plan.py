@@ -133,6 +133,18 @@ def test_a_larger_rank_that_would_be_surer_is_named() -> None:
     assert not any("No rank" in note for note in planned.notes)
 
 
+def test_what_the_base_cannot_write_lowers_what_is_predicted_and_no_rank_is_said_to_help() -> None:
+    whole, half = (make(load(40), FORECAST, SHAPE, epochs=60, writable=w) for w in (1.0, 0.5))
+    assert half.rank == whole.rank and half.n_memories == whole.n_memories
+    assert half.recall == tuple(x / 2 for x in whole.recall)
+    assert half.chance == 0.0 and not half.reaches
+    first, *rest = half.notes
+    assert first.startswith("Of what is to be recalled this base can write 50%")
+    assert rest == [whole.notes[-1]]
+    most = make(load(40), FORECAST, SHAPE, epochs=60, wanted=0.5, writable=0.9)
+    assert 0 < most.chance <= 1
+
+
 def test_every_plan_says_that_other_words_are_verified_and_not_predicted() -> None:
     assert "verified by the write" in make(load(40), FORECAST, SHAPE, epochs=60).notes[-1]
 

@@ -43,6 +43,7 @@ from lorewright.knowledge.lesson import LessonConfig, prepare
 from lorewright.knowledge.readers.read import read_knowledge
 from lorewright.memory.memory import Memory
 from lorewright.memory.opened import as_knowledge
+from lorewright.memory.verify import verdict
 from lorewright.memory.write import Outcome
 from lorewright.models.model import Model
 from lorewright.recall.traces import audit
@@ -163,6 +164,22 @@ def test_what_was_trained_comes_back_from_disk_word_for_word(outcome: Outcome) -
 def test_notes_of_the_lesson_and_of_the_verdict_are_both_reported(outcome: Outcome) -> None:
     noted = replace(outcome, notes=("a pair was dropped",)).to_json()["notes"]
     assert noted[0] == "a pair was dropped" and any(note.startswith("wrong: ") for note in noted)
+
+
+def test_sentences_without_a_question_lower_recall_over_the_documents(memory: Memory) -> None:
+    lesson = replace(
+        memory.folder.lesson(memory.folder.entry("project-book")),
+        n_sentences=8,
+        uncovered=("The gate is teal.", "The key is under the mat."),
+    )
+    state = memory.state("project-book")
+    report = verdict(memory, "project-book", state, "", lesson, "exact_match", None)
+    assert (report.context["n_sentences"], report.context["n_covered"]) == (8, 6)
+    asked = report.proportion("memory", "paraphrase").mean
+    assert asked is not None
+    (note,) = (note for note in report.to_json()["notes"] if note.startswith("over the doc"))
+    assert f"{asked * 6 / 8:.2f} rather than {asked:.2f} (paraphrase)" in note
+    assert "2 of 8 sentences" in note
 
 
 def test_the_same_write_in_two_folders_gives_the_same_bytes(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from lorewright.knowledge.data import Document, Fact, Knowledge
 from lorewright.knowledge.lesson import LessonConfig
-from lorewright.memory.write import lesson_for
+from lorewright.memory.write import lesson_for, writable_share
 from lorewright.models.alphabet import indistinct, unwritable
 from lorewright.models.model import Model
 from lorewright.recall.diagnose import diagnose
@@ -63,6 +65,9 @@ def test_a_write_names_what_cannot_be_recalled_before_it_trains(model: Model) ->
     assert "1 of 2 answers" in answers and "'René Gräf' (Who is the head?)" in answers
     assert "1 of 1 sentences" in sentences and "($)" in sentences
     assert steps[-2:] == [answers, sentences]
+    assert writable_share(model, made) == 1 / 2, "of the two answers"
+    unasked = replace(made, n_sentences=2, uncovered=("It costs $20.", "It is open."))
+    assert writable_share(model, unasked) == pytest.approx(1 / 3)
 
 
 def test_the_doctor_names_it_and_advises_no_longer_training() -> None:
