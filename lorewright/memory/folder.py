@@ -39,6 +39,8 @@ from lorewright.memory.migrations import SCHEMA, brief, migrate
 INDEX_FILE = "memory.json"
 LESSON_FILE, REPORT_FILE = "lesson.json", "report.json"
 CONFIG_FILE, CARD_FILE = "config.json", "card.json"
+DERIVED = "index"
+"""In the memory's folder: everything that is derived from sources and lessons for routing."""
 JOURNAL = "forgetting.json"
 """There while a removal is under way, and after one that was interrupted."""
 LOCK_SECONDS = 2.0

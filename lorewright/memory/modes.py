@@ -13,8 +13,7 @@ from typing import Any
 
 from lorewright.errors import DataError
 from lorewright.files import read_object, save_json
-from lorewright.memory.folder import Folder
-from lorewright.memory.route import DERIVED
+from lorewright.memory.folder import DERIVED, Folder
 from lorewright.recall.statistics import Estimate
 
 MODES_FILE = "modes.json"

@@ -41,6 +41,7 @@ from lorewright.knowledge.teacher import ReplyCache
 from lorewright.memory.folder import (
     CARD_FILE,
     CONFIG_FILE,
+    DERIVED,
     JOURNAL,
     LESSON_FILE,
     RECALLED_KINDS,
@@ -58,7 +59,6 @@ from lorewright.memory.leftovers import (
     wanted,
     words_of,
 )
-from lorewright.memory.route import DERIVED
 
 BLANK = "[forgotten]"
 TEACHER_FILE = "teacher.jsonl"

@@ -33,7 +33,7 @@ from lorewright.knowledge.lesson import contexts
 from lorewright.knowledge.near_misses import strangers
 from lorewright.knowledge.negatives import unrelated_questions
 from lorewright.knowledge.scoring import normalise
-from lorewright.memory.folder import INDEX_FILE, RECALLED_KINDS, Folder
+from lorewright.memory.folder import DERIVED, INDEX_FILE, RECALLED_KINDS, Folder
 from lorewright.routing.gate import (
     N_CANDIDATES,
     RATE,
@@ -47,8 +47,6 @@ from lorewright.routing.index import KEYS_FILE, Hit, Index, Key, Part, Retriever
 from lorewright.routing.lexicon import tokens
 from lorewright.training.watch import Watch
 
-DERIVED = "index"
-"""In the memory's folder: everything that is derived from sources and lessons for routing."""
 GATE_FILE = "gate.json"
 SCHEMA = 1
 PASSAGE_CHARS = 420

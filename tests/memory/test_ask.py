@@ -17,9 +17,9 @@ from lorewright.cli.main import app
 from lorewright.errors import ConfigError, DataError, UnknownMemory
 from lorewright.knowledge.negatives import DECLINE
 from lorewright.memory.ask import ask_as, parts_of
+from lorewright.memory.folder import DERIVED
 from lorewright.memory.memory import Memory
 from lorewright.memory.modes import ALL, MODES_FILE, Comparison, store_comparison, stored_comparison
-from lorewright.memory.route import DERIVED
 from lorewright.models.model import Model
 from lorewright.recall.statistics import wilson
 from lorewright.training.config import Job, WriteConfig, Written

@@ -65,6 +65,9 @@ def test_what_needs_no_model_loads_no_torch() -> None:
     code = "".join(f"import lorewright.memory.{name}\n" for name in names)
     code += "import sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    # and what routes nothing, no retriever
+    code = "import sys, lorewright.memory.removal; sys.exit('bm25s' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_a_name_that_is_entered_again_moves_and_others_stay(folder: Folder) -> None:

@@ -19,8 +19,9 @@ from lorewright.files import save_json
 from lorewright.knowledge.data import Example, Knowledge, Probe
 from lorewright.knowledge.lesson import Lesson
 from lorewright.knowledge.negatives import unrelated_questions
+from lorewright.memory.folder import DERIVED
 from lorewright.memory.memory import Memory
-from lorewright.memory.route import DERIVED, GATE_FILE, names_in, words
+from lorewright.memory.route import GATE_FILE, names_in, words
 from lorewright.models.model import Model
 from lorewright.routing.index import KEYS_FILE, TERMS_FILE
 from lorewright.routing.lexicon import tokens
