@@ -5,6 +5,7 @@ and ``except OSError`` work. Messages say what was requested, what was there and
 
     LorewrightError
     ├── DataError           (ValueError)        a file or a text that cannot be knowledge
+    │   └── Unreadable                          no text can be taken out of a file
     ├── ConfigError         (ValueError)        a setting that does not exist or fit
     ├── TargetsNotFound     (ValueError)        a LoRA target that names no layer
     ├── ModelError          (ValueError)        a base model that cannot be loaded or used
@@ -26,6 +27,10 @@ class LorewrightError(Exception):
 
 class DataError(LorewrightError, ValueError):
     """A file or a text cannot be read as knowledge or as probes."""
+
+
+class Unreadable(DataError):
+    """No text can be taken out of a file: scanned, encrypted, damaged, or for lack of a package."""
 
 
 class ConfigError(LorewrightError, ValueError):

@@ -49,24 +49,16 @@ def read_text(path: Path) -> str:
     return read_encoded(path).content
 
 
-def read_encoded(path: Path) -> Text:
+def read_encoded(path: Path, *, markup: bool = False) -> Text:
     """Return the text of a file with ``\\n`` line ends and without a byte order mark.
 
     UTF-8, UTF-16 and, where nothing speaks against it, Windows-1252. Raises DataError when it is
     missing, not a file, empty, over MAX_BYTES, binary (whatever its name), or in another encoding;
-    StorageError when the disk refuses.
+    StorageError when the disk refuses. HTML is text to readers of `markup` only.
     """
-    if not path.exists():
-        raise DataError(f"{path} cannot be read: there is no such file; check the path.")
-    if not path.is_file():
-        raise DataError(f"{path} cannot be read: it is not a regular file; give a file.")
+    check_size(path, MAX_BYTES)
     try:
-        n_bytes = path.stat().st_size
-        if n_bytes > MAX_BYTES:
-            raise DataError(
-                f"{path} has {n_bytes} bytes; at most {MAX_BYTES} (64 MiB) are read; split it."
-            )
-        text = _decode(path.read_bytes(), path)
+        text = _decode(path.read_bytes(), path, markup=markup)
     except OSError as error:
         raise StorageError(f"{path} cannot be read: {error}; check the disk.") from error
     if not text.content.strip():
@@ -74,6 +66,26 @@ def read_encoded(path: Path) -> Text:
     return text
 
 
+def check_size(path: Path, max_bytes: int) -> None:
+    """Raise DataError for what is no file, empty or larger; StorageError if the disk refuses."""
+    if not path.exists():
+        raise DataError(f"{path} cannot be read: there is no such file; check the path.")
+    if not path.is_file():
+        raise DataError(f"{path} cannot be read: it is not a regular file; give a file.")
+    try:
+        n_bytes = path.stat().st_size
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error}; check the disk.") from error
+    if n_bytes > max_bytes:
+        raise DataError(
+            f"{path} has {n_bytes} bytes; at most {max_bytes} ({max_bytes >> 20} MiB) are read; "
+            "split it."
+        )
+    if not n_bytes:
+        raise DataError(f"{path} is empty; give a file with text in it.")
+
+
+_HTML = "an HTML page"
 _MAGIC = {
     b"%pdf-": "a PDF",
     b"%!ps": "PostScript",
@@ -85,8 +97,8 @@ _MAGIC = {
     b"gif8": "a picture",
     b"\xff\xd8\xff": "a picture",
     b"sqlite format 3": "a database",
-    b"<!doctype html": "an HTML page",
-    b"<html": "an HTML page",
+    b"<!doctype html": _HTML,
+    b"<html": _HTML,
 }
 """First bytes, in lower case, of what is no plain text under any name."""
 
@@ -98,10 +110,15 @@ MAX_HIGH_SHARE = 0.25
 """Text with a larger share of non-ASCII letters is in no Latin script, so not in Windows-1252."""
 
 
-def _decode(content: bytes, path: Path) -> Text:
-    start = content.removeprefix(b"\xef\xbb\xbf")[:400].lstrip().lower()
-    kind = next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), None)
-    if kind:
+def kind_of(content: bytes) -> str:
+    """What a file is by its first bytes, such as "a PDF"; empty for text and what is not known."""
+    start = content[:400].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    return next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), "")
+
+
+def _decode(content: bytes, path: Path, *, markup: bool) -> Text:
+    kind = kind_of(content)
+    if kind and not (markup and kind == _HTML):
         raise DataError(f"{path} is {kind}, not text; save it as text, Markdown or CSV.")
     n_zero = content.count(0)
     halves = (content[::2].count(0), content[1::2].count(0))

@@ -152,7 +152,8 @@ def test_the_reference_lists_every_extra() -> None:
 
 def _distribution(requirement: str) -> str:
     name = re.split(r"[\[<>=!~; ]", requirement, maxsplit=1)[0].replace("-", "_")
-    return {"markdown_it_py": "markdown_it"}.get(name, name)
+    modules = {"markdown_it_py": "markdown_it", "python_pptx": "pptx", "beautifulsoup4": "bs4"}
+    return modules.get(name, name)
 
 
 # Sizes, names, manners

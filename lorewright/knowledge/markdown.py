@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 MAX_UNBROKEN = 400
 """Longest run of ASCII without a space that is read: longer ones are data, not words."""
@@ -107,4 +107,19 @@ def _sentences(table: re.Match[str]) -> str:
 
 def _cells(row: str) -> list[str]:
     bare = row.strip().removeprefix("|").removesuffix("|")
-    return [cell.strip().strip("*`").strip() for cell in re.split(r"(?<!\\)\|", bare)]
+    cells = re.split(r"(?<!\\)\|", bare)
+    return [cell.strip().strip("*`").strip().replace("\\|", "|") for cell in cells]
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table of these rows, the first of which is its head; short ones are filled up."""
+    width = max(map(len, rows))
+    lines = [
+        "| " + " | ".join(_cell(cell) for cell in (*row, *[""] * (width - len(row)))) + " |"
+        for row in rows
+    ]
+    return "\n".join([lines[0], "|" + "---|" * width, *lines[1:]])
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")

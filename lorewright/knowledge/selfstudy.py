@@ -17,7 +17,7 @@ from lorewright.errors import ConfigError
 from lorewright.knowledge.data import Document
 from lorewright.knowledge.markdown import with_tables_as_sentences
 from lorewright.knowledge.scoring import contains, is_declined, normalise
-from lorewright.knowledge.splitting import passages, sentences
+from lorewright.knowledge.splitting import headed_passages, passages, sentences
 
 AskLLM = Callable[[list[str]], list[str]]
 """Prompts to replies, in the same order."""
@@ -34,6 +34,8 @@ class Phrasing:
     summary: str
     passage_chars: int
     """Longest passage put before the model at once, in characters."""
+    with_headings: bool = True
+    """Whether a passage is read with the headings under which it stands."""
 
 
 PHRASINGS = {
@@ -43,6 +45,7 @@ PHRASINGS = {
         rewrite="{text}\n\nRewrite the text, style {number}.",
         summary="{text}\n\nSummarise the text.",
         passage_chars=120,  # a sentence or two: what it reads most reliably
+        with_headings=False,
     ),
     "general": Phrasing(
         pairs="{text}\n\n"
@@ -72,7 +75,10 @@ def phrasing_named(name: str) -> Phrasing:
 
 def passages_for(document: Document, phrasing: Phrasing) -> tuple[str, ...]:
     """The passages that are put before the language model, as short as its phrasing wants them."""
-    return passages(with_tables_as_sentences(document.text), max_chars=phrasing.passage_chars)
+    text, max_chars = with_tables_as_sentences(document.text), phrasing.passage_chars
+    if phrasing.with_headings:
+        return headed_passages(text, title=document.title, max_chars=max_chars)
+    return passages(text, max_chars=max_chars)
 
 
 def prompts_of(document: Document, phrasing: str = "general") -> Iterator[str]:

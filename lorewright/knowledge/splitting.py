@@ -80,6 +80,49 @@ def passages(text: str, *, max_chars: int = 1200) -> tuple[str, ...]:
     return tuple(text[span.start : span.end] for span in passed)
 
 
+def headed_passages(text: str, *, title: str = "", max_chars: int = 1200) -> tuple[str, ...]:
+    """Return the passages, each with the headings under which it stands, as one line before it.
+
+    "## Backups" below "# Handbook" becomes "# Handbook — Backups"; a title stands first where the
+    text does not begin with it. At most ``max_chars`` characters each, the line included; outer
+    headings are left out where the line would take more than a third. Raises ConfigError as
+    passages.
+    """
+    above = [(0, title.strip())] if title.strip() else []
+    headed = []
+    for passage in passages(text, max_chars=max_chars):
+        body = 0
+        for block in _blocks(passage):
+            if not block.heading:
+                break
+            level, words = _heading(passage[block.start : block.end])
+            above = [outer for outer in above if outer[0] < level and outer[1] != words]
+            above += [(level, words)] if words else []
+            body = block.end
+        line = _heading_line([words for _, words in above], max_chars // 3)
+        rest = passage[body:].strip()
+        if not rest or not line:
+            headed.append(passage)
+            continue
+        pieces = passages(rest, max_chars=max(1, max_chars - len(line) - 2))
+        headed += [f"{line}\n\n{piece}" for piece in pieces]
+    return tuple(headed)
+
+
+def _heading(text: str) -> tuple[int, str]:
+    """The level of a heading, from 1, and its words without marks."""
+    first, *underline = text.strip().split("\n")
+    marks = len(first) - len(first.lstrip("#"))
+    level = marks or (1 if underline and underline[-1].lstrip().startswith("=") else 2)
+    return level, first.strip(" \t#").replace("*", "").replace("`", "")
+
+
+def _heading_line(words: list[str], max_chars: int) -> str:
+    while words and len(line := "# " + " — ".join(words)) > max_chars:
+        words = words[1:]
+    return line if words else ""
+
+
 def _fitting(text: str, max_chars: int) -> Iterator[_Span]:
     """Yield blocks that fit, the sentences of those that do not, and words of those."""
     for block in _blocks(text):

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from lorewright.errors import ConfigError, DataError, StorageError, UnknownMemory
 from lorewright.files import jsonl, store
 from lorewright.knowledge.data import Knowledge
-from lorewright.knowledge.splitting import passages
+from lorewright.knowledge.splitting import headed_passages
 from lorewright.routing.lexicon import Lexicon, StoredTerms, Terms, Tokenise, tokens
 
 Embed = Callable[[list[str]], Any]
@@ -90,7 +90,8 @@ def keys_of(
     for document in knowledge.documents:
         if document.title.strip():
             keys.append(Key(memory, document.title, "title"))
-        keys += [Key(memory, text) for text in passages(document.text, max_chars=max_chars)]
+        texts = headed_passages(document.text, title=document.title, max_chars=max_chars)
+        keys += [Key(memory, text) for text in texts]
         keys += [Key(memory, text, "entity") for text in entities(document.text)]
     documents = {document.id for document in knowledge.documents}
     for fact in knowledge.facts:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from lorewright import files
 from lorewright.errors import DataError
-from lorewright.knowledge.data import Document, Fact, Knowledge, Probe
+from lorewright.knowledge.data import DOCUMENT_SUFFIXES, Document, Fact, Knowledge, Probe
 from lorewright.knowledge.readers.cells import Row
 from lorewright.knowledge.readers.items import Item
 from lorewright.knowledge.readers.probes import read_probes
@@ -275,7 +275,7 @@ def test_one_bad_file_refuses_the_folder_by_name(tmp_path: Path) -> None:
         ("a.jsonl", '{"messages": [{"role": "user", "content": "q"}]}', "messages of user"),
         ("a.json", '{"data": [{"paragraphs": 4}]}', "'paragraphs' must be a list"),
         ("a.json", '{"data": [{"paragraphs": [{"context": "c"}]}]}', "'qas' must be a list"),
-        ("a.pdf", "text", "ends in '.pdf'"),
+        ("a.odt", "text", "ends in '.odt'"),
         ("a", "text", "ends in 'nothing'"),
         ("a.md", "", "is empty"),
         ("a.jsonl", "", "is empty"),
@@ -537,7 +537,7 @@ def test_no_encoding_is_guessed_where_the_text_speaks_against_it(
 def test_a_folder_names_every_file_that_is_read_or_left_out(tmp_path: Path) -> None:
     write(tmp_path / "berths.md", "# B\n\nText.")
     write(tmp_path / "facts.jsonl", [{"question": "Who?", "answer": "Ada"}])
-    others = ("memo.pdf", "memo.docx", "notes.ipynb", "guide.rst", "page.html", ".hidden.md")
+    others = ("memo.odt", "memo.doc", "notes.ipynb", "photo.png", "app.exe", ".hidden.md")
     for name in others:
         write(tmp_path / name, "x")
     read, *rest = read_knowledge(tmp_path).notes
@@ -625,7 +625,10 @@ GOOD = {
 }
 
 
-@pytest.mark.parametrize("suffix", READERS)
+TEXTS = (*GOOD, *DOCUMENT_SUFFIXES)
+
+
+@pytest.mark.parametrize("suffix", TEXTS)
 def test_every_reader_names_its_items_and_their_places(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
     path.write_bytes(GOOD.get(suffix, b"# Ada\n\nA text."))
@@ -634,7 +637,7 @@ def test_every_reader_names_its_items_and_their_places(tmp_path: Path, suffix: s
     assert item.content.id.startswith("sub-a") and str(path) in item.where
 
 
-@pytest.mark.parametrize("suffix", READERS)
+@pytest.mark.parametrize("suffix", TEXTS)
 @pytest.mark.parametrize(
     ("content", "message"),
     [

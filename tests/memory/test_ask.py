@@ -288,7 +288,8 @@ def test_lore_ask_says_what_memory_ask_says(unmeasured: Memory) -> None:
 def test_lore_ask_tells_people_memory_passage_and_certainty(unmeasured: Memory) -> None:
     ran = CliRunner().invoke(app, ["ask", COLOUR, "--memory", str(unmeasured.folder.path)])
     assert ran.exit_code == 0 and ran.stdout.startswith("teal\n")
-    for words in ("memory harbour, chosen with p = ", "mean token probability", "read: # Harbour"):
+    passage = "read: # harbour notes — Harbour"
+    for words in ("memory harbour, chosen with p = ", "mean token probability", passage):
         assert words in ran.stdout
     ran = CliRunner().invoke(app, ["ask", STRANGER, "--memory", str(unmeasured.folder.path)])
     assert ran.stdout.startswith(DECLINE) and "no memory here is for it" in ran.stdout

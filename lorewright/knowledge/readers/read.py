@@ -10,15 +10,24 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lorewright.errors import DataError
+from lorewright.errors import DataError, Unreadable
 from lorewright.files import slug
 from lorewright.knowledge.data import DOCUMENT_SUFFIXES, Document, Fact, Knowledge
+from lorewright.knowledge.readers.converted import reader_by
+from lorewright.knowledge.readers.epub import epub_to_markdown
+from lorewright.knowledge.readers.html import html_to_markdown
 from lorewright.knowledge.readers.items import N_NAMED, Item, Reader, counted, listed
+from lorewright.knowledge.readers.notebooks import notebook_to_markdown
+from lorewright.knowledge.readers.office import docx_to_markdown, pptx_to_markdown
+from lorewright.knowledge.readers.pdf import pdf_to_markdown
 from lorewright.knowledge.readers.rows import read_csv, read_json, read_jsonl, read_tsv
+from lorewright.knowledge.readers.rst import rst_to_markdown
+from lorewright.knowledge.readers.sheets import read_xlsx
 from lorewright.knowledge.readers.text import read_document
 
 _LINE = re.compile(r" (?:line|item) \d+.*")
@@ -37,13 +46,22 @@ def read_knowledge(path: Path | str) -> Knowledge:
     if not path.exists():
         raise DataError(f"{path} cannot be read: there is no such file or folder; check the path.")
     files, left_out = _files(path)
-    by_file = {file: _read(file, name) for file, name in files}
+    by_file, unread = {}, []
+    for file, name in files:
+        try:
+            by_file[file] = _read(file, name)
+        except Unreadable as error:
+            if not path.is_dir():
+                raise
+            unread.append(f"not read: {error}")
+    if not by_file:
+        raise Unreadable(f"{path} holds no file that can be read: {' '.join(unread)}")
     items = [item for read in by_file.values() for item in read]
     documents = _distinct_documents(items)
     facts, notes = _distinct_facts(items)
     _refuse_repeated_ids([*documents, *facts])
     if path.is_dir():
-        notes = [_listing(path, by_file), *left_out, *notes]
+        notes = [_listing(path, by_file), *unread, *left_out, *notes]
     return Knowledge(
         documents=tuple(each.content for each in documents if isinstance(each.content, Document)),
         facts=tuple(each.content for each in facts if isinstance(each.content, Fact)),
@@ -59,7 +77,9 @@ def _files(path: Path) -> tuple[list[tuple[Path, str]], list[str]]:
         (file.relative_to(path) for file in path.rglob("*") if file.is_file()),
         key=lambda file: file.as_posix(),
     )
-    visible = [file for file in below if not any(part.startswith(".") for part in file.parts)]
+    # Office leaves ~$NAME beside a file that is open.
+    hidden = (".", "~$")
+    visible = [file for file in below if not any(part.startswith(hidden) for part in file.parts)]
     readable = [file for file in visible if file.suffix.lower() in READERS]
     if not readable:
         raise DataError(
@@ -71,11 +91,16 @@ def _files(path: Path) -> tuple[list[tuple[Path, str]], list[str]]:
     if others:
         notes.append(
             f"{path}: not read, for their names end otherwise than in {', '.join(READERS)}: "
-            f"{listed(others)}."
+            f"{', '.join(others)}."
         )
-    if hidden := [str(file) for file in below if file not in visible and ".git" not in file.parts]:
-        notes.append(f"{path}: hidden and not read: {listed(hidden)}.")
-    return [(path / file, slug(str(file.with_suffix("")))) for file in readable], notes
+    if unseen := [str(file) for file in below if file not in visible and ".git" not in file.parts]:
+        notes.append(f"{path}: hidden and not read: {listed(unseen)}.")
+    names = Counter(slug(str(file.with_suffix(""))) for file in readable)
+    named = []
+    for file in readable:
+        name = slug(str(file.with_suffix("")))
+        named.append((path / file, name if names[name] == 1 else slug(str(file))))
+    return named, notes
 
 
 def _of(names: Sequence[str]) -> str:
@@ -90,7 +115,7 @@ def _listing(path: Path, by_file: Mapping[Path, Sequence[Item]]) -> str:
         n_facts = sum(isinstance(item.content, Fact) for item in items)
         counts = [counted(n_documents, "document"), counted(n_facts, "fact")]
         lines.append(f"{file.relative_to(path)} ({', '.join(filter(None, counts))})")
-    return f"{path}: read {counted(len(by_file), 'file')}: {listed(lines)}."
+    return f"{path}: read {counted(len(by_file), 'file')}: {', '.join(lines)}."
 
 
 def _read(path: Path, name: str) -> list[Item]:
@@ -230,7 +255,18 @@ def _refuse_repeated_ids(items: Iterable[Item]) -> None:
 READERS: dict[str, Reader] = {
     **dict.fromkeys(DOCUMENT_SUFFIXES, read_document),
     ".csv": read_csv,
+    ".docx": reader_by(docx_to_markdown),
+    ".epub": reader_by(epub_to_markdown),
+    ".htm": reader_by(html_to_markdown),
+    ".html": reader_by(html_to_markdown),
+    ".ipynb": reader_by(notebook_to_markdown),
     ".json": read_json,
     ".jsonl": read_jsonl,
+    ".pdf": reader_by(pdf_to_markdown),
+    ".pptx": reader_by(pptx_to_markdown),
+    ".rst": reader_by(rst_to_markdown),
     ".tsv": read_tsv,
+    ".xhtml": reader_by(html_to_markdown),
+    ".xlsm": read_xlsx,
+    ".xlsx": read_xlsx,
 }

@@ -9,16 +9,18 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lorewright.errors import DataError
 from lorewright.files import MAX_BYTES, unique_keys
+from lorewright.knowledge.data import Document
+from lorewright.knowledge.markdown import table
 from lorewright.knowledge.readers.cells import Row, jsonl, row_of
 from lorewright.knowledge.readers.items import Item, text_of
-from lorewright.knowledge.readers.shapes import SHAPES, items_of
+from lorewright.knowledge.readers.shapes import SHAPES, is_shaped, items_of
 
 Layout = Callable[[Any], list[Any] | None]
 """The rows of a JSON file of this layout; None for a file of another layout."""
@@ -71,6 +73,8 @@ def _elements(rows: list[Any], path: Path, name: str) -> Iterator[Row]:
 def read_csv(path: Path, name: str) -> Iterator[Item]:
     """A CSV file with a header; commas, semicolons, tabs or what `sep=` says separate its fields.
 
+    A table of no known shape is a document, its rows those of a Markdown table.
+
     Several aliases, paraphrases or answers of one cell are separated by a vertical bar. Empty cells
     at the end of a row may be left out, or be more than the header has.
     """
@@ -82,7 +86,7 @@ def read_csv(path: Path, name: str) -> Iterator[Item]:
     else:
         head = re.sub(r'"(?:[^"]|"")*"', "", text.lstrip()).split("\n", 1)[0]
         delimiter = next((mark for mark in ",;\t" if mark in head), ",")
-    yield from items_of(_table_rows(text, path, name, delimiter))
+    yield from _items_of_table(_records(text, path, delimiter), path, name)
 
 
 def read_tsv(path: Path, name: str) -> Iterator[Item]:
@@ -90,10 +94,36 @@ def read_tsv(path: Path, name: str) -> Iterator[Item]:
     text, notes = text_of(path)
     yield from notes
     csv.field_size_limit(MAX_BYTES)
-    yield from items_of(_table_rows(text, path, name, "\t"))
+    yield from _items_of_table(_records(text, path, "\t"), path, name)
 
 
-def _table_rows(text: str, path: Path, name: str, delimiter: str) -> Iterator[Row]:
+class _Record(NamedTuple):
+    where: str
+    columns: tuple[str, ...]
+    fields: tuple[str, ...]
+
+
+def _items_of_table(records: Iterable[_Record], path: Path, name: str) -> Iterator[Item]:
+    """Facts and documents of a table of a known shape; one document of any other table."""
+    records = list(records)
+    columns = records[0].columns if records else ()
+    if len(columns) > 1 and not is_shaped(columns):
+        yield Item("read as a table: its columns are those of no known shape", str(path))
+        text = table([columns, *(fields for _, _, fields in records)])
+        yield Item(Document(name, text, path.stem), str(path))
+        return
+    yield from items_of(
+        row_of(
+            where,
+            f"{name}-{where.rpartition(' ')[2]}",
+            name,
+            [(key, cell_of(key, field)) for key, field in zip(columns, fields, strict=True)],
+        )
+        for where, columns, fields in records
+    )
+
+
+def _records(text: str, path: Path, delimiter: str) -> Iterator[_Record]:
     """The rows below the header, each with the line on which it begins; blank ones are left out."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: list[str] = []
@@ -113,9 +143,8 @@ def _table_rows(text: str, path: Path, name: str, delimiter: str) -> Iterator[Ro
                     f"{where} has {len(fields)} fields and the header {len(header)}; put quotation "
                     "marks around a field that holds the separator."
                 )
-            full = [*fields, *[""] * len(header)]
-            cells = [(key, _cell(key, field)) for key, field in zip(header, full, strict=False)]
-            yield row_of(where, f"{name}-{where.rpartition(' ')[2]}", name, cells)
+            full = [*fields, *[""] * len(header)][: len(header)]
+            yield _Record(where, tuple(header), tuple(full))
     except csv.Error as error:
         raise DataError(
             f"{path} line {line} is not valid CSV ({error}); a quotation mark may be missing or "
@@ -123,7 +152,8 @@ def _table_rows(text: str, path: Path, name: str, delimiter: str) -> Iterator[Ro
         ) from error
 
 
-def _cell(key: str, field: str) -> str | list[str]:
+def cell_of(key: str, field: str) -> str | list[str]:
+    """A cell of this column; of those that may hold several texts, their list."""
     if key.lower() in ("aliases", "paraphrases", "answers"):
         return [part for part in field.split("|") if part.strip()]
     return field

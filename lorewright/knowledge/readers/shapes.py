@@ -34,6 +34,7 @@ from lorewright.knowledge.readers.items import Item
 Shape = Callable[[Row], Iterable[Item] | None]
 """What a row of this shape holds; None for a row of another shape."""
 
+_MEANT_FOR_A_SHAPE = {"question", "answer", "answers", "prompt", "completion", "instruction"}
 _QUESTION_ANSWER = re.compile(
     r"\s*Question:\s*(?P<question>(?:(?!Question:|Answer:).)*?)\s*"
     r"Answer:(?P<answer>(?:(?!Question:|Answer:).)*)",
@@ -55,6 +56,20 @@ def items_of(rows: Iterable[Row]) -> Iterator[Item]:
                 f"use one of {'; '.join(SHAPES)}."
             )
         yield from items
+
+
+def is_shaped(columns: Iterable[str]) -> bool:
+    """Whether a table with these columns holds rows of a shape, or is meant to.
+
+    A table with a question and no answer, or the other way round, is no table of something else.
+    """
+    names = [column.strip().lower() for column in columns]
+    row = Row("", "row", "row", dict.fromkeys(names, "x"))
+    try:
+        shaped = any(shape(row) is not None for shape in SHAPES.values())
+    except DataError:  # a column of the shape wants more than a text
+        shaped = True
+    return shaped or bool({*names} & _MEANT_FOR_A_SHAPE)
 
 
 def question_and_answer(row: Row) -> Iterable[Item] | None:
