@@ -81,7 +81,7 @@ def _slide(slide: Slide) -> Iterator[str]:
     for shape in _flat(slide.shapes):
         if title is not None and shape.shape_id == title.shape_id:
             continue
-        if getattr(shape, "has_table", None):
+        if shape.has_table:
             yield table([[cell.text for cell in row.cells] for row in shape.table.rows])
         elif shape.has_text_frame:
             yield from _paragraphs(shape.text_frame, in_list=shape.is_placeholder)
