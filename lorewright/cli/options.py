@@ -69,7 +69,7 @@ WRITE = Group(
         "max_seconds": Flag("--seconds", least=0),
         "rest": Flag(least=0, most=1),
     },
-    without=("lora", "trunk"),
+    without=("lora", "trunk", "arithmetic"),
     panel=TRAINING,
 )
 LORA = Group(

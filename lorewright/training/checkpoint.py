@@ -26,7 +26,7 @@ from lorewright.adapters.lora import Stack
 from lorewright.errors import ConfigError, StorageError
 from lorewright.files import digest, jsonl, store
 from lorewright.models.model import Model
-from lorewright.training.config import Epoch, Job
+from lorewright.training.config import FLOAT32, Epoch, Job
 from lorewright.training.optimisers import Optimizer
 from lorewright.training.state import WriteState
 
@@ -69,6 +69,7 @@ class Checkpoint:
                 state.epochs = [Epoch(**epoch) for epoch in member["epochs"]]
                 for name in PLACE:
                     setattr(state, name, member[name])
+                state.arithmetics = member.get("arithmetics", [FLOAT32])  # files of before lack it
                 if weights := parts.get(f"{n}.weight"):
                     stack.load(n, weights)
                 for part, own in (("optimizer", optimizer.tensors(n)), ("state", state.tensors())):
@@ -123,7 +124,8 @@ class Checkpoint:
                 start = f"{state.index}.{part}"
                 tensors |= {f"{start}.{k}": t.cpu().contiguous() for k, t in named.items()}
         members = [
-            {"epochs": [*map(asdict, state.epochs)]} | {name: vars(state)[name] for name in PLACE}
+            {"epochs": [*map(asdict, state.epochs)]}
+            | {name: vars(state)[name] for name in (*PLACE, "arithmetics")}
             for state in states
         ]
         about = {"layout": LAYOUT, "fingerprint": self.mark, "members": members}

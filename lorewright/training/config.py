@@ -24,6 +24,10 @@ NEARLY = 0.9
 """Share of examples recalled from which certificates are taken and the rate of `wsd` falls."""
 
 
+AUTO, FLOAT32, BFLOAT16 = "auto", "float32", "bfloat16"
+ARITHMETICS = (AUTO, FLOAT32, BFLOAT16)
+
+
 @dataclass(frozen=True)
 class WriteConfig:
     """How an adapter is trained."""
@@ -82,6 +86,8 @@ class WriteConfig:
     """Seed of all draws: same seed, same machine, same bytes."""
     trunk: bool = True
     """Compute what enters the first adapted layer once, where that is not the first layer."""
+    arithmetic: str = AUTO
+    """In what the frozen layers multiply: float32, bfloat16, or auto: the faster here."""
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -95,6 +101,7 @@ class WriteConfig:
             "schedule": SCHEDULES,
             "order": ORDERS,
             "optimizer": sorted(OPTIMIZERS),
+            "arithmetic": ARITHMETICS,
         }
         for name, options in choices.items():
             if (value := getattr(self, name)) not in options:
@@ -130,7 +137,8 @@ class WriteConfig:
         So checkpoints, calibrations and ids of before stay what they are.
         """
         plain = asdict(self) | {"lora": self.lora.to_json()}
-        return {k: v for k, v in plain.items() if k != "dropout" or v}
+        later = {"dropout": 0.0, "arithmetic": AUTO}
+        return {k: v for k, v in plain.items() if k not in later or v != later[k]}
 
     def build_objective(self) -> Objective:
         """The objective that the name stands for."""
@@ -257,6 +265,8 @@ class Written:
     epochs: tuple[Epoch, ...]
     reason: str
     """Why training ended: a name in `stopping.STOPS`."""
+    arithmetics: tuple[str, ...] = (FLOAT32,)
+    """In what frozen layers of float32 multiplied, in order: one, or bfloat16 and then float32."""
 
     @property
     def complete(self) -> bool:

@@ -30,11 +30,22 @@ from lorewright.adapters.proof import validate
 from lorewright.errors import ConfigError, DataError, ModelError
 from lorewright.knowledge.data import Example
 from lorewright.models.backends.backend import Pass
+from lorewright.models.backends.reduced import Reduced
 from lorewright.models.batching import by_length, pass_tokens
 from lorewright.models.model import Batch, Model
 from lorewright.models.nats import TokenNats, token_nats
+from lorewright.training.arithmetic import choose
 from lorewright.training.checkpoint import Checkpoint, fingerprint
-from lorewright.training.config import NEARLY, Diverged, Epoch, Job, WriteConfig, Written
+from lorewright.training.config import (
+    BFLOAT16,
+    FLOAT32,
+    NEARLY,
+    Diverged,
+    Epoch,
+    Job,
+    WriteConfig,
+    Written,
+)
 from lorewright.training.objectives import Objective, StepOutcome, Targets, weighted_mean
 from lorewright.training.optimisers import WHITENED, Optimizer
 from lorewright.training.state import Table, WriteState
@@ -53,13 +64,15 @@ def write(
     start: Adapter | None = None,
     run: Path | None = None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    on_note: Callable[[str], None] = lambda text: None,
 ) -> Written:
     """Train one adapter on the examples until every completion is recalled or the budget is spent.
 
     `objective` is used in place of the one that config.objective names. Training goes on from
     `start`, whose form config.lora then is. With a `run` folder, metrics go to metrics.jsonl and
     checkpoints are stored; the same call on the same folder resumes, and reports its past epochs
-    again. The network is as before in every case.
+    again. `on_note` gets what is worth knowing between them, in a few words. The network is as
+    before in every case.
 
     Raises DataError for no examples or one that does not fit the context, ConfigError when the
     folder holds another write's checkpoint or `start` has another form, ModelError when loss or
@@ -70,6 +83,7 @@ def write(
         [Job(examples, config, contexts, start, objective)],
         run=run,
         on_epoch=lambda job, epoch: on_epoch(epoch),
+        on_note=on_note,
     )
     if isinstance(done, Diverged):
         raise ModelError(done.why)
@@ -82,12 +96,13 @@ def write_all(
     *,
     run: Path | None = None,
     on_epoch: Callable[[int, Epoch], None] = lambda job, epoch: None,
+    on_note: Callable[[str], None] = lambda text: None,
 ) -> list[Written | Diverged]:
     """Write several adapters on one base at once, each as it would be written alone.
 
     Results are in the order of the jobs. One that fails is reported as `Diverged`; the others go
     on. `on_epoch` gets the job's index. Otherwise as `write`; all jobs of a call share the
-    optimiser.
+    optimiser and the arithmetic.
     """
     if not jobs:
         raise DataError("write_all got no jobs, so there is nothing to write; give it some.")
@@ -100,7 +115,7 @@ def write_all(
     stack = attach(model.network, [job.config.lora for job in jobs])
     try:
         with torch.enable_grad():  # whatever the caller has switched off
-            return _train(model, stack, jobs, run, on_epoch)
+            return _train(model, stack, jobs, run, on_epoch, on_note)
     finally:
         stack.detach()
 
@@ -124,6 +139,7 @@ def _train(
     jobs: Sequence[Job],
     run: Path | None,
     on_epoch: Callable[[int, Epoch], None],
+    on_note: Callable[[str], None],
 ) -> list[Written | Diverged]:
     """Step until every write has ended; results in the order of the jobs."""
     started = time.monotonic()
@@ -168,7 +184,7 @@ def _train(
             if not state.epochs and state.job.start is None:
                 optimizer.bring_into_bases(n)
     trunk = _trunk(model, stack, table, jobs, run) if active else None
-    passes = _Passes(model, stack, table, trunk)
+    passes = _Passes(model, stack, table, trunk, _reduced(model, states, on_note))
 
     for n, state in enumerate(active):
         if not state.groups:
@@ -236,6 +252,13 @@ def _train(
                 leave(state)
             else:
                 state.start_epoch()
+            if passes.reduced and certified and not state.reason:
+                passes = replace(passes, reduced=None)
+                for other in active:
+                    other.arithmetics.append(FLOAT32)
+                on_note(
+                    f"{epoch.n_recalled} of {epoch.n_examples} recalled in float32; going on in it"
+                )
         if closed:
             checkpoint.save(states, stack, optimizer, force=any(state.reason for state in closed))
         for state in closed:
@@ -255,6 +278,8 @@ class _Passes:
     stack: Stack
     table: Table
     trunk: Trunk | None
+    reduced: Reduced | None
+    """Frozen weights in bfloat16, where training multiplies with them; audits never do."""
 
     def over(
         self, rows: Sequence[int], adapter_B: Tensor | None, whole_NP: Tensor | None = None
@@ -264,7 +289,9 @@ class _Passes:
         entering = self.trunk.entering(rows, batch.ids_BT.shape[1]) if self.trunk else None
         using = Rows(adapter_B, len(self.stack))
         n_shared = self.table.shared(rows, len(using.blocks))
-        return batch, Pass(using, entering, whole_NP=whole_NP, n_shared=n_shared)
+        return batch, Pass(
+            using, entering, reduced=self.reduced, n_shared=n_shared, whole_NP=whole_NP
+        )
 
     @torch.no_grad()
     def measure(self, state: WriteState, n: int, examples: Sequence[int]) -> None:
@@ -282,19 +309,36 @@ class _Passes:
         epoch, n_rows, config = len(state.epochs) + 1, len(state.rows), state.config
         trained = sorted({i for group in state.groups for i in group})
         resting = sorted(set(range(n_rows)) - set(trained))
+        audit = replace(self, reduced=None)
         if epoch == config.epochs:
-            self.measure(state, n, range(n_rows))
+            audit.measure(state, n, range(n_rows))
             return True
         # Examples run before the step that may make them safe, so the count lags behind.
         if state.n_recalled() >= NEARLY * n_rows - 2:
             doubtful, safe = state.split(trained, config.margin)
             self.measure(state, n, doubtful)
             if state.n_recalled() == n_rows:
-                self.measure(state, n, [*safe, *resting])
+                audit.measure(state, n, range(n_rows) if self.reduced else [*safe, *resting])
                 return True
         if epoch % config.recheck == 0:
             self.measure(state, n, resting)
         return False
+
+
+def _reduced(
+    model: Model, states: Sequence[WriteState], on_note: Callable[[str], None]
+) -> Reduced | None:
+    """What the passes that train multiply with: as the checkpoint has it, or chosen here."""
+    active = [state for state in states if not state.reason]
+    if not active:
+        return None
+    if not active[0].arithmetics:
+        chosen, why = choose(model, [state.config for state in active])
+        if why:
+            on_note(why)
+        for state in active:
+            state.arithmetics = [chosen]
+    return Reduced() if active[0].arithmetics[-1] == BFLOAT16 else None
 
 
 def _trunk(

@@ -94,6 +94,8 @@ class WriteState:
         """Its next step."""
         self.reason, self.why = "", ""
         """How it ended: a name and a sentence of `stopping`; empty while it goes on."""
+        self.arithmetics: list[str] = []
+        """In what its frozen layers have multiplied; the last is that of the next step."""
         self.adapter: Adapter | None = None
         """What it left, unless it failed."""
         self.tally = torch.zeros(3, device=device)
@@ -152,7 +154,7 @@ class WriteState:
         epochs = tuple(self.epochs)
         if self.adapter is None:
             return Diverged(self.why, epochs)
-        return Written(self.adapter, epochs, self.reason)
+        return Written(self.adapter, epochs, self.reason, tuple(self.arithmetics))
 
     # -- a step ----------------------------------------------------------------------------------
 

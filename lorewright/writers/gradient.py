@@ -13,7 +13,7 @@ from lorewright.adapters.proof import unchanged
 from lorewright.errors import NoEffect
 from lorewright.knowledge.lesson import grounds
 from lorewright.models.model import Model
-from lorewright.training.config import WriteConfig
+from lorewright.training.config import BFLOAT16, WriteConfig
 from lorewright.training.loop import write
 from lorewright.training.watch import Watch
 from lorewright.writers.adapter import AdapterState
@@ -46,12 +46,22 @@ class Gradient:
         contexts = grounds(examples, material.knowledge) if teacher else ()
         runs_in = model.runs_in()
         watch.step(f"training in {runs_in}")
-        written = write(model, examples, config, contexts=contexts, run=run, on_epoch=watch.epoch)
+        written = write(
+            model,
+            examples,
+            config,
+            contexts=contexts,
+            run=run,
+            on_epoch=watch.epoch,
+            on_note=watch.step,
+        )
         if dead := unchanged(written.adapter):
             raise NoEffect(
                 f"{len(dead)} of {len(written.adapter.modules)} modules have a weight change of "
                 f"zero after training, the first is {dead[0]!r}; leave them out of the targets."
             )
+        if BFLOAT16 in written.arithmetics:
+            runs_in += f", products in {' and then '.join(written.arithmetics)}"
         last = written.epochs[-1]
         n_tokens = sum(len(model.render(e.prompt, e.completion)) for e in examples)
         return AdapterState(written.adapter), Cost(

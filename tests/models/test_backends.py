@@ -24,6 +24,8 @@ from lorewright.models.backends.backend import Backend, Entering, Losses, Pass
 from lorewright.models.backends.builtin import BACKENDS
 from lorewright.models.backends.compiled import library
 from lorewright.models.backends.network import Transformers
+from lorewright.models.backends.reduced import Reduced
+from lorewright.models.fingerprint import fingerprint
 from lorewright.models.model import Model
 from lorewright.training.config import Job
 from lorewright.training.loop import write, write_all
@@ -195,6 +197,24 @@ def test_it_begins_at_a_layer_too_and_in_torch_s_attention(monkeypatch: pytest.M
         assert_all_close(grads, expected.grads, n_terms)
 
 
+@pytest.mark.parametrize("build", [llama, qwen3, qwen2])
+def test_in_bfloat16_products_numbers_are_near_and_the_base_stays(build: Build) -> None:
+    """As near as three roundings of each product to 8 bits are, some hundred of them in a row."""
+    model = running_in("torch", build)
+    batch = batch_of(model, ALIKE)
+    with filled(attach(model.network, [LoraConfig(rank=3), LoraConfig(rank=2)])) as stack:
+        for adapters in (None, [0, 0, 1, 1]):
+            pass_ = Pass(rows(stack, adapters), n_shared=N_ALIKE)
+            expected, slopes = outcome(model, stack, batch, pass_)
+            loss_BC, grads = outcome(model, stack, batch, replace(pass_, reduced=Reduced()))
+            pairs = [(loss_BC, expected), *zip(grads, slopes, strict=True)]
+            off = sum(float((a - b).square().sum()) for a, b in pairs)
+            size = sum(float(b.square().sum()) for _, b in pairs)
+            assert 0 < (off / size) ** 0.5 < 16 * torch.finfo(torch.bfloat16).eps
+            assert torch.equal(outcome(model, stack, batch, pass_)[0], expected)
+    assert fingerprint(model.network) == model.digest
+
+
 def test_once_for_each_adapter_in_plain_transformers_but_not_beyond_a_window() -> None:
     wide = running_in("transformers", lambda: gemma3_text(sliding_window=64))
     n_rows, width = batch_of(wide, ALIKE).ids_BT.shape
@@ -329,6 +349,7 @@ class Counting:
     """Counts the passes that it is asked to run, and has the network run those without dropout."""
 
     name = "a counter"
+    reduces = False
 
     def __init__(self, body: nn.Module) -> None:
         self.network = Transformers(body)

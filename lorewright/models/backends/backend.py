@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lorewright.adapters.dropout import Masks
 from lorewright.adapters.lora import Rows
+from lorewright.models.backends.reduced import Reduced
 from lorewright.models.nats import TokenNats
 
 
@@ -35,6 +36,8 @@ class Pass:
     """Hidden states with which it begins, in place of tokens and of the layers below."""
     dropout: Masks | None = None
     """What adapters do not see of their input."""
+    reduced: Reduced | None = None
+    """Frozen weights in bfloat16, with which a backend that `reduces` multiplies."""
     n_shared: int = 0
     """Tokens with which all rows begin alike, before any that is queried. A backend may run them
     once for the rows of an adapter, with the same numbers and gradients; it need not."""
@@ -61,6 +64,10 @@ class Backend(Protocol):
     @property
     def name(self) -> str:
         """What reports call it."""
+
+    @property
+    def reduces(self) -> bool:
+        """Whether it multiplies with the `reduced` weights of a pass."""
 
     def refusal(self, pass_: Pass) -> str | None:
         """Why it cannot run a pass on the network as it is now, in a few words; None if it can."""

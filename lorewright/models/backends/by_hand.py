@@ -41,6 +41,7 @@ class ByHand:
     """Runs a decoder of Llama's form in torch, without autograd."""
 
     name = "torch, by hand"
+    reduces = True
 
     def __init__(self, body: nn.Module) -> None:
         self.decoder = LlamaDecoder(body)
@@ -86,7 +87,7 @@ class TorchRun:
         # No queried prediction depends on what comes after the last of them.
         self.n_rows, self.n_tokens = len(ids_BT), int(position_BC.max()) + 1
         self.rotary = decoder.rotary(self.n_tokens)
-        entering = pass_.entering
+        self.reduced, entering = pass_.reduced, pass_.entering
         later_TT = torch.ones(self.n_tokens, self.n_tokens, dtype=torch.bool).triu(1)
         self.mask_TT = torch.zeros(later_TT.shape).masked_fill_(later_TT, -torch.inf)
         layers = decoder.layers[entering.layer if entering else 0 :]
@@ -149,11 +150,12 @@ class _Layer:
         # All three from one input, but for the last layer, whose queries are few.
         inputs = [attention.q_proj, attention.k_proj, attention.v_proj]
         apart = 0 if position_BC is None else 1
-        self.query = Linears(run.blocks, inputs[:apart])
-        self.memory = Linears(run.blocks, inputs[apart:])
-        self.output = Linears(run.blocks, [attention.o_proj])
-        self.widen = Linears(run.blocks, [mlp.gate_proj, mlp.up_proj])
-        self.narrow = Linears(run.blocks, [mlp.down_proj])
+        using = run.blocks, run.reduced
+        self.query = Linears(*using, inputs[:apart])
+        self.memory = Linears(*using, inputs[apart:])
+        self.output = Linears(*using, [attention.o_proj])
+        self.widen = Linears(*using, [mlp.gate_proj, mlp.up_proj])
+        self.narrow = Linears(*using, [mlp.down_proj])
         self.attends = bool(self.query.loras or self.memory.loras)
         parts = (self.output, self.widen, self.narrow)
         self.adapted = self.attends or any(part.loras for part in parts)

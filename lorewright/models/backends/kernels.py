@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lorewright.adapters.lora import LoraLinear, Rows
+from lorewright.models.backends.reduced import DTYPE, Reduced
 
 SCORE_BYTES = 8 << 20
 """Above this many bytes of attention scores a layer, torch's own attention never holds them all."""
@@ -103,9 +104,12 @@ class Blocks:
 class Linears:
     """Linear layers of one input, side by side: their base weights and the adapters on them."""
 
-    def __init__(self, bound: Blocks | None, modules: Sequence[Any]) -> None:
+    def __init__(
+        self, bound: Blocks | None, reduced: Reduced | None, modules: Sequence[Any]
+    ) -> None:
         plain = [m.base if isinstance(m, LoraLinear) else m for m in modules]
-        self.weights = [linear.weight for linear in plain]
+        self.weights = [reduced.weight(m) if reduced else m.weight for m in plain]
+        self.dtype = None if reduced is None else DTYPE
         self.biases = [linear.bias for linear in plain]
         self.sizes = [len(weight) for weight in self.weights]
         self.bound = bound
@@ -117,7 +121,12 @@ class Linears:
 
     def forward(self, x_MI: Tensor, into_MO: Tensor | None = None, *, save: bool) -> list[Tensor]:
         """The outputs (M, O) of each; with `into_MO`, of one layer, added to it."""
-        if into_MO is None:
+        if self.dtype:
+            half_MI = x_MI.to(self.dtype)
+            outputs = [torch.mm(half_MI, weight.t()).float() for weight in self.weights]
+            if into_MO is not None:
+                outputs[0].add_(into_MO)
+        elif into_MO is None:
             outputs = [torch.mm(x_MI, weight.t()) for weight in self.weights]
         else:
             outputs = [torch.addmm(into_MO, x_MI, self.weights[0].t())]
@@ -149,7 +158,10 @@ class Linears:
         """Gradient of the input; None if it is not needed."""
         total: Tensor | None = None
         for grad_MO, weight in zip(grads, self.weights, strict=True):
-            if needed and total is None:
+            if needed and self.dtype:
+                part_MI = torch.mm(grad_MO.to(self.dtype), weight)
+                total = part_MI.float() if total is None else total.add_(part_MI)
+            elif needed and total is None:
                 total = torch.mm(grad_MO, weight)
             elif needed and total is not None:
                 total.addmm_(grad_MO, weight)

@@ -29,6 +29,7 @@ class Transformers:
     """Runs a network's body through its own forward."""
 
     name = "transformers"
+    reduces = False
 
     def __init__(self, body: nn.Module) -> None:
         self.body: Any = body

@@ -25,6 +25,8 @@ MOST_BYTES = 1 << 28
 class Compiled:
     """Runs a decoder of Llama's form in C."""
 
+    reduces = False
+
     def __init__(self, body: nn.Module) -> None:
         """Raises ConfigError for an unknown LOREWRIGHT_KERNELS, or one that insists in vain."""
         self.decoder = LlamaDecoder(body)
@@ -40,6 +42,8 @@ class Compiled:
     def refusal(self, pass_: Pass) -> str | None:
         """Why it cannot run a pass; None if it can."""
         why = self.decoder.refusal(pass_)
+        if pass_.reduced:
+            why = why or "it multiplies in float32"
         if why is None and self.network is None and self._unavailable is None:
             self._unavailable = self._begin()
         return why or self._unavailable

@@ -1,0 +1,68 @@
+"""In which arithmetic the frozen layers multiply while an adapter is trained.
+
+Bfloat16 where the base is large, in float32 on a CPU, and this processor is measured to multiply
+faster in it; float32 elsewhere. Which of them a write chose stands in its checkpoint, so that it
+goes on as it began, and in its card. Certificates are never in bfloat16: what training thinks is
+recalled is audited in the arithmetic that serves, and a write that fails the audit goes on in
+float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from lorewright.errors import ConfigError
+from lorewright.models.backends.backend import Pass
+from lorewright.models.backends.llama import frozen_linear
+from lorewright.models.backends.reduced import Reduced, speed_up
+from lorewright.models.model import Model
+from lorewright.training.config import AUTO, BFLOAT16, FLOAT32, WriteConfig
+
+LEAST_BYTES = 1 << 28
+"""Of a base's weights, below which bfloat16 is not tried: its products are not what takes time."""
+FASTER = 1.3
+"""Times as fast from which it is chosen."""
+
+
+def choose(model: Model, configs: Sequence[WriteConfig]) -> tuple[str, str]:
+    """The arithmetic of a write, and a sentence on why where that is worth saying.
+
+    Raises ConfigError when the writes of one stack want different ones, or bfloat16 where no
+    backend of the base has it.
+    """
+    wanted = sorted({config.arithmetic for config in configs})
+    if len(wanted) > 1:
+        raise ConfigError(
+            f"the writes of one stack multiply in {', '.join(wanted)}; write them separately."
+        )
+    # Dropout runs in transformers, whose layers know the base's weights alone.
+    can = model.backend(Pass(reduced=Reduced())).reduces and not any(c.dropout for c in configs)
+    if wanted == [BFLOAT16] and not can:
+        raise ConfigError(
+            "training in bfloat16 needs a base in float32 of Llama's form on a CPU, no dropout and "
+            f"no DoRA; {model.name!r} runs in {model.runs_in()}; use arithmetic auto."
+        )
+    if wanted != [AUTO]:
+        return wanted[0], ""
+    # A dtype that was named is meant, and compiled code is for bases whose products are small.
+    large = _n_bytes(model) >= LEAST_BYTES and model.backend().reduces
+    if not (can and large and model.loaded_as == AUTO):
+        return FLOAT32, ""
+    times = speed_up(_largest(model))
+    if times < FASTER:
+        return FLOAT32, ""
+    return BFLOAT16, f"frozen layers multiply in bfloat16, {times:.1f} times as fast here"
+
+
+def _n_bytes(model: Model) -> int:
+    return sum(weight.nbytes for weight in model.network.parameters())
+
+
+def _largest(model: Model) -> torch.nn.Module:
+    """The largest linear layer of the decoder, the head aside."""
+    head = model.network.get_output_embeddings()
+    linears = [frozen_linear(m) for m in model.network.modules()]
+    plain = [m for m in linears if isinstance(m, torch.nn.Linear) and m is not head]
+    return max(plain, key=lambda linear: linear.weight.numel())

@@ -1,0 +1,133 @@
+"""Claims about bfloat16 in training: where it is chosen, what it may change, how it is audited."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.families import gemma3_text
+from support.models import letters
+from support.writes import BRIEF, CONFIG, EXAMPLES, interrupted, same_adapter, tiny
+from torch import Tensor, nn
+
+from lorewright.adapters.config import DORA
+from lorewright.errors import ConfigError
+from lorewright.models.backends.backend import Pass
+from lorewright.models.backends.by_hand import ByHand
+from lorewright.models.backends.network import Transformers
+from lorewright.models.fingerprint import fingerprint
+from lorewright.models.model import Model
+from lorewright.recall.traces import certify
+from lorewright.training import arithmetic, checkpoint
+from lorewright.training.arithmetic import choose
+from lorewright.training.config import Job, WriteConfig
+from lorewright.training.loop import write, write_all
+
+HALF = replace(CONFIG, arithmetic="bfloat16")
+
+
+def in_torch(make: Callable[[nn.Module], ByHand] = ByHand) -> Model:
+    base = tiny()
+    backends: Any = {"torch": make, "all": Transformers}
+    return Model(base.network, base.tokenizer, "tiny", backends=backends)
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bfloat16 counts as faster, on bases of any size."""
+    monkeypatch.setattr(arithmetic, "LEAST_BYTES", 0)
+    monkeypatch.setattr(arithmetic, "FASTER", 0.0)
+
+
+def chosen(model: Model, config: WriteConfig = CONFIG) -> str:
+    return choose(model, [config])[0]
+
+
+def test_it_is_chosen_for_a_large_base_that_multiplies_faster_in_it(
+    monkeypatch: pytest.MonkeyPatch, eager: None
+) -> None:
+    model = in_torch()
+    name, why = choose(model, [CONFIG])
+    assert name == "bfloat16" and "times as fast here" in why
+    assert chosen(model, replace(CONFIG, arithmetic="float32")) == "float32"
+    monkeypatch.setattr(arithmetic, "FASTER", math.inf)
+    assert choose(model, [CONFIG]) == ("float32", "")
+    assert chosen(model, HALF) == "bfloat16"
+    monkeypatch.setattr(arithmetic, "FASTER", 0.0)
+    monkeypatch.setattr(arithmetic, "LEAST_BYTES", 1 << 28)
+    assert chosen(model) == "float32"
+
+
+def test_not_where_a_dtype_was_named_or_layers_run_elsewhere(eager: None) -> None:
+    model = in_torch()
+    assert chosen(model, replace(CONFIG, dropout=0.1)) == "float32"
+    model.loaded_as = "float32"
+    assert chosen(model) == "float32"
+    assert chosen(Model(gemma3_text(), letters(), "tiny")) == "float32"  # type: ignore[arg-type]
+
+
+def test_what_cannot_be_done_in_it_is_refused() -> None:
+    model = in_torch()
+    for config in (
+        replace(HALF, dropout=0.1),
+        replace(HALF, lora=replace(CONFIG.lora, variant=DORA)),
+    ):
+        with pytest.raises(ConfigError, match="needs a base in float32 of Llama's form"):
+            write(model, EXAMPLES, config)
+    with pytest.raises(ConfigError, match="bfloat16, float32; write them separately"):
+        write_all(model, [Job(EXAMPLES, HALF), Job(EXAMPLES, replace(HALF, arithmetic="float32"))])
+    with pytest.raises(ConfigError, match="arithmetic 'half' is unknown"):
+        replace(CONFIG, arithmetic="half")
+
+
+def test_all_is_recalled_in_float32_and_the_base_is_as_it_was() -> None:
+    model = in_torch()
+    done = write(model, EXAMPLES, HALF)
+    assert done.complete and done.arithmetics[0] == "bfloat16"
+    assert fingerprint(model.network) == model.digest == done.adapter.base_digest
+    with model.using(done.adapter):
+        assert all(certify(model, EXAMPLES, margin=CONFIG.margin))
+    assert not same_adapter(done, write(model, EXAMPLES, CONFIG))
+
+
+def test_a_write_resumes_in_what_it_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eager: None
+) -> None:
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", 0.0)
+    model, notes = in_torch(), list[str]()
+    whole = write(model, EXAMPLES, BRIEF, on_note=notes.append)
+    assert whole.arithmetics[0] == "bfloat16" and "bfloat16" in notes[0]
+    interrupted(model, tmp_path, at=3)
+    monkeypatch.setattr(arithmetic, "FASTER", math.inf)
+    resumed = write(model, EXAMPLES, BRIEF, run=tmp_path)
+    assert same_adapter(resumed, whole) and resumed.arithmetics == whole.arithmetics
+    assert write(model, EXAMPLES, BRIEF).arithmetics == ("float32",)
+
+
+class Sure(ByHand):
+    """Is surer of everything in bfloat16 than in float32."""
+
+    def hidden(self, ids_BT: Tensor, position_BC: Tensor, pass_: Pass) -> Tensor:
+        return super().hidden(ids_BT, position_BC, pass_) * (4 if pass_.reduced else 1)
+
+
+def test_what_fails_the_audit_is_trained_on_in_float32() -> None:
+    model, notes = in_torch(Sure), list[str]()
+    done = write(model, EXAMPLES, HALF, on_note=notes.append)
+    assert done.arithmetics == ("bfloat16", "float32") and done.complete
+    assert [note for note in notes if "recalled in float32; going on in it" in note]
+    with model.using(done.adapter):
+        assert all(certify(model, EXAMPLES, margin=CONFIG.margin))
+    audits = [epoch.n_recalled for epoch in done.epochs if epoch.certified]
+    assert len(audits) > 1 and audits[0] < len(EXAMPLES) == audits[-1]
+    # One that has no epoch left says what is recalled as it serves.
+    n_first = next(epoch.epoch for epoch in done.epochs if epoch.certified)
+    short = write(model, EXAMPLES, replace(HALF, schedule="constant", epochs=n_first))
+    assert short.epochs[-1].certified and short.arithmetics == ("bfloat16",)
+    with model.using(short.adapter):
+        passed = certify(model, EXAMPLES, margin=CONFIG.margin)
+    assert sum(map(bool, passed)) == short.epochs[-1].n_recalled
