@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers.cache_utils import DynamicCache
 
 from lorewright.adapters.lora import Rows, Stacked
 from lorewright.adapters.targets import layer_list
