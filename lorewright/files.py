@@ -52,7 +52,8 @@ def read_text(path: Path) -> str:
 def read_encoded(path: Path, *, markup: bool = False) -> Text:
     """Return the text of a file with ``\\n`` line ends and without a byte order mark.
 
-    UTF-8, UTF-16 and, where nothing speaks against it, Windows-1252. Raises DataError when it is
+    UTF-8, UTF-16 and, where nothing speaks against it, Windows-1252; others where the package
+    charset-normalizer is sure of them. Raises DataError when it is
     missing, not a file, empty, over MAX_BYTES, binary (whatever its name), or in another encoding;
     StorageError when the disk refuses. HTML is text to readers of `markup` only.
     """
@@ -106,6 +107,10 @@ _UNLIKELY_1252 = re.compile(
     r"(?<=[^\W\d_])[¡-©¬-³¶¸¹¼-¿×÷](?=[^\W\d_])"  # a sign inside a word: Latin-2 and others
     r"|(?<=[a-zß-ÿ])[À-ÞŠŒŽŸ]"  # a capital inside a word: a cut UTF-8 character, Mac OS Roman
 )
+MIN_HIGH_BYTES = 100
+"""With fewer bytes that are not ASCII an encoding is not detected."""
+MAX_CHAOS, MIN_COHERENCE = 0.1, 0.5
+"""Of an encoding that is detected: unlikely neighbours, and letters as frequent as in a text."""
 MAX_HIGH_SHARE = 0.25
 """Text with a larger share of non-ASCII letters is in no Latin script, so not in Windows-1252."""
 
@@ -141,12 +146,31 @@ def _decode(content: bytes, path: Path, *, markup: bool) -> Text:
         whole = content.decode("utf-8", errors="ignore")
         text = content.decode("latin-1") if whole.isascii() else ""
         n_high = sum(not char.isascii() for char in text)
-        if not text or n_high > len(text) * MAX_HIGH_SHARE:
-            raise
-        text = content.decode("cp1252", errors="replace")
-        if "\ufffd" in text or _UNLIKELY_1252.search(text):
-            raise
-        return _text(content, "cp1252", path)
+        if text and n_high <= len(text) * MAX_HIGH_SHARE:
+            text = content.decode("cp1252", errors="replace")
+            if "\ufffd" not in text and not _UNLIKELY_1252.search(text):
+                return _text(content, "cp1252", path)
+        if encoding := _detected(content, n_unicode=sum(not char.isascii() for char in whole)):
+            return _text(content, encoding, path)
+        raise
+
+
+def _detected(content: bytes, *, n_unicode: int) -> str:
+    """The encoding by the frequencies of letters; empty where that is not sure.
+
+    Too little text is not, nor is one of which `n_unicode` characters are UTF-8: it is damaged.
+    """
+    n_high = len(content) - len(content.translate(None, bytes(range(128, 256))))
+    if n_high < MIN_HIGH_BYTES or n_unicode * 8 > n_high:
+        return ""
+    try:
+        from charset_normalizer import from_bytes
+    except ModuleNotFoundError:
+        return ""
+    best = from_bytes(content[:100_000]).best()
+    if best is None or best.chaos > MAX_CHAOS or best.coherence < MIN_COHERENCE:
+        return ""
+    return best.encoding
 
 
 def _text(content: bytes, encoding: str, path: Path) -> Text:

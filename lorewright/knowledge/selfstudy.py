@@ -218,12 +218,37 @@ def _whole_name(answer: str, text: str) -> str:
     bare = answer.rstrip(".")
     cut = _TITLE_OR_INITIAL.fullmatch(bare)
     if not cut:
-        return answer
+        return _whole_first_name(answer, text)
     # Behind a single letter a sentence may end: "The grade is B. The next one is C."
     end = "" if cut["title"] else r"(?=\s*(?:[.,;:!?)]|$))"
     name = rf"(?<!\w){re.escape(bare)}\.(?:\s*[A-Z]\.)*(?:\s+[A-Z][\w'’-]+)+{end}"
     whole = re.search(name, text)
     return whole[0] if whole else answer
+
+
+_FIRST_NAME = re.compile(r"[A-Z][a-zà-öø-ÿ'’]+(?:-[A-Z][a-zà-öø-ÿ]+)?")
+_FAMILY_NAME = (
+    r"((?: (?:van|von|de|der|den|di|da|la|le))* [A-Z][\w'’-]*[a-z](?<!'s)(?<!’s))"
+    r"(?= [a-z]|[,.;:!?)'’\n]|$)"
+)
+_NO_NAME = re.compile(
+    r"(?:(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day|January|February|March|April|May|June|July"
+    r"|August|September|October|November|December|The|This|That|It|Its|He|She|They|Yes|No)"
+)
+
+
+def _whole_first_name(answer: str, text: str) -> str:
+    """The answer; where it is one capitalised word that a family name always follows, both.
+
+    A word behind `in` or `at` is a place, and one that stands alone anywhere is whole as it is.
+    """
+    if not _FIRST_NAME.fullmatch(answer) or _NO_NAME.fullmatch(answer):
+        return answer
+    mentions = re.findall(rf"(?<![\w'’-]){re.escape(answer)}(?![\w'’-])", text)
+    before = r"(?<!\b[Ii]n )(?<!\b[AaOo][tn] )(?<![\w'’-])"
+    whole = re.findall(rf"{before}{re.escape(answer)}{_FAMILY_NAME}", text)
+    one = len(mentions) == len(whole) and len({*whole}) == 1
+    return answer + whole[0] if one else answer
 
 
 def statements(text: str) -> list[str]:

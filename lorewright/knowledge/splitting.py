@@ -30,7 +30,7 @@ _UNDERLINE = re.compile(r" {0,3}(?:={3,}|-{3,})[ \t]*$")
 
 _ITEM = re.compile(r"\s*(?:[-*+•][ \t]|\d{1,3}[.)][ \t]|\|)")
 
-_SENTENCE_END = re.compile(r"[.!?…؟।]+[\"'”’»)\]*_]*(?=\s)|[。！？]+[」』”’）]*")
+_SENTENCE_END = re.compile(r"(?<![.!?…؟।])[.!?…؟।]+[\"'”’»)\]*_]*(?=\s)|[。！？]+[」』”’）]*")
 
 _NEVER_LAST = re.compile(
     r"(?:m(?:rs?|s|x)|dr|prof|st|rev|hon|gen|col|capt|lt|sgt|e\.?g|i\.?e|vs|cf|viz|approx"
@@ -91,22 +91,30 @@ def headed_passages(text: str, *, title: str = "", max_chars: int = 1200) -> tup
     above = [(0, title.strip())] if title.strip() else []
     headed = []
     for passage in passages(text, max_chars=max_chars):
-        body = 0
-        for block in _blocks(passage):
-            if not block.heading:
-                break
-            level, words = _heading(passage[block.start : block.end])
-            above = [outer for outer in above if outer[0] < level and outer[1] != words]
-            above += [(level, words)] if words else []
-            body = block.end
+        blocks = list(_blocks(passage))
+        n_first = next((n for n, block in enumerate(blocks) if not block.heading), len(blocks))
+        above = _below(above, passage, blocks[:n_first])
         line = _heading_line([words for _, words in above], max_chars // 3)
-        rest = passage[body:].strip()
+        rest = passage[blocks[n_first].start :] if n_first < len(blocks) else ""
+        above = _below(above, passage, blocks[n_first:])
         if not rest or not line:
             headed.append(passage)
             continue
         pieces = passages(rest, max_chars=max(1, max_chars - len(line) - 2))
         headed += [f"{line}\n\n{piece}" for piece in pieces]
     return tuple(headed)
+
+
+def _below(
+    above: list[tuple[int, str]], text: str, blocks: list[_Span]
+) -> list[tuple[int, str]]:
+    """The headings, level and words, under which stands what follows these blocks."""
+    for block in blocks:
+        if block.heading:
+            level, words = _heading(text[block.start : block.end])
+            above = [outer for outer in above if outer[0] < level and outer[1] != words]
+            above += [(level, words)] if words else []
+    return above
 
 
 def _heading(text: str) -> tuple[int, str]:

@@ -353,6 +353,26 @@ def test_a_page_without_body_and_with_open_elements_is_read(tmp_path: Path) -> N
     assert page(tmp_path, "Words <p>and <b>more").documents[0].text == "Words\n\nand more"
 
 
+def test_a_long_text_in_another_encoding_is_read_with_a_note(tmp_path: Path) -> None:
+    text = "Смотритель порта живёт у старой мельницы и каждое утро открывает ворота. " * 8
+    path = tmp_path / "a.txt"
+    path.write_bytes(text.encode("cp1251"))
+    assert read_knowledge(path).documents[0].text == text
+    assert "read as CP1251" in notes_of(path)
+    path.write_bytes(text.encode()[:-3] + "я".encode()[:1] + b" end")
+    with pytest.raises(DataError, match="is not UTF-8"):
+        read_knowledge(path)
+
+
+def test_text_that_was_saved_in_a_wrong_encoding_is_repaired(tmp_path: Path) -> None:
+    path = tmp_path / "a.md"
+    path.write_text("The keeper is Zoë Müller – since May.".encode().decode("cp1252"))
+    assert read_knowledge(path).documents[0].text == "The keeper is Zoë Müller – since May."
+    assert "saved in a wrong encoding" in notes_of(path)
+    path.write_text("Âme, Ãngel and 20 € – plain.")
+    assert not read_knowledge(path).notes
+
+
 # --- what ends in a sentence
 
 

@@ -13,6 +13,7 @@ from lorewright.knowledge.markdown import (
 )
 from lorewright.knowledge.readers.read import read_knowledge
 from lorewright.knowledge.selfstudy import Study, phrasing_named, write_pairs
+from lorewright.knowledge.splitting import headed_passages, sentences
 
 FAQ = """---
 title: FAQ
@@ -117,6 +118,14 @@ def test_long_prose_is_read(line: str) -> None:
         ("The keeper is J. R. Hart.", "J", "J. R. Hart"),
         ("The keeper is J. R. Hart.", "J. R", "J. R. Hart"),
         ("The grade is B. The next is C.", "B", "B"),
+        ("The keeper is Aoife Byrne.", "Aoife", "Aoife Byrne"),
+        ("Aoife Byrne runs it. Call Aoife Byrne.", "Aoife", "Aoife Byrne"),
+        ("The head is Vincent van Dyck, since May.", "Vincent", "Vincent van Dyck"),
+        ("Aoife Byrne runs it. Aoife is kind.", "Aoife", "Aoife"),
+        ("In Bergen Aoife Byrne runs it.", "Bergen", "Bergen"),
+        ("The colour is Teal.", "Teal", "Teal"),
+        ("On Monday Ada Hart opens.", "Monday", "Monday"),
+        ("Paris Saint plays in Paris.", "Paris", "Paris"),
     ],
 )
 def test_titles_and_initials_are_kept_whole(text: str, reply: str, answer: str) -> None:
@@ -125,3 +134,25 @@ def test_titles_and_initials_are_kept_whole(text: str, reply: str, answer: str) 
 
     study = Study(Document("d", text), ask_llm, phrasing_named("pocket"))
     assert write_pairs(study, (1,)).grounded[0].answer == answer
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "|" * 200_000 + "\n",
+        "a | b\n" + " " * 200_000 + "x\n",
+        "# " + " " * 200_000,
+        "<!-- " * 50_000,
+        "<!-- a -->" + "<!-- " * 50_000,
+        "![" * 100_000,
+        "![a](data:" * 30_000,
+        "." * 200_000,
+        "**a? " * 50_000,
+        "## a?\n\n" * 30_000,
+    ],
+)
+def test_no_text_takes_more_than_time_in_proportion(text: str) -> None:
+    whole, _ = without_markup(text)
+    list(questions_and_answers(whole))
+    headed_passages(with_tables_as_sentences(whole))
+    sentences(whole)

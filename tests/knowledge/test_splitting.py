@@ -134,3 +134,24 @@ def test_splitting_takes_linear_time() -> None:
     for text in ("A sentence that ends. " * 50_000, "A line that ends.\n" * 50_000):
         assert len(splitting.sentences(text)) == 50_000
         assert len(splitting.passages(text)) > 700
+
+
+def test_headings_travel_with_passages() -> None:
+    text = "# Handbook\n\nAbout.\n\n"
+    text += "## Backups\n\nAt three.\n\n### Keys\n\nNine.\n\n## Ropes\n\nFour."
+    assert splitting.headed_passages(text, title="Handbook") == (
+        "# Handbook\n\nAbout.",
+        "# Handbook — Backups\n\nAt three.",
+        "# Handbook — Backups — Keys\n\nNine.",
+        "# Handbook — Ropes\n\nFour.",
+    )
+    assert splitting.headed_passages("Text.", title="Handbook") == ("# Handbook\n\nText.",)
+    assert splitting.headed_passages("Text.") == ("Text.",)
+
+
+def test_headed_passages_fit_and_lose_no_text() -> None:
+    body = "The mill is old. " * 60
+    text = f"# {'Long title ' * 10}\n\n## Part\n\n{body}"
+    headed = splitting.headed_passages(text, max_chars=200)
+    assert all(len(passage) <= 200 and passage.startswith("# Part\n\n") for passage in headed)
+    assert "".join(p.partition("\n\n")[2] for p in headed).count("mill") == 60

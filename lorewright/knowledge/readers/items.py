@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from lorewright.files import read_encoded
 from lorewright.knowledge.data import Document, Fact
+
+_MOJIBAKE = re.compile("[ÂÃÅÄâ][\u0080-¿€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]")
+"""UTF-8 that was read as Windows-1252 and saved again."""
 
 
 class Item(NamedTuple):
@@ -32,7 +36,27 @@ def text_of(path: Path) -> tuple[str, list[Item]]:
     """The text of a file, and a note where it is not UTF-8."""
     text, encoding = read_encoded(path)
     note = f"read as {encoding.upper()}; save it as UTF-8 if signs or accents are wrong"
-    return text, [Item(note, str(path))] if encoding != "utf-8" else []
+    notes = [Item(note, str(path))] if encoding != "utf-8" else []
+    repaired, note = _repaired(text)
+    return repaired, [*notes, *([Item(note, str(path))] if note else [])]
+
+
+def _repaired(text: str) -> tuple[str, str]:
+    """The text with letters that were once saved in a wrong encoding put right, and a note."""
+    first = _MOJIBAKE.search(text)
+    if not first:
+        return text, ""
+    try:
+        from ftfy import fix_encoding
+    except ModuleNotFoundError:
+        return text, (
+            f"{first[0]!r} looks like a letter saved in a wrong encoding; "
+            "`pip install 'lorewright[documents]'` repairs it"
+        )
+    lines = [fix_encoding(line) if _MOJIBAKE.search(line) else line for line in text.split("\n")]
+    repaired = "\n".join(lines)
+    note = f"letters that were saved in a wrong encoding, such as {first[0]!r}, are repaired"
+    return repaired, note if repaired != text else ""
 
 
 def listed(names: Sequence[str]) -> str:
