@@ -150,11 +150,26 @@ def is_declined(text: str) -> bool:
     An apology before it is passed over. An answer offered all the same ("I do not know, but I think
     it is Paris") is not declining.
     """
+    plain, sentence, _ = _opening(text)
+    return bool(_DECLINING.search(sentence)) and not _GUESS.search(plain)
+
+
+def opens_with_an_answer(text: str) -> bool:
+    """Say whether an English output has declined nothing in a first sentence that is over.
+
+    Then it is not declined, however it goes on.
+    """
+    _, sentence, over = _opening(text)
+    return over and not _DECLINING.search(sentence)
+
+
+def _opening(text: str) -> tuple[str, str, bool]:
+    """Text as compared, without fillers before it; its first sentence; whether another follows."""
     plain = " ".join(text.casefold().translate(_LOOKALIKES).split()).lstrip("\"'*_ ")
     while filler := _FILLER.match(plain):
         plain = plain[filler.end() :]
-    sentence = re.split(r"[.!?;](?:\s|\Z)", plain, maxsplit=1)[0].strip()
-    return bool(_DECLINING.search(sentence)) and not _GUESS.search(plain)
+    sentence, *others = re.split(r"[.!?;](?:\s|\Z)", plain, maxsplit=1)
+    return plain, sentence.strip(), any(others)
 
 
 def _best(score: Callable[[str], float], answers: Sequence[str]) -> float:

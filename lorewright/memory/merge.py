@@ -301,7 +301,8 @@ def _part(
         lesson.probes,
         {ALONE: alone, TOGETHER: merged},
         metric=metric or metric_of(memory, alone.id),
-        progress=lambda arm: watch.step(f"asking what is left of {name}: {arm}"),
+        watch=watch,
+        title=f"asking what is left of {name}",
     )
     return Part(name, alone.id, report)
 

@@ -65,7 +65,7 @@ def verdict(
             scaffold=lesson.scaffold,
             wrong=_unrelated(memory, name, state.id, source, step),
             metric=metric,
-            progress=lambda arm: step(f"asking: {arm}"),
+            watch=watch,
         )
     else:
         report = RecallReport(metric, {}, ("there are no probes: give some with --probes.",))

@@ -169,7 +169,7 @@ def _judge(
 ) -> tuple[Outcome, dict[str, Any]]:
     """The verdict on what a write left, and what its card says of it."""
     with stored.on(memory.model):
-        checked = audit(memory.model, lesson.examples)
+        checked = audit(memory.model, lesson.examples, watch=watch)
     report = verdict(memory, name, stored, source, lesson, settings["metric"], watch)
     outcome = Outcome(
         *(name, stored.id, memory.folder.state_path(stored.id), method),

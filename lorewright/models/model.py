@@ -10,14 +10,13 @@ values of a position, M positions.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from transformers.generation.configuration_utils import GenerationConfig
 
 from lorewright.adapters import quantise
 from lorewright.adapters.adapter import Adapter
@@ -28,6 +27,7 @@ from lorewright.errors import DataError, ModelError
 from lorewright.models.backends.backend import AS_BOUND, Backend, MakeBackend, Pass
 from lorewright.models.backends.builtin import BACKENDS
 from lorewright.models.catalogue import POCKET
+from lorewright.models.decoding import Decoding, Ends, Order, Progress, Sampling, loops
 from lorewright.models.fingerprint import fingerprint
 from lorewright.models.loading import context_length, read_base, stop_ids
 from lorewright.models.nats import LOGIT_VALUES, TokenNats, token_nats
@@ -35,6 +35,9 @@ from lorewright.models.templates import templated
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Until = Callable[[int, str], str | None]
+"""(number of a reply, its text so far) -> the whole reply where it ends here, or None."""
 
 
 @dataclass(frozen=True)
@@ -102,13 +105,19 @@ class Model:
         self._stop_ids = stop_ids(network, tokenizer, name)
         pad = tokenizer.pad_token_id
         self._pad_id = self._stop_ids[0] if pad is None else int(pad)
-        # generate() takes from here whatever is not set, and penalties that models ship with would
-        # break the certificate of greedy decoding.
-        network.generation_config = self._greedy(max_new_tokens=1)
         self._head: nn.Module | None = self._plain_head()
         body = text_decoder(network) if self._head is not None else network
         self.backends = {key: make(body) for key, make in backends.items()}
         self.runs_in()  # has backends try themselves on the base alone
+        self._decoding = Decoding(
+            network,
+            body,
+            self._head,
+            name,
+            stop_ids=self._stop_ids,
+            pad_id=self._pad_id,
+            context=self.context,
+        )
         self._n_vocab = int(network.config.get_text_config().vocab_size)
 
     @classmethod
@@ -284,69 +293,79 @@ class Model:
 
     # -- generating ----------------------------------------------------------------------------
 
-    @torch.no_grad()
     def generate(
         self,
         prompts: Sequence[str],
         *,
-        max_new_tokens: int = 64,
-        batch_size: int = 32,
+        max_new_tokens: int | Sequence[int] = 64,
         system: str | None = None,
+        stop: Sequence[str] = (),
+        until: Until | None = None,
+        end_loops: bool = False,
+        guesses: Sequence[str] = (),
+        sampling: Sampling | None = None,
+        on_reply: Callable[[int, str], None] = lambda number, reply: None,
+        progress: Progress = lambda done, total: None,
+        batch_size: int | None = None,
     ) -> list[str]:
-        """Greedy free-running replies, in the order of the prompts; batched by similar length."""
-        rows = [self.render(prompt, system=system).prompt_ids for prompt in prompts]
-        replies = self.generate_ids(rows, max_new_tokens=max_new_tokens, batch_size=batch_size)
-        return [self.decode(ids) for ids in replies]
+        """Free-running replies in the order of the prompts, greedy unless `sampling` says how.
 
-    @torch.no_grad()
-    def generate_ids(
-        self, rows: Sequence[Sequence[int]], *, max_new_tokens: int, batch_size: int = 32
-    ) -> list[list[int]]:
-        """Greedy continuations of token rows, without the stop token; left-padded batches.
-
-        A reply ends at the model's context; a row near it shares its batch with equally long ones
-        only, so that it shortens no other's reply. Raises DataError for a row without any space.
+        A reply ends with a stop token, before any text in `stop`, where `until` says so, with
+        `end_loops` where it goes round in circles (`decoding.loops`), after its `max_new_tokens` or
+        at the model's context. `guesses` are what greedy replies may be, an
+        empty one none: what is right of them takes one pass. With several samples the replies to a
+        prompt stand together and are numbered through. `on_reply` is called with the number of each
+        reply when it ends, `progress` after every pass. Raises DataError for a prompt that leaves
+        no space for a reply.
         """
-        replies: dict[int, list[int]] = {}
-        group: list[int] = []
-        for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
-            cramped = len(rows[i]) + max_new_tokens > self.context
-            mixed = bool(group) and len(rows[i]) > len(rows[group[0]])
-            if len(group) == batch_size or (cramped and mixed):
-                replies |= self._generate_batch(rows, group, max_new_tokens)
-                group = []
-            group.append(i)
-        replies |= self._generate_batch(rows, group, max_new_tokens) if group else {}
-        return [replies[i] for i in range(len(rows))]
+        rendered = [self.render(prompt, system=system) for prompt in prompts]
+        for i, guess in enumerate(guesses):
+            with suppress(DataError):  # what cannot be a reply is no guess
+                rendered[i] = self.render(prompts[i], guess or None, system=system)
+        final: dict[int, str] = {}
 
-    def _generate_batch(
-        self, rows: Sequence[Sequence[int]], group: list[int], max_new_tokens: int
-    ) -> dict[int, list[int]]:
-        width = max(len(rows[i]) for i in group)
-        n_new = min(max_new_tokens, self.context - width)
-        if n_new < 1:
-            raise DataError(
-                f"a prompt has {width} tokens; {self.name!r} reads at most {self.context}, reply "
-                "included; shorten it."
-            )
-        padded = [[self._pad_id] * (width - len(rows[i])) + list(rows[i]) for i in group]
-        mask = [[0] * (width - len(rows[i])) + [1] * len(rows[i]) for i in group]
-        out_BT = self.network.generate(
-            input_ids=torch.tensor(padded, device=self.device),
-            attention_mask=torch.tensor(mask, device=self.device),
-            generation_config=self._greedy(n_new),
-        )
-        replies = out_BT[:, width:].tolist()
-        return {i: _until(ids, self._stop_ids) for i, ids in zip(group, replies, strict=True)}
+        def ended(number: int, ids: list[int]) -> bool:
+            text = self.tokenizer.decode(ids, skip_special_tokens=True)
+            assert isinstance(text, str)
+            at = min((text.find(each) for each in stop if each in text), default=None)
+            cut = text[:at] if at is not None else until(number, text) if until else None
+            if cut is not None:
+                final[number] = cut.strip()
+            return cut is not None or (end_loops and loops(ids))
 
-    def _greedy(self, max_new_tokens: int) -> GenerationConfig:
-        return GenerationConfig(
-            do_sample=False,
-            num_beams=1,
+        def text_of(number: int, ids: Sequence[int]) -> str:
+            return final[number] if number in final else self.decode(ids)
+
+        replies = self.generate_ids(
+            [row.prompt_ids for row in rendered],
             max_new_tokens=max_new_tokens,
-            eos_token_id=self._stop_ids,
-            pad_token_id=self._pad_id,
+            guesses=[row.completion_ids for row in rendered],
+            sampling=sampling,
+            ends=ended if stop or until or end_loops else None,
+            on_reply=lambda number, ids: on_reply(number, text_of(number, ids)),
+            progress=progress,
+            batch_size=batch_size,
         )
+        return [text_of(number, ids) for number, ids in enumerate(replies)]
+
+    def generate_ids(
+        self,
+        rows: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int | Sequence[int],
+        guesses: Sequence[Sequence[int]] = (),
+        sampling: Sampling | None = None,
+        ends: Ends | None = None,
+        on_reply: Callable[[int, list[int]], None] = lambda number, ids: None,
+        progress: Progress = lambda done, total: None,
+        batch_size: int | None = None,
+    ) -> list[list[int]]:
+        """Continuations of token rows, without the stop token; see `generate` and `decoding`."""
+        limits = [max_new_tokens] * len(rows) if isinstance(max_new_tokens, int) else max_new_tokens
+        order = Order(
+            rows, limits, guesses, sampling, ends, on_reply, progress, most_rows=batch_size
+        )
+        return self._decoding.replies(order)
 
     # -- adapters ------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ Source: transformers' modeling_llama.py and sdpa_attention.py, Apache 2.0; Llama
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,8 @@ from torch.nn import functional as F
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation.configuration_utils import GenerationConfig
+
+from lorewright.errors import ModelError
 
 CONFIG, GENERATION, WEIGHTS = "config.json", "generation_config.json", "model.safetensors"
 OTHERS = ("model.safetensors.index.json", "adapter_config.json")
@@ -185,12 +188,23 @@ class PlainLlama(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self, input_ids: Tensor, attention_mask: Tensor, generation_config: GenerationConfig
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        generation_config: GenerationConfig,
+        stopping_criteria: Sequence[Callable[..., Tensor]] = (),
     ) -> Tensor:
         """Left-padded prompts (B, T) and their greedy continuations, padded after their end.
 
-        Ends when all rows have, or after `max_new_tokens` of the configuration.
+        Ends when all rows have, by a stop token or a criterion, or after `max_new_tokens` of the
+        configuration. Raises ModelError when replies are to be drawn: `decoding` does that, where
+        no hook is in the decoder.
         """
+        if generation_config.do_sample:
+            raise ModelError(
+                "a decoder with hooks draws no replies here; remove them, or load the base with "
+                "implementation='transformers'."
+            )
         ids_BT, mask_BT, cache = input_ids, attention_mask, DynamicCache(config=self.config)
         stops = torch.tensor(generation_config.eos_token_id, device=ids_BT.device)
         pad = generation_config.pad_token_id
@@ -206,6 +220,8 @@ class PlainLlama(nn.Module):
             mask_BT = torch.cat([mask_BT, torch.ones_like(mask_BT[:, :1])], 1)
             position_BT = position_BT[:, -1:] + 1
             ended_B = ended_B | torch.isin(next_B, stops)
+            for ends in stopping_criteria:
+                ended_B = ended_B | ends(ids_BT, logits_BTV[:, -1])
             if bool(ended_B.all()):
                 break
         return ids_BT

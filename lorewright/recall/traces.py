@@ -3,7 +3,8 @@
 Greedy decoding reproduces an answer if and only if, teacher-forced, the argmax equals the target at
 every position, the stop token included: up to the first mismatch both see the same prefix. So one
 forward pass certifies exact recall; where every p exceeds a margin above 1/2, nothing else can win.
-Free-running greedy decoding stays the headline, and `audit` counts where the two disagree.
+Free-running greedy decoding stays the headline: `audit` decodes wherever numerics could decide, and
+counts where the two disagree.
 
 Shape letters: B row, C completion token.
 """
@@ -13,14 +14,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from lorewright.errors import ConfigError
 from lorewright.knowledge.data import Example
 from lorewright.models.batching import by_length, pass_tokens
+from lorewright.models.decoding import Progress
 from lorewright.models.model import Model, Rendered
 from lorewright.recall.statistics import Proportion, wilson
+from lorewright.training.watch import Watch
+
+SURE = 0.6
+"""A token of more probability stays the likeliest, however a pass is batched."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +61,20 @@ class TokenTrace:
 
 @torch.no_grad()
 def trace(
-    model: Model, rows: Sequence[Rendered], *, batch_tokens: int | None = None
+    model: Model,
+    rows: Sequence[Rendered],
+    *,
+    batch_tokens: int | None = None,
+    progress: Progress = lambda done, total: None,
 ) -> list[TokenTrace]:
     """Score completions under teacher forcing, one forward pass each, in the order of `rows`.
 
-    At most `batch_tokens` padded tokens at once; None = what suits the device.
+    At most `batch_tokens` padded tokens at once; None = what suits the device. `progress` is called
+    with the tokens done and all there are.
     """
     traces: dict[int, TokenTrace] = {}
     budget = batch_tokens or pass_tokens(model.device)
+    done, total = 0, sum(map(len, rows))
     for chosen in by_length([len(row) for row in rows], budget):
         nats_BC, right_BC = model.completion_nats(model.batch([rows[i] for i in chosen]))
         for i, nats_C, right_C in zip(chosen, nats_BC.tolist(), right_BC.tolist(), strict=True):
@@ -69,6 +82,8 @@ def trace(
             traces[i] = TokenTrace(
                 tuple(math.exp(-nats) for nats in nats_C[:n]), tuple(map(bool, right_C[:n]))
             )
+        done += sum(len(rows[i]) for i in chosen)
+        progress(done, total)
     return [traces[i] for i in range(len(rows))]
 
 
@@ -105,11 +120,27 @@ class Audit:
         return wilson(self.n_exact, self.n)
 
 
-def audit(model: Model, examples: Sequence[Example]) -> Audit:
-    """Decode every prompt freely; compare with its completion and the teacher-forced verdict."""
+def audit(model: Model, examples: Sequence[Example], *, watch: Watch | None = None) -> Audit:
+    """Compare free-running replies with the completions and with teacher-forced verdicts.
+
+    Where every token has p > SURE, greedy decoding has been decided: those are not decoded.
+    """
     rows = [model.render(e.prompt, e.completion) for e in examples]
-    longest = max((len(row.completion_ids) for row in rows), default=1)
-    outputs = model.generate_ids([row.prompt_ids for row in rows], max_new_tokens=longest)
+    traces = trace(model, rows, progress=partial(_advance, watch, "checking what was trained"))
+    sure = [each.certified(SURE) for each in traces]
+    unsure = [i for i, each in enumerate(sure) if not each]
+    outputs = model.generate_ids(
+        [rows[i].prompt_ids for i in unsure],
+        max_new_tokens=[len(rows[i].completion_ids) for i in unsure],
+        progress=partial(_advance, watch, "decoding what is not certain"),
+    )
     # The last completion token is the stop, which the outputs lack.
-    exact = [tuple(ids) == row.completion_ids[:-1] for ids, row in zip(outputs, rows, strict=True)]
-    return Audit.of(exact, trace(model, rows))
+    freely = {
+        i: tuple(ids) == rows[i].completion_ids[:-1] for i, ids in zip(unsure, outputs, strict=True)
+    }
+    return Audit.of([freely.get(i, True) for i in range(len(rows))], traces)
+
+
+def _advance(watch: Watch | None, phase: str, done: int, total: int) -> None:
+    if watch is not None:
+        watch.advance(phase, done, total, "")

@@ -10,15 +10,21 @@ from typing import Any
 from lorewright.adapters.adapter import Adapter
 from lorewright.errors import ConfigError, DataError
 from lorewright.knowledge.data import OPEN_KINDS, Probe
+from lorewright.knowledge.negatives import DECLINE
 from lorewright.knowledge.scoring import METRICS, is_declined
 from lorewright.models.model import Model
+from lorewright.recall.settled import LOOPS_SETTLE, settled
 from lorewright.recall.statistics import Estimate, estimate
+from lorewright.training.watch import Watch
 from lorewright.writers.writer import State
 
 ARMS = ("memory", "base", "scaffold", "wrong", "full")
 """The memory and its controls: the base alone, with part of the source in the prompt, with another
 memory, with all of the source in the prompt."""
 MAX_ANSWER_TOKENS = 64
+"""Most tokens of an answer with a text before the question, which chat models quote at length."""
+CLOSED_BOOK_TOKENS = 32
+"""Most tokens of an answer without one, beside those of the longest answer that is wanted."""
 
 
 @dataclass(frozen=True)
@@ -98,11 +104,56 @@ def answer(
     probes: Sequence[Probe],
     *,
     context: str = "",
-    max_new_tokens: int = MAX_ANSWER_TOKENS,
+    max_new_tokens: int = 0,
+    metric: str = "",
+    base_outputs: Sequence[str] = (),
+    guess: bool = False,
+    progress: Callable[[int, int, int], None] = lambda done, total, n: None,
 ) -> list[str]:
-    """Free-running greedy answers; `context` (or the probe's own) stands before the question."""
+    """Free-running greedy answers; `context` (or the probe's own) stands before the question.
+
+    An answer has `max_new_tokens`; 0 = as many as its question wants. With a `metric` it ends after
+    the sentence that settles its score; `base_outputs` are what kind `neighborhood` is compared
+    with. `guess`: right answers are likely, and are tried in one pass. `progress` is called with
+    tokens done, tokens at most and answers that have ended.
+    """
     prompts = [_with_context(probe.context or context, probe.question) for probe in probes]
-    return model.generate(prompts, max_new_tokens=max_new_tokens)
+    alone: Sequence[str | None] = base_outputs or [None] * len(probes)
+    n_ended = 0
+
+    def until(i: int, text: str) -> str | None:
+        return settled(probes[i], metric, text, alone[i])
+
+    def ended(i: int, text: str) -> None:
+        nonlocal n_ended
+        n_ended += 1
+
+    return model.generate(
+        prompts,
+        max_new_tokens=[
+            max_new_tokens or _n_tokens(model, probe, probe.context or context) for probe in probes
+        ],
+        until=until if metric else None,
+        end_loops=metric in LOOPS_SETTLE,
+        guesses=[_likely(*each) for each in zip(probes, alone, strict=True)] if guess else (),
+        on_reply=ended,
+        progress=lambda done, total: progress(done, total, n_ended),
+    )
+
+
+def _n_tokens(model: Model, probe: Probe, context: str) -> int:
+    """Tokens for the longest answer that is wanted and for words around it."""
+    texts = list(probe.answers)
+    ids = model.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    n_tokens = max(map(len, ids), default=0) + CLOSED_BOOK_TOKENS
+    return max(n_tokens, MAX_ANSWER_TOKENS) if context else n_tokens
+
+
+def _likely(probe: Probe, base_output: str | None) -> str:
+    """What a memory may answer."""
+    if probe.kind == "neighborhood":
+        return base_output or ""
+    return DECLINE if probe.kind == "unknown" else probe.answers[0]
 
 
 def _with_context(context: str, question: str) -> str:
@@ -123,7 +174,7 @@ def verify(
     scaffold: str = "",
     wrong: Adapter | State | None = None,
     metric: str = "exact_match",
-    progress: Callable[[str], None] = lambda arm: None,
+    watch: Watch | None = None,
 ) -> RecallReport:
     """Ask every probe of the memory and of each control, free-running and greedy.
 
@@ -137,19 +188,8 @@ def verify(
         raise ConfigError(
             "there are no probes to verify with; write a memory with facts, or give --probes FILE."
         )
-    outputs: dict[str, list[str]] = {}
     notes: list[str] = []
-
-    def run(arm: str, memory: Adapter | State | None = None, context: str = "") -> None:
-        progress(arm)
-        with switched_on(model, memory) if memory is not None else nullcontext():
-            outputs[arm] = answer(model, probes, context=context)
-
-    if adapter is None:
-        notes.append("memory: there is none.")
-    else:
-        run("memory", adapter)
-    run("base")
+    contexts: dict[str, str] = {}
     for arm, text in (("scaffold", scaffold), ("full", full)):
         if not text:
             notes.append(f"{arm}: there is no source text for it.")
@@ -159,11 +199,14 @@ def verify(
                 "the model reads."
             )
         else:
-            run(arm, context=text)
-    if wrong is None:
-        notes.append("wrong: there is no other memory.")
-    else:
-        run("wrong", wrong)
+            contexts[arm] = text
+    memories = {"memory": adapter, "wrong": wrong}
+    for arm, each in memories.items():
+        if each is None:
+            why = "there is none." if arm == "memory" else "there is no other memory."
+            notes.append(f"{arm}: {why}")
+    arms = ["base", *(arm for arm, each in memories.items() if each is not None), *contexts]
+    outputs = _ask(model, probes, arms, memories, contexts, metric, watch or Watch())
     ordered = {arm: outputs[arm] for arm in ARMS if arm in outputs}
     return _report(probes, ordered, metric, notes)
 
@@ -174,21 +217,50 @@ def side_by_side(
     adapters: Mapping[str, Adapter | State],
     *,
     metric: str = "exact_match",
-    progress: Callable[[str], None] = lambda arm: None,
+    watch: Watch | None = None,
+    title: str = "asking",
 ) -> RecallReport:
     """Ask every probe of several adapters and, as the arm `base`, of the base alone.
 
     Scored as in `verify`, without its other controls. Raises ConfigError for an unknown metric.
     """
     _check_metric(metric)
+    arms = ["base", *adapters]
+    outputs = _ask(model, probes, arms, adapters, {}, metric, watch or Watch(), title)
+    return _report(probes, {arm: outputs[arm] for arm in (*adapters, "base")}, metric)
+
+
+def _ask(
+    model: Model,
+    probes: Sequence[Probe],
+    arms: Sequence[str],
+    memories: Mapping[str, Adapter | State | None],
+    contexts: Mapping[str, str],
+    metric: str,
+    watch: Watch,
+    title: str = "asking",
+) -> dict[str, list[str]]:
+    """The outputs of every arm; the first is `base`, whose replies the others are compared with."""
     outputs: dict[str, list[str]] = {}
-    for arm, adapter in adapters.items():
-        progress(arm)
-        with switched_on(model, adapter):
-            outputs[arm] = answer(model, probes)
-    progress("base")
-    outputs["base"] = answer(model, probes)
-    return _report(probes, outputs, metric)
+    for n, arm in enumerate(arms, 1):
+        memory = memories.get(arm)
+        phase, of = f"{title}: {arm}", f"arm {n} of {len(arms)}"
+        watch.step(phase)
+
+        def progress(done: int, total: int, n_ended: int, phase: str = phase, of: str = of) -> None:
+            watch.advance(phase, done, total, f"{n_ended} of {len(probes)} answered, {of}")
+
+        with switched_on(model, memory) if memory is not None else nullcontext():
+            outputs[arm] = answer(
+                model,
+                probes,
+                context=contexts.get(arm, ""),
+                metric=metric,
+                base_outputs=outputs.get("base", ()),
+                guess=memory is not None,
+                progress=progress,
+            )
+    return outputs
 
 
 def _check_metric(metric: str) -> None:
@@ -219,7 +291,7 @@ def _fits(model: Model, probes: Sequence[Probe], text: str) -> bool:
         longest = max(len(model.render(prompt)) for prompt in prompts)
     except DataError:
         return False
-    return longest + MAX_ANSWER_TOKENS <= model.context
+    return longest + max(_n_tokens(model, probe, text) for probe in probes) <= model.context
 
 
 def _scored(probe: Probe, output: str, base_output: str, metric: str) -> Recall:

@@ -370,7 +370,7 @@ def test_a_compiler_that_fails_is_named_with_what_it_printed(
 
 @pytest.mark.usefixtures("fresh")
 def test_a_cc_that_is_no_command_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CC", "cc -DX \"")
+    monkeypatch.setenv("CC", 'cc -DX "')
     assert load() == (None, "CC is 'cc -DX \"': No closing quotation; mend or unset it")
 
 

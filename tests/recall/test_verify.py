@@ -24,6 +24,7 @@ from lorewright.recall.traces import Audit, TokenTrace, audit, certify, trace
 from lorewright.recall.verify import ARMS, MAX_ANSWER_TOKENS, Recall, RecallReport, answer, verify
 from lorewright.training.config import WriteConfig
 from lorewright.training.loop import write
+from lorewright.training.watch import Watch
 
 CODES = {"red": "48", "blue": "7.5", "teal": "KX", "grey": "a-1", "pink": "99", "sand": "Q"}
 FACTS = [Example(f"Code of {who}?", code) for who, code in CODES.items()]
@@ -280,8 +281,14 @@ def test_verify_says_what_it_is_doing_and_leaves_the_base_alone(
 ) -> None:
     steps: list[str] = []
     before = model.generate([fact.prompt for fact in FACTS])
-    verify(
-        model, [probe(0, FACTS[0])], adapter=adapter, full="x", wrong=other, progress=steps.append
-    )
-    assert steps == ["memory", "base", "full", "wrong"]
+    shares: dict[str, list[float]] = {}
+
+    def advance(phase: str, done: int, total: int, note: str) -> None:
+        shares.setdefault(phase, []).append(done / total)
+
+    watch = Watch(steps.append, advance=advance)
+    verify(model, [probe(0, FACTS[0])], adapter=adapter, full="x", wrong=other, watch=watch)
+    assert steps == [f"asking: {arm}" for arm in ("base", "memory", "wrong", "full")]
+    assert [*shares] == steps
+    assert all(each == sorted(each) and each[-1] == 1 for each in shares.values())
     assert model.generate([fact.prompt for fact in FACTS]) == before

@@ -28,7 +28,6 @@ def epoch(number: int = 12, **changes: Any) -> Epoch:
     return replace(usual, **changes)
 
 
-
 def test_epoch_line_says_what_is_left_at_most() -> None:
     assert epoch_line(epoch()) == (
         "epoch 12/60  loss 0.0341 nats/token  96/108 recalled  0:24, at most 1:36 left"

@@ -66,5 +66,5 @@ def listed(names: Sequence[str]) -> str:
 
 
 def counted(n: int, noun: str) -> str:
-    """"2 facts", "1 fact"; nothing for 0."""
+    """ "2 facts", "1 fact"; nothing for 0."""
     return f"{n} {noun}{'s' * (n != 1)}" if n else ""
