@@ -33,13 +33,12 @@ from lorewright.models.model import Model
 from lorewright.recall.traces import trace
 from lorewright.recall.verify import RecallReport, verify
 from lorewright.reports.figures.contrast import contrast_figure
-from lorewright.reports.progress import write_progress
+from lorewright.reports.progress import shown
 from lorewright.reports.results import contrast_table
 from lorewright.reports.tables import Rendered
 from lorewright.training.config import Epoch, WriteConfig, Written
 from lorewright.training.loop import write
 from lorewright.training.rates import suggested_lr
-from lorewright.training.watch import Watch
 
 EXAMPLES = next(
     (up / "examples" for up in Path(__file__).parents[:3] if (up / "examples").is_dir()),
@@ -104,15 +103,15 @@ def run(
     config = _config(model, QUESTION_EPOCHS if not quick else 2, batch=16)
     memory.write(read_knowledge(EXAMPLES / "phones.jsonl"), name="phones", config=config)
     step("questions and answers: the base reads, asks itself, and learns to answer")
-    with write_progress(progress) as show:
-        questions_curve, on_epoch = _curve(model, held, show)
+    with shown(progress) as show:
+        questions_curve, on_epoch = _curve(model, held, show.epoch)
         outcome = memory.write(
             document,
             name="handbook",
             config=questions_config(model, config.epochs),
             lesson=LESSON,
             probes=probes,
-            watch=Watch(step, on_epoch),
+            watch=replace(show, step=step, epoch=on_epoch),
         )
     step("asking the next-token memory")
     plain_report = verify(model, held, adapter=plain.adapter)
@@ -148,8 +147,8 @@ def _write_plain(
         given_probes=held,
     )
     config = _config(model, NEXT_TOKEN_EPOCHS if not quick else 2, batch=2)
-    with write_progress(progress) as show:
-        curve, on_epoch = _curve(model, held, show)
+    with shown(progress) as show:
+        curve, on_epoch = _curve(model, held, show.epoch)
         return write(model, lesson.examples, config, on_epoch=on_epoch), curve
 
 

@@ -86,14 +86,10 @@ def console_for(threads: int) -> Console:
 @contextmanager
 def watching(console: Console) -> Iterator[Watch]:
     """Show progress on the console while a verb is at work."""
-    from lorewright.reports.progress import write_progress
-    from lorewright.training.watch import Watch
+    from lorewright.reports.progress import shown
 
-    def step(text: str) -> None:
-        console.print(Text(text, "dim"), highlight=False)
-
-    with write_progress(console) as epoch:
-        yield Watch(step, epoch)
+    with shown(console) as watch:
+        yield watch
 
 
 def print_coverage(console: Console, model: Model, config: WriteConfig) -> None:

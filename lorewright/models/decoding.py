@@ -39,6 +39,9 @@ SAVED_TOKENS = 48
 LOOP_TOKENS = 16
 """A reply goes round in circles when so many of its last tokens are one part, three times over."""
 
+LOOP_PERIOD = 24
+"""Longest part, in tokens, whose repetition is noticed."""
+
 Ends = Callable[[int, list[int]], bool]
 """(number of a reply, its ids so far) -> whether it ends here; called after every token."""
 Progress = Callable[[int, int], None]
@@ -98,8 +101,8 @@ def _nucleus(p_BV: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
 
 
 def loops(ids: Sequence[int]) -> bool:
-    """Whether the last tokens are one part three times, LOOP_TOKENS long at least."""
-    for period in range(1, 2 * LOOP_TOKENS):
+    """Whether the last tokens are one short part three times, LOOP_TOKENS long at least."""
+    for period in range(1, LOOP_PERIOD + 1):
         n = max(LOOP_TOKENS, 3 * period)
         if len(ids) >= n and all(ids[-i] == ids[-i - period] for i in range(1, n - period + 1)):
             return True

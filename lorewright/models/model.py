@@ -36,8 +36,8 @@ from lorewright.models.templates import templated
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Until = Callable[[int, str], str | None]
-"""(number of a reply, its text so far) -> the whole reply where it ends here, or None."""
+Until = Callable[[int, str, Sequence[int]], str | None]
+"""(number of a reply, its text and ids so far) -> the whole reply where it ends here, or None."""
 
 
 @dataclass(frozen=True)
@@ -328,7 +328,7 @@ class Model:
             text = self.tokenizer.decode(ids, skip_special_tokens=True)
             assert isinstance(text, str)
             at = min((text.find(each) for each in stop if each in text), default=None)
-            cut = text[:at] if at is not None else until(number, text) if until else None
+            cut = text[:at] if at is not None else until(number, text, ids) if until else None
             if cut is not None:
                 final[number] = cut.strip()
             return cut is not None or (end_loops and loops(ids))

@@ -2,41 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from lorewright.models.decoding import Progress, Sampling
 from lorewright.models.model import Model
 
 MAX_QUESTION_TOKENS = 512
 """Longest reply, in tokens, however long the passage."""
 QUESTION_TOKENS = 64
-"""What it may write about any passage; after so many tokens each it is checked for repetition."""
+"""What it may write about any passage; after so many tokens each its lines are compared."""
 QUESTION_SHARE = 4
 """What it may write besides, as a multiple of the passage's tokens; complete replies need 2."""
 
 
-def write_about(model: Model, prompts: list[str]) -> list[str]:
+def write_about(
+    model: Model,
+    prompts: list[str],
+    *,
+    stop: Sequence[str] = (),
+    sampling: Sampling | None = None,
+    progress: Progress = lambda done, total: None,
+) -> list[str]:
     """Return what the model replies by itself, ended where it repeats itself.
 
-    Each prompt is a passage, an empty line and what to write about it. A reply that has not ended
-    after QUESTION_TOKENS goes on with the others that have not, unless its last line is one of
-    those before, or it is as long as the passage allows.
+    Each prompt is a passage, an empty line and what to write about it. A reply ends as soon as it
+    goes round in circles; every QUESTION_TOKENS, if its last line is one of those before; when it
+    is as long as the passage allows. Otherwise as `Model.generate`.
     """
-    rows = [model.render(prompt).prompt_ids for prompt in prompts]
     limits = [_limit(model, prompt) for prompt in prompts]
-    replies: list[list[int]] = [[] for _ in rows]
-    going = list(range(len(rows)))
-    while going:
-        texts = [[*rows[i], *replies[i]] for i in going]
-        parts = model.generate_ids(texts, max_new_tokens=QUESTION_TOKENS)
-        for i, part in zip(going, parts, strict=True):
-            replies[i] += part
-        full = [i for i, part in zip(going, parts, strict=True) if len(part) == QUESTION_TOKENS]
-        going = [
-            i
-            for i in full
-            if len(rows[i]) + len(replies[i]) < model.context
-            and len(replies[i]) < limits[i]
-            and not repeats(model.decode(replies[i]))
-        ]
-    return [model.decode(ids) for ids in replies]
+    whole = [-(-limit // QUESTION_TOKENS) * QUESTION_TOKENS for limit in limits]
+
+    def until(number: int, text: str, ids: Sequence[int]) -> str | None:
+        return text if len(ids) % QUESTION_TOKENS == 0 and repeats(text) else None
+
+    return model.generate(
+        prompts,
+        max_new_tokens=whole,
+        stop=stop,
+        until=until,
+        end_loops=True,
+        sampling=sampling,
+        progress=progress,
+    )
 
 
 def _limit(model: Model, prompt: str) -> int:

@@ -121,7 +121,7 @@ def answer(
     alone: Sequence[str | None] = base_outputs or [None] * len(probes)
     n_ended = 0
 
-    def until(i: int, text: str) -> str | None:
+    def until(i: int, text: str, ids: Sequence[int]) -> str | None:
         return settled(probes[i], metric, text, alone[i])
 
     def ended(i: int, text: str) -> None:

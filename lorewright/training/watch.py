@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from lorewright.training.config import Epoch
 
+TRAINING = "training"
+"""The phase in which epochs are reported besides."""
+
 
 @dataclass(frozen=True)
 class Watch:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.families import FAMILIES, gemma3_text, gpt_neox, llama, mistral, qwen2, qwen3
+from support.families import FAMILIES, gpt_neox, llama, mistral, phi, qwen2, qwen3
 from support.models import an_adapter, letters
 
 from lorewright.errors import AdapterError, ConfigError, ModelError
@@ -117,7 +117,7 @@ def test_progress_never_falls_and_ends_at_all_there_is() -> None:
         assert shares == sorted(shares) and shares[-1] == 1
 
 
-@pytest.mark.parametrize("make", [llama, gemma3_text])
+@pytest.mark.parametrize("make", [llama, phi])
 def test_a_reply_ends_where_it_is_to_end_and_is_reported_once(make: object) -> None:
     assert callable(make)
     network = make()
@@ -134,9 +134,12 @@ def test_a_reply_ends_where_it_is_to_end_and_is_reported_once(make: object) -> N
     assert stopped == [text.split(stop)[0].strip() for text in whole]
     assert [found[i] for i in range(3)] == stopped != whole
     short = model.generate(
-        prompts, max_new_tokens=12, until=lambda i, text: text[: i + 1] if len(text) > 4 else None
+        prompts,
+        max_new_tokens=12,
+        until=lambda i, text, ids: text[: i + 1] if len(text) > 4 else None,
     )
     assert short == [text[: i + 1].strip() for i, text in enumerate(whole)]
+    assert all(len(text) > 4 for text in whole)
 
 
 def test_every_reply_has_a_limit_of_its_own() -> None:
@@ -189,9 +192,13 @@ def test_sampling_that_draws_nothing_is_refused(wrong: dict[str, float]) -> None
 
 
 def test_a_reply_ends_as_soon_as_it_goes_round_in_circles_where_that_is_wanted() -> None:
-    network = llama()
+    network, tokenizer = llama(), letters()
     network.get_input_embeddings().weight.data.fill_(1.0)  # whatever came, the same follows
-    model = Model(network, letters(), "tiny")
+    head = torch.zeros_like(network.get_output_embeddings().weight)
+    for letter, sign in (("a", 1.0), ("b", -1.0)):
+        head[tokenizer.convert_tokens_to_ids(letter)] = sign
+    network.get_output_embeddings().weight.data = head
+    model = Model(network, tokenizer, "tiny")
     (whole,) = model.generate(["a"], max_new_tokens=40)
     (short,) = model.generate(["a"], max_new_tokens=40, end_loops=True)
     assert len(whole) > len(short) == LOOP_TOKENS

@@ -61,15 +61,20 @@ def test_a_base_that_repeats_its_lines_is_stopped() -> None:
     assert found.startswith("Q:ab?\nQ:ab?\n") and len(found) <= QUESTION_TOKENS
 
 
+def test_a_line_that_goes_round_in_circles_ends_at_once() -> None:
+    (found,) = write_about(reciting("Q:abcdef"), ["a" * 200 + ASK])
+    assert found == "Q:abcdef" * 3
+
+
 @pytest.mark.parametrize("n", [1, 30, 90, 400])
 def test_a_base_without_an_end_is_stopped_by_the_length_of_the_passage(n: int) -> None:
-    (found,) = write_about(reciting("Q:abcdef"), ["a" * n + ASK])
+    (found,) = write_about(reciting("Q:abcdefghijklmnopqrstuvwxyz"), ["a" * n + ASK])
     limit = min(MAX_QUESTION_TOKENS, QUESTION_TOKENS + QUESTION_SHARE * n)
     assert limit <= len(found) < limit + QUESTION_TOKENS
 
 
 def test_a_reply_ends_at_the_models_context_beside_others_that_go_on() -> None:
-    model = reciting("Q:abcdef", context=256)
+    model = reciting("Q:abcdefghijklmnopqrstuvwxyz", context=256)
     short, long = write_about(model, ["a" * 20 + ASK, "a" * 150 + ASK])
     n_long = len(model.render("a" * 150 + ASK).prompt_ids)
     assert len(long) == 256 - n_long and len(short) > len(long)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import re
+import time
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from lorewright.reports.progress import epoch_line, write_progress
+from lorewright.reports.progress import Pace, epoch_line, shown
 from lorewright.training.config import Epoch
+from lorewright.training.watch import TRAINING
 
 
 def epoch(number: int = 12, **changes: Any) -> Epoch:
@@ -53,9 +55,9 @@ def test_long_writes_are_shown_in_hours() -> None:
 
 def test_where_there_is_no_terminal_few_lines_are_written_and_the_last_always() -> None:
     console = Console(file=io.StringIO(), width=40)
-    with write_progress(console) as on_epoch:
+    with shown(console) as watch:
         for number in range(1, 31):
-            on_epoch(epoch(number))
+            watch.epoch(epoch(number))
     assert isinstance(console.file, io.StringIO)
     lines = console.file.getvalue().splitlines()
     assert [line.split()[1] for line in lines] == ["1/60", "30/60"]
@@ -64,18 +66,18 @@ def test_where_there_is_no_terminal_few_lines_are_written_and_the_last_always() 
 
 def test_plain_lines_come_again_after_a_while() -> None:
     console = Console(file=io.StringIO())
-    with write_progress(console, every_seconds=0.0) as on_epoch:
+    with shown(console, every_seconds=0.0) as watch:
         for number in range(1, 4):
-            on_epoch(epoch(number))
+            watch.epoch(epoch(number))
     assert isinstance(console.file, io.StringIO)
     assert len(console.file.getvalue().splitlines()) == 3
 
 
 def test_a_failed_write_passes_through_and_still_shows_the_last_epoch() -> None:
     console = Console(file=io.StringIO())
-    with pytest.raises(KeyboardInterrupt), write_progress(console) as on_epoch:
-        on_epoch(epoch(1))
-        on_epoch(epoch(2))
+    with pytest.raises(KeyboardInterrupt), shown(console) as watch:
+        watch.epoch(epoch(1))
+        watch.epoch(epoch(2))
         raise KeyboardInterrupt
     assert isinstance(console.file, io.StringIO)
     assert "epoch 2/60" in console.file.getvalue()
@@ -88,9 +90,9 @@ def terminal() -> Console:
 
 def test_on_a_terminal_one_line_is_updated_and_no_colour_is_used_when_not_wanted() -> None:
     console = terminal()
-    with write_progress(console) as on_epoch:
-        on_epoch(epoch(11))
-        on_epoch(epoch(12))
+    with shown(console) as watch:
+        watch.epoch(epoch(11))
+        watch.epoch(epoch(12))
     assert isinstance(console.file, io.StringIO)
     text = console.file.getvalue()
     assert "epoch 12/60" in text and "96/108 recalled" in text and "loss 0.034" in text
@@ -99,23 +101,68 @@ def test_on_a_terminal_one_line_is_updated_and_no_colour_is_used_when_not_wanted
 
 def test_a_write_that_ended_has_nothing_left() -> None:
     console = terminal()
-    with write_progress(console) as on_epoch:
-        on_epoch(epoch(12))
+    with shown(console) as watch:
+        watch.epoch(epoch(12))
     assert isinstance(console.file, io.StringIO)
     frames = [f for f in re.split(r"[\r\n]", console.file.getvalue()) if "recalled" in f]
     assert "0:24" in frames[-1] and "left" not in frames[-1]
 
 
-def test_before_the_first_epoch_the_clock_is_shown() -> None:
+def test_a_step_has_a_clock_and_stays_in_view() -> None:
     console = terminal()
-    with write_progress(console):
-        pass
+    with shown(console) as watch:
+        watch.step("proving that it is on disk")
+        watch.step("asking: base")
     assert isinstance(console.file, io.StringIO)
-    assert "first epoch" in console.file.getvalue()
+    text = console.file.getvalue()
+    assert "proving that it is on disk" in text and "0:00" in text
+    assert text.index("proving") < text.index("asking: base")
 
 
 def test_progress_goes_to_stderr_by_default(capsys: pytest.CaptureFixture[str]) -> None:
-    with write_progress() as on_epoch:
-        on_epoch(epoch())
+    with shown() as watch:
+        watch.epoch(epoch())
     printed = capsys.readouterr()
     assert printed.out == "" and "epoch 12/60" in printed.err
+
+
+# --- phases
+
+
+def test_a_phase_on_a_terminal_has_a_note_and_what_is_left() -> None:
+    console = terminal()
+    with shown(console) as watch:
+        watch.step("asking: base")
+        watch.advance("asking: base", 30, 120, "7 of 30 answered, arm 1 of 4")
+    assert isinstance(console.file, io.StringIO)
+    assert "7 of 30 answered, arm 1 of 4" in console.file.getvalue()
+
+
+def test_a_phase_without_a_terminal_has_few_lines() -> None:
+    console = Console(file=io.StringIO(), width=40)
+    with shown(console) as watch:
+        watch.step("asking: base")
+        for done in range(100):
+            watch.advance("asking: base", done, 100, "")
+    with shown(console, every_seconds=0.0) as watch:
+        watch.advance("asking: full", 1, 4, "1 of 2 answered")
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    assert lines == ["asking: base", "asking: full  25%  1 of 2 answered  0:00"]
+
+
+def test_what_is_left_follows_from_what_was_measured() -> None:
+    pace = Pace("asking", done=30, total=120, first=10, since=time.monotonic() - 40)
+    assert pace.left == pytest.approx(90 * 40 / 20, rel=1e-3)  # 20 in 40 seconds, 90 to do
+    assert Pace("asking", done=10, total=120, first=10).left == 0
+
+
+def test_an_epoch_stays_in_view_while_the_next_one_is_trained() -> None:
+    console = terminal()
+    with shown(console) as watch:
+        watch.advance(TRAINING, 1, 60, "epoch 1 of 60")
+        watch.epoch(epoch(12))
+        watch.advance(TRAINING, 13, 60, "epoch 13 of 60")
+        live = console.file.getvalue() if isinstance(console.file, io.StringIO) else ""
+    assert "96/108 recalled" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "epoch 13 of 60" not in live
