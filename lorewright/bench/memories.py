@@ -253,6 +253,7 @@ def _write_stack(
         [Job(lesson_in(run).examples, config) for run in runs],
         run=stack,
         on_epoch=lambda job, epoch: None if job else watch.epoch(epoch),
+        advance=watch.advance,
     )
     for page, run, result in zip(pages, runs, results, strict=True):
         if isinstance(result, Diverged):
@@ -354,7 +355,14 @@ def _written_together(bench: Bench) -> Adapter:
         examples = list(dict.fromkeys(e for lesson in lessons for e in lesson.examples))
         config = _config(model, settings, settings.rank * len(bench.pages))
         place.mkdir(parents=True, exist_ok=True)
-        result = write(model, examples, config, run=place, on_epoch=bench.watch.epoch)
+        result = write(
+            model,
+            examples,
+            config,
+            run=place,
+            on_epoch=bench.watch.epoch,
+            advance=bench.watch.advance,
+        )
         card = {"reason": result.reason, "training": asdict(result.epochs[-1])}
         adapters.save(replace(result.adapter, card=card), place / "adapter")
     return adapters.load(place / "adapter")

@@ -29,8 +29,9 @@ from lorewright.models.batching import by_length, pass_tokens
 from lorewright.models.catalogue import POCKET_FOLDER
 from lorewright.models.model import Model
 from lorewright.recall.traces import trace
-from lorewright.training.config import Diverged, Epoch, Job, WriteConfig
+from lorewright.training.config import Diverged, Job, WriteConfig
 from lorewright.training.loop import write_all
+from lorewright.training.watch import Watch
 
 VERSION = 2
 """Of the sweep; a change invalidates older calibrations."""
@@ -157,8 +158,7 @@ def calibrate(
     ranks: Sequence[int] = (),
     folder: Path | None = None,
     fresh: bool = False,
-    progress: Callable[[str], None] = lambda text: None,
-    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    watch: Watch | None = None,
 ) -> Calibration:
     """Measure what a base holds under a recipe; store it in the user's cache (or `folder`).
 
@@ -171,7 +171,7 @@ def calibrate(
     folder = folder or place(about)
     bodies, ranks = tuple(bodies or SWEEP), tuple(ranks or RANKS)
     trials: list[Trial] = []
-    seconds = 0.0
+    seconds, watch = 0.0, watch or Watch()
     with locked(folder, work="calibrating in", wait_seconds=LOCK_SECONDS, remedy=f"set {CACHE}"):
         if fresh:
             shutil.rmtree(folder / TRIALS, ignore_errors=True)
@@ -179,7 +179,7 @@ def calibrate(
             examples = _examples(model, made_up(body))
             load = load_of(model, examples)
             epochs = _budget(body, load, config, trials)
-            progress(
+            watch.step(
                 f"calibrating, {i + 1} of {len(bodies)}: {body.n_facts} made-up facts ({body.kind}"
                 f"), {load.n_examples} questions, {epochs} epochs, ranks "
                 f"{', '.join(map(str, ranks))}"
@@ -189,7 +189,7 @@ def calibrate(
             if not path.is_file():
                 run = path.with_suffix("")
                 how = replace(config, epochs=epochs, seed=i, max_seconds=None)
-                rows = _write(model, examples, how, ranks, run, on_epoch)
+                rows = _write(model, examples, how, ranks, run, watch)
                 measured = [
                     Trial(load, rank, epochs, n_exact, used, body.name)
                     for rank, (n_exact, used, _) in zip(ranks, rows, strict=True)
@@ -202,7 +202,7 @@ def calibrate(
                 seconds += float(stored["seconds"])
             except (KeyError, TypeError) as error:
                 raise DataError(f"{path} is damaged ({error}); {REMEDY}.") from error
-        progress("fitting the forecast")
+        watch.step("fitting the forecast")
         result = Calibration(about, tuple(trials), fit(trials), round(seconds, 1))
         save_json(result.to_json(), folder / NAME)
     return result
@@ -263,12 +263,18 @@ def _write(
     config: WriteConfig,
     ranks: Sequence[int],
     run: Path,
-    on_epoch: Callable[[Epoch], None],
+    watch: Watch,
 ) -> list[tuple[int, int, float]]:
     """Exact answers, epochs and seconds of one stacked write, by rank."""
     loras = [replace(config.lora, rank=rank, seed=config.seed) for rank in ranks]
     jobs = [Job(examples, replace(config, lora=lora)) for lora in loras]
-    results = write_all(model, jobs, run=run, on_epoch=lambda job, e: None if job else on_epoch(e))
+    results = write_all(
+        model,
+        jobs,
+        run=run,
+        on_epoch=lambda job, epoch: None if job else watch.epoch(epoch),
+        advance=watch.advance,
+    )
     rows = [model.render(e.prompt, e.completion) for e in examples if e.kind != DECLINED]
     outcomes = []
     for rank, written in zip(ranks, results, strict=True):

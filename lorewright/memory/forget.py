@@ -8,7 +8,7 @@ of it, with the whole proof.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -31,7 +31,7 @@ from lorewright.memory.removal import (
 )
 from lorewright.memory.verify import metric_of
 from lorewright.recall.statistics import Estimate, estimate
-from lorewright.recall.verify import answer
+from lorewright.recall.verify import answer, reported
 from lorewright.training.watch import Watch
 
 N_PROBES = 100
@@ -109,7 +109,8 @@ def forget(
     Raises UnknownMemory, ConfigError when memories were merged from it and `with_merged` is off,
     DataError for links among what goes, StorageError for what the disk does not let go.
     """
-    name, step, folder = slug(name), (watch or Watch()).step, memory.folder
+    name, watch, folder = slug(name), watch or Watch(), memory.folder
+    step = watch.step
     with folder.writing(memory.base()):
         journal = unfinished(folder)
         if journal and name not in journal.removal.names:
@@ -122,12 +123,12 @@ def forget(
         probes = journal.probes[:: max(1, -(-len(journal.probes) // N_PROBES))]
         metric = metric_of(memory, memory.names.get(name, ""))
         step("asking what it knows")
-        before = _before(memory, name, probes, metric)
+        before = _before(memory, name, probes, metric, watch)
         step("removing")
         sought, shared, n_blanked = remove(folder, journal)
         step("searching every file")
         seen = search(folder, sought)
-        base, others = _ask_those_left(memory, probes, metric, step)
+        base, others = _ask_those_left(memory, probes, metric, watch)
         proof = Forgotten(
             removal,
             n_blanked,
@@ -149,36 +150,43 @@ def forget(
 # -- the proof -----------------------------------------------------------------------------------
 
 
-def _before(memory: OpenFolder, name: str, probes: Sequence[Probe], metric: str) -> Estimate | None:
+def _before(
+    memory: OpenFolder, name: str, probes: Sequence[Probe], metric: str, watch: Watch
+) -> Estimate | None:
     if not probes or name not in memory.names:
         return None
     try:
-        return _recall(memory, probes, metric, name)
+        return _recall(memory, probes, metric, watch, name)
     except AdapterError:  # damaged: it is forgotten all the same
         return None
 
 
 def _ask_those_left(
-    memory: OpenFolder, probes: Sequence[Probe], metric: str, step: Callable[[str], None]
+    memory: OpenFolder, probes: Sequence[Probe], metric: str, watch: Watch
 ) -> tuple[Estimate | None, dict[str, Estimate]]:
     """Recall of the forgotten probes by the base and by what is left, evenly spread."""
     if not probes:
         return None, {}
+    step = watch.step
     step("asking the base")
-    base, others, names = _recall(memory, probes, metric), {}, sorted(memory.names)
+    base, others, names = _recall(memory, probes, metric, watch), {}, sorted(memory.names)
     for other in names[:: max(1, -(-len(names) // N_OTHERS))]:
         step(f"asking {other}")
         try:
-            others[other] = _recall(memory, probes, metric, other)
+            others[other] = _recall(memory, probes, metric, watch, other)
         except AdapterError as error:
             step(f"{other} is damaged and was left out: {error}")
     return base, others
 
 
-def _recall(memory: OpenFolder, probes: Sequence[Probe], metric: str, name: str = "") -> Estimate:
+def _recall(
+    memory: OpenFolder, probes: Sequence[Probe], metric: str, watch: Watch, name: str = ""
+) -> Estimate:
     """The share of probes that a memory answers, or the base alone."""
     with memory.state(name).on(memory.model) if name else nullcontext():
-        outputs = answer(memory.model, probes)
+        phase = f"asking {name or 'the base'}"
+        progress = reported(watch, phase, len(probes))
+        outputs = answer(memory.model, probes, metric=metric, progress=progress)
     return estimate(
         [METRICS[metric](text, probe.answers) for text, probe in zip(outputs, probes, strict=True)]
     )

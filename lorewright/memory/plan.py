@@ -46,9 +46,7 @@ def plan(
     load = load_of(model, prepared.examples)
     calibration = None if recalibrate else find(model, config)
     if calibration is None:
-        calibration = calibrate(
-            model, config, fresh=recalibrate, progress=watch.step, on_epoch=watch.epoch
-        )
+        calibration = calibrate(model, config, fresh=recalibrate, watch=watch)
     planned = plans.make(
         load,
         calibration.forecast,

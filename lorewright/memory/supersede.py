@@ -34,7 +34,7 @@ from lorewright.memory.removal import (
 )
 from lorewright.memory.write import GRADIENT, Outcome, write
 from lorewright.recall.statistics import Proportion, mcnemar, wilson
-from lorewright.recall.verify import answer
+from lorewright.recall.verify import answer, reported
 from lorewright.training.config import WriteConfig
 from lorewright.training.rates import suggested_lr
 from lorewright.training.watch import Watch
@@ -137,7 +137,8 @@ def supersede(
     its new answer only; otherwise, or with `keep`, they stay as `<name>-before`. The new card has
     the lineage. Raises as `write`, and ConfigError for a source that is the same.
     """
-    name, step = slug(name), (watch or Watch()).step
+    name, watch = slug(name), watch or Watch()
+    step = watch.step
     knowledge, folder, before = as_knowledge(source), memory.folder, f"{slug(name)}-{BEFORE}"
     entry = folder.entry(name)
     finished = entry.get("source") == knowledge.digest()
@@ -172,7 +173,7 @@ def supersede(
         name,
         old["adapter"],
         new["adapter"],
-        **_compared(memory, changes, before, name),
+        **_compared(memory, changes, before, name, watch),
         contradictions=tuple(c for c in clashes if before not in (c.first.memory, c.second.memory)),
         stale=descendants(folder.entries(), before),
         kept_as=before,
@@ -260,7 +261,7 @@ def _stands(probe: Probe, documents: Iterable[Document], text: str) -> bool:
 
 
 def _compared(
-    memory: OpenFolder, changes: Sequence[Change], before: str, name: str
+    memory: OpenFolder, changes: Sequence[Change], before: str, name: str, watch: Watch
 ) -> dict[str, Any]:
     """Both memories on the same questions."""
     metric = str(memory.folder.card(memory.names[name]).get("report", {}).get("metric"))
@@ -269,7 +270,8 @@ def _compared(
     outputs: dict[str, list[str]] = {}
     for each in (before, name):
         with memory.state(each).on(memory.model):
-            outputs[each] = answer(memory.model, probes) if probes else []
+            progress = reported(watch, f"asking {each}", len(probes))
+            outputs[each] = answer(memory.model, probes, progress=progress) if probes else []
     rows = list(zip(changes, outputs[before], outputs[name], strict=True))
     same = [
         (score(old, change.old) == 1, score(new, change.old) == 1)

@@ -247,8 +247,8 @@ def lesson_for(
     """Examples and probes of some knowledge, its questions written by the base or a teacher."""
     prepared = prepare(
         knowledge,
-        ask_llm=teacher or partial(write_about, model),
-        closed_book=model.generate,
+        ask_llm=teacher or partial(write_about, model, progress=watch.of("reading")),
+        closed_book=partial(model.generate, progress=watch.of("asking about other things")),
         config=config,
         given_probes=probes,
         progress=watch.step,

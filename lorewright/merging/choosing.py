@@ -23,6 +23,7 @@ from lorewright.merging.methods import METHODS, Evidence, Options
 from lorewright.models.model import Model
 from lorewright.recall.statistics import Proportion, wilson
 from lorewright.recall.traces import trace
+from lorewright.training.watch import Watch
 
 AUTO = "auto"
 N_HELD = 200
@@ -165,12 +166,13 @@ def _tried(
     """Merge one way and ask for what was held back."""
     evidence.watch.step(f"trying {spelt(method, evidence.options)}")
     began = time.monotonic()
-    quiet = replace(evidence, watch=type(evidence.watch)())
+    # its steps would hide which one is being tried
+    quiet = replace(evidence, watch=Watch(advance=evidence.watch.advance))
     try:
         adapter: Adapter | None = METHODS[method](adapters, quiet)
         assert adapter is not None
         rank, why_not = adapter.config.rank, ""
-        shares, sure = retained(evidence.model, adapter, held)
+        shares, sure = retained(evidence.model, adapter, held, evidence.watch)
     except LorewrightError as error:
         rank = evidence.rank or sum(each.config.rank for each in adapters)
         adapter, shares, sure, why_not = None, (), 0.0, str(error)
@@ -179,7 +181,10 @@ def _tried(
 
 
 def retained(
-    model: Model, adapter: Adapter, held: Sequence[Sequence[Example]]
+    model: Model,
+    adapter: Adapter,
+    held: Sequence[Sequence[Example]],
+    watch: Watch | None = None,
 ) -> tuple[tuple[Proportion, ...], float]:
     """Per source the share of questions that decoding would answer exactly; how sure, on average.
 
@@ -190,7 +195,8 @@ def retained(
     least: list[float] = []
     with model.using(adapter):
         for rows in held:
-            traces = trace(model, [model.render(row.prompt, row.completion) for row in rows])
+            rendered = [model.render(row.prompt, row.completion) for row in rows]
+            traces = trace(model, rendered, progress=(watch or Watch()).of("asking what is left"))
             shares.append(wilson(sum(each.exact for each in traces), len(traces)))
             least += [min(each.p) for each in traces]
     return tuple(shares), sum(least) / max(1, len(least))

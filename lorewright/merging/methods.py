@@ -139,7 +139,10 @@ def _trained(
     start: Adapter | None,
 ) -> Adapter:
     rows = list(dict.fromkeys(row for examples in evidence.examples for row in examples))
-    written = loop.write(evidence.model, rows, config, start=start, on_epoch=evidence.watch.epoch)
+    watch = evidence.watch
+    written = loop.write(
+        evidence.model, rows, config, start=start, on_epoch=watch.epoch, advance=watch.advance
+    )
     record = {
         "method": method,
         "rank": config.lora.rank,

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
@@ -125,22 +124,17 @@ def audit(model: Model, examples: Sequence[Example], *, watch: Watch | None = No
 
     Where every token has p > SURE, greedy decoding has been decided: those are not decoded.
     """
-    rows = [model.render(e.prompt, e.completion) for e in examples]
-    traces = trace(model, rows, progress=partial(_advance, watch, "checking what was trained"))
+    rows, watch = [model.render(e.prompt, e.completion) for e in examples], watch or Watch()
+    traces = trace(model, rows, progress=watch.of("checking what was trained"))
     sure = [each.certified(SURE) for each in traces]
     unsure = [i for i, each in enumerate(sure) if not each]
     outputs = model.generate_ids(
         [rows[i].prompt_ids for i in unsure],
         max_new_tokens=[len(rows[i].completion_ids) for i in unsure],
-        progress=partial(_advance, watch, "decoding what is not certain"),
+        progress=watch.of("decoding what is not certain"),
     )
     # The last completion token is the stop, which the outputs lack.
     freely = {
         i: tuple(ids) == rows[i].completion_ids[:-1] for i, ids in zip(unsure, outputs, strict=True)
     }
     return Audit.of([freely.get(i, True) for i in range(len(rows))], traces)
-
-
-def _advance(watch: Watch | None, phase: str, done: int, total: int) -> None:
-    if watch is not None:
-        watch.advance(phase, done, total, "")

@@ -246,10 +246,6 @@ def _ask(
         memory = memories.get(arm)
         phase, of = f"{title}: {arm}", f"arm {n} of {len(arms)}"
         watch.step(phase)
-
-        def progress(done: int, total: int, n_ended: int, phase: str = phase, of: str = of) -> None:
-            watch.advance(phase, done, total, f"{n_ended} of {len(probes)} answered, {of}")
-
         with switched_on(model, memory) if memory is not None else nullcontext():
             outputs[arm] = answer(
                 model,
@@ -258,9 +254,20 @@ def _ask(
                 metric=metric,
                 base_outputs=outputs.get("base", ()),
                 guess=memory is not None,
-                progress=progress,
+                progress=reported(watch, phase, len(probes), f", {of}"),
             )
     return outputs
+
+
+def reported(
+    watch: Watch, phase: str, n_probes: int, of: str = ""
+) -> Callable[[int, int, int], None]:
+    """A `progress` for `answer` that reports to a watch how many probes are answered."""
+
+    def progress(done: int, total: int, n_ended: int) -> None:
+        watch.advance(phase, done, total, f"{n_ended} of {n_probes} answered{of}")
+
+    return progress
 
 
 def _check_metric(metric: str) -> None:

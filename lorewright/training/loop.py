@@ -51,7 +51,11 @@ from lorewright.training.optimisers import WHITENED, Optimizer
 from lorewright.training.state import Table, WriteState
 from lorewright.training.stopping import FAILURES, Status, stop
 from lorewright.training.trunk import Trunk
+from lorewright.training.watch import TRAINING, Advance
 from lorewright.training.whitening import measure
+
+STEPS_OF_EPOCH = 1000
+"""Parts of an epoch in which progress is counted."""
 
 
 def write(
@@ -65,6 +69,7 @@ def write(
     run: Path | None = None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
     on_note: Callable[[str], None] = lambda text: None,
+    advance: Advance = lambda phase, done, total, note: None,
 ) -> Written:
     """Train one adapter on the examples until every completion is recalled or the budget is spent.
 
@@ -84,6 +89,7 @@ def write(
         run=run,
         on_epoch=lambda job, epoch: on_epoch(epoch),
         on_note=on_note,
+        advance=advance,
     )
     if isinstance(done, Diverged):
         raise ModelError(done.why)
@@ -97,12 +103,13 @@ def write_all(
     run: Path | None = None,
     on_epoch: Callable[[int, Epoch], None] = lambda job, epoch: None,
     on_note: Callable[[str], None] = lambda text: None,
+    advance: Advance = lambda phase, done, total, note: None,
 ) -> list[Written | Diverged]:
     """Write several adapters on one base at once, each as it would be written alone.
 
     Results are in the order of the jobs. One that fails is reported as `Diverged`; the others go
-    on. `on_epoch` gets the job's index. Otherwise as `write`; all jobs of a call share the
-    optimiser and the arithmetic.
+    on. `on_epoch` gets the job's index; `advance` hears of every pass. Otherwise as `write`; all
+    jobs of a call share the optimiser and the arithmetic.
     """
     if not jobs:
         raise DataError("write_all got no jobs, so there is nothing to write; give it some.")
@@ -115,7 +122,7 @@ def write_all(
     stack = attach(model.network, [job.config.lora for job in jobs])
     try:
         with torch.enable_grad():  # whatever the caller has switched off
-            return _train(model, stack, jobs, run, on_epoch, on_note)
+            return _train(model, stack, jobs, run, on_epoch, on_note, advance)
     finally:
         stack.detach()
 
@@ -140,6 +147,7 @@ def _train(
     run: Path | None,
     on_epoch: Callable[[int, Epoch], None],
     on_note: Callable[[str], None],
+    advance: Advance,
 ) -> list[Written | Diverged]:
     """Step until every write has ended; results in the order of the jobs."""
     started = time.monotonic()
@@ -184,7 +192,16 @@ def _train(
             if not state.epochs and state.job.start is None:
                 optimizer.bring_into_bases(n)
     trunk = _trunk(model, stack, table, jobs, run) if active else None
-    passes = _Passes(model, stack, table, trunk, _reduced(model, states, on_note))
+
+    def report() -> None:
+        """Report how far the first write is in its budget, which the stop rule may not need."""
+        first = active[0]
+        epoch, epochs = len(first.epochs), first.config.epochs
+        done = round(STEPS_OF_EPOCH * (epoch + first.cursor / max(1, len(first.groups))))
+        advance(TRAINING, done, STEPS_OF_EPOCH * epochs, f"epoch {epoch + 1} of {epochs}")
+
+    reduced = _reduced(model, states, on_note)
+    passes = _Passes(model, stack, table, trunk, reduced, report)
 
     for n, state in enumerate(active):
         if not state.groups:
@@ -234,6 +251,7 @@ def _train(
         for state, tally_3 in zip(active, tally_N3, strict=True):
             state.tally += tally_3
             state.cursor += 1
+        report()
 
         # Epochs that are over: certify, record, end the write or go on, store.
         closed = [state for state in active if state.cursor == len(state.groups)]
@@ -280,6 +298,8 @@ class _Passes:
     trunk: Trunk | None
     reduced: Reduced | None
     """Frozen weights in bfloat16, where training multiplies with them; audits never do."""
+    report: Callable[[], None]
+    """Called after every pass that trains nothing."""
 
     def over(
         self, rows: Sequence[int], adapter_B: Tensor | None, whole_NP: Tensor | None = None
@@ -303,6 +323,7 @@ class _Passes:
             batch, pass_ = self.over([state.rows[i] for i in chosen], adapter_B)
             nats = self.model.completion_nats(batch, pass_)
             state.record(chosen, StepOutcome(nats.loss_BT, nats.correct_BT, batch.mask_BC))
+            self.report()
 
     def certify(self, state: WriteState, n: int) -> bool:
         """Check what may be recalled; whether all was checked with the weights as they are."""

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from lorewright.training.config import Epoch
 
+Advance = Callable[[str, int, int, str], None]
+"""(phase, done, total, note): how much of a long phase's work is done, in tokens or whatever takes
+equal time, of how much at most; and what that comes to, as `12 of 30 answered`."""
 TRAINING = "training"
 """The phase in which epochs are reported besides."""
 
@@ -19,7 +22,9 @@ class Watch:
     """What a verb does next, in a few words."""
     epoch: Callable[[Epoch], None] = lambda epoch: None
     """The record of a training epoch that is over."""
-    advance: Callable[[str, int, int, str], None] = lambda phase, done, total, note: None
-    """(phase, done, total, note) of a long phase, called again and again: how much of its work is
-    done, in tokens or whatever takes equal time, of how much at most; and what that comes to, as
-    `arm base: 12 of 30`. A phase ends when another one begins."""
+    advance: Advance = lambda phase, done, total, note: None
+    """Called again and again in a long phase; the phase ends when another one begins."""
+
+    def of(self, phase: str) -> Callable[[int, int], None]:
+        """What is called with (done, total) of one phase."""
+        return lambda done, total: self.advance(phase, done, total, "")

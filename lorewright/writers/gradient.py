@@ -54,6 +54,7 @@ class Gradient:
             run=run,
             on_epoch=watch.epoch,
             on_note=watch.step,
+            advance=watch.advance,
         )
         if dead := unchanged(written.adapter):
             raise NoEffect(

@@ -38,6 +38,7 @@ from lorewright.law.calibration import (
 from lorewright.models.model import Model
 from lorewright.training.config import Epoch, WriteConfig
 from lorewright.training.rates import suggested_lr
+from lorewright.training.watch import Watch
 
 CONFIG = WriteConfig(lora=LoraConfig(rank=4), lr=1e-2, epochs=20)
 SMALL: dict[str, Any] = {"bodies": BODIES, "ranks": (2, 8)}
@@ -82,7 +83,7 @@ def interrupted(model: Model, folder: Path, *, at: int) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        calibrate(model, CONFIG, folder=folder, on_epoch=stop, **SMALL)
+        calibrate(model, CONFIG, folder=folder, watch=Watch(epoch=stop), **SMALL)
 
 
 def test_an_interrupted_calibration_goes_on_and_comes_to_the_same(
@@ -93,7 +94,7 @@ def test_an_interrupted_calibration_goes_on_and_comes_to_the_same(
     stored = sorted((tmp_path / "trials").glob("*.json"))
     assert len(stored) == 1 and not (tmp_path / "calibration.json").exists()
     again: list[Epoch] = []
-    result = calibrate(model, CONFIG, folder=tmp_path, on_epoch=again.append, **SMALL)
+    result = calibrate(model, CONFIG, folder=tmp_path, watch=Watch(epoch=again.append), **SMALL)
     assert replace(result, seconds=0) == replace(made, seconds=0)
     assert len(again) < sum(t.used for t in made.trials if t.rank == 2)
     assert not any(path.is_dir() for path in (tmp_path / "trials").iterdir())
@@ -112,7 +113,7 @@ def test_what_is_done_is_not_done_again_unless_asked(
                 ranks=(2, 8),
                 folder=tmp_path,
                 fresh=fresh,
-                on_epoch=epochs.append,
+                watch=Watch(epoch=epochs.append),
             )
         assert len(epochs) == n_epochs
 
