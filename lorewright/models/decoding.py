@@ -300,10 +300,8 @@ class _Grown:
         """Replies to the rows of a batch."""
         order, grow, n_each = self.order, self.grow, self.order.n_each
         width = max(self._width(i, prefix) for i in batch)
-        grow.begin(prefix, len(batch), width)
-        self.work.add(len(prefix))
         self.work.skip(len(prefix) * (len(batch) - 1))
-        self.work.report()
+        grow.begin(prefix, len(batch), width, self._passed)
         growing: list[_Reply] = []
         following: list[list[int]] = []
         budget = pass_tokens(torch.device(grow.body.embed_tokens.weight.device))
@@ -342,6 +340,10 @@ class _Grown:
                 ids = logits_BV.argmax(-1).tolist()
             live = [self._takes(reply, [i]) for reply, i in zip(growing, ids, strict=True)]
             self.work.report()
+
+    def _passed(self, n_tokens: int) -> None:
+        self.work.add(n_tokens)
+        self.work.report()
 
     def _asked(self, i: int, prefix: Sequence[int]) -> int:
         """Tokens of a row in the pass over its prompt and guess."""

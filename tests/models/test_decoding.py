@@ -15,6 +15,7 @@ from support.families import FAMILIES, gpt_neox, llama, mistral, phi, qwen2, qwe
 from support.models import an_adapter, letters
 
 from lorewright.errors import AdapterError, ConfigError, ModelError
+from lorewright.models.backends.growing import PREFIX_TOKENS
 from lorewright.models.decoding import LOOP_TOKENS, Sampling, loops
 from lorewright.models.model import Model
 
@@ -103,6 +104,20 @@ def test_a_shared_document_and_right_guesses_save_passes() -> None:
     )
     assert len(passes) <= 3  # the document, and what follows it
     assert passes[-1][0] - sum(map(len, right)) <= len(DOCUMENT) + 4 * (1 + 4)
+
+
+def test_a_long_document_is_read_in_parts() -> None:
+    network = llama(max_position_embeddings=2048).double()
+    network.get_output_embeddings().weight.data.mul_(40)
+    model = Model(network, letters(None), "tiny")
+    document = torch.randint(3, 100, (PREFIX_TOKENS + 300,)).tolist()
+    rows = [[*document, 5], [*document, 9, 7]]
+    parts: list[int] = []
+    replies = model.generate_ids(
+        rows, max_new_tokens=4, progress=lambda done, total: parts.append(done)
+    )
+    assert replies == [plain(model, row, 4) for row in rows]
+    assert parts[:2] == [PREFIX_TOKENS, len(document)]
 
 
 def test_progress_never_falls_and_ends_at_all_there_is() -> None:

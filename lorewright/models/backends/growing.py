@@ -14,7 +14,7 @@ Paper: attention to a shared prefix apart from the rows' own, Hydragen, arXiv 24
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -26,6 +26,8 @@ from lorewright.adapters.lora import Binding, Rows, Stacked
 from lorewright.adapters.targets import layer_list
 from lorewright.models.backends.llama import other_form
 
+PREFIX_TOKENS = 512
+"""Most tokens of a shared prefix that one pass takes."""
 SCORE_BYTES = 128 << 20
 """Most bytes of attention scores that a pass over prompts has at a time, for each layer."""
 
@@ -67,20 +69,32 @@ class Growing:
 
     # -- rows ------------------------------------------------------------------------------------
 
-    def begin(self, prefix: Sequence[int], n_rows: int, n_tokens: int) -> None:
-        """Drop all rows; space for so many of at most so many own tokens, behind a prefix."""
-        self.lengths, self.adapters = [], []
+    def begin(
+        self,
+        prefix: Sequence[int],
+        n_rows: int,
+        n_tokens: int,
+        passed: Callable[[int], None] = lambda n_tokens: None,
+    ) -> None:
+        """Drop all rows; space for so many of at most so many own tokens, behind a prefix.
+
+        `passed` is called with the tokens of each pass over the prefix.
+        """
+        self.lengths, self.adapters, self.prefix, self._shared = [], [], (), []
         weight = self.body.embed_tokens.weight
         shape = (n_rows, self._n_key_heads, n_tokens, self.layers[0].self_attn.head_dim)
         self._own = [
             (weight.new_zeros(shape), weight.new_zeros(shape)) for _ in range(len(self.layers))
         ]
-        self.prefix, self._shared = (), []
-        if prefix:
-            ids_BT = torch.tensor([list(prefix)], device=weight.device)
+        for start in range(0, len(prefix), PREFIX_TOKENS):
+            part = list(prefix[start : start + PREFIX_TOKENS])
             pairs: list[tuple[Tensor, Tensor]] = []
-            self._pass(ids_BT, pairs=pairs)
-            self.prefix, self._shared = tuple(prefix), pairs
+            self._pass(torch.tensor([part], device=weight.device), pairs=pairs)
+            if self._shared:
+                both = zip(self._shared, pairs, strict=True)
+                pairs = [(torch.cat((a, c), 1), torch.cat((b, d), 1)) for (a, b), (c, d) in both]
+            self.prefix, self._shared = (*self.prefix, *part), pairs
+            passed(len(part))
 
     def at_once(self, n_tokens: int) -> int:
         """Most rows of so many own tokens that one pass takes."""
