@@ -197,6 +197,13 @@ class _Live(_Shown):
             self.bar.console.print(Text(self.text, "dim"), highlight=False)
             self.text = ""
 
+    def end(self) -> None:
+        """Leave the last step, and the last epoch if there is one."""
+        self.ended = True
+        self.leave()
+        if self.epoch is None:
+            self.bar.update(self.task, visible=False)
+
     def _update(self, description: str, *, total: int | None, completed: int) -> None:
         # `update` takes a total of None for no change
         self.bar.reset(self.task, description=description, total=total, completed=completed)
@@ -225,8 +232,7 @@ def shown(
         try:
             yield live.watch()
         finally:
-            live.ended = True
-            live.leave()
+            live.end()
 
 
 class _State(ProgressColumn):
