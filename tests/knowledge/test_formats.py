@@ -392,7 +392,7 @@ def test_a_scan_says_what_to_do(tmp_path: Path) -> None:
     document.add_page()
     document.image(Image.new("RGB", (20, 20), "red"))
     document.output(str(tmp_path / "scan.pdf"))
-    assert "1 pages and pictures only" in refusal(tmp_path / "scan.pdf")
+    assert "1 page and pictures only" in refusal(tmp_path / "scan.pdf")
 
 
 def test_pages_without_text_are_named(tmp_path: Path, files: dict[str, Path]) -> None:

@@ -15,11 +15,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from lorewright.errors import Unreadable
+from lorewright.errors import Unreadable, first_line
 from lorewright.files import kind_of
 from lorewright.knowledge.markdown import table
 from lorewright.knowledge.readers.converted import Converted
-from lorewright.knowledge.readers.items import listed
+from lorewright.knowledge.readers.items import counted, listed
 
 if TYPE_CHECKING:
     from pypdfium2 import PdfDocument, PdfPage, PdfTextPage
@@ -76,8 +76,11 @@ def pdf_to_markdown(path: Path) -> Converted:
     try:
         document = pypdfium2.PdfDocument(path)
     except pypdfium2.PdfiumError as error:
-        why = "is encrypted with a password" if "assword" in str(error) else f"is damaged ({error})"
-        raise Unreadable(f"{path} {why}; save it anew without.") from error
+        if "assword" in str(error):
+            raise Unreadable(f"{path} is encrypted with a password; save it without.") from error
+        raise Unreadable(
+            f"{path} is damaged or cut off ({first_line(error)}); fetch or save it anew."
+        ) from error
     try:
         pages = [list(_lines(document[n])) for n in range(len(document))]
         title = document.get_metadata_dict().get("Title", "").strip()
@@ -88,7 +91,7 @@ def pdf_to_markdown(path: Path) -> Converted:
     if len(blank) == len(pages):
         what = "pictures only, as from a scanner" if n_pictures else "no text"
         raise Unreadable(
-            f"{path} has {len(pages)} pages and {what}; have its text recognised first "
+            f"{path} has {counted(len(pages), 'page')} and {what}; have its text recognised first "
             "(such as `ocrmypdf IN OUT`)."
         )
     notes = [f"no text is on page {listed(blank)}"] if blank else []
