@@ -187,13 +187,22 @@ def write_pairs(study: Study, numbers: Sequence[int]) -> Pairs:
     """
     texts = study.passages
     written = _written(study, list(enumerate(texts)), numbers)
+    answered = _answers_by_passage(written)
     lonely = [
         (i, s)
         for i, text in enumerate(texts)
         for s in statements(text)
-        if not any(p.passage == i and contains(s, (p.answer,)) for p in written)
+        if not any(contains(s, (answer,)) for answer in answered.get(i, ()))
     ]
     return _checked([*written, *_written(study, lonely, numbers)], texts)
+
+
+def _answers_by_passage(pairs: Iterable[Pair]) -> dict[int, dict[str, None]]:
+    """The distinct answers about each passage."""
+    answers: dict[int, dict[str, None]] = {}
+    for pair in pairs:
+        answers.setdefault(pair.passage, {})[pair.answer] = None
+    return answers
 
 
 def _written(study: Study, texts: Sequence[tuple[int, str]], numbers: Sequence[int]) -> list[Pair]:
@@ -271,10 +280,11 @@ def _checked(pairs: Iterable[Pair], texts: Sequence[str]) -> Pairs:
         else:
             answers[question] = answer
             grounded.append(pair)
+    answered = _answers_by_passage(grounded)
     uncovered = tuple(
         s
         for i, text in enumerate(texts)
         for s in statements(text)
-        if not any(p.passage == i and contains(s, (p.answer,)) for p in grounded)
+        if not any(contains(s, (answer,)) for answer in answered.get(i, ()))
     )
     return Pairs(tuple(grounded), n_ungrounded, n_contradictory, n_repeated, uncovered)
