@@ -371,6 +371,9 @@ def test_text_that_was_saved_in_a_wrong_encoding_is_repaired(tmp_path: Path) -> 
     assert "saved in a wrong encoding" in notes_of(path)
     path.write_text("Âme, Ãngel and 20 € – plain.")
     assert not read_knowledge(path).notes
+    rows = tmp_path / "a.csv"
+    rows.write_text("question,answer\nq,Â¡\n")
+    assert read_knowledge(rows).facts[0].answer == "Â¡"
 
 
 # --- what ends in a sentence

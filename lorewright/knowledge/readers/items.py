@@ -36,13 +36,14 @@ def text_of(path: Path) -> tuple[str, list[Item]]:
     """The text of a file, and a note where it is not UTF-8."""
     text, encoding = read_encoded(path)
     note = f"read as {encoding.upper()}; save it as UTF-8 if signs or accents are wrong"
-    notes = [Item(note, str(path))] if encoding != "utf-8" else []
-    repaired, note = _repaired(text)
-    return repaired, [*notes, *([Item(note, str(path))] if note else [])]
+    return text, [Item(note, str(path))] if encoding != "utf-8" else []
 
 
-def _repaired(text: str) -> tuple[str, str]:
-    """The text with letters that were once saved in a wrong encoding put right, and a note."""
+def repaired(text: str) -> tuple[str, str]:
+    """The text with letters that were once saved in a wrong encoding put right, and a note.
+
+    For documents; rows hold answers that are learnt letter by letter, and stay as they are.
+    """
     first = _MOJIBAKE.search(text)
     if not first:
         return text, ""
@@ -54,9 +55,9 @@ def _repaired(text: str) -> tuple[str, str]:
             "`pip install 'lorewright[documents]'` repairs it"
         )
     lines = [fix_encoding(line) if _MOJIBAKE.search(line) else line for line in text.split("\n")]
-    repaired = "\n".join(lines)
+    whole = "\n".join(lines)
     note = f"letters that were saved in a wrong encoding, such as {first[0]!r}, are repaired"
-    return repaired, note if repaired != text else ""
+    return whole, note if whole != text else ""
 
 
 def listed(names: Sequence[str]) -> str:

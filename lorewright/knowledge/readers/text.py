@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lorewright.knowledge.data import Document, Fact
 from lorewright.knowledge.markdown import questions_and_answers, without_markup
-from lorewright.knowledge.readers.items import Item, text_of
+from lorewright.knowledge.readers.items import Item, repaired, text_of
 from lorewright.knowledge.splitting import first_heading
 
 
@@ -15,6 +15,9 @@ def read_document(path: Path, name: str) -> Iterator[Item]:
     """A Markdown or text file: one document, and a fact for each question that it answers."""
     whole, notes = text_of(path)
     yield from notes
+    whole, note = repaired(whole)
+    if note:
+        yield Item(note, str(path))
     yield from items_of_markdown(whole, path, name)
 
 
