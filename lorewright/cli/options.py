@@ -31,6 +31,13 @@ Base = Annotated[
         "--model", "-m", help="Base: a name of `lore models`, a folder, a .gguf file, a hub name."
     ),
 ]
+Encoder = Annotated[
+    str,
+    typer.Option(
+        help="How meanings are compared: none, minilm, a folder or a hub name; the folder goes on "
+        "with it. auto: minilm if it was fetched."
+    ),
+]
 Dtype = Annotated[str, typer.Option(help="Base in auto, float32, bfloat16, float16 or nf4.")]
 Name = Annotated[str, typer.Option("--name", "-n", help="Which memory of the folder.")]
 Probes = Annotated[Path | None, typer.Option(help="Your own questions, as JSON lines.")]
@@ -88,11 +95,11 @@ LESSON = Group(
 )
 
 
-def open_memory(folder: Path, model: str = "") -> Memory:
+def open_memory(folder: Path, model: str = "", encoder: str = "auto") -> Memory:
     """Open a memory that must be there already, on the base it names or on the given one."""
     from lorewright.memory.memory import Memory
 
-    return Memory.open(folder, model or None, create=False)
+    return Memory.open(folder, model or None, create=False, encoder=encoder)
 
 
 def probes_in(path: Path | None) -> tuple[Probe, ...]:

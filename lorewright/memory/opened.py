@@ -23,6 +23,7 @@ from lorewright.memory.folder import INDEX_FILE, RESTORE, Folder
 from lorewright.memory.removal import writing
 from lorewright.memory.route import LiveRouter
 from lorewright.models.catalogue import POCKET
+from lorewright.models.encoders import AUTO, Encoder
 from lorewright.models.model import Model
 from lorewright.writers.adapter import AdapterState
 from lorewright.writers.methods import load_state
@@ -46,9 +47,9 @@ class OpenFolder:
     """States by id, for the next question."""
 
     @classmethod
-    def of(cls, folder: Folder, model: Model) -> Self:
+    def of(cls, folder: Folder, model: Model, encoder: str | Encoder = AUTO) -> Self:
         """A folder and a base that were checked, or need no check."""
-        return cls(folder, model, LiveRouter(folder))
+        return cls(folder, model, LiveRouter(folder, encoder))
 
     @classmethod
     def open(
@@ -58,10 +59,12 @@ class OpenFolder:
         *,
         dtype: str = "auto",
         create: bool = True,
+        encoder: str | Encoder = AUTO,
     ) -> Self:
         """Open a memory folder, or start one.
 
-        `base` and `dtype` default to the folder's own, or to the embedded model. Raises
+        `base` and `dtype` default to the folder's own, or to the embedded model; `encoder` compares
+        questions with keys, see `LiveRouter`, and is loaded at the first question. Raises
         UnknownMemory when there is none and `create` is off, WrongBase when the folder was made on
         another base, DataError when memory.json is damaged or the folder is something else.
         """
@@ -83,7 +86,7 @@ class OpenFolder:
         model = base if isinstance(base, Model) else Model.load(base or own["id"], dtype=dtype)
         if started:
             place.check_base(base_of(model))
-        return cls.of(place, model)
+        return cls.of(place, model, encoder)
 
     @property
     def names(self) -> dict[str, str]:

@@ -4,65 +4,54 @@
     atlas/index/terms.npz     their terms and BM25 of them, so that a new process need not count
     atlas/index/gate.json     what turns their scores into a probability; scores of strangers
 
+    atlas/index/vectors-*.npy their vectors, where there is an encoder
+
 All are made from sources and lessons at the first question after a change, and may be deleted at
 any time. Keys hang on adapter ids: a memory that is renamed keeps them, one that is gone loses
-them. The probability is fitted on the lessons' own trained questions, each put to an index that
-lacks it, and on questions that no memory is for: packaged ones, and the folder's own topics with
-subjects that nobody wrote. Both get up to two words that no key has, because questions in other
-words do; without them such questions look like ones about other things. Probes have no part in
-it. A merged memory that was measured as worse than a source of it gives way to its sources as long
-as they are there. A memory that came without source and lesson has no keys and is reached by name
-only.
+them. An index knows which encoder it was made with, and is made anew for another. With one, terms
+are all words, and what they are worth is how rare they are; without, words that say nothing of what
+a question is about are left out by lists of English. What the probability is fitted on is up to
+`calibration`. A merged memory that was measured as worse than a source of it gives way to its
+sources as long as they are there. A memory that came without source and lesson has no keys and is
+reached by name only.
 """
 
 from __future__ import annotations
 
 import json
-import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cache, cached_property, partial, reduce
+from functools import cache, cached_property, reduce
 from pathlib import Path
 from typing import Any
 
 from lorewright.errors import ConfigError, DataError, Locked, StorageError
 from lorewright.files import locked, read_object, save_json
 from lorewright.knowledge.lesson import contexts
-from lorewright.knowledge.near_misses import strangers
-from lorewright.knowledge.negatives import unrelated_questions
-from lorewright.knowledge.scoring import normalise
+from lorewright.memory.calibration import fitted_gate, trained_questions
 from lorewright.memory.folder import DERIVED, INDEX_FILE, RECALLED_KINDS, Folder
-from lorewright.routing.gate import (
-    N_CANDIDATES,
-    RATE,
-    Decision,
-    Gate,
-    HeldOut,
-    decide,
-    fit_gate,
-)
-from lorewright.routing.index import KEYS_FILE, Hit, Index, Key, Part, Retriever, keys_of
+from lorewright.models.encoders import AUTO, Encoder, encoder_of
+from lorewright.routing.gate import N_CANDIDATES, RATE, Decision, Gate, decide
+from lorewright.routing.index import KEYS_FILE, Index, Key, keys_of, passage_scores
 from lorewright.routing.lexicon import tokens
 from lorewright.training.watch import Watch
 
 GATE_FILE = "gate.json"
 SCHEMA = 1
+MORE_SCORERS = {"passages": passage_scores}
+"""Beside those of the index, where there is an encoder."""
+NO_GATE: dict[str, Any] = {"calibration": None, "strangers": []}
+"""What stands for a gate where there was nothing to fit one on."""
 PASSAGE_CHARS = 420
 """Longest passage that is retrieved and read, in characters."""
-N_TRAINED = 400
-"""At most so many trained questions are used for the calibration."""
-N_STRANGERS = 400
-"""At most so many questions that no memory is for."""
 TOP = N_CANDIDATES
 """At most so many memories for one question."""
 FALSE_ACTIVATION = RATE
 """Share of questions that no memory is for which may be sent to one all the same."""
 STALE = 0.1
 """The probability is fitted again when more than this share of the memories has changed."""
-N_FOREIGN = 2
-"""At most so many words that no key has are put into a question of the calibration."""
 _ASKING = """
     tell say says know give please remind look looking find need want would could might may show
     explain describe name state thanks thank let get wonder wondering hello hi kindly also
@@ -161,9 +150,14 @@ def _yielding(folder: Folder, by_id: Mapping[str, Any]) -> frozenset[str]:
 class LiveRouter:
     """A folder's router, brought up to date whenever memory.json has changed. Needs no model."""
 
-    def __init__(self, folder: Folder) -> None:
-        self.folder = folder
+    def __init__(self, folder: Folder, encoder: str | Encoder = AUTO) -> None:
+        """`encoder` as in `encoder_of`; `auto` is what the index was made with on request, if any.
+
+        Nothing is loaded before the first question.
+        """
+        self.folder, self.encoder = folder, encoder
         self._state: tuple[tuple[int, ...], FolderRouter] | None = None
+        self._encoders: dict[str, Encoder | None] = {}
 
     def current(self, watch: Watch | None = None) -> FolderRouter:
         """The router as it was a moment ago, as it is on disk, or made anew.
@@ -172,8 +166,23 @@ class LiveRouter:
         """
         stamp = _stamp(self.folder.path / INDEX_FILE)
         if self._state is None or self._state[0] != stamp:
-            self._state = (stamp, _up_to_date(self.folder, stamp, (watch or Watch()).step))
+            step = (watch or Watch()).step
+            name, encoder = self._encoder(step)
+            self._state = (stamp, _up_to_date(self.folder, stamp, name, encoder, step))
         return self._state[1]
+
+    def _encoder(self, step: Callable[[str], None]) -> tuple[str, Encoder | None]:
+        """The encoder, and the name by which it was requested; empty for `auto`."""
+        if isinstance(self.encoder, Encoder):
+            return self.encoder.id, self.encoder
+        name = self.encoder
+        if name == AUTO:
+            name = _requested(self.folder.path / DERIVED) or AUTO
+        elif (place := Path(name).expanduser()).is_dir():
+            name = str(place.resolve())  # it is read from anywhere the next time
+        if name not in self._encoders:
+            self._encoders[name] = encoder_of(name, step)
+        return "" if name == AUTO else name, self._encoders[name]
 
     def route(
         self,
@@ -200,7 +209,11 @@ def _stamp(path: Path) -> tuple[int, ...]:
 
 
 def _up_to_date(
-    folder: Folder, stamp: tuple[int, ...], step: Callable[[str], None]
+    folder: Folder,
+    stamp: tuple[int, ...],
+    requested: str,
+    encoder: Encoder | None,
+    step: Callable[[str], None],
 ) -> FolderRouter:
     """The router of a folder whose memory.json had this stamp a moment ago."""
     entries = folder.entries()
@@ -208,7 +221,7 @@ def _up_to_date(
     by_id = {entry["adapter"]: entry for entry in entries.values()}
     yielding = _yielding(folder, by_id)
     place = folder.path / DERIVED
-    index, gate = _stored(place)
+    index, gate = _stored(place, encoder)
     indexed = set(gate.get("memories", ()))
     gone, new = indexed - set(by_id), sorted(set(by_id) - indexed)
     notes: list[str] = []
@@ -219,38 +232,58 @@ def _up_to_date(
         index = index.with_keys(key for one in new for key in _keys(folder, one, by_id[one], notes))
     fitted = set(gate.get("fitted", ()))
     changed = len(fitted ^ set(by_id))
-    if gone or new or "calibration" not in gate:
+    if gone or new or "calibration" not in gate or gate.get("requested", "") != requested:
         if "calibration" not in gate or changed > STALE * max(len(fitted), len(by_id)):
             step("fitting the probability")
             asked = reduce(Index.without, yielding & set(index.memories), index)
-            gate = {**_fitted(folder, by_id, asked), "fitted": sorted(by_id)}
-        gate |= {"schema": SCHEMA, "memories": sorted(by_id)}
+            fitted_now = fitted_gate(folder, by_id, asked)
+            gate = {**(fitted_now.to_json() if fitted_now else NO_GATE), "fitted": sorted(by_id)}
+        gate |= {"schema": SCHEMA, "memories": sorted(by_id), "requested": requested}
+        gate |= {"encoder": encoder.id if encoder else ""}
         # A folder that cannot be written, or is being written, can be asked; and what was forgotten
         # in the meantime must not be stored again.
         with suppress(StorageError, Locked), locked(folder.path, work="writing into"):
             if stamp and _stamp(folder.path / INDEX_FILE) == stamp:
                 index.save(place)
                 save_json({**gate, "keys": _digest(place)}, place / GATE_FILE)
-    fitted_gate = Gate.from_json(gate) if gate["calibration"] else None
+    probable = Gate.from_json(gate) if gate["calibration"] else None
     keyed = set(index.memories)
     keyless = tuple(sorted(name for name, identity in ids.items() if identity not in keyed))
-    return FolderRouter(index, ids, fitted_gate, keyless, tuple(notes), yielding)
+    return FolderRouter(index, ids, probable, keyless, tuple(notes), yielding)
 
 
-def _stored(place: Path) -> tuple[Index, dict[str, Any]]:
-    """What is on disk, if both files are whole and belong together; else nothing."""
+def _stored(place: Path, encoder: Encoder | None) -> tuple[Index, dict[str, Any]]:
+    """What is on disk, if all is whole, belongs together and is of this encoder; else nothing."""
+    functions, more = _functions(encoder), MORE_SCORERS if encoder else {}
     try:
         gate = read_object(place / GATE_FILE, "delete it; it is made again")
-        index = Index.load(place, tokenise=words)
         wanted = {"schema", "memories", "keys", "calibration", "strangers", "fitted"}
-        if wanted <= gate.keys() and gate["schema"] == SCHEMA and gate["keys"] == _digest(place):
+        same = gate.get("encoder", "") == (encoder.id if encoder else "")
+        if same and wanted <= gate.keys() and gate["schema"] == SCHEMA:
             if gate["calibration"]:
                 Gate.from_json(gate)
             {*gate["memories"], *gate["fitted"]}  # not of another shape either
-            return index, gate
-    except (DataError, StorageError, ConfigError, TypeError):
+            if gate["keys"] == _digest(place):
+                return replace(Index.load(place, **functions), more_scorers=more), gate
+    except (DataError, StorageError, ConfigError, TypeError, OSError, ValueError, KeyError):
         pass  # derived data: what is missing or damaged is made again
-    return Index.build(tokenise=words), {}
+    return Index.build(**functions, more_scorers=more), {}
+
+
+def _functions(encoder: Encoder | None) -> dict[str, Any]:
+    """How an index counts words and, with an encoder, compares meanings."""
+    if encoder is None:
+        return {"tokenise": words}
+    more = {"embed": encoder.embed, "embed_question": encoder.embed_question}
+    return {"tokenise": tokens, **more}
+
+
+def _requested(place: Path) -> str:
+    """The encoder that a folder's index was made with on request; empty = none was requested."""
+    try:
+        return str(read_object(place / GATE_FILE, "delete it").get("requested", ""))
+    except (DataError, StorageError):
+        return ""
 
 
 def _digest(place: Path) -> str:
@@ -264,7 +297,7 @@ def _keys(folder: Folder, identity: str, entry: Mapping[str, Any], notes: list[s
     try:
         knowledge = folder.knowledge(entry)
         keys = keys_of(knowledge, identity, max_chars=PASSAGE_CHARS, entities=names_in)
-        trained = [question for question, _ in _trained(folder, entry)]
+        trained = [question for question, _ in trained_questions(folder, entry)]
     except DataError as error:
         notes.append(f"no question leads to a memory: {error}")
         return []
@@ -289,74 +322,6 @@ def names_in(text: str) -> Iterator[str]:
     yield from dict.fromkeys(match[0] for match in _NAME.finditer(text))
 
 
-def _trained(folder: Folder, entry: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Questions that a memory was trained to answer, with the answers."""
-    examples = folder.lesson(entry).examples
-    return [(e.prompt, e.completion) for e in examples if e.kind == "qa" and e.prompt.strip()]
-
-
 def source_text(folder: Folder, entry: Mapping[str, Any]) -> str:
     """All that a memory was written from, as text; empty where it came without."""
     return contexts(folder.knowledge(entry))[0]
-
-
-# -- the probability -----------------------------------------------------------------------------
-
-
-def _fitted(folder: Folder, by_id: Mapping[str, Any], index: Index) -> dict[str, Any]:
-    """Calibration and strangers' best probabilities; both empty where there is nothing to fit."""
-    trained = list(_held_out(folder, by_id, index))
-    questions = [item.question for item in trained]
-    packaged = unrelated_questions()
-    packaged = packaged[: len(packaged) * 3 // 4]  # the rest are probes of every memory
-    theirs = strangers(questions, packaged, n=N_STRANGERS - len(packaged), seed=0)
-    unrelated = [*packaged, *theirs]
-    random.Random("unrelated").shuffle(unrelated)
-    left_out = {(item.question, memory) for item in trained for memory in item.memories}
-    rest = (key for key in index.keys if (key.text, key.memory) not in left_out)
-    without = Index.build(rest, tokenise=words)
-    retriever = _never_empty(partial(without.retrieve_memories, k=N_CANDIDATES))
-    rng = random.Random("foreign words")
-    cases = [replace(item, question=_foreign(item.question, rng)) for item in trained]
-    unrelated = [_foreign(question, rng) for question in unrelated]
-    try:
-        return fit_gate(retriever, cases, unrelated).to_json()
-    except DataError:  # no trained question at all: texts written by next-token loss only
-        return {"calibration": None, "strangers": []}
-
-
-def _foreign(question: str, rng: random.Random) -> str:
-    """The question with words before it that no key has."""
-    added = (f"zz{rng.randrange(10**9)}" for _ in range(rng.randint(0, N_FOREIGN)))
-    return " ".join([*added, question])
-
-
-def _never_empty(retriever: Retriever) -> Retriever:
-    """A question without any common word is as good as one with a wrong candidate that has none."""
-    nobody = [Hit("", "", "question", 0.0, 1, {"bm25": Part(0.0, 1)})]
-    return lambda question: retriever(question) or nobody
-
-
-def _held_out(folder: Folder, by_id: Mapping[str, Any], index: Index) -> Iterator[HeldOut]:
-    """Trained questions, one of several with the same answer, and the memories that have each.
-
-    Where an answer has one question only, that is used although the index has its words in other
-    keys: the folder then knows no other way to ask.
-    """
-    rng = random.Random("calibration")
-    ids = sorted(index.memories)
-    rng.shuffle(ids)
-    share = -(-N_TRAINED // max(1, len(ids)))
-    having: dict[str, list[str]] = {}
-    for key in index.keys:
-        if key.kind == "question":
-            having.setdefault(normalise(key.text), []).append(key.memory)
-    for identity in ids[:N_TRAINED]:
-        groups: dict[str, list[str]] = {}
-        with suppress(DataError):
-            for question, answer in _trained(folder, by_id[identity]):
-                groups.setdefault(answer, []).append(question)
-        picked = rng.sample(sorted(groups), min(share, len(groups)))
-        for answer in picked:
-            question = rng.choice(groups[answer])
-            yield HeldOut(question, tuple(dict.fromkeys(having[normalise(question)])))

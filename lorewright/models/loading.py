@@ -55,7 +55,7 @@ def read_base(
         return plain
     how = quantise.loading(target) if dtype == quantise.NF4 else {"dtype": dtype}
     try:
-        with _without_progress_bar():
+        with without_progress_bar():
             network, tokenizer = _from_pretrained(place, how, revision)
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         fetch = f"Fetch it first: lore models get {name}"
@@ -131,7 +131,7 @@ def _from_pretrained(
 
 
 @contextmanager
-def _without_progress_bar() -> Iterator[None]:
+def without_progress_bar() -> Iterator[None]:
     """Without the bar that counts weights; those of downloads stay."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()

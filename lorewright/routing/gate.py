@@ -29,6 +29,8 @@ from lorewright.routing.index import Hit, Retriever
 N_CANDIDATES = 3
 RATE = 0.05
 """Share of unrelated questions that may pass."""
+BY_MEANING = ("dense", "passages")
+"""Parts that compare meanings; measured as better alone than beside any part of words."""
 WITHIN = 0.1
 """How far below the best probability another memory may be and still pass."""
 
@@ -45,11 +47,16 @@ class HeldOut:
     """() = none does: the question is unrelated."""
 
 
+Labelled = tuple[Sequence[Hit], Sequence[str]]
+"""What was retrieved for a question, and the memories that hold its answer; () = none does."""
+
+
 def features(hits: Sequence[Hit], parts: Sequence[str]) -> NDArray[np.float64]:
     """Return one row per hit: score and margin in each part, share matched, agreement.
 
     The margin is to the best other hit, to 0 if there is none. Agreement is 1 / (1 + largest
-    minus smallest rank over the parts), 0 if a part lacks the hit. Shape (N, 2 P + 2).
+    minus smallest rank over the parts), 0 if a part lacks the hit. Shape (N, 2 P + 2). Parts that
+    compare meanings alone give no share and no agreement, which are of words: (N, 2 P).
     """
     score_NP = np.array(
         [[hit.parts[name].score if name in hit.parts else 0.0 for name in parts] for hit in hits]
@@ -59,6 +66,8 @@ def features(hits: Sequence[Hit], parts: Sequence[str]) -> NDArray[np.float64]:
     margin_NP = score_NP - np.where(score_NP == first_P, second_P, first_P)
     ranks = [[hit.parts[name].rank for name in parts if name in hit.parts] for hit in hits]
     agreement = [1 / (1 + max(r) - min(r)) if r and len(r) == len(parts) else 0.0 for r in ranks]
+    if set(parts) <= {*BY_MEANING}:
+        return np.column_stack([score_NP, margin_NP])
     return np.column_stack([score_NP, margin_NP, [hit.matched for hit in hits], agreement])
 
 
@@ -91,11 +100,17 @@ class Calibration:
         return [replace(hit, score=p, probability=p, rank=n) for n, (hit, p) in ranked]
 
 
-def fit_calibration(
-    retriever: Retriever, questions: Sequence[HeldOut], *, l2: float = 1.0
-) -> Calibration:
-    """Fit the logistic regression on what is retrieved for held-out questions.
+def labelled(retriever: Retriever, questions: Sequence[HeldOut]) -> list[Labelled]:
+    """Return what is retrieved for held-out questions."""
+    return [(retriever(item.question), item.memories) for item in questions]
 
+
+def fit_calibration(
+    cases: Sequence[Labelled], *, parts: Sequence[str] = (), l2: float = 1.0
+) -> Calibration:
+    """Fit the logistic regression on hits of which it is known whether they are right.
+
+    `parts` are those that it reads; () = all that some hit has.
     Minimises cross-entropy + l2/2 · |w|² on standardised features, the bias free; a feature that
     never varies gets weight 0. Targets are Platt's, (n+1)/(n+2) and 1/(m+2), not 1 and 0, so that
     no hit is certain. Deterministic. Raises DataError unless some hit is right and some is wrong,
@@ -106,13 +121,14 @@ def fit_calibration(
 
     if not 0 < l2 < math.inf:
         raise ConfigError(f"l2 is {l2}; give a positive number.")
-    lists = [(item, hits) for item in questions if (hits := retriever(item.question))]
-    parts = tuple(sorted({name for _, hits in lists for hit in hits for name in hit.parts}))
-    right_N = np.array([hit.memory in item.memories for item, hits in lists for hit in hits], bool)
+    lists = [(memories, hits) for hits, memories in cases if hits]
+    every = sorted({name for _, hits in lists for hit in hits for name in hit.parts})
+    parts = tuple(parts or every)
+    right_N = np.array([hit.memory in right for right, hits in lists for hit in hits], bool)
     n_right, n_wrong = int(right_N.sum()), int((~right_N).sum())
     if not n_right or not n_wrong:
         raise DataError(
-            f"{len(questions)} held-out questions retrieved {n_right} right and {n_wrong} wrong "
+            f"{len(cases)} held-out questions retrieved {n_right} right and {n_wrong} wrong "
             "memories; give questions of both kinds: some that a memory answers, some that none "
             "does."
         )
@@ -216,10 +232,27 @@ class Gate:
     calibration: Calibration
     unrelated: tuple[float, ...]
     """Best probability for each unrelated question outside the fit, ascending."""
+    near: tuple[float, ...] = ()
+    """The same for questions of other memories, which come nearer; () = not measured."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, as `from_json` reads it."""
-        return {"calibration": asdict(self.calibration), "strangers": list(self.unrelated)}
+        return {
+            "calibration": asdict(self.calibration),
+            "strangers": list(self.unrelated),
+            "near": list(self.near),
+        }
+
+    def threshold(self, rate: float) -> Threshold:
+        """Return the threshold that neither kind of question exceeds more often than `rate`.
+
+        Too few near ones for that rate have no say. Raises as `choose_threshold`.
+        """
+        kinds = [self.unrelated]
+        if math.floor((len(self.near) + 1) * rate + 1e-9) >= 1:
+            kinds.append(self.near)
+        limits = [choose_threshold(best, rate=rate) for best in kinds]
+        return max(limits, key=lambda limit: limit.value)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Gate:
@@ -231,7 +264,8 @@ class Gate:
             if len({*map(len, numbers.values())}) > 1:
                 raise ValueError("mean, spread and weights differ in number")
             plain |= numbers | {"bias": float(fields["bias"])}
-            return cls(Calibration(**plain), tuple(map(float, data["strangers"])))
+            near = tuple(map(float, data.get("near", ())))
+            return cls(Calibration(**plain), tuple(map(float, data["strangers"])), near)
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"a stored gate is damaged ({error!r}); fit it again.") from error
 
@@ -242,9 +276,31 @@ def fit_gate(retriever: Retriever, questions: Sequence[HeldOut], unrelated: Sequ
     Every other unrelated question goes to the fit, the rest to the threshold: a quantile over
     questions that the fit has seen would promise too much. Raises DataError as `fit_calibration`.
     """
-    calibration = fit_calibration(retriever, [*questions, *map(HeldOut, unrelated[::2])])
-    best = [calibration(retriever(question))[:1] for question in unrelated[1::2]]
-    return Gate(calibration, tuple(sorted(hits[0].score if hits else 0.0 for hits in best)))
+    cases = labelled(retriever, questions)
+    return fit_gate_on(cases, [retriever(question) for question in unrelated])
+
+
+def fit_gate_on(
+    cases: Sequence[Labelled],
+    unrelated: Sequence[Sequence[Hit]],
+    near: Sequence[Sequence[Hit]] = (),
+    *,
+    parts: Sequence[str] = (),
+) -> Gate:
+    """Fit the probability on what was retrieved, and measure unrelated and near questions.
+
+    Of the unrelated ones every other goes to the fit, of the near ones, which are fewer, one in
+    four; the rest of both to the threshold. Raises as `fit_gate`.
+    """
+    nobody = [(hits, ()) for hits in (*unrelated[::2], *near[::4])]
+    calibration = fit_calibration([*cases, *nobody], parts=parts)
+
+    def best(lists: Sequence[Sequence[Hit]]) -> tuple[float, ...]:
+        ranked = [calibration(hits)[:1] for hits in lists]
+        return tuple(sorted(hits[0].score if hits else 0.0 for hits in ranked))
+
+    rest = [hits for n, hits in enumerate(near) if n % 4]
+    return Gate(calibration, best(unrelated[1::2]), best(rest))
 
 
 def decide(
@@ -269,7 +325,7 @@ def decide(
         )
     if gate is None:
         return Decision(tuple(hits), None, tuple(hits[:1]))
-    threshold = choose_threshold(gate.unrelated, rate=rate)
+    threshold = gate.threshold(rate)
     ranked = gate.calibration(hits)
     floor = ranked[0].score - within if ranked else 0.0
     passing = [hit for hit in ranked if hit.score > threshold.value and hit.score >= floor]

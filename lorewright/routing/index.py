@@ -43,6 +43,8 @@ Chosen = Collection[str] | None
 Vectors = NDArray[np.float32] | None
 
 KINDS = ("passage", "question", "title", "entity")
+BY_MEANING = ("passage", "question", "title")
+"""Kinds that get vectors: a name alone is near to whatever names it."""
 SCHEMA = 2
 KEYS_FILE, TERMS_FILE = "keys.jsonl", "terms.npz"
 PASSAGE_CHARS = 1000
@@ -194,15 +196,22 @@ class Index:
         terms = (*self.terms, *(tuple(self.tokenise(key.text)) for key in new))
         vectors = self.vectors_ND
         if self.embed is not None and new:
-            more = _embedded(self.embed, [key.text for key in new])
+            more = _key_vectors(self.embed, new)
             vectors = more if vectors is None else np.concatenate([vectors, _like(more, vectors)])
         return self._picked(keys, terms, vectors, order)
 
     def without(self, memory: str) -> Index:
         """Return an index without the keys of a memory. Raises UnknownMemory if it has none."""
         gone = self._slice(memory)
-        order = [n for n in range(len(self.keys)) if not gone.start <= n < gone.stop]
+        return self.picked([n for n in range(len(self.keys)) if not gone.start <= n < gone.stop])
+
+    def picked(self, order: Sequence[int]) -> Index:
+        """Return an index of some keys, by their places, ascending."""
         return self._picked(self.keys, self.terms, self.vectors_ND, order)
+
+    def keys_of(self, memory: str) -> tuple[Key, ...]:
+        """Return the keys of a memory. Raises UnknownMemory if it has none."""
+        return self.keys[self._slice(memory)]
 
     def _picked(
         self, keys: Sequence[Key], terms: Sequence[Terms], vectors: Vectors, order: Sequence[int]
@@ -218,6 +227,16 @@ class Index:
     def lexicon(self) -> Lexicon:
         """BM25 over the terms of the keys."""
         return self.terms.lexicon if isinstance(self.terms, StoredTerms) else Lexicon(self.terms)
+
+    @cached_property
+    def last_vector(self) -> dict[str, NDArray[np.float32]]:
+        """The question that was scored last, and its vector."""
+        return {}
+
+    @cached_property
+    def are_texts(self) -> NDArray[np.bool_]:
+        """Whether each key is a passage or a title."""
+        return np.array([key.kind in ("passage", "title") for key in self.keys], dtype=bool)
 
     @cached_property
     def _slices(self) -> dict[str, slice]:
@@ -333,13 +352,14 @@ class Index:
         header, keys = _stored_keys(Path(folder) / KEYS_FILE)
         terms = _stored_terms(Path(folder) / TERMS_FILE, str(header["digest"]), keys, tokenise)
         if not header.get("vectors"):
-            vectors = _embedded(embed, [key.text for key in keys]) if embed and keys else None
+            vectors = _key_vectors(embed, keys) if embed and keys else None
             return cls(keys, terms, vectors, tokenise, embed, embed_question)
         if embed is None:
             raise ConfigError(f"{folder} holds vectors; pass the embed that computed them.")
         vectors_ND = _read_vectors(Path(folder), str(header["vectors"]), len(keys))
-        first_D = _like(_embedded(embed, [keys[0].text]), vectors_ND)[0]
-        if np.abs(first_D - vectors_ND[0]).max() > SAME_VECTOR:
+        n = next((n for n, key in enumerate(keys) if key.kind in BY_MEANING), 0)
+        first_D = _like(_key_vectors(embed, keys[n : n + 1]), vectors_ND)[0]
+        if np.abs(first_D - vectors_ND[n]).max() > SAME_VECTOR:
             raise ConfigError(f"the vectors in {folder} are not of this embed; build it again.")
         return cls(keys, terms, vectors_ND, tokenise, embed, embed_question)
 
@@ -407,9 +427,19 @@ def dense_scores(index: Index, question: str) -> NDArray[Any] | None:
     """Cosine with the question's vector, negative ones as 0; None for an index without vectors."""
     if index.embed is None or index.vectors_ND is None:
         return None
-    vector_1D = _embedded(index.embed_question or index.embed, [question])
-    vector_D = _like(vector_1D, index.vectors_ND)[0]
+    last = index.last_vector
+    if question not in last:  # several scorers ask for the same one
+        last.clear()
+        last[question] = _embedded(index.embed_question or index.embed, [question])
+    vector_D = _like(last[question], index.vectors_ND)[0]
     return np.round(np.maximum(index.vectors_ND @ vector_D, 0.0), 6)
+
+
+def passage_scores(index: Index, question: str) -> NDArray[Any] | None:
+    """The dense score of passages and titles, 0 for other keys: the form of a question is not in
+    it, which makes questions of one form near to each other whatever they are about."""
+    score_N = dense_scores(index, question)
+    return None if score_N is None else np.where(index.are_texts, score_N, 0.0)
 
 
 SCORERS: dict[str, Scorer] = {"bm25": bm25_scores, "dense": dense_scores}
@@ -438,6 +468,15 @@ def _embedded(embed: Embed, texts: list[str]) -> NDArray[np.float32]:
         length_N1 = np.linalg.norm(vector_ND, axis=1, keepdims=True)
         vectors.append(vector_ND / np.where(length_N1 > 0, length_N1, 1.0))
     return np.concatenate(vectors).astype(np.float32)
+
+
+def _key_vectors(embed: Embed, keys: Sequence[Key]) -> NDArray[np.float32]:
+    """Vectors of keys; zeros for those of kinds that get none."""
+    rows = [n for n, key in enumerate(keys) if key.kind in BY_MEANING]
+    vectors = _embedded(embed, [keys[n].text for n in rows or [0]])
+    vector_ND = np.zeros((len(keys), vectors.shape[1]), dtype=np.float32)
+    vector_ND[rows] = vectors[: len(rows)]
+    return vector_ND
 
 
 def _like(new_ND: NDArray[np.float32], old_ND: NDArray[np.float32]) -> NDArray[np.float32]:

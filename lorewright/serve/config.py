@@ -44,6 +44,11 @@ class ServeConfig:
     """
     engine_key: str = ""
     """API key of the engine."""
+    encoder: str = "auto"
+    """How meanings are compared to choose a memory: none, minilm, a folder or a hub name.
+
+    `auto` is what the folder's index was made with on request, else minilm if it was fetched.
+    """
 
     def __post_init__(self) -> None:
         """Raise ConfigError for values out of range and for admin calls without their own key."""

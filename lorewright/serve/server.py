@@ -53,11 +53,11 @@ def application(
     config = config or ServeConfig()
     registry, metrics = Registry(Path(folder)), Metrics()
     backend = open_backend(registry, config, metrics, model)
-    registry.route = route or folder_route(registry.folder)
+    registry.route = route or folder_route(registry.folder, config.encoder)
     return build(registry, backend, config, metrics)
 
 
-def folder_route(folder: Path) -> Route:
+def folder_route(folder: Path, encoder: str = "auto") -> Route:
     """Return the route of a folder's own keys, calibrated; None for what no memory is for.
 
     Keys and calibration lie in the folder's index/, which is written at the first question.
@@ -65,7 +65,7 @@ def folder_route(folder: Path) -> Route:
     from lorewright.memory.folder import Folder
     from lorewright.memory.route import LiveRouter
 
-    router = LiveRouter(Folder(folder))
+    router = LiveRouter(Folder(folder), encoder)
     lock = threading.Lock()  # simultaneous questions must not all write the index
 
     def route(question: str) -> str | None:

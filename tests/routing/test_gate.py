@@ -20,6 +20,8 @@ from lorewright.routing.gate import (
     features,
     fit_calibration,
     fit_gate,
+    fit_gate_on,
+    labelled,
 )
 from lorewright.routing.index import Hit, Index, Key, Part
 
@@ -83,8 +85,8 @@ def test_a_lone_candidate_leads_by_its_score_and_equals_by_nothing() -> None:
 
 
 def test_fit_is_at_the_minimum_and_deterministic() -> None:
-    calibration = fit_calibration(retrieve, MIXED)
-    assert calibration == fit_calibration(retrieve, MIXED)
+    calibration = fit_calibration(labelled(retrieve, MIXED))
+    assert calibration == fit_calibration(labelled(retrieve, MIXED))
     # at the minimum over the bias, the mean probability is the mean target
     total = sum(hit.score for item in MIXED for hit in calibration(retrieve(item.question)))
     right, wrong = calibration.n_right, calibration.n_wrong
@@ -99,14 +101,14 @@ def test_probability_recovers_a_known_logistic_curve() -> None:
         HeldOut(q, ("m",) if rng.random() < 1 / (1 + math.exp(1 - 2 * x)) else ())
         for q, x in scores.items()
     ]
-    calibration = fit_calibration(lambda q: [hit("m", 1, x=(scores[q], 1))], questions)
+    calibration = fit_calibration(labelled(lambda q: [hit("m", 1, x=(scores[q], 1))], questions))
     for x in (-1.0, 0.0, 1.0, 2.0):
         (calibrated,) = calibration([hit("m", 1, x=(x, 1))])
         assert calibrated.probability == pytest.approx(1 / (1 + math.exp(1 - 2 * x)), abs=0.04)
 
 
 def test_separable_questions_give_no_certainty() -> None:
-    calibration = fit_calibration(retrieve, MIXED)
+    calibration = fit_calibration(labelled(retrieve, MIXED))
     assert all(
         h.probability is not None and 0 < h.probability < 1
         for item in HELD_OUT
@@ -116,11 +118,11 @@ def test_separable_questions_give_no_certainty() -> None:
 
 def test_questions_of_one_kind_only_are_refused() -> None:
     with pytest.raises(DataError, match="0 right"):
-        fit_calibration(retrieve, [HeldOut(question) for question in UNRELATED])
+        fit_calibration(labelled(retrieve, [HeldOut(question) for question in UNRELATED]))
     with pytest.raises(DataError, match="0 wrong"):
-        fit_calibration(lambda question: retrieve(question)[:1], [HELD_OUT[0]])
+        fit_calibration(labelled(lambda question: retrieve(question)[:1], [HELD_OUT[0]]))
     with pytest.raises(ConfigError, match="l2 is 0"):
-        fit_calibration(retrieve, HELD_OUT, l2=0)
+        fit_calibration(labelled(retrieve, HELD_OUT), l2=0)
 
 
 # --- threshold and abstention
@@ -210,3 +212,14 @@ def test_gate_comes_back_from_json() -> None:
     for damaged in ({"strangers": []}, {"calibration": {}, "strangers": []}, {"calibration": 3}):
         with pytest.raises(DataError, match="fit it again"):
             Gate.from_json(damaged)
+
+
+def test_near_questions_that_come_closer_raise_the_threshold_and_few_of_them_do_not() -> None:
+    cases = labelled(retrieve, HELD_OUT)
+    unrelated = [retrieve(question) for question in UNRELATED]
+    near = [retrieve(item.question) for item in HELD_OUT]  # as close as any can come
+    without, few, many = (fit_gate_on(cases, unrelated, near[:n]) for n in (0, 8, len(near)))
+    limits = [gate.threshold(0.05).value for gate in (without, few, many)]
+    assert limits[2] > max(limits[:2]) and few.near
+    assert few.threshold(0.05).value == choose_threshold(few.unrelated, rate=0.05).value
+    assert Gate.from_json(many.to_json()) == many
