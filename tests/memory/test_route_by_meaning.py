@@ -13,8 +13,8 @@ from support.encoders import HASHING, link_minilm, needs_minilm, tiny_encoder
 from lorewright.errors import ModelError
 from lorewright.knowledge.data import Document, Knowledge
 from lorewright.knowledge.negatives import unrelated_questions
-from lorewright.memory.memory import Memory
 from lorewright.memory.folder import DERIVED
+from lorewright.memory.memory import Memory
 from lorewright.memory.route import GATE_FILE
 from lorewright.models.encoders import Encoder
 from lorewright.models.model import Model
