@@ -13,6 +13,9 @@ from lorewright.knowledge.splitting import first_heading
 PROBE_KINDS = (
     *("efficacy", "paraphrase", "neighborhood", "verbatim", "reverse", "multihop", "unknown"),
 )
+REHEARSAL = "rehearsal"
+"""Kind of examples that are general questions with the base's own replies: trained a few at a time,
+and never counted as learnt."""
 OPEN_KINDS = ("neighborhood", "unknown")
 """Probe kinds judged without a list of answers: unchanged behaviour, or declining."""
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lorewright.errors import ConfigError, DataError
-from lorewright.knowledge.data import Document, Example, Fact, Knowledge, Probe
+from lorewright.knowledge.data import REHEARSAL, Document, Example, Fact, Knowledge, Probe
 from lorewright.knowledge.near_misses import recipe_for
 from lorewright.knowledge.negatives import negatives
 from lorewright.knowledge.scoring import contains, normalise
@@ -50,6 +50,9 @@ class LessonConfig:
     negatives: float | None = None
     """Questions that must be declined, at most, as a share of the questions trained; 0 = none, by
     default what is usual for the base's wording (`near_misses.NEAR_MISSES`)."""
+    rehearse: int = 60
+    """General questions with the base's own right replies, at most, that are rehearsed a few at a
+    time, so that the write does not cost what was there before; 0 = none."""
     max_efficacy: int = 1000
     """At most so many probes of the kind `efficacy` (as trained)."""
     seed: int = 0
@@ -71,6 +74,8 @@ class LessonConfig:
             )
         if self.negatives is not None and not 0 <= self.negatives < math.inf:
             raise ConfigError(f"negatives is {self.negatives}; give a share of at least 0.")
+        if self.rehearse < 0:
+            raise ConfigError(f"rehearse is {self.rehearse}; give at least 0.")
         if self.max_efficacy < 1:
             raise ConfigError(f"max_efficacy is {self.max_efficacy}; give at least 1.")
 
@@ -91,6 +96,8 @@ class Lesson:
     """Of the documents of which questions were written; 0 where the probes are the user's."""
     uncovered: tuple[str, ...] = ()
     """Those of them that no question is about, neither trained nor probed."""
+    rehearsal: tuple[Example, ...] = ()
+    """General questions with the base's own replies; nothing of the knowledge."""
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> Lesson:
@@ -104,6 +111,7 @@ class Lesson:
                 tuple(map(str, plain["notes"])),
                 int(plain.get("n_sentences", 0)),  # lessons of before have none
                 tuple(map(str, plain.get("uncovered", ()))),
+                tuple(Example(**row) for row in plain.get("rehearsal", ())),
             )
         except (KeyError, TypeError) as error:
             raise DataError(
@@ -119,14 +127,16 @@ def prepare(
     config: LessonConfig,
     phrasing: str = "general",
     given_probes: Sequence[Probe] = (),
+    general: Sequence[tuple[str, str]] = (),
     progress: Callable[[str], None] = lambda step: None,
 ) -> Lesson:
     """Turn documents and facts into examples and probes that share no question.
 
     `ask_llm` writes questions (the base or a teacher), `closed_book` is the base answering without
     a document: its replies are what unrelated questions are trained to. `given_probes`, the user's,
-    stand in for those made here. Raises DataError when nothing came out to learn, ConfigError for
-    an unknown phrasing.
+    stand in for those made here. `general` are questions about the world with the base's own right
+    replies, which are rehearsed in place of unrelated ones. Raises DataError when nothing came out
+    to learn, ConfigError for an unknown phrasing.
     """
     words = phrasing_named(phrasing)
     parts: list[list[Example]] = []
@@ -161,6 +171,7 @@ def prepare(
             phrasing=phrasing,
             closed_book=closed_book,
             documents=knowledge.documents,
+            rehearses=bool(general),
         )
         parts.append(declined)
         probes += unanswered
@@ -174,7 +185,8 @@ def prepare(
     if n_trained:
         are = "probe is" if n_trained == 1 else "probes are"
         notes.append(f"{n_trained} {are} worded as trained: counted as efficacy.")
-    rest = (*contexts(knowledge), tuple(notes), n_sentences, tuple(uncovered))
+    rehearsal = tuple(Example(question, reply, REHEARSAL) for question, reply in general)
+    rest = (*contexts(knowledge), tuple(notes), n_sentences, tuple(uncovered), rehearsal)
     return Lesson(tuple(examples), tuple(chosen), *rest)
 
 
@@ -258,6 +270,13 @@ def grounds(examples: Sequence[Example], knowledge: Knowledge) -> list[str]:
         return best or (f"{example.prompt} {example.completion}" if is_fact else "")
 
     return [ground(example) for example in examples]
+
+
+def texts_of(knowledge: Knowledge, probes: Sequence[Probe] = ()) -> list[str]:
+    """What the knowledge and its probes are about, piece by piece: what general questions avoid."""
+    texts = [f"{fact.question} {fact.answer}" for fact in knowledge.facts]
+    texts += [sentence for doc in knowledge.documents for sentence in statements(doc.text)]
+    return [*texts, *(probe.question for probe in probes)]
 
 
 def contexts(knowledge: Knowledge) -> tuple[str, str]:

@@ -43,11 +43,13 @@ def negatives(
     phrasing: str,
     closed_book: AskLLM,
     documents: Sequence[Document] = (),
+    rehearses: bool = False,
 ) -> tuple[list[Example], list[Probe]]:
     """At most n questions to decline, and probes of the kinds `unknown` and `neighborhood`.
 
     None asks what a trained question or a probe asks. Near misses are declined; unrelated questions
-    get the base's own reply, which `closed_book` gives.
+    get the base's own reply, which `closed_book` gives. Where the lesson `rehearses` what the base
+    knows, that replaces unrelated questions.
     """
     probed = [normalise(question) for question in probes]
     known = {*(normalise(question) for question, _ in pairs), *probed}
@@ -57,6 +59,9 @@ def negatives(
     titles = [title for document in documents for title in titles_of(document)]
     trained = Trained(pairs, probed, others[:n_trainable], n, n_held, seed, texts, titles)
     near = recipe_for(phrasing).make(trained)
+    unknown = [Probe(f"unknown-{i}", q, (), "unknown") for i, q in enumerate(near.held, 1)]
+    if rehearses:
+        return [Example(question, DECLINE, "unknown", "") for question in near.trained], unknown
     n_others = min(n, round(UNRELATED_SHARE * len(pairs))) - len(near.trained)
     chosen = others[: min(n_trainable, max(N_LEAST_UNRELATED, n_others))]
     examples = [Example(question, DECLINE, "unknown", "") for question in near.trained]
@@ -64,6 +69,5 @@ def negatives(
         Example(question, reply if reply.strip() else DECLINE, "unknown", "")
         for question, reply in zip(chosen, closed_book(chosen), strict=True)
     ]
-    unknown = [Probe(f"unknown-{i}", q, (), "unknown") for i, q in enumerate(near.held, 1)]
     elsewhere = enumerate(others[n_trainable:], 1)
     return examples, unknown + [Probe(f"other-{i}", q, (), "neighborhood") for i, q in elsewhere]

@@ -19,7 +19,7 @@ Migration = Callable[[dict[str, Any], Path], dict[str, Any]]
 
 SCHEMA = 2
 """The schema that is written."""
-HEADLINE = "paraphrase"
+HEADLINE, RETAINED = "paraphrase", "retained"
 ARMS = ("memory", "base")
 DAMAGED = "its card is damaged or gone"
 
@@ -56,7 +56,10 @@ def brief(card: Mapping[str, Any]) -> dict[str, Any]:
     headline = _within(card, "report", "recall", HEADLINE)
     arms = headline if isinstance(headline, Mapping) else {}
     shown = {arm: dict(arms[arm]) for arm in ARMS if isinstance(arms.get(arm), Mapping)}
-    recall = {HEADLINE: shown} if shown else {}
+    recall: dict[str, Any] = {HEADLINE: shown} if shown else {}
+    retained = _within(card, "report", "recall", RETAINED, "memory")
+    if shown and isinstance(retained, Mapping):
+        recall[RETAINED] = {"memory": dict(retained)}
     short = {"adapter": {"lora": {"rank": rank}}, "reason": reason, "report": {"recall": recall}}
     return short if kind == "adapter" else {"kind": kind, **short}
 

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from lorewright.errors import AdapterError, ConfigError
+from lorewright.errors import AdapterError, ConfigError, DataError, StorageError
 from lorewright.files import slug
 from lorewright.knowledge.data import Probe
 from lorewright.knowledge.lesson import Lesson
-from lorewright.knowledge.scoring import METRICS
+from lorewright.knowledge.scoring import METRICS, normalise
 from lorewright.memory.folder import BEFORE, RECALLED_KINDS
 from lorewright.memory.opened import OpenFolder
 from lorewright.models.catalogue import POCKET
+from lorewright.models.general import known_to
 from lorewright.models.model import Model
 from lorewright.recall import verify as recall
 from lorewright.recall.verify import RecallReport
 from lorewright.training.watch import Watch
 from lorewright.writers.writer import State
+
+NEIGHBOURS = "neighborhood"
+N_NEIGHBOURS, N_OF_EACH = 8, 2
+"""Questions of other memories in the folder: at most, and of each."""
 
 
 def verify(
@@ -57,14 +63,21 @@ def verdict(
     """A lesson's probes, put to a state and its controls; the wrong one has another source."""
     step = (watch or Watch()).step
     if lesson.probes:
+        texts = [f"{e.prompt} {e.completion}" for e in lesson.examples if e.kind != "unknown"]
+        texts += [probe.question for probe in lesson.probes]
+        probes = lesson.probes
+        if memory.model.phrasing != POCKET and not any(p.kind == NEIGHBOURS for p in probes):
+            probes = (*probes, *_neighbours(memory, name, source, texts))
+        general = known_to(memory.model, "held", recall.N_RETAINED, texts=texts)
         report = recall.verify(
             memory.model,
-            lesson.probes,
+            probes,
             adapter=state,
             full=lesson.full,
             scaffold=lesson.scaffold,
             wrong=_unrelated(memory, name, state.id, source, step),
             metric=metric,
+            general=general,
             watch=watch,
         )
     else:
@@ -89,6 +102,22 @@ def _over_documents(report: RecallReport, lesson: Lesson) -> tuple[str, ...]:
         f"{len(lesson.uncovered)} of {lesson.n_sentences} sentences that no question is about as "
         "not recalled.",
     )
+
+
+def _neighbours(memory: OpenFolder, name: str, source: str, about: Sequence[str]) -> list[Probe]:
+    """A few questions of each other memory in the folder, which this one is to leave alone."""
+    own = {normalise(text) for text in about}
+    neighbours: list[Probe] = []
+    for other, entry in sorted(memory.folder.entries().items()):
+        if len(neighbours) >= N_NEIGHBOURS or other == name or entry.get("source") == source:
+            continue
+        with suppress(DataError, StorageError):  # a lesson that is gone says nothing of this one
+            asked = [p for p in memory.folder.lesson(entry).probes if p.kind == "paraphrase"]
+            fresh = [p for p in asked if normalise(p.question) not in own][:N_OF_EACH]
+            neighbours += [
+                Probe(f"{other}-{p.id}", p.question, (), NEIGHBOURS, other) for p in fresh
+            ]
+    return neighbours[:N_NEIGHBOURS]
 
 
 def metric_of(memory: OpenFolder, identity: str) -> str:

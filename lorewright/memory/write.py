@@ -12,7 +12,7 @@ from lorewright.adapters.targets import resolve_targets
 from lorewright.errors import ConfigError
 from lorewright.files import digest, read_object, save_json, slug
 from lorewright.knowledge.data import Example, Knowledge, Probe
-from lorewright.knowledge.lesson import Lesson, LessonConfig, grounds, prepare
+from lorewright.knowledge.lesson import Lesson, LessonConfig, grounds, prepare, texts_of
 from lorewright.knowledge.scoring import METRICS
 from lorewright.knowledge.selfstudy import AskLLM, statements
 from lorewright.law import plan as plans
@@ -22,6 +22,7 @@ from lorewright.memory.folder import LESSON_FILE, check_name, lesson_in
 from lorewright.memory.opened import OpenFolder, Source, as_knowledge
 from lorewright.memory.verify import usual_metric, verdict
 from lorewright.models.alphabet import unwritable
+from lorewright.models.general import known_to
 from lorewright.models.model import Model
 from lorewright.models.replies import write_about
 from lorewright.recall.traces import Audit, audit
@@ -143,7 +144,9 @@ def write(
             config = replace(config, lr=_best_rate(model, run, prepared, knowledge, config, watch))
         prepared = replace(prepared, notes=(*prepared.notes, *notes))
         writer = writer_of(method, config)
-        material = Material(knowledge, prepared.examples if writer.reads == "lesson" else ())
+        material = Material(knowledge)
+        if writer.reads == "lesson":
+            material = Material(knowledge, prepared.examples, prepared.rehearsal)
         state, cost = writer.write(model, material, seed=config.seed, run=run, watch=watch)
         watch.step("proving that it is on disk")
         settings["write"] = config.to_json()
@@ -245,12 +248,15 @@ def lesson_for(
     watch: Watch,
 ) -> Lesson:
     """Examples and probes of some knowledge, its questions written by the base or a teacher."""
+    texts = texts_of(knowledge, probes)
+    known = known_to(model, "rehearsed", config.rehearse, texts=texts)
     prepared = prepare(
         knowledge,
         ask_llm=teacher or partial(write_about, model, progress=watch.of("reading")),
         closed_book=partial(model.generate, progress=watch.of("asking about other things")),
         config=config,
         given_probes=probes,
+        general=[(each.question, each.reply) for each in known],
         progress=watch.step,
         phrasing=model.phrasing if teacher is None else "general",
     )

@@ -34,6 +34,8 @@ BITS_PER_PARAMETER = 2.0
 """What an adapter parameter holds at best: 2.28 at rank 1 in the law paper's runs, less above."""
 LOUD = 0.5
 """Weight change over weight, both in Frobenius norm, from which the change drowns the weight."""
+RETAINED_LEAST = 0.8
+"""Share of the base's general knowledge below which it counts as forgotten."""
 UNUSUAL_SCALE = 32.0
 
 
@@ -138,6 +140,8 @@ def summary(evidence: Evidence) -> dict[str, Any]:
         "strange_declined": strange.declined if strange else None,
         "strange_declined_base": strange.base_declined if strange else None,
         "n_strange": strange.n if strange else None,
+        "retained": _share(evidence.retained),
+        "n_retained": len(evidence.retained) or None,
     }
 
 
@@ -403,16 +407,30 @@ def answers_everybody(evidence: Evidence) -> Finding | None:
     if strange is None or strange.n < MIN_N:
         return None
     declining = strange.base_declined >= LOW * strange.n
-    n_same = strange.declined if declining else strange.n - strange.changed
+    # A base that answers anything anyhow is not spoilt where the memory declines.
+    n_same = strange.declined if declining else strange.n - strange.answered
     of = strange.base_declined if declining else strange.n
     if n_same >= LOW * of:
         return None
-    what = "declined" if declining else "answered as by the base"
+    what = "declined" if declining else "declined or answered as by the base"
     return Finding(
         f"questions on other things {what}: {n_same} of {strange.n} (base {of})",
         "it was trained without questions to leave alone, so it answers for everybody, and routing "
         "to it by mistake goes unnoticed",
         "{write} (a write mixes in such questions by default)",
+    )
+
+
+def forgets(evidence: Evidence) -> Finding | None:
+    """It costs what the base knew of the world."""
+    share = _share(evidence.retained)
+    if share is None or len(evidence.retained) < MIN_N or share >= RETAINED_LEAST:
+        return None
+    return Finding(
+        f"general questions that the base answers: {share:.2f} of {len(evidence.retained)} are "
+        "answered still",
+        "it was trained on its own knowledge alone, or too loudly: other answers were overwritten",
+        "{write} --rehearse 100",
     )
 
 
@@ -433,4 +451,5 @@ CHECKS: dict[str, Check] = {
     "no_stop": no_stop,
     "loud": loud,
     "answers_everybody": answers_everybody,
+    "forgets": forgets,
 }

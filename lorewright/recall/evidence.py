@@ -35,9 +35,10 @@ from lorewright.knowledge.data import Example, Fact, Probe
 from lorewright.knowledge.negatives import unrelated_questions
 from lorewright.knowledge.scoring import contains, is_declined
 from lorewright.models.alphabet import unwritable
+from lorewright.models.general import known_to
 from lorewright.models.model import Model, Rendered
 from lorewright.recall.traces import TokenTrace, trace
-from lorewright.recall.verify import answer
+from lorewright.recall.verify import N_RETAINED, answer, still_known
 
 T = TypeVar("T")
 
@@ -85,6 +86,8 @@ class Strange:
     declined: int
     changed: int
     """Replies that are not the base's."""
+    answered: int = 0
+    """Of these, those that do not decline."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,8 @@ class Evidence:
     """Whether each probe in other words was answered."""
     texts: Texts | None = None
     strange: Strange | None = None
+    retained: tuple[bool, ...] = ()
+    """Whether each general question that the base answers right is answered still."""
 
     @property
     def sound(self) -> bool:
@@ -220,6 +225,9 @@ def _with_replies(evidence: Evidence, model: Model, adapter: Adapter, known: Kno
     strange = unrelated[len(unrelated) * 3 // 4 :][:N_STRANGE]  # the others are trained on
     pieces = _pieces(model, known.texts)
 
+    about = [f"{fact.question} {fact.answer}" for fact in known.facts]
+    about += [f"{e.prompt} {e.completion}" for e in known.examples if e.kind != "unknown"]
+    general = known_to(model, "held", N_RETAINED, texts=about)
     base_replies, base_traces = model.generate(strange), tuple(trace(model, rows[OWN]))
     base_trained, base_pieces = trace(model, trained_rows), trace(model, pieces)
     with model.using(adapter):
@@ -227,6 +235,8 @@ def _with_replies(evidence: Evidence, model: Model, adapter: Adapter, known: Kno
         formats = {name: tuple(trace(model, each)) for name, each in rows.items()}
         trained, texts = tuple(trace(model, trained_rows)), trace(model, pieces)
         outcomes = {name: _outcomes(model, each) for name, each in probes.items()}
+    pairs = [(a, b) for a, b in zip(base_replies, replies, strict=True) if a != b]
+    retained = tuple(bool(row.score) for row in still_known(model, adapter, general))
     share = len(examples) / max(1, len(known.examples))
     marks = unwritable(model, [fact.answer for fact in facts])
     return replace(
@@ -244,8 +254,10 @@ def _with_replies(evidence: Evidence, model: Model, adapter: Adapter, known: Kno
             len(strange),
             sum(map(is_declined, base_replies)),
             sum(map(is_declined, replies)),
-            sum(a != b for a, b in zip(base_replies, replies, strict=True)),
+            len(pairs),
+            sum(not is_declined(reply) for _, reply in pairs),
         ),
+        retained=retained,
     )
 
 

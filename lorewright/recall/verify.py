@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from lorewright.adapters.adapter import Adapter
@@ -12,6 +12,7 @@ from lorewright.errors import ConfigError, DataError
 from lorewright.knowledge.data import OPEN_KINDS, Probe
 from lorewright.knowledge.negatives import DECLINE
 from lorewright.knowledge.scoring import METRICS, is_declined
+from lorewright.models.general import REPLY_TOKENS, Known
 from lorewright.models.model import Model
 from lorewright.recall.settled import LOOPS_SETTLE, settled
 from lorewright.recall.statistics import Estimate, estimate
@@ -25,6 +26,10 @@ MAX_ANSWER_TOKENS = 64
 """Most tokens of an answer with a text before the question, which chat models quote at length."""
 CLOSED_BOOK_TOKENS = 32
 """Most tokens of an answer without one, beside those of the longest answer that is wanted."""
+RETAINED = "retained"
+"""Kind of outcomes that are no probes of a memory: general questions that the base knows."""
+N_RETAINED = 40
+"""At most so many of them."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,11 @@ class RecallReport:
         return tuple(dict.fromkeys(r.kind for rows in self.arms.values() for r in rows))
 
     @property
+    def retained(self) -> Estimate:
+        """Share of what the base knows of the world that is still answered with the memory on."""
+        return self.proportion("memory", RETAINED)
+
+    @property
     def recalls(self) -> bool | None:
         """Whether the memory recalled any of its knowledge; None where no probe asks for it."""
         return self.recalls_in("memory")
@@ -73,7 +83,8 @@ class RecallReport:
     def recalls_in(self, arm: str) -> bool | None:
         """Whether an arm recalled any of the knowledge; None where no probe asks for it."""
         rows = self.arms.get(arm, ())
-        scores = [r.score for r in rows if r.kind not in OPEN_KINDS and r.score is not None]
+        others = (*OPEN_KINDS, RETAINED)
+        scores = [r.score for r in rows if r.kind not in others and r.score is not None]
         return any(score > 0 for score in scores) if scores else None
 
     def table(self) -> dict[str, dict[str, Estimate]]:
@@ -174,9 +185,13 @@ def verify(
     scaffold: str = "",
     wrong: Adapter | State | None = None,
     metric: str = "exact_match",
+    general: Sequence[Known] = (),
     watch: Watch | None = None,
 ) -> RecallReport:
     """Ask every probe of the memory and of each control, free-running and greedy.
+
+    `general` are questions about the world that the base answers right: the memory's share of them
+    is what is retained. They are put to the memory alone.
 
     `full` and `scaffold` are texts put before the question for the base alone; `wrong` is another
     memory. An arm that cannot be run is left out and named in `notes`, never scored 0. Kind
@@ -208,7 +223,28 @@ def verify(
     arms = ["base", *(arm for arm, each in memories.items() if each is not None), *contexts]
     outputs = _ask(model, probes, arms, memories, contexts, metric, watch or Watch())
     ordered = {arm: outputs[arm] for arm in ARMS if arm in outputs}
-    return _report(probes, ordered, metric, notes)
+    report = _report(probes, ordered, metric, notes)
+    if adapter is None or not general:
+        return report
+    (watch or Watch()).step(f"asking: {RETAINED}")
+    after = still_known(model, adapter, general)
+    before = [_general(known, known.reply) for known in general]
+    both = {"memory": (*report.arms["memory"], *after), "base": (*report.arms["base"], *before)}
+    return replace(report, arms={**report.arms, **both})
+
+
+def still_known(
+    model: Model, memory: Adapter | State, general: Sequence[Known]
+) -> tuple[Recall, ...]:
+    """What becomes of general questions, which the base answers right, with a memory on."""
+    with switched_on(model, memory):
+        replies = model.generate([k.question for k in general], max_new_tokens=REPLY_TOKENS)
+    return tuple(_general(known, text) for known, text in zip(general, replies, strict=True))
+
+
+def _general(known: Known, output: str) -> Recall:
+    score = METRICS["contains"](output, known.answers)
+    return Recall(known.question, RETAINED, known.question, known.answers, output, score)
 
 
 def side_by_side(

@@ -86,7 +86,9 @@ def _unscored(report: Record) -> Iterator[str]:
 
 def memories_table(cards: Sequence[Record], n_more: int = 0) -> Table:
     """Return a row a card, recall beside the base's; raises DataError for another shape."""
-    rows, notes = [], []
+    notes: list[str] = []
+    rows: list[tuple[str, ...]] = []
+    retained: list[Record | None] = []
     with checked_record():
         for card in cards:
             recall = card["report"]["recall"]
@@ -95,6 +97,7 @@ def memories_table(cards: Sequence[Record], n_more: int = 0) -> Table:
             n = str(arms["memory"]["n"]) if "memory" in arms else NOT_RUN
             rank = card["adapter"]["lora"]["rank"]
             shown = [spelled(arms.get(arm)) for arm in ("memory", "base")]
+            retained.append(recall.get("retained", {}).get("memory"))
             rank = NOT_RUN if rank is None else str(rank)
             rows.append((card["name"], rank, n, *shown, card["id"]))
             if kind not in ("", HEADLINE):
@@ -103,7 +106,11 @@ def memories_table(cards: Sequence[Record], n_more: int = 0) -> Table:
                 notes.append(f"{card['name']}: training ended by {card['reason']}.")
     if n_more:
         notes.append(f"{len(rows)} of {len(rows) + n_more} memories; --limit 0 lists all.")
-    head = ("memory", "rank", "n", "recall", "base alone", "adapter")
+    head: tuple[str, ...] = ("memory", "rank", "n", "recall", "base alone", "adapter")
+    if any(retained):
+        head = (*head[:-1], "retained", head[-1])
+        both = zip(rows, retained, strict=True)
+        rows = [(*row[:-1], spelled(share), row[-1]) for row, share in both]
     subtitle = f"{HEADLINE}s, {INTERVALS}"
     return Table(
         "Memories", head, tuple(rows), tuple(notes), subtitle=subtitle, dim=("base alone",)

@@ -73,6 +73,9 @@ class WriteConfig:
     An epoch has four batches at least: a few that do not rest are trained several times.
     Under `memft_threshold` with rest = margin only examples without weight are left out.
     """
+    rehearsal: float = 0.25
+    """Largest share of an epoch's learnt tokens that are rehearsed: a different slice of these
+    examples each time; in [0, 0.9]."""
     recheck: int = 4
     """Epochs between two checks of the examples that rest."""
     patience: int = 0
@@ -113,6 +116,7 @@ class WriteConfig:
                 self.rest is None or self.margin <= self.rest < 1,
                 f"lie in [margin, 1), where margin is {self.margin}",
             ),
+            ("rehearsal", 0 <= self.rehearsal <= 0.9, "lie in [0, 0.9]"),
             ("dropout", 0 <= self.dropout < 1, "lie in [0, 1)"),
             ("lr", 0 < self.lr < math.inf, "be above 0"),
             ("max_seconds", self.max_seconds is None or self.max_seconds > 0, "be above 0"),
@@ -137,7 +141,7 @@ class WriteConfig:
         So checkpoints, calibrations and ids of before stay what they are.
         """
         plain = asdict(self) | {"lora": self.lora.to_json()}
-        later = {"dropout": 0.0, "arithmetic": AUTO}
+        later = {"dropout": 0.0, "arithmetic": AUTO, "rehearsal": 0.25}
         return {k: v for k, v in plain.items() if k not in later or v != later[k]}
 
     def build_objective(self) -> Objective:
@@ -248,6 +252,7 @@ class Epoch:
     n_recalled: int
     """Examples whose every token had p > margin: after the epoch, or when they last ran."""
     n_examples: int
+    """Those to be learnt; what is rehearsed does not count."""
     certified: bool
     """Whether n_recalled was counted after the epoch, with the weights as they are now."""
     lr: float

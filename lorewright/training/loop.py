@@ -156,7 +156,9 @@ def _train(
     table = Table(model, jobs)
     states = []
     for i, (job, rows) in enumerate(zip(jobs, table.rows_of, strict=True)):
-        states.append(WriteState(i, job, rows, [table.lengths[r] for r in rows], model.device))
+        lengths = [table.lengths[row] for row in rows]
+        n_completion = [table.n_completion[row] for row in rows]
+        states.append(WriteState(i, job, rows, lengths, n_completion, model.device))
         if job.start is not None:
             stack.load(i, job.start.tensors)
     active = list(states)  # in the order of the stack
@@ -327,19 +329,19 @@ class _Passes:
 
     def certify(self, state: WriteState, n: int) -> bool:
         """Check what may be recalled; whether all was checked with the weights as they are."""
-        epoch, n_rows, config = len(state.epochs) + 1, len(state.rows), state.config
-        trained = sorted({i for group in state.groups for i in group})
-        resting = sorted(set(range(n_rows)) - set(trained))
+        epoch, n_rows, config = len(state.epochs) + 1, len(state.learnt), state.config
+        trained = sorted({i for group in state.groups for i in group} & set(state.learnt))
+        resting = sorted(set(state.learnt) - set(trained))
         audit = replace(self, reduced=None)
         if epoch == config.epochs:
-            audit.measure(state, n, range(n_rows))
+            audit.measure(state, n, state.learnt)
             return True
         # Examples run before the step that may make them safe, so the count lags behind.
         if state.n_recalled() >= NEARLY * n_rows - 2:
             doubtful, safe = state.split(trained, config.margin)
             self.measure(state, n, doubtful)
             if state.n_recalled() == n_rows:
-                audit.measure(state, n, range(n_rows) if self.reduced else [*safe, *resting])
+                audit.measure(state, n, state.learnt if self.reduced else [*safe, *resting])
                 return True
         if epoch % config.recheck == 0:
             self.measure(state, n, resting)

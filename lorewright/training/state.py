@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import takewhile
+from itertools import accumulate, takewhile
 
 import torch
 from torch import Tensor
 
 from lorewright.adapters.adapter import Adapter
 from lorewright.adapters.dropout import Share
+from lorewright.knowledge.data import REHEARSAL
 from lorewright.models.batching import batches
 from lorewright.models.model import Batch, Model
 from lorewright.training.config import Diverged, Epoch, Job, Written, rate
@@ -81,10 +82,19 @@ class WriteState:
         job: Job,
         rows: Sequence[int],
         lengths: Sequence[int],
+        n_completion: Sequence[int],
         device: torch.device,
     ) -> None:
         self.index, self.job, self.config, self.device = index, job, job.config, device
         self.rows, self.lengths, n = rows, lengths, len(rows)
+        self.n_completion = n_completion
+        every = list(range(n))
+        self.rehearsed = [i for i in every if job.examples[i].kind == REHEARSAL]
+        """Examples that the base knows already, in the order in which they are rehearsed."""
+        self.learnt = [i for i in every if job.examples[i].kind != REHEARSAL]
+        if not self.learnt:  # nothing else to do: these are learnt like any others
+            self.learnt, self.rehearsed = self.rehearsed, []
+        self._learnt_index = torch.tensor(self.learnt, device=device)
         self.objective = job.objective or job.config.build_objective()
         self.epochs: list[Epoch] = []
         """Those that are over."""
@@ -109,19 +119,20 @@ class WriteState:
     def start_epoch(self) -> None:
         """Choose the examples of the next epoch and cut them into batches."""
         config, size = self.config, self.config.batch_size
-        chosen, n_rounds = list(range(len(self.rows))), 1
+        chosen, n_rounds = self.learnt, 1
         if config.rest is not None:
             chosen = self.split(chosen, config.rest)[0] or chosen
             # A few that do not rest are trained several times, or there would be one step an epoch.
-            fewest = min(FEWEST, -(-len(self.rows) // size))
+            fewest = min(FEWEST, -(-len(self.learnt) // size))
             n_rounds = max(1, fewest * size // len(chosen))
         done = len(self.epochs)
+        rehearsed = self.slice_of(done, chosen * n_rounds)
         self.groups = [
             group
             for i in range(n_rounds)
             for group in batches(
                 self.lengths,
-                chosen,
+                [*chosen, *rehearsed] if i == 0 else chosen,
                 size=size,
                 seed=config.seed,
                 epoch=done + i * config.epochs,
@@ -132,6 +143,21 @@ class WriteState:
         ]
         self.cursor, self.tally = 0, torch.zeros_like(self.tally)
 
+    def slice_of(self, epoch: int, chosen: Sequence[int]) -> list[int]:
+        """The examples rehearsed in an epoch: its turn in the rotation, within their share.
+
+        As many as fit on average, fewer where these are long; the same for the same epoch.
+        """
+        if not self.rehearsed:
+            return []
+        share, tokens = self.config.rehearsal, self.n_completion
+        budget = share / (1 - share) * sum(tokens[i] for i in chosen)
+        mean = sum(tokens[i] for i in self.rehearsed) / len(self.rehearsed)
+        n = min(len(self.rehearsed), int(budget / mean))
+        turn = [self.rehearsed[(epoch * n + k) % len(self.rehearsed)] for k in range(n)]
+        total = accumulate(tokens[i] for i in turn)
+        return [i for i, so_far in zip(turn, total, strict=True) if so_far <= budget]
+
     def summary(self, *, certified: bool, seconds: float) -> Epoch:
         """The account of the epoch that is over."""
         nats, n_tokens, _ = self.tally.tolist()
@@ -141,7 +167,7 @@ class WriteState:
             config.epochs,
             nats / n_tokens,
             self.n_recalled(),
-            len(self.rows),
+            len(self.learnt),
             certified,
             rate(config, self.epochs, number),
             round(seconds, 3),
@@ -185,8 +211,9 @@ class WriteState:
     # -- its examples ----------------------------------------------------------------------------
 
     def n_recalled(self) -> int:
-        """Examples whose every token had p > margin when they last ran."""
-        return int((self.worst_nats < -math.log(self.config.margin)).sum())
+        """Examples to be learnt whose every token had p > margin when they last ran."""
+        worst = self.worst_nats[self._learnt_index]
+        return int((worst < -math.log(self.config.margin)).sum())
 
     def split(self, examples: Sequence[int], p: float) -> tuple[list[int], list[int]]:
         """Those with a token that was not above p when they last ran, and the others."""

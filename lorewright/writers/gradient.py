@@ -46,9 +46,11 @@ class Gradient:
         contexts = grounds(examples, material.knowledge) if teacher else ()
         runs_in = model.runs_in()
         watch.step(f"training in {runs_in}")
+        if material.rehearsal and contexts:
+            contexts = [*contexts, *("" for _ in material.rehearsal)]
         written = write(
             model,
-            examples,
+            [*examples, *material.rehearsal],
             config,
             contexts=contexts,
             run=run,

@@ -29,6 +29,8 @@ class Material:
 
     knowledge: Knowledge
     examples: Sequence[Example] = ()
+    rehearsal: Sequence[Example] = ()
+    """What the base knows already, for writers that train: to be unchanged, not learnt."""
 
 
 @dataclass(frozen=True)

@@ -162,6 +162,7 @@ def test_train_and_probe_sets_that_overlap_are_refused() -> None:
         ({"train_sets": (0,)}, "sets from 1 to 6"),
         ({"negatives": -0.1}, "at least 0"),
         ({"negatives": float("nan")}, "at least 0"),
+        ({"rehearse": -1}, "at least 0"),
         ({"max_efficacy": 0}, "at least 1"),
     ],
 )
@@ -340,3 +341,20 @@ def test_the_phone_book_becomes_a_hundred_examples_and_negatives() -> None:
     kinds = [e.kind for e in made.examples]
     assert kinds.count("qa") == 100 and kinds.count("unknown") == 30
     assert sum(p.kind == "efficacy" for p in made.probes) == 100
+
+
+# -- rehearsal
+
+
+def test_what_is_rehearsed_is_no_example_and_a_stored_lesson_without_it_is_read() -> None:
+    known = Knowledge(facts=(Fact("a", "Who is it?", "Ada"), Fact("b", "What is it?", "x")))
+    general = [("What is the capital of France?", "Paris.")]
+    made = prepare(
+        known, ask_llm=nobody, closed_book=nobody, config=LessonConfig(), general=general
+    )
+    assert [(e.prompt, e.completion) for e in made.rehearsal] == general
+    assert not any("France" in e.prompt for e in made.examples)
+    plain = json.loads(json.dumps(dataclasses.asdict(made)))
+    assert Lesson.from_json(plain) == made
+    del plain["rehearsal"]
+    assert Lesson.from_json(plain) == dataclasses.replace(made, rehearsal=())

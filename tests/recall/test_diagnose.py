@@ -337,3 +337,13 @@ def test_a_check_from_outside_reports_the_command_that_mends_it(
     finding = only(diagnose(Evidence("a", "pocket", rank=1), write="lore write x"))
     assert (finding.check, finding.remedy) == ("rank_one", "lore write x --rank 8")
     assert diagnose(Evidence("a", "pocket", rank=2)).findings == ()
+
+
+def test_what_was_forgotten_is_named_with_its_remedy() -> None:
+    forgetful = Evidence("a", "base", moved=1.0, retained=(True,) * 5 + (False,) * 5)
+    finding = only(diagnose(forgetful, write="lore write x"))
+    assert finding.check == "forgets" and "0.50 of 10" in finding.measured
+    assert finding.remedy == "lore write x --rehearse 100"
+    assert summary(forgetful)["retained"] == 0.5
+    faithful = replace(forgetful, retained=(True,) * 9 + (False,))
+    assert diagnose(faithful).findings == ()

@@ -104,3 +104,16 @@ def test_a_record_of_another_shape_is_refused_in_a_sentence(broken: dict[str, An
             table(broken)
     with pytest.raises(DataError, match="another shape"):
         memories_table([{"name": "handbook"}])
+
+
+def test_what_is_retained_has_a_row_in_a_verdict_and_a_column_among_memories() -> None:
+    with_general = verdict(
+        memory=[*outcomes("paraphrase", 90, 96), *outcomes("retained", 38, 40)],
+        base=[*outcomes("paraphrase", 0, 96), *outcomes("retained", 40, 40)],
+    )
+    assert [row[:2] for row in recall_table(with_general).rows][-1] == ("retained", "40")
+    known = {**card("handbook"), "report": {"recall": with_general["recall"]}}
+    table = memories_table([known, card("other")])
+    assert table.head[-2:] == ("retained", "adapter")
+    assert [row[-2] for row in table.rows] == ["0.95 [0.83, 0.99]", NOT_RUN]
+    assert "retained" not in memories_table([card("other")]).head

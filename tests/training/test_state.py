@@ -7,7 +7,7 @@ import torch
 from support.families import llama
 from support.models import PLAIN, letters
 
-from lorewright.knowledge.data import Example
+from lorewright.knowledge.data import REHEARSAL, Example
 from lorewright.models.model import Model
 from lorewright.training.config import Job, WriteConfig
 from lorewright.training.objectives import StepOutcome
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 def state_of(n_rows: int, config: WriteConfig) -> WriteState:
     examples = [Example(f"Where is {i}?", str(i)) for i in range(n_rows)]
-    return WriteState(0, Job(examples, config), range(n_rows), [5] * n_rows, CPU)
+    return WriteState(0, Job(examples, config), range(n_rows), [5] * n_rows, [2] * n_rows, CPU)
 
 
 @pytest.mark.parametrize(
@@ -91,3 +91,48 @@ def test_its_tensors_are_all_that_further_weights_depend_on() -> None:
     state.weights([0, 2], outcome)
     other.weights([0, 2], outcome)
     assert torch.equal(state.remembered["stuck"], other.remembered["stuck"])
+
+
+def rehearsing(n_learnt: int, n_rehearsed: int, share: float, tokens: int = 2) -> WriteState:
+    examples = [Example(f"Where is {i}?", str(i)) for i in range(n_learnt)]
+    examples += [Example(f"Who is {i}?", str(i), REHEARSAL) for i in range(n_rehearsed)]
+    n = len(examples)
+    sizes = [2] * n_learnt + [tokens] * n_rehearsed
+    config = WriteConfig(rehearsal=share, batch_size=4, epochs=20)
+    return WriteState(0, Job(examples, config), range(n), [5] * n, sizes, CPU)
+
+
+@pytest.mark.parametrize(("share", "tokens"), [(0.25, 2), (0.25, 7), (0.5, 3), (0.1, 1)])
+def test_rehearsal_takes_its_share_of_an_epochs_tokens_at_most(share: float, tokens: int) -> None:
+    state = rehearsing(24, 30, share, tokens)
+    for epoch in range(5):
+        turn = state.slice_of(epoch, state.learnt)
+        rehearsed = tokens * len(turn)
+        assert turn and rehearsed <= share * (rehearsed + 48) + 1e-9
+
+
+def test_rehearsal_goes_round_so_that_nothing_is_left_out_for_long() -> None:
+    state = rehearsing(24, 30, 0.25)
+    turns = [state.slice_of(epoch, state.learnt) for epoch in range(4)]
+    assert [len(turn) for turn in turns] == [8] * 4 and len(set(turns[0]) & set(turns[1])) == 0
+    assert {i for turn in turns for i in turn} == set(state.rehearsed)
+    assert turns[2] == rehearsing(24, 30, 0.25).slice_of(2, state.learnt), "resumed, it is the same"
+
+
+def test_what_is_rehearsed_never_counts_as_learnt() -> None:
+    state = rehearsing(4, 8, 0.5)
+    state.start_epoch()
+    trained = {i for group in state.groups for i in group}
+    assert trained & set(state.rehearsed) and trained >= set(state.learnt)
+    state.worst_nats[state.rehearsed] = 0.0
+    assert state.n_recalled() == 0
+    state.worst_nats[state.learnt] = 0.0
+    state.worst_nats[state.rehearsed] = 9.0
+    state.tally = torch.ones(3)
+    assert state.n_recalled() == state.summary(certified=True, seconds=0.0).n_examples == 4
+
+
+def test_a_share_of_zero_rehearses_nothing_and_rehearsal_alone_is_learnt() -> None:
+    assert rehearsing(4, 8, 0.0).slice_of(0, range(4)) == []
+    alone = rehearsing(0, 3, 0.25)
+    assert alone.learnt == [0, 1, 2] and not alone.rehearsed

@@ -25,7 +25,7 @@ from lorewright.adapters.config import LoraConfig
 from lorewright.adapters.lora import Flat, LoraLinear, attach
 from lorewright.adapters.proof import delta_norms
 from lorewright.errors import ConfigError, DataError, ModelError, TargetsNotFound
-from lorewright.knowledge.data import Example
+from lorewright.knowledge.data import REHEARSAL, Example
 from lorewright.models.backends.backend import Pass
 from lorewright.models.backends.by_hand import ByHand
 from lorewright.models.backends.network import Transformers
@@ -373,3 +373,30 @@ def test_the_embedded_base_learns_facts_at_its_suggested_rate() -> None:
     assert done.complete
     with pocket.using(done.adapter):
         assert pocket.generate([fact.prompt for fact in facts]) == ["T-48", "O-48"]
+
+
+REHEARSED = [Example(f"Who is {i}?", "nobody knows it", REHEARSAL) for i in range(6)]
+
+
+def test_a_write_that_rehearses_ends_when_its_own_examples_are_recalled(model: Model) -> None:
+    done = write(model, [*EXAMPLES, *REHEARSED], replace(CONFIG, rehearsal=0.02))
+    last = done.epochs[-1]
+    assert done.complete and last.n_recalled == last.n_examples == len(EXAMPLES)
+    rows = [model.render(e.prompt, e.completion) for e in EXAMPLES]
+    with model.using(done.adapter):
+        assert all(certify(model, rows, margin=0.5))
+
+
+def test_an_interrupted_write_that_rehearses_goes_on_to_the_same_bytes(
+    model: Model, tmp_path: Path
+) -> None:
+    examples, config = [*EXAMPLES, *REHEARSED], replace(BRIEF, rehearsal=0.3)
+    whole = write(model, examples, config)
+
+    def stop(epoch: Epoch) -> None:
+        if epoch.epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(model, examples, config, run=tmp_path, on_epoch=stop)
+    assert same_adapter(write(model, examples, config, run=tmp_path).adapter, whole.adapter)

@@ -1,0 +1,88 @@
+"""What a base knows of the world: its own replies to the packaged general questions.
+
+Replies are computed once for each base and stored in the user's cache, by the digest of its
+weights. The embedded base knows nothing of the world; others are believed after some right answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lorewright.errors import DataError
+from lorewright.files import cache_folder, digest
+from lorewright.knowledge.general import GeneralQuestion, apart_from, general_questions
+from lorewright.knowledge.scoring import contains
+from lorewright.knowledge.teacher import ReplyCache
+from lorewright.models.catalogue import POCKET
+from lorewright.models.model import Model
+
+REPLY_TOKENS = 20
+"""Longest reply that is stored, rehearsed or compared, in tokens."""
+CHUNK = 32
+"""Questions put to the base at once; it knows nothing where the first of these are all wrong."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """A general question that a base answers right by itself, and how."""
+
+    question: str
+    answers: tuple[str, ...]
+    reply: str
+
+
+def replies_to(model: Model, questions: Sequence[str]) -> list[str]:
+    """The base's own greedy replies of at most REPLY_TOKENS, stored for the next time.
+
+    To be called with the base as it is, without an adapter. Raises StorageError when the cache
+    cannot be written.
+    """
+    stored = ReplyCache(cache_folder() / "general" / f"{model.digest[:32]}.jsonl")
+    keys = [digest([REPLY_TOKENS, question]) for question in questions]
+    missing = {k: q for k, q in zip(keys, questions, strict=True) if k not in stored.replies}
+    fresh = model.generate(list(missing.values()), max_new_tokens=REPLY_TOKENS)
+    for key, reply in zip(missing, fresh, strict=True):
+        stored.add(key, reply, model.name)
+    return [stored.replies[key] for key in keys]
+
+
+def known_to(model: Model, half: str, n: int, *, texts: Sequence[str] = ()) -> list[Known]:
+    """The first n questions of a half that the base answers right; none that the texts touch.
+
+    Empty for a base that answers none of the first.
+    """
+    known: list[Known] = []
+    if model.phrasing == POCKET or n < 1:
+        return known
+    fitting = [each for each in general_questions(half) if _fits(model, each.question)]
+    first = fitting[:CHUNK]
+    if not any(_right(first, replies_to(model, [each.question for each in first]))):
+        return known
+    candidates = apart_from(fitting, texts)
+    for start in range(0, len(candidates), CHUNK):
+        chunk = candidates[start : start + CHUNK]
+        replies = replies_to(model, [each.question for each in chunk])
+        right = _right(chunk, replies)
+        rows = zip(chunk, replies, right, strict=True)
+        known += [
+            Known(each.question, each.answers, text) for each, text, is_right in rows if is_right
+        ]
+        if len(known) >= n:
+            break
+    return known[:n]
+
+
+def _fits(model: Model, question: str) -> bool:
+    """Whether question and reply have space in the model's context."""
+    try:
+        return len(model.render(question)) + REPLY_TOKENS <= model.context
+    except DataError:
+        return False
+
+
+def _right(questions: Sequence[GeneralQuestion], replies: Sequence[str]) -> list[bool]:
+    """Whether each reply contains an answer."""
+    return [
+        bool(contains(reply, each.answers)) for each, reply in zip(questions, replies, strict=True)
+    ]
