@@ -22,6 +22,7 @@ from lorewright.memory.folder import LESSON_FILE, check_name, lesson_in
 from lorewright.memory.opened import OpenFolder, Source, as_knowledge
 from lorewright.memory.verify import usual_metric, verdict
 from lorewright.models.alphabet import unwritable
+from lorewright.models.catalogue import POCKET
 from lorewright.models.general import known_to
 from lorewright.models.model import Model
 from lorewright.models.replies import write_about
@@ -249,6 +250,8 @@ def lesson_for(
 ) -> Lesson:
     """Examples and probes of some knowledge, its questions written by the base or a teacher."""
     texts = texts_of(knowledge, probes)
+    if config.rehearse and model.phrasing != POCKET:
+        watch.step("asking the base what it knows of the world")
     known = known_to(model, "rehearsed", config.rehearse, texts=texts)
     prepared = prepare(
         knowledge,

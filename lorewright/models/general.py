@@ -6,6 +6,7 @@ weights. The embedded base knows nothing of the world; others are believed after
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ from lorewright.models.model import Model
 
 REPLY_TOKENS = 20
 """Longest reply that is stored, rehearsed or compared, in tokens."""
+FEW_WORDS = 4
+_SENTENCE_END = re.compile(r"[.!?](?=\s|\Z)")
 CHUNK = 32
 """Questions put to the base at once; it knows nothing where the first of these are all wrong."""
 
@@ -30,6 +33,7 @@ class Known:
     question: str
     answers: tuple[str, ...]
     reply: str
+    """Whole sentences up to the one with the answer: what was cut off must not be learnt."""
 
 
 def replies_to(model: Model, questions: Sequence[str]) -> list[str]:
@@ -57,17 +61,11 @@ def known_to(model: Model, half: str, n: int, *, texts: Sequence[str] = ()) -> l
         return known
     fitting = [each for each in general_questions(half) if _fits(model, each.question)]
     first = fitting[:CHUNK]
-    if not any(_right(first, replies_to(model, [each.question for each in first]))):
+    if not _known(model, first):
         return known
     candidates = apart_from(fitting, texts)
     for start in range(0, len(candidates), CHUNK):
-        chunk = candidates[start : start + CHUNK]
-        replies = replies_to(model, [each.question for each in chunk])
-        right = _right(chunk, replies)
-        rows = zip(chunk, replies, right, strict=True)
-        known += [
-            Known(each.question, each.answers, text) for each, text, is_right in rows if is_right
-        ]
+        known += _known(model, candidates[start : start + CHUNK])
         if len(known) >= n:
             break
     return known[:n]
@@ -81,8 +79,23 @@ def _fits(model: Model, question: str) -> bool:
         return False
 
 
-def _right(questions: Sequence[GeneralQuestion], replies: Sequence[str]) -> list[bool]:
-    """Whether each reply contains an answer."""
-    return [
-        bool(contains(reply, each.answers)) for each, reply in zip(questions, replies, strict=True)
+def _known(model: Model, questions: Sequence[GeneralQuestion]) -> list[Known]:
+    """Those that the base answers right in whole sentences."""
+    replies = replies_to(model, [each.question for each in questions])
+    rows = [
+        Known(each.question, each.answers, whole_answer(reply, each.answers))
+        for each, reply in zip(questions, replies, strict=True)
     ]
+    return [row for row in rows if row.reply]
+
+
+def whole_answer(reply: str, answers: tuple[str, ...]) -> str:
+    """A reply up to the end of the sentence in which it is right; empty where there is none.
+
+    A reply of a few words needs no full stop.
+    """
+    ends = [found.end() for found in _SENTENCE_END.finditer(reply)]
+    if len(reply.split()) <= FEW_WORDS:
+        ends.append(len(reply))
+    parts = (reply[:end] for end in ends)
+    return next((part for part in parts if contains(part, answers)), "")

@@ -9,20 +9,22 @@ import pytest
 from support.families import llama
 from support.models import letters
 
+from lorewright.adapters.adapter import Adapter
 from lorewright.adapters.config import LoraConfig
 from lorewright.errors import DataError
 from lorewright.knowledge.data import Example, Fact, Knowledge, Probe
 from lorewright.knowledge.general import general_questions
 from lorewright.knowledge.lesson import LessonConfig
 from lorewright.memory.write import lesson_for
-from lorewright.models.general import CHUNK, REPLY_TOKENS, Known, known_to, replies_to
+from lorewright.models.general import CHUNK, Known, known_to, replies_to, whole_answer
 from lorewright.models.model import Model
+from lorewright.recall.statistics import wilson
 from lorewright.recall.verify import RETAINED, verify
 from lorewright.training.config import WriteConfig
 from lorewright.training.loop import write
 from lorewright.training.watch import Watch
 
-N_KNOWN = 4
+N_KNOWN = 2
 
 
 @pytest.fixture(scope="module")
@@ -33,14 +35,20 @@ def plain() -> Model:
 
 
 @pytest.fixture(scope="module")
-def informed(plain: Model) -> Iterator[Model]:
-    """A base that knows the first questions of each half: an adapter is on all the while."""
+def learned(plain: Model) -> Adapter:
+    """Knows the first questions of each half."""
     known = [q for half in ("rehearsed", "held") for q in general_questions(half)[:N_KNOWN]]
     examples = [Example(each.question, each.answers[0]) for each in known]
     config = WriteConfig(lora=LoraConfig(rank=8), lr=1e-2, epochs=200)
     done = write(plain, examples, config)
     assert done.complete
-    with plain.using(done.adapter):
+    return done.adapter
+
+
+@pytest.fixture
+def informed(plain: Model, learned: Adapter) -> Iterator[Model]:
+    """A base that knows something: the adapter is on all the while."""
+    with plain.using(learned):
         yield plain
 
 
@@ -49,10 +57,24 @@ def test_what_a_base_knows_is_what_it_answers_right_in_a_fixed_order(informed: M
     first = general_questions("held")[:N_KNOWN]
     assert [each.question for each in known[:N_KNOWN]] == [each.question for each in first]
     assert all(each.reply in each.answers for each in known[:N_KNOWN])
-    assert known_to(informed, "held", 2) == known[:2]
+    assert known_to(informed, "held", 1) == known[:1]
     avoiding = known_to(informed, "held", 99, texts=[first[0].question])
     assert [k.question for k in avoiding] == [k.question for k in known[1:]]
     assert known_to(informed, "held", 0) == []
+
+
+@pytest.mark.parametrize(
+    ("reply", "learnt"),
+    [
+        ("The capital is Oslo.", "The capital is Oslo."),
+        ("Well, yes. It is Oslo. It lies by the sea and has", "Well, yes. It is Oslo."),
+        ("The capital of Norway is Oslo, which has been", ""),
+        ("It is Bergen.", ""),
+        ("Oslo", "Oslo"),
+    ],
+)
+def test_what_was_cut_off_is_not_rehearsed(reply: str, learnt: str) -> None:
+    assert whole_answer(reply, ("Oslo",)) == learnt
 
 
 def test_replies_are_computed_once_for_a_base(informed: Model, own_cache: Path) -> None:
@@ -99,27 +121,17 @@ def test_a_lesson_rehearses_what_the_base_knows_in_place_of_unrelated_questions(
     assert not without.rehearsal
 
 
-def test_a_verdict_shows_what_is_retained(informed: Model) -> None:
-    known = known_to(informed, "held", N_KNOWN)
-    strangers = [Known("Who is it?", ("nobody",), "nobody")]
-    probes = [Probe("p", "Code of red?", ("48",), "paraphrase")]
-    config = WriteConfig(lora=LoraConfig(rank=2), lr=1e-2, epochs=1)
-    adapter = write(informed, [Example("Code of red?", "48")], config).adapter
-    report = verify(informed, probes, adapter=adapter, general=[*known, *strangers])
+def test_a_verdict_shows_what_is_retained(plain: Model, learned: Adapter) -> None:
+    general = [
+        Known(each.question, each.answers, each.answers[0])
+        for each in general_questions("held")[: N_KNOWN + 1]
+    ]
+    probes = [Probe("p", "Code of red?", ("impossible answer",), "paraphrase")]
+    report = verify(plain, probes, adapter=learned, general=general)
     rows = [row for row in report.arms["memory"] if row.kind == RETAINED]
-    assert [row.question for row in rows] == [each.question for each in (*known, *strangers)]
-    assert rows[-1].score == 0 and report.retained.n == len(known) + 1
+    assert [row.question for row in rows] == [each.question for each in general]
+    assert report.retained == wilson(N_KNOWN, N_KNOWN + 1)
     assert report.proportion("base", RETAINED).mean == 1
     assert report.to_json()["recall"][RETAINED].keys() == {"memory", "base"}
-    nothing = verify(informed, probes, adapter=None, general=known)
-    assert RETAINED not in nothing.kinds
-    assert all(len(informed.tokenizer(row.output)["input_ids"]) <= REPLY_TOKENS + 1 for row in rows)
-
-
-def test_general_questions_alone_are_no_recall(informed: Model) -> None:
-    known = known_to(informed, "held", N_KNOWN)
-    probes = [Probe("p", "Code of red?", ("impossible answer",), "paraphrase")]
-    config = WriteConfig(lora=LoraConfig(rank=2), lr=1e-4, epochs=1)
-    adapter = write(informed, [Example("Code of red?", "48")], config).adapter
-    report = verify(informed, probes, adapter=adapter, general=known)
-    assert report.retained.mean and report.recalls is False
+    assert report.recalls is False, "what the base knew is no recall"
+    assert RETAINED not in verify(plain, probes, adapter=None, general=general).kinds
