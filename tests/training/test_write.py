@@ -398,4 +398,4 @@ def test_an_interrupted_write_that_rehearses_goes_on_to_the_same_bytes(
 
     with pytest.raises(KeyboardInterrupt):
         write(model, examples, config, run=tmp_path, on_epoch=stop)
-    assert same_adapter(write(model, examples, config, run=tmp_path).adapter, whole.adapter)
+    assert same_adapter(write(model, examples, config, run=tmp_path), whole)
