@@ -26,7 +26,7 @@ from lorewright.knowledge.subjects import subjects, things, words_of
 ATTRIBUTES_FILE = Path(__file__).parent / "attributes.txt"
 MAX_CROSSED = 20_000
 """Combinations of topic and subject, or of things, that are looked at for open questions."""
-EXCHANGED_SHARE = 0.3
+EXCHANGED_SHARE = 0.15
 """At most so many of the near misses come from exchanging things; the others ask for attributes."""
 HELD_TEMPLATES = 4
 """Every fourth attribute is never trained: it serves for probes."""
@@ -193,7 +193,7 @@ def exchanged_and_unstated(trained: Trained) -> NearMisses:
     The probes held out ask for attributes that are never trained.
     """
     known = _Known(trained)
-    n_held = min(trained.n_held, trained.n // 4)
+    n_held = min(trained.n_held, trained.n // 6)
     held = known.fresh(unstated(trained, known, held_out=True), n_held)
     n = trained.n - len(held)
     swapped = known.fresh(exchanged(trained, known), round(EXCHANGED_SHARE * n))
@@ -311,7 +311,7 @@ class Recipe:
 
 NEAR_MISSES: dict[str, Recipe] = {
     "pocket": Recipe(topic_of_subject, 2.0),
-    "general": Recipe(exchanged_and_unstated, 0.45),
+    "general": Recipe(exchanged_and_unstated, 0.6),
 }
 
 
