@@ -37,19 +37,20 @@ def choose(model: Model, configs: Sequence[WriteConfig]) -> tuple[str, str]:
         raise ConfigError(
             f"the writes of one stack multiply in {', '.join(wanted)}; write them separately."
         )
+    # A dtype that was named is meant; compiled code is for bases whose products are small.
+    worth = model.loaded_as == AUTO and _n_bytes(model) >= LEAST_BYTES and model.backend().reduces
+    if wanted == [FLOAT32] or (wanted == [AUTO] and not worth):
+        return FLOAT32, ""
     # Dropout runs in transformers, whose layers know the base's weights alone.
-    can = model.backend(Pass(reduced=Reduced())).reduces and not any(c.dropout for c in configs)
-    if wanted == [BFLOAT16] and not can:
+    if any(c.dropout for c in configs) or not model.backend(Pass(reduced=Reduced())).reduces:
+        if wanted == [AUTO]:
+            return FLOAT32, ""
         raise ConfigError(
             "training in bfloat16 needs a base in float32 of Llama's form on a CPU, no dropout and "
             f"no DoRA; {model.name!r} runs in {model.runs_in()}; use arithmetic auto."
         )
-    if wanted != [AUTO]:
-        return wanted[0], ""
-    # A dtype that was named is meant, and compiled code is for bases whose products are small.
-    large = _n_bytes(model) >= LEAST_BYTES and model.backend().reduces
-    if not (can and large and model.loaded_as == AUTO):
-        return FLOAT32, ""
+    if wanted == [BFLOAT16]:
+        return BFLOAT16, ""
     times = speed_up(_largest(model))
     if times < FASTER:
         return FLOAT32, ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import safe_open
+from safetensors.torch import save as dump_tensors
 from support.families import gemma3_text
 from support.models import letters
 from support.writes import BRIEF, CONFIG, EXAMPLES, interrupted, same_adapter, tiny
@@ -106,6 +109,25 @@ def test_a_write_resumes_in_what_it_began(
     resumed = write(model, EXAMPLES, BRIEF, run=tmp_path)
     assert same_adapter(resumed, whole) and resumed.arithmetics == whole.arithmetics
     assert write(model, EXAMPLES, BRIEF).arithmetics == ("float32",)
+
+
+def test_one_that_an_earlier_version_began_goes_on_in_float32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eager: None
+) -> None:
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", 0.0)
+    model, plainly = in_torch(), replace(BRIEF, arithmetic="float32")
+    monkeypatch.setattr(arithmetic, "FASTER", math.inf)
+    interrupted(model, tmp_path, at=3)
+    path = tmp_path / checkpoint.CHECKPOINT
+    with safe_open(path, "pt") as file:
+        about = json.loads(file.metadata()["about"])
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, no dict
+    del about["members"][0]["arithmetics"]
+    path.write_bytes(dump_tensors(tensors, {"about": json.dumps(about)}))
+    monkeypatch.setattr(arithmetic, "FASTER", 0.0)
+    resumed = write(model, EXAMPLES, BRIEF, run=tmp_path)
+    assert resumed.arithmetics == ("float32",)
+    assert same_adapter(resumed, write(model, EXAMPLES, plainly))
 
 
 class Sure(ByHand):
