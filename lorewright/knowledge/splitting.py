@@ -105,9 +105,7 @@ def headed_passages(text: str, *, title: str = "", max_chars: int = 1200) -> tup
     return tuple(headed)
 
 
-def _below(
-    above: list[tuple[int, str]], text: str, blocks: list[_Span]
-) -> list[tuple[int, str]]:
+def _below(above: list[tuple[int, str]], text: str, blocks: list[_Span]) -> list[tuple[int, str]]:
     """The headings, level and words, under which stands what follows these blocks."""
     for block in blocks:
         if block.heading:

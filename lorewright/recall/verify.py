@@ -203,7 +203,7 @@ def verify(
         raise ConfigError(
             "there are no probes to verify with; write a memory with facts, or give --probes FILE."
         )
-    notes: list[str] = []
+    notes: list[str] = ["memory: there is none."] if adapter is None else []
     contexts: dict[str, str] = {}
     for arm, text in (("scaffold", scaffold), ("full", full)):
         if not text:
@@ -216,10 +216,8 @@ def verify(
         else:
             contexts[arm] = text
     memories = {"memory": adapter, "wrong": wrong}
-    for arm, each in memories.items():
-        if each is None:
-            why = "there is none." if arm == "memory" else "there is no other memory."
-            notes.append(f"{arm}: {why}")
+    if wrong is None:
+        notes.append("wrong: there is no other memory.")
     arms = ["base", *(arm for arm, each in memories.items() if each is not None), *contexts]
     outputs = _ask(model, probes, arms, memories, contexts, metric, watch or Watch())
     ordered = {arm: outputs[arm] for arm in ARMS if arm in outputs}

@@ -176,9 +176,12 @@ def test_a_report_equals_counts_by_hand(model: Model, adapter: Adapter, other: A
 def test_controls_have_the_text_in_the_prompt_and_no_memory(model: Model, adapter: Adapter) -> None:
     probes = [probe(0, FACTS[0])]
     report = verify(model, probes, adapter=adapter, full="Red 48.", scaffold="Red")
-    assert report.arms["full"][0].output == model.generate(["Red 48.\n\nCode of red?"])[0]
-    assert report.arms["scaffold"][0].output == model.generate(["Red\n\nCode of red?"])[0]
-    assert report.arms["base"][0].output == model.generate(["Code of red?"])[0]
+    before = {"full": "Red 48.\n\n", "scaffold": "Red\n\n", "base": ""}
+    prompts = [f"{text}Code of red?" for text in before.values()]
+    whole = dict(zip(before, model.generate(prompts, end_loops=True), strict=True))
+    for arm, reply in whole.items():
+        output = report.arms[arm][0].output
+        assert output and reply.startswith(output)
 
 
 def test_a_probe_with_its_own_context_comes_after_it(model: Model) -> None:
