@@ -528,6 +528,23 @@ def sample(schema: Mapping[str, Any], definitions: Mapping[str, Any], rng: rando
     return {"boolean": rng.random() < 0.5, "null": None}.get(str(kind), rng.choice(VALUES))
 
 
+def possible(value: dict[str, Any], rng: random.Random) -> dict[str, Any]:
+    """The body with what its fields need of one another, so that it gets as far as a model."""
+    if "model" in value:
+        value["model"] = rng.choice(("bees", "mills", "auto", "pocket"))
+    for name in ("messages", "input"):
+        if isinstance(value.get(name), list):
+            question = {"role": "user", "content": "Who runs the Alder depot?"}
+            value[name] = [{"role": "system", "content": "x"}] * rng.randint(0, 1) + [question]
+    if not value.get("stream"):
+        value.pop("stream_options", None)
+    if not value.get("logprobs"):
+        value.pop("top_logprobs", None)
+    if "max_completion_tokens" in value:
+        value.pop("max_tokens", None)
+    return value
+
+
 def spoil(value: Any, rng: random.Random) -> Any:
     """The value with one place in it changed: another value, a field more or less, a wrapper."""
     if isinstance(value, dict) and value and rng.random() < 0.75:
@@ -565,9 +582,9 @@ def requests_of(
         if "requestBody" in operation:
             content = operation["requestBody"]["content"]["application/json"]["schema"]
             value = sample(content, definitions, rng)
-            if isinstance(value, dict) and "model" in value:
-                value["model"] = rng.choice(("bees", "mills", "auto", "pocket"))
-            for _ in range(rng.choice((0, 1, 1, 1, 2, 3))):
+            if isinstance(value, dict) and rng.random() < 0.8:
+                value = possible(value, rng)
+            for _ in range(rng.choice((0, 0, 0, 1, 1, 1, 2, 3))):
                 value = spoil(value, rng)
             body = json.dumps(value, ensure_ascii=rng.random() < 0.9).encode(errors="surrogatepass")
             if rng.random() < 0.1:

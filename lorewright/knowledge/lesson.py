@@ -149,11 +149,12 @@ def prepare(
         parts.append([example for view in config.views for example in VIEWS[view](study)])
         pairs = study.pairs if study.wrote_pairs else Pairs()
         probes += _document_probes(document, pairs, config.probe_sets)
-        notes += _pair_notes(document, pairs)
+        n_statements = sum(len(statements(text)) for text in study.passages)
+        notes += _pair_notes(document, pairs, n_statements)
         if study.wrote_pairs and not given_probes:
             given = [fact.answers for fact in knowledge.facts if fact.source == document.id]
             left = [s for s in pairs.uncovered if not any(contains(s, a) for a in given)]
-            n_sentences += max(len(statements(document.text)), len(left))
+            n_sentences += n_statements
             uncovered += left
     if knowledge.facts:
         parts.append(fact_examples(knowledge.facts))
@@ -205,7 +206,8 @@ def _document_probes(document: Document, pairs: Pairs, sets: Sequence[int]) -> l
     ]
 
 
-def _pair_notes(document: Document, pairs: Pairs) -> list[str]:
+def _pair_notes(document: Document, pairs: Pairs, n: int) -> list[str]:
+    """What of a document of n sentences was dropped, and what no question is about."""
     notes = []
     n_dropped = pairs.n_ungrounded + pairs.n_contradictory + pairs.n_repeated
     if n_dropped:
@@ -215,10 +217,10 @@ def _pair_notes(document: Document, pairs: Pairs) -> list[str]:
             f"passage, {pairs.n_contradictory} contradictory, {pairs.n_repeated} repeated)."
         )
     if pairs.uncovered:
-        n, missed = len(statements(document.text)), len(pairs.uncovered)
+        missed = len(pairs.uncovered)
         notes.append(
-            f"{document.id}: no question covers {missed} of its {max(n, missed)} sentences "
-            f"({missed / max(n, missed):.0%}); the first is {pairs.uncovered[0]!r}."
+            f"{document.id}: no question covers {missed} of its {n} sentences "
+            f"({missed / n:.0%}); the first is {pairs.uncovered[0]!r}."
         )
     return notes
 

@@ -9,7 +9,7 @@ better half gives way to it, with a note.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -22,6 +22,7 @@ from lorewright.memory.route import FALSE_ACTIVATION, TOP, FolderRouter, source_
 from lorewright.models.model import Model
 from lorewright.recall.verify import MAX_ANSWER_TOKENS
 from lorewright.routing.ask import MODES, Answer, Candidate, ask_each, prompt_of, readings_of
+from lorewright.routing.casing import recased
 from lorewright.routing.gate import Decision
 from lorewright.training.watch import Watch
 from lorewright.writers.writer import State
@@ -33,6 +34,8 @@ MAX_PARTS = 4
 _CUT = re.compile(r"(?<=[.?!;])\s+|,?\s+and\s+")
 
 Find = Callable[[str], Decision]
+Spell = Callable[[str, Collection[str]], str]
+"""A question to the same as memories of these names write it."""
 Offer = Callable[[str, str, float | None], Candidate]
 """Question, name and probability to what there is to read of a memory."""
 
@@ -105,8 +108,11 @@ def ask_as(
     router = memory.router.current(watch)
     find = partial(router.route, top=top, false_activation=false_activation)
     offer = partial(_candidate, memory, router, mode)
+    spell = partial(_spelt, router)
     plans = [
-        _named(memory, text, slug(name), find, offer) if name else _routed(text, find, offer)
+        _named(memory, text, slug(name), find, offer, spell)
+        if name
+        else _routed(text, find, offer, spell)
         for text in questions
     ]
     flat = [part for plan in plans for part in plan.parts]
@@ -120,33 +126,38 @@ def ask_as(
         own = [next(answers) for _ in plan.parts]
         declined = Answer(question, DECLINE, "", True, 0.0, 0.0, mode, "")
         answer = _joined(question, own) if own else declined
-        joined.append(replace(answer, considered=plan.considered, note=plan.note))
+        joined.append(
+            replace(answer, question=question, considered=plan.considered, note=plan.note)
+        )
     return joined
 
 
 # -- who answers ---------------------------------------------------------------------------------
 
 
-def _named(memory: OpenFolder, question: str, name: str, find: Find, offer: Offer) -> _Plan:
+def _named(
+    memory: OpenFolder, question: str, name: str, find: Find, offer: Offer, spell: Spell
+) -> _Plan:
     """The memory that was named, whatever the question."""
     memory.folder.entry(name)
     route = find(question)
     probability = next((h.probability for h in route.hits if h.memory == name), None)
-    return _Plan(((question, (offer(question, name, probability),)),), _considered(route))
+    asked = spell(question, (name,))
+    return _Plan(((asked, (offer(asked, name, probability),)),), _considered(route))
 
 
-def _routed(question: str, find: Find, offer: Offer) -> _Plan:
+def _routed(question: str, find: Find, offer: Offer, spell: Spell) -> _Plan:
     """The memories that the question, or each part of it, is for."""
     pieces = parts_of(question, find)
     routes = [find(piece) for piece in pieces]
     considered = tuple(candidate for each in routes for candidate in _considered(each))
     if not all(route.chosen for route in routes):
         return _Plan((), considered, routes[0].why_none)
-    parts = tuple(
-        (piece, tuple(offer(piece, hit.memory, hit.probability) for hit in route.chosen))
-        for piece, route in zip(pieces, routes, strict=True)
-    )
-    return _Plan(parts, considered)
+    parts = []
+    for piece, route in zip(pieces, routes, strict=True):
+        asked = spell(piece, [hit.memory for hit in route.chosen])
+        parts.append((asked, tuple(offer(asked, h.memory, h.probability) for h in route.chosen)))
+    return _Plan(tuple(parts), considered)
 
 
 def parts_of(question: str, find: Find) -> tuple[str, ...]:
@@ -163,6 +174,12 @@ def parts_of(question: str, find: Find) -> tuple[str, ...]:
         if all(firsts) and len({hit.memory for (hit,) in firsts}) > 1:
             return parts
     return (question,)
+
+
+def _spelt(router: FolderRouter, question: str, names: Collection[str]) -> str:
+    """The question as the memories write it, where it came without capitals."""
+    ids = {router.ids[name] for name in names}
+    return recased(question, (key.text for key in router.index.keys if key.memory in ids))
 
 
 def _considered(route: Decision) -> tuple[Candidate, ...]:

@@ -7,6 +7,7 @@ is not may be the diagnosis.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -21,7 +22,7 @@ from lorewright.memory.folder import Folder, readable
 from lorewright.models.catalogue import POCKET
 from lorewright.models.model import Model
 from lorewright.recall import diagnose as checks
-from lorewright.recall.diagnose import MERGE, WRITE, Diagnosis
+from lorewright.recall.diagnose import MERGE, SOURCE, WRITE, Diagnosis
 from lorewright.recall.evidence import Known, gather
 
 
@@ -43,13 +44,14 @@ def diagnose(
     at = Path(place)
     folder, name = _memory_at(at, slug(name) if name else "")
     if folder is None:
-        known, write, merge, dtype = Known(), WRITE, MERGE, "auto"
+        known, write, merge, source, dtype = Known(), WRITE, MERGE, SOURCE, "auto"
         base = base or str(readable(at / CONFIG_FILE).get("base_model_name_or_path") or POCKET)
     else:
         own = folder.index()["base"]
         base, dtype = base or own["id"], str(own.get("dtype", "auto"))
         known = known_of(folder, name)
-        write = f"lore write SOURCE --into {folder.path} --name {name}"
+        source = _source_of(folder, name)
+        write = f"lore write {source} --into {shlex.quote(str(folder.path))} --name {name}"
         sources = " ".join(str(each["name"]) for each in folder.entry(name).get("parents", ()))
         merge = f"lore merge {folder.path} {sources} --method rewrite --into-name {name}-again"
         at = folder.state_path(folder.entry(name)["adapter"])
@@ -60,7 +62,13 @@ def diagnose(
     if probes:
         known = replace(known, probes=probes)
     known = replace(known, templates=templates or {})
-    return checks.diagnose(gather(model, at, known), write=write, merge=merge)
+    return checks.diagnose(gather(model, at, known), write=write, merge=merge, source=source)
+
+
+def _source_of(folder: Folder, name: str) -> str:
+    """The stored source of a memory, as a word of a command; SOURCE where it is gone."""
+    stored = folder.source_path(str(folder.entry(name).get("source", "")))
+    return shlex.quote(str(stored)) if stored.is_file() else SOURCE
 
 
 def known_of(folder: Folder, name: str) -> Known:

@@ -12,7 +12,12 @@ from lorewright.adapters.targets import resolve_targets
 from lorewright.errors import ConfigError
 from lorewright.files import digest, read_object, save_json, slug
 from lorewright.knowledge.data import Example, Knowledge, Probe
+<<<<<<< HEAD
 from lorewright.knowledge.lesson import Lesson, LessonConfig, grounds, prepare, texts_of
+=======
+from lorewright.knowledge.lesson import Lesson, LessonConfig, grounds, prepare
+from lorewright.knowledge.markdown import with_tables_as_sentences
+>>>>>>> c00e52b (Responses and embeddings; questions without capitals; remedies that can be typed; whole names)
 from lorewright.knowledge.scoring import METRICS
 from lorewright.knowledge.selfstudy import AskLLM, statements
 from lorewright.law import plan as plans
@@ -274,7 +279,11 @@ def unwritable_notes(
 ) -> tuple[str, ...]:
     """What cannot be recalled on this base, whatever is trained: answers and sentences by name."""
     answers = [(e.prompt, e.completion) for e in examples if e.kind == "qa"]
-    lines = [(doc.id, line) for doc in knowledge.documents for line in statements(doc.text)]
+    lines = [
+        (doc.id, line)
+        for doc in knowledge.documents
+        for line in statements(with_tables_as_sentences(doc.text))
+    ]
     notes = []
     for what, pairs in (("answers", answers), ("sentences", lines)):
         marks = unwritable(model, [text for _, text in pairs])

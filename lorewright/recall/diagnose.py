@@ -18,8 +18,10 @@ from typing import Any
 from lorewright.recall.evidence import OWN, Evidence
 from lorewright.recall.traces import TokenTrace
 
+SOURCE = "SOURCE"
+"""What stands for `{source}` in a remedy where nothing better is known."""
 WRITE = "lore write SOURCE --into FOLDER"
-"""What stands for `{write}` in a remedy where nothing better is known."""
+"""The same for `{write}`."""
 MERGE = "lore merge FOLDER SOURCES --method rewrite"
 """The same for `{merge}`."""
 LOW = 0.5
@@ -46,7 +48,7 @@ class Finding:
     measured: str
     cause: str
     remedy: str
-    """The one command that mends it, or what to do where no command can."""
+    """The command that mends it, or that examines further where nothing is known."""
     check: str = ""
     """Name of the check in CHECKS; `diagnose` fills it in."""
 
@@ -72,8 +74,12 @@ class Diagnosis:
         return {"findings": findings, "measured": summary(self.evidence)}
 
 
-def diagnose(evidence: Evidence, *, write: str = WRITE, merge: str = MERGE) -> Diagnosis:
+def diagnose(
+    evidence: Evidence, *, write: str = WRITE, merge: str = MERGE, source: str = SOURCE
+) -> Diagnosis:
     """Run every check; `write` and `merge` are the commands that make this memory again.
+
+    `source` is what it was written from.
 
     Where recall failed and none of them knows why, that is the finding: `unexplained`.
     """
@@ -83,6 +89,7 @@ def diagnose(evidence: Evidence, *, write: str = WRITE, merge: str = MERGE) -> D
 
     def named(name: str, finding: Finding) -> Finding:
         remedy = finding.remedy.replace("{write}", write).replace("{merge}", merge)
+        remedy = remedy.replace("{source}", source)
         return replace(finding, check=name, remedy=remedy)
 
     return Diagnosis(evidence, tuple(named(*each) for each in findings.items()))
@@ -106,9 +113,9 @@ def unexplained(evidence: Evidence) -> Finding | None:
     return Finding(
         "; ".join(low),
         f"unknown: the adapter is sound, and none of {len(CHECKS)} checks and {n_formats} prompt "
-        "formats explains it. Facts that it was never trained on, or another format, would",
-        f"lore doctor {evidence.place} --template FILE (your training format, with {{prompt}}), "
-        "--facts FILE with what it was trained on; or {write}",
+        "formats explains it. Facts that it was never trained on, or another format, would: a "
+        "template is a text file with {prompt} in it",
+        f"lore doctor {evidence.place} --facts FILE --template FILE",
     )
 
 
@@ -173,8 +180,8 @@ def damaged(evidence: Evidence) -> Finding | None:
     return Finding(
         evidence.unreadable,
         "the folder cannot be read as an adapter, so an engine that takes it runs the base alone "
-        "or fails",
-        "copy the folder again from where it was trained, or {write}",
+        "or fails; what was trained elsewhere can be copied again from there",
+        "{write}",
     )
 
 
@@ -251,9 +258,9 @@ def unwritable(evidence: Evidence) -> Finding | None:
         f"{len(evidence.unwritable)} of {len(evidence.answered)} answers need {marks}, the first "
         f"is {answer!r}",
         "in the head of this base the tokens of these characters are nearly one vector, so no "
-        "adapter can tell them apart, however long it is trained",
-        "spell these answers otherwise, or write them on a base that has the characters: "
-        "lore write SOURCE --into NEW_FOLDER --model smollm2",
+        "adapter can tell them apart, however long it is trained: spell these answers otherwise, "
+        "or write them on a base that has the characters",
+        "lore write {source} --into NEW_FOLDER --model smollm2",
     )
 
 
@@ -325,9 +332,9 @@ def one_form(evidence: Evidence) -> Finding | None:
     return Finding(
         f"answered as trained {as_trained:.2f}, in other words {reworded:.2f} of "
         f"{len(evidence.paraphrase)}",
-        "each fact was trained in one form of question, so the form became part of the key",
-        "{write} --view qa (several forms of each question are written and trained; --teacher URL "
-        "has another model write them)",
+        "each fact was trained in one form of question, so the form became part of the key; of "
+        "documents --view qa trains several, and --teacher URL has another model write them",
+        "{write} --view qa",
     )
 
 
@@ -415,9 +422,9 @@ def answers_everybody(evidence: Evidence) -> Finding | None:
     what = "declined" if declining else "declined or answered as by the base"
     return Finding(
         f"questions on other things {what}: {n_same} of {strange.n} (base {of})",
-        "it was trained without questions to leave alone, so it answers for everybody, and routing "
-        "to it by mistake goes unnoticed",
-        "{write} (a write mixes in such questions by default)",
+        "it was trained without questions to leave alone, which a write mixes in by default, so it "
+        "answers for everybody, and routing to it by mistake goes unnoticed",
+        "{write}",
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, TypeVar
 
@@ -24,10 +24,12 @@ from lorewright.errors import LorewrightError
 from lorewright.serve import access, protocol
 from lorewright.serve.backends import Backend
 from lorewright.serve.config import ServeConfig
+from lorewright.serve.embeddings import EmbeddingsRequest, Encoder, embeddings
 from lorewright.serve.metrics import Metrics
 from lorewright.serve.protocol import APIError, api_error
 from lorewright.serve.registry import AUTO, Registry
 from lorewright.serve.replies import DONE, Completion, event
+from lorewright.serve.responses import ResponseFormat, ResponsesRequest
 
 LOOK_SECONDS = 0.5
 """How often the folder is looked at for memories that have gone, between requests as well."""
@@ -35,9 +37,19 @@ CLIENT_LEFT = 499
 """Status, as web servers have it, of a reply whose client closed the connection."""
 
 T = TypeVar("T")
+Whole = Callable[[Completion], bytes]
+"""A reply as the body of a response."""
+Events = Callable[[AsyncIterator[Completion | APIError]], AsyncIterator[bytes]]
+"""Chunks, and perhaps an error after them, as server-sent events."""
 
 
-def build(registry: Registry, backend: Backend, config: ServeConfig, metrics: Metrics) -> FastAPI:
+def build(
+    registry: Registry,
+    backend: Backend,
+    config: ServeConfig,
+    metrics: Metrics,
+    encoder: Encoder = lambda: None,
+) -> FastAPI:
     """Return the ASGI application; its lifespan starts and stops the backend."""
 
     @asynccontextmanager
@@ -73,6 +85,7 @@ def build(registry: Registry, backend: Backend, config: ServeConfig, metrics: Me
     _add_health(app, registry, backend, metrics)
     _add_models(app, registry)
     _add_completions(app, registry, backend, metrics)
+    _add_embeddings(app, encoder)
     if config.admin:
         _add_admin(app, registry, backend)
     return app
@@ -144,7 +157,9 @@ def _add_models(app: FastAPI, registry: Registry) -> None:
 
 
 def _add_completions(app: FastAPI, registry: Registry, backend: Backend, metrics: Metrics) -> None:
-    async def reply(http: Request, request: protocol.GenerationRequest) -> Response:
+    async def reply(
+        http: Request, request: protocol.GenerationRequest, whole: Whole, events: Events
+    ) -> Response:
         if request.model == AUTO:
             target = await asyncio.to_thread(registry.routed, request.question())
             metrics.count_routed(chosen=bool(target.adapter_id))
@@ -152,12 +167,12 @@ def _add_completions(app: FastAPI, registry: Registry, backend: Backend, metrics
             target = registry.target(request.model)
         if not request.stream:
             completion = await _while_connected(http, backend.complete(request, target))
-            return Response(completion.to_json(), media_type="application/json")
+            return Response(whole(completion), media_type="application/json")
         chunks = backend.stream(request, target)
         # until the first chunk there are no headers yet: an error is a status of its own
         first = await _while_connected(http, _first(chunks))
         return StreamingResponse(
-            _events(first, chunks, registry),
+            _closed_at_the_end(_parts(first, chunks, registry), events),
             media_type="text/event-stream",
             headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
         )
@@ -165,12 +180,32 @@ def _add_completions(app: FastAPI, registry: Registry, backend: Backend, metrics
     @app.post("/v1/chat/completions")
     async def chat(http: Request, request: protocol.ChatRequest) -> Response:
         """Answer the last message of a conversation."""
-        return await reply(http, request)
+        return await reply(http, request, Completion.to_json, _events)
 
     @app.post("/v1/completions")
     async def completions(http: Request, request: protocol.TextRequest) -> Response:
         """Continue plain text."""
-        return await reply(http, request)
+        return await reply(http, request, Completion.to_json, _events)
+
+    @app.post("/v1/responses")
+    async def responses(http: Request, request: ResponsesRequest) -> Response:
+        """Answer the last message of a conversation, as a list of output items."""
+        form = ResponseFormat(request)
+
+        def whole(completion: Completion) -> bytes:
+            return json.dumps(form.whole(completion)).encode()
+
+        return await reply(http, request.chat(), whole, form.events)
+
+
+def _add_embeddings(app: FastAPI, encoder: Encoder) -> None:
+    one_at_a_time = asyncio.Lock()
+
+    @app.post("/v1/embeddings")
+    async def embed(request: EmbeddingsRequest) -> dict[str, Any]:
+        """Vectors of the encoder by which the folder chooses a memory."""
+        async with one_at_a_time:
+            return await asyncio.to_thread(embeddings, request, encoder)
 
 
 async def _first(chunks: AsyncIterator[Completion]) -> Completion:
@@ -179,18 +214,38 @@ async def _first(chunks: AsyncIterator[Completion]) -> Completion:
     raise APIError(502, "the stream ended before it began.", code="bad_engine_answer")
 
 
-async def _events(first: Completion, chunks: Any, registry: Registry) -> AsyncIterator[bytes]:
-    """The chunks as server-sent events; an error on the way is one as well."""
+async def _parts(
+    first: Completion, chunks: Any, registry: Registry
+) -> AsyncGenerator[Completion | APIError]:
+    """The chunks of a stream; an error on the way is the last part."""
     async with aclosing(chunks):
-        yield event(first.to_json())
+        yield first
         try:
             async for chunk in chunks:
-                yield event(chunk.to_json())
+                yield chunk
         except LorewrightError as error:
             failure = api_error(error, registry.folder)
             access.log.warning("%s in a stream: %s", failure.status, failure.detail or failure)
-            yield event(json.dumps(failure.to_json()).encode())
-        yield DONE
+            yield failure
+
+
+async def _closed_at_the_end(
+    parts: AsyncGenerator[Completion | APIError], events: Events
+) -> AsyncIterator[bytes]:
+    """The events of the parts, whose generation ends with them: a client may leave midway."""
+    async with aclosing(parts):
+        async for each in events(parts):
+            yield each
+
+
+async def _events(parts: AsyncIterator[Completion | APIError]) -> AsyncIterator[bytes]:
+    """The parts as server-sent events."""
+    async for part in parts:
+        if isinstance(part, APIError):
+            yield event(json.dumps(part.to_json()).encode())
+        else:
+            yield event(part.to_json())
+    yield DONE
 
 
 async def _while_connected(http: Request, work: Awaitable[T]) -> T:

@@ -50,6 +50,8 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "best_of": (1,),
+    "text": ({"format": {"type": "text"}},),
+    "truncation": ("disabled",),
 }
 """Values of fields that are not supported which ask for nothing, as empty ones do."""
 ABSOLUTE_PATH = re.compile(r"(?<![\w./])/(?:[^\s/:;,()'\"]+/)+")

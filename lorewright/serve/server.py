@@ -1,6 +1,8 @@
 """An OpenAI-compatible server over a folder: the parts put together, and run.
 
     protocol, replies   what clients send and get
+    responses           the same as OpenAI's newer /v1/responses
+    embeddings          vectors of the folder's encoder
     access, metrics     keys, limits, logs, counts
     registry            names to content ids, as the folder has them at this moment
     app                 the paths
@@ -27,6 +29,7 @@ from lorewright.errors import ConfigError
 from lorewright.serve.app import build
 from lorewright.serve.backends import open_backend
 from lorewright.serve.config import ServeConfig
+from lorewright.serve.embeddings import Embed, Encoder
 from lorewright.serve.metrics import Metrics
 from lorewright.serve.registry import Registry, Route
 
@@ -53,14 +56,25 @@ def application(
     config = config or ServeConfig()
     registry, metrics = Registry(Path(folder)), Metrics()
     backend = open_backend(registry, config, metrics, model)
+<<<<<<< HEAD
     registry.route = route or folder_route(registry.folder, config.encoder)
     return build(registry, backend, config, metrics)
 
 
 def folder_route(folder: Path, encoder: str = "auto") -> Route:
     """Return the route of a folder's own keys, calibrated; None for what no memory is for.
+=======
+    own_route, encoder = folder_route(registry.folder)
+    registry.route = route or own_route
+    return build(registry, backend, config, metrics, encoder)
 
-    Keys and calibration lie in the folder's index/, which is written at the first question.
+
+def folder_route(folder: Path) -> tuple[Route, Encoder]:
+    """Return the route of a folder's own keys, calibrated, and the encoder that it goes by.
+>>>>>>> c00e52b (Responses and embeddings; questions without capitals; remedies that can be typed; whole names)
+
+    The route gives None for what no memory is for. Keys and calibration lie in the folder's index/,
+    which is written at the first question.
     """
     from lorewright.memory.folder import Folder
     from lorewright.memory.route import LiveRouter
@@ -73,7 +87,11 @@ def folder_route(folder: Path, encoder: str = "auto") -> Route:
             chosen = router.route(question, top=1).chosen
         return chosen[0].memory if chosen else None
 
-    return route
+    def encoder() -> Embed | None:
+        with lock:
+            return router.current().index.embed
+
+    return route, encoder
 
 
 def serve(

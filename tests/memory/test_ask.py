@@ -66,6 +66,16 @@ def test_an_answer_says_which_memory_which_passage_and_how_sure(memory: Memory) 
     assert result.considered[0].memory == "harbour"
 
 
+@pytest.mark.parametrize("name", ["", "harbour"])
+def test_a_question_without_capitals_is_answered_like_the_proper_one(
+    memory: Memory, name: str
+) -> None:
+    proper = memory.ask("What is the head of the Tide Office?", name, mode="closed")
+    typed = memory.ask("what is the head of the tide office", name, mode="closed")
+    assert proper.text == typed.text == "Maren Oskold"
+    assert typed.question == "what is the head of the tide office"
+
+
 def test_a_question_that_no_memory_is_for_is_declined_without_asking_anybody(
     memory: Memory,
 ) -> None:

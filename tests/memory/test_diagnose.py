@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support.commands import Lore
 
 from lorewright.cli.main import main
 from lorewright.errors import UnknownMemory
@@ -87,7 +92,11 @@ def test_a_folder_on_a_base_that_changed_is_diagnosed_and_not_refused(
 def test_the_remedy_names_this_memory(folder: Path, model: Model) -> None:
     (adapter_of(folder) / "adapter_model.safetensors").write_bytes(b"x")
     (result,) = diagnose(folder, base=model).findings
-    assert result.remedy.endswith(f"lore write SOURCE --into {folder} --name book")
+    (source,) = (folder / "sources").iterdir()
+    assert result.remedy == f"lore write {source} --into {folder} --name book"
+    source.unlink()
+    (result,) = diagnose(folder, base=model).findings
+    assert result.remedy == f"lore write SOURCE --into {folder} --name book"
 
 
 def test_probes_stand_in_for_the_memorys_own(folder: Path, model: Model) -> None:
@@ -132,3 +141,70 @@ def test_the_command_prints_findings_and_exits_with_1_when_there_are_some(
     (place / "adapter_config.json").unlink()
     code, out = run(folder)
     assert code == 1 and "damaged" in out and "because the folder cannot be read" in out
+
+
+# -- remedies --------------------------------------------------------------------------------------
+
+Tensors = dict[str, torch.Tensor]
+
+
+def scaled(factor: float) -> Callable[[Tensors], Tensors]:
+    return lambda tensors: {
+        key: tensor * (factor if "lora_B" in key else 1.0) for key, tensor in tensors.items()
+    }
+
+
+def renamed(tensors: Tensors) -> Tensors:
+    return {key.replace(".layers.", ".blocks."): tensor for key, tensor in tensors.items()}
+
+
+ALTERED = {
+    "zero": scaled(0.0),
+    "unmoved": scaled(1e-30),
+    "loud": scaled(300.0),
+    "unbound": renamed,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("check", ["damaged", "unsupported", *ALTERED])
+def test_the_remedy_of_an_altered_adapter_brings_the_memory_back(
+    folder: Path, model: Model, lore: Lore, check: str
+) -> None:
+    weights = adapter_of(folder) / "adapter_model.safetensors"
+    config = adapter_of(folder) / "adapter_config.json"
+    if check == "damaged":
+        weights.write_bytes(weights.read_bytes()[:100])
+    elif check == "unsupported":
+        config.write_text(json.dumps({**json.loads(config.read_text()), "bias": "all"}))
+    else:
+        save_file(ALTERED[check](load_file(weights)), weights)
+    before = {each.check: each for each in diagnose(folder, base=model).findings}
+    assert check in before
+    ran = lore(*shlex.split(before[check].remedy)[1:])
+    assert ran.code == 0, ran.err
+    after = diagnose(folder, base=model)
+    assert after.findings == () and after.evidence.answered == (True, True, True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("check", ["undertrained", "recites"])
+def test_the_remedy_of_a_poor_write_makes_a_better_one(
+    model: Model, lore: Lore, tmp_path: Path, check: str
+) -> None:
+    text = "The code of Project Gannet is KX-41. The leader of Project Gannet is Mira Voss. "
+    text += "The room of Project Heron is B 1207."
+    (tmp_path / "note.md").write_text(text)
+    poor = {"undertrained": ["--epochs", 1], "recites": ["--view", "verbatim", "--epochs", 80]}
+    facts = tmp_path / "facts.jsonl"
+    dump_jsonl([{"question": f.question, "answer": f.answer} for f in FACTS], facts)
+    source = facts if check == "undertrained" else tmp_path / "note.md"
+    if check == "recites":
+        poor[check] += ["--probes", facts]
+    lore("write", source, "--into", tmp_path / "atlas", "--name", "book", *poor[check])
+    before = {each.check: each for each in diagnose(tmp_path / "atlas", base=model).findings}
+    assert check in before, before
+    ran = lore(*shlex.split(before[check].remedy)[1:])
+    assert ran.code == 0, ran.err
+    after = diagnose(tmp_path / "atlas", base=model)
+    assert check not in {each.check for each in after.findings}

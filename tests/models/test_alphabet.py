@@ -66,6 +66,10 @@ def test_a_write_names_what_cannot_be_recalled_before_it_trains(model: Model) ->
     assert "1 of 1 sentences" in sentences and "($)" in sentences
     assert steps[-2:] == [answers, sentences]
     assert writable_share(model, made) == 1 / 2, "of the two answers"
+    table = "| item | price |\n|---|---|\n| small barge | 14 crowns |\n| tug | $9 |\n"
+    page = Knowledge((Document("page", table),), facts)
+    _, in_rows = lesson_for(model, page, LessonConfig(views=("given",)), watch=watch).notes[:2]
+    assert "1 of 2 sentences have characters that 'pocket' cannot write ($)" in in_rows
     unasked = replace(made, n_sentences=2, uncovered=("It costs $20.", "It is open."))
     assert writable_share(model, unasked) == pytest.approx(1 / 3)
 

@@ -6,10 +6,12 @@ embedded base, from a real server in a thread. Tests that change the folder have
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -36,7 +38,10 @@ from lorewright.knowledge.data import Example, Fact, Knowledge
 from lorewright.memory.folder import INDEX_FILE, Folder
 from lorewright.memory.memory import Memory
 from lorewright.models.model import Model
+from lorewright.serve.app import build
+from lorewright.serve.backends import open_backend
 from lorewright.serve.config import ServeConfig, read_keys
+from lorewright.serve.metrics import Metrics
 from lorewright.serve.protocol import APIError
 from lorewright.serve.registry import Registry
 from lorewright.serve.server import application
@@ -301,6 +306,83 @@ def test_what_is_not_supported_is_refused_by_name(
 def test_neutral_values_of_unsupported_parameters_ask_for_nothing(client: OpenAI) -> None:
     neutral: Any = {"presence_penalty": 0, "tools": [], "response_format": {"type": "text"}}
     assert text_of(ask(client, "north", user="me", extra_body=neutral)) == "KX-41"
+
+
+def test_a_response_is_a_chat_in_openais_newer_shape(client: OpenAI) -> None:
+    plain = client.responses.create(model="south", input=QUESTIONS[0])
+    assert (plain.output_text, plain.status, plain.model) == ("QT-77", "completed", "south")
+    chat = ask(client, "south")
+    assert plain.usage is not None and chat.usage is not None
+    assert plain.usage.total_tokens == chat.usage.total_tokens
+    parts: Any = [{"role": "user", "content": [{"type": "input_text", "text": QUESTIONS[0]}]}]
+    routed = client.responses.create(model="auto", input="The northern " + QUESTIONS[0])
+    assert routed.model == "north" and routed.model_extra is not None
+    assert client.responses.create(model="south", input=parts).output_text == "QT-77"
+    told: Any = [*parts, *plain.output, {"role": "user", "content": QUESTIONS[1]}]
+    assert client.responses.create(model="south", input=told).status == "completed"
+    cut = client.responses.create(
+        model="south", input=QUESTIONS[0], instructions="Be brief.", max_output_tokens=1
+    )
+    assert cut.status == "incomplete" and cut.incomplete_details is not None
+    assert cut.incomplete_details.reason == "max_output_tokens"
+
+
+def test_a_streamed_response_comes_as_events_in_their_order(client: OpenAI) -> None:
+    with client.responses.stream(model="south", input=QUESTIONS[0]) as stream:
+        events = list(stream)
+        final = stream.get_final_response()
+    assert final.output_text == "QT-77" and final.usage is not None
+    assert [event.sequence_number for event in events] == [*range(len(events))]
+    kinds = [event.type.removeprefix("response.") for event in events]
+    before, after = kinds.index("output_text.delta"), len(kinds) - 4
+    assert kinds[:before] == ["created", "in_progress", "output_item.added", "content_part.added"]
+    assert set(kinds[before:after]) == {"output_text.delta"}
+    ends = ["output_text.done", "content_part.done", "output_item.done", "completed"]
+    assert kinds[after:] == ends
+    assert "".join(e.delta for e in events if e.type == "response.output_text.delta") == "QT-77"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"input": []}, "input"),
+        ({"input": [{"type": "function_call_output", "output": "x"}]}, "input.0.type"),
+        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input.0.content.0"),
+        ({"input": [{"role": "assistant", "content": "x"}]}, "input"),
+        ({"input": "x", "previous_response_id": "resp_1"}, "previous_response_id"),
+        ({"input": "x", "tools": [{"type": "web_search"}]}, "tools"),
+        ({"input": "x", "max_output_tokens": 10**6}, "max_tokens"),
+    ],
+)
+def test_what_a_response_cannot_do_is_refused_by_name(
+    raw: httpx.Client, fields: dict[str, Any], param: str
+) -> None:
+    reply = raw.post("/v1/responses", json={"model": "south", **fields})
+    assert reply.status_code == 400, reply.text
+    assert reply.json()["error"]["param"] == param
+
+
+def test_embeddings_are_the_encoders_and_without_one_a_refusal_says_so(
+    client: OpenAI, atlas: Path, model: Model
+) -> None:
+    with pytest.raises(openai.BadRequestError, match="no encoder") as refusal:
+        client.embeddings.create(model="auto", input="x")
+    assert refusal.value.code == "no_encoder"
+    vectors = {"teal": [0.5, -1.0], "sea": [2.0, 0.25]}
+    config, registry = ServeConfig(), Registry(atlas)
+    backend = open_backend(registry, config, Metrics(), Model.load())
+    encoder = lambda: lambda texts: [vectors[text] for text in texts]  # noqa: E731
+    with running(build(registry, backend, config, Metrics(), encoder)) as url:
+        own = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        for how in ("float", "base64"):
+            made = own.embeddings.create(model="auto", input=["teal", "sea"], encoding_format=how)
+            rows = [each.embedding for each in made.data]
+            if how == "base64":
+                rows = [list(struct.unpack("<2f", base64.b64decode(str(row)))) for row in rows]
+            assert rows == [vectors["teal"], vectors["sea"]]
+        assert own.embeddings.create(model="auto", input="sea").data[0].embedding == vectors["sea"]
+        with pytest.raises(openai.BadRequestError, match="token ids"):
+            own.embeddings.create(model="auto", input=[[1, 2]])
 
 
 def test_an_unknown_model_is_named_with_those_there_are(client: OpenAI) -> None:

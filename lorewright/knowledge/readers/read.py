@@ -235,8 +235,8 @@ def _near_contradictions(facts: Sequence[Item]) -> list[str]:
     if not pairs:
         return []
     return [
-        f"{counted(len(pairs), 'question')} differ from another in case or punctuation only and "
-        f"have other answers; only exact wording tells them apart: {listed(pairs)}."
+        f"questions that differ in case or punctuation only and have other answers: {len(pairs)}; "
+        f"only exact wording tells them apart: {listed(pairs)}."
     ]
 
 
