@@ -52,7 +52,9 @@ def validate(adapter: Adapter, model: nn.Module, base_digest: str | None = None)
         why = skipped.get(strange[0], "the model has no such layer")
         raise AdapterError(
             f"{len(strange)} of the adapter's {len(adapter.modules)} modules cannot be bound, the "
-            f"first is {strange[0]!r}: {why}. Load its own model ({adapter.base_id!r})."
+            f"first is {strange[0]!r}: {why}. It names {adapter.base_id!r} as its model: load that, "
+            "or where it is this one, rename the tensors to its layers, such as "
+            f"{next(iter(sites))!r}."
         )
     for name in adapter.modules:
         A_RI, B_OR = (adapter.tensors[name + half] for half in HALVES)
