@@ -52,7 +52,7 @@ def validate(adapter: Adapter, model: nn.Module, base_digest: str | None = None)
         why = skipped.get(strange[0], "the model has no such layer")
         raise AdapterError(
             f"{len(strange)} of the adapter's {len(adapter.modules)} modules cannot be bound, the "
-            f"first is {strange[0]!r}: {why}. It names {adapter.base_id!r} as its model: load that, "
+            f"first is {strange[0]!r}: {why}. It names {adapter.base_id!r} as its base: load that, "
             "or where it is this one, rename the tensors to its layers, such as "
             f"{next(iter(sites))!r}."
         )

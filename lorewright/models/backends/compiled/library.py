@@ -79,7 +79,7 @@ def load() -> Loaded:
         return Loaded(None, f"{KERNELS} is torch")
     loaded = build()
     if chosen == "c" and loaded.library is None:
-        raise ConfigError(f"{KERNELS} is c; there is no compiled code: {loaded.about}; unset it.")
+        raise ConfigError(f"{KERNELS} is c; there is no compiled code: {loaded.about}; or unset it.")
     return loaded
 
 
