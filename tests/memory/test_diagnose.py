@@ -7,13 +7,14 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from support.commands import Lore
 
+from lorewright.adapters.adapter import content_id, load, save
 from lorewright.cli.main import main
 from lorewright.errors import UnknownMemory
 from lorewright.files import dump_jsonl
@@ -158,6 +159,16 @@ def renamed(tensors: Tensors) -> Tensors:
     return {key.replace(".layers.", ".blocks."): tensor for key, tensor in tensors.items()}
 
 
+def swap(folder: Path, alter: Callable[[Tensors], Tensors]) -> None:
+    """Have the name stand for an altered adapter, whole and under its own content id."""
+    adapter = load(adapter_of(folder))
+    altered = replace(adapter, tensors=alter(dict(adapter.tensors)))
+    identity = content_id(altered)
+    save(altered, folder / "adapters" / identity)
+    text = (folder / "memory.json").read_text()
+    (folder / "memory.json").write_text(text.replace(adapter_of(folder).name, identity))
+
+
 ALTERED = {
     "zero": scaled(0.0),
     "unmoved": scaled(1e-30),
@@ -178,7 +189,7 @@ def test_the_remedy_of_an_altered_adapter_brings_the_memory_back(
     elif check == "unsupported":
         config.write_text(json.dumps({**json.loads(config.read_text()), "bias": "all"}))
     else:
-        save_file(ALTERED[check](load_file(weights)), weights)
+        swap(folder, ALTERED[check])
     before = {each.check: each for each in diagnose(folder, base=model).findings}
     assert check in before
     ran = lore(*shlex.split(before[check].remedy)[1:])
@@ -188,23 +199,15 @@ def test_the_remedy_of_an_altered_adapter_brings_the_memory_back(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("check", ["undertrained", "recites"])
-def test_the_remedy_of_a_poor_write_makes_a_better_one(
-    model: Model, lore: Lore, tmp_path: Path, check: str
+def test_the_remedy_of_a_write_that_was_too_short_makes_a_better_one(
+    model: Model, lore: Lore, tmp_path: Path
 ) -> None:
-    text = "The code of Project Gannet is KX-41. The leader of Project Gannet is Mira Voss. "
-    text += "The room of Project Heron is B 1207."
-    (tmp_path / "note.md").write_text(text)
-    poor = {"undertrained": ["--epochs", 1], "recites": ["--view", "verbatim", "--epochs", 80]}
-    facts = tmp_path / "facts.jsonl"
+    atlas, facts = tmp_path / "atlas", tmp_path / "facts.jsonl"
     dump_jsonl([{"question": f.question, "answer": f.answer} for f in FACTS], facts)
-    source = facts if check == "undertrained" else tmp_path / "note.md"
-    if check == "recites":
-        poor[check] += ["--probes", facts]
-    lore("write", source, "--into", tmp_path / "atlas", "--name", "book", *poor[check])
-    before = {each.check: each for each in diagnose(tmp_path / "atlas", base=model).findings}
-    assert check in before, before
-    ran = lore(*shlex.split(before[check].remedy)[1:])
+    lore("write", facts, "--into", atlas, "--name", "book", "--epochs", 1)
+    before = {each.check: each for each in diagnose(atlas, base=model).findings}
+    assert before["undertrained"].remedy.endswith("--epochs 200 --lr find")
+    ran = lore(*shlex.split(before["undertrained"].remedy)[1:])
     assert ran.code == 0, ran.err
-    after = diagnose(tmp_path / "atlas", base=model)
-    assert check not in {each.check for each in after.findings}
+    after = diagnose(atlas, base=model)
+    assert after.findings == () and all(after.evidence.answered)

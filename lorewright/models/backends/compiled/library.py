@@ -79,7 +79,8 @@ def load() -> Loaded:
         return Loaded(None, f"{KERNELS} is torch")
     loaded = build()
     if chosen == "c" and loaded.library is None:
-        raise ConfigError(f"{KERNELS} is c; there is no compiled code: {loaded.about}; or unset it.")
+        why = f"{KERNELS} is c; there is no compiled code: {loaded.about}"
+        raise ConfigError(f"{why.rstrip('.')}. Without {KERNELS} it runs in torch.")
     return loaded
 
 
