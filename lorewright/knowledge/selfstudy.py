@@ -217,19 +217,14 @@ def _written(study: Study, texts: Sequence[tuple[int, str]], numbers: Sequence[i
     ]
 
 
-_TITLES = "Dr|Mr|Mrs|Ms|Prof|Rev|St|Hon|Capt|Col|Gen|Lt|Sgt"
-_TITLE_OR_INITIAL = re.compile(rf"(?:.*\s)?(?:(?P<title>{_TITLES})|[A-Z](?:\.\s?[A-Z])*)")
-_FIRST_NAME = re.compile(rf"(?!(?:{_TITLES})$)[A-Z][a-z]+")
+_TITLE_OR_INITIAL = re.compile(
+    r"(?:.*\s)?(?:(?P<title>Dr|Mr|Mrs|Ms|Prof|Rev|St|Hon|Capt|Col|Gen|Lt|Sgt)|[A-Z](?:\.\s?[A-Z])*)"
+)
 
 
 def _whole_name(answer: str, text: str) -> str:
-    """The answer, and where it is cut behind a title, an initial or a first name the whole name."""
+    """The answer, and where it is cut behind a title or an initial the name that goes on there."""
     bare = answer.rstrip(".")
-    if _FIRST_NAME.fullmatch(bare):
-        # A name of two words that a sentence ends with, where the first never stands alone.
-        alone = re.search(rf"(?<!\w){bare}(?!\w)(?!\s[A-Z])", text)
-        named = re.search(rf"(?<!\w){bare}(?:\s[A-Z][\w'’-]+)+(?=[.,;:!?)]|$)", text)
-        return named[0] if named and not alone else answer
     cut = _TITLE_OR_INITIAL.fullmatch(bare)
     if not cut:
         return _whole_first_name(answer, text)

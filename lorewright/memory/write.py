@@ -12,12 +12,8 @@ from lorewright.adapters.targets import resolve_targets
 from lorewright.errors import ConfigError
 from lorewright.files import digest, read_object, save_json, slug
 from lorewright.knowledge.data import Example, Knowledge, Probe
-<<<<<<< HEAD
 from lorewright.knowledge.lesson import Lesson, LessonConfig, grounds, prepare, texts_of
-=======
-from lorewright.knowledge.lesson import Lesson, LessonConfig, grounds, prepare
 from lorewright.knowledge.markdown import with_tables_as_sentences
->>>>>>> c00e52b (Responses and embeddings; questions without capitals; remedies that can be typed; whole names)
 from lorewright.knowledge.scoring import METRICS
 from lorewright.knowledge.selfstudy import AskLLM, statements
 from lorewright.law import plan as plans

@@ -49,8 +49,8 @@ def embeddings(request: EmbeddingsRequest, encoder: Encoder) -> dict[str, Any]:
     embed = encoder()
     if embed is None:
         why = (
-            "this server has no encoder, for its folder is routed by words alone; start it with an "
-            "encoder, or embed elsewhere."
+            "this server has no encoder, for its folder is routed by words alone; start it with "
+            "--encoder minilm, or embed elsewhere."
         )
         raise APIError(400, why, code="no_encoder", param="model")
     vectors_ND = np.asarray(embed(list(request.input)), dtype=np.float32)

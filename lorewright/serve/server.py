@@ -56,22 +56,13 @@ def application(
     config = config or ServeConfig()
     registry, metrics = Registry(Path(folder)), Metrics()
     backend = open_backend(registry, config, metrics, model)
-<<<<<<< HEAD
-    registry.route = route or folder_route(registry.folder, config.encoder)
-    return build(registry, backend, config, metrics)
-
-
-def folder_route(folder: Path, encoder: str = "auto") -> Route:
-    """Return the route of a folder's own keys, calibrated; None for what no memory is for.
-=======
-    own_route, encoder = folder_route(registry.folder)
+    own_route, encoder = folder_route(registry.folder, config.encoder)
     registry.route = route or own_route
     return build(registry, backend, config, metrics, encoder)
 
 
-def folder_route(folder: Path) -> tuple[Route, Encoder]:
+def folder_route(folder: Path, encoder: str = "auto") -> tuple[Route, Encoder]:
     """Return the route of a folder's own keys, calibrated, and the encoder that it goes by.
->>>>>>> c00e52b (Responses and embeddings; questions without capitals; remedies that can be typed; whole names)
 
     The route gives None for what no memory is for. Keys and calibration lie in the folder's index/,
     which is written at the first question.
@@ -87,11 +78,11 @@ def folder_route(folder: Path) -> tuple[Route, Encoder]:
             chosen = router.route(question, top=1).chosen
         return chosen[0].memory if chosen else None
 
-    def encoder() -> Embed | None:
+    def embed() -> Embed | None:
         with lock:
             return router.current().index.embed
 
-    return route, encoder
+    return route, embed
 
 
 def serve(

@@ -118,7 +118,6 @@ def test_long_prose_is_read(line: str) -> None:
         ("The keeper is J. R. Hart.", "J", "J. R. Hart"),
         ("The keeper is J. R. Hart.", "J. R", "J. R. Hart"),
         ("The grade is B. The next is C.", "B", "B"),
-<<<<<<< HEAD
         ("The keeper is Aoife Byrne.", "Aoife", "Aoife Byrne"),
         ("Aoife Byrne runs it. Call Aoife Byrne.", "Aoife", "Aoife Byrne"),
         ("The head is Vincent van Dyck, since May.", "Vincent", "Vincent van Dyck"),
@@ -127,14 +126,9 @@ def test_long_prose_is_read(line: str) -> None:
         ("The colour is Teal.", "Teal", "Teal"),
         ("On Monday Ada Hart opens.", "Monday", "Monday"),
         ("Paris Saint plays in Paris.", "Paris", "Paris"),
-=======
-        ("The head of the North Mill is Aoife Byrne.", "Aoife", "Aoife Byrne"),
-        ("Aoife keeps it. The head is Aoife Byrne.", "Aoife", "Aoife"),
-        ("Tide Office is the place.", "Tide", "Tide"),
->>>>>>> c00e52b (Responses and embeddings; questions without capitals; remedies that can be typed; whole names)
     ],
 )
-def test_titles_initials_and_first_names_are_kept_whole(text: str, reply: str, answer: str) -> None:
+def test_titles_and_initials_are_kept_whole(text: str, reply: str, answer: str) -> None:
     def ask_llm(prompts: list[str]) -> list[str]:
         return [f"Q: Who? A: {reply}" for _ in prompts]
 
