@@ -25,6 +25,7 @@ from torch import Tensor
 
 from lorewright.adapters.adapter import Adapter
 from lorewright.errors import AdapterError, LorewrightError, ModelError
+from lorewright.models.loading import stop_ids
 from lorewright.models.model import Model
 from lorewright.serve.adapter_cache import NO_SLOT, AdapterCache
 from lorewright.serve.batch import batch_for
@@ -94,9 +95,7 @@ class Scheduler:
         self.cache = AdapterCache(model, max_rows)
         self.batch = batch_for(model, self.cache)
         self.n_steps = 0
-        generation = model.network.generation_config
-        assert generation is not None
-        self._stops = frozenset(generation.eos_token_id)
+        self._stops = frozenset(stop_ids(model.network, model.tokenizer, model.name))
         self._waiting: deque[Job] = deque()
         self._running: list[_Row] = []
         self._changed = threading.Condition()
