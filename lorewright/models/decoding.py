@@ -322,6 +322,7 @@ class _Grown:
             following = [[] for _ in growing]
             self._draw_first(growing, following)
         live = [self._takes(reply, ids) for reply, ids in zip(growing, following, strict=True)]
+        self.work.report()
         for row, reply in enumerate(growing):  # what was wrong of a guess is written over
             n_suffix = len(order.rows[order.row_of(reply.number)]) - len(prefix)
             grow.lengths[row] = n_suffix + max(0, len(reply.ids) - 1)

@@ -95,6 +95,7 @@ class _Shown:
         self.since = time.monotonic()
         self.epoch: Epoch | None = None
         self.pace: Pace | None = None
+        self.ended = False
 
     def watch(self) -> Watch:
         """The functions that a verb calls."""
@@ -168,7 +169,6 @@ class _Live(_Shown):
         columns = (TextColumn("{task.description}", markup=False), BarColumn(24), _State(self))
         self.bar = Progress(*columns, console=console)
         self.task = self.bar.add_task("", total=None, visible=False)
-        self.ended = False
 
     def on_step(self, text: str) -> None:
         """Leave the step before, and show the one that begins."""
@@ -252,7 +252,7 @@ class _State(ProgressColumn):
             return Text.assemble(f"{pace.note}  " if pace.note else "", clocks)
         assert epoch is not None
         left, seconds = _left_seconds(epoch) - since, epoch.seconds + since
-        if getattr(self.shown, "ended", False):
+        if self.shown.ended:
             left, seconds = 0.0, epoch.seconds
         clocks = (f"{_clock(seconds)}{_left(left)}", "dim")
         return Text.assemble(f"{_recalled(epoch)}  loss {epoch.loss_nats:.3f}  ", clocks)
