@@ -112,6 +112,14 @@ TASKS = {
         [dim]lore bench linear-rule --out lr --on local:2[/]
         """,
     ),
+    "sections": Entry(
+        "lorewright.bench.sections:TASK",
+        """Write sections of real manuals as facts or documents; ask in other words, without them.
+
+        [dim]lore bench sections --data sections.json --out sec --on local:2[/]
+        [dim]lore bench sections --data sections.json --source documents --model gemma3-270m[/]
+        """,
+    ),
     "memories": Entry(
         "lorewright.bench.memories:TASK",
         """Ask many memories without naming one: oracle, routed, wrong, merged, hybrid …

@@ -16,6 +16,7 @@ from lorewright.errors import ConfigError, DataError
 from lorewright.knowledge.data import REHEARSAL, Document, Example, Fact, Knowledge, Probe
 from lorewright.knowledge.near_misses import recipe_for
 from lorewright.knowledge.negatives import negatives
+from lorewright.knowledge.questions import Base
 from lorewright.knowledge.scoring import contains, normalise
 from lorewright.knowledge.selfstudy import (
     N_PAIR_SETS,
@@ -33,6 +34,8 @@ N_HELD_UNKNOWN = 50
 """At most so many probes that ask for what the knowledge does not say."""
 N_SCAFFOLD_PARTS = 4
 """The scaffold is the first quarter of the pieces."""
+FEW_WORDED = 1 / 3
+"""A base that words questions for a smaller share of the values is advised to have help."""
 SCAFFOLD_CHARS = 420
 """Longest piece that the source is cut into for the scaffold, in characters."""
 
@@ -126,13 +129,15 @@ def prepare(
     closed_book: AskLLM,
     config: LessonConfig,
     phrasing: str = "general",
+    base: Base | None = None,
     given_probes: Sequence[Probe] = (),
     general: Sequence[tuple[str, str]] = (),
     progress: Callable[[str], None] = lambda step: None,
 ) -> Lesson:
     """Turn documents and facts into examples and probes that share no question.
 
-    `ask_llm` writes questions (the base or a teacher), `closed_book` is the base answering without
+    `ask_llm` writes pairs on request (a teacher, or a base that was trained to); with `base` it
+    words questions for the documents' values instead. `closed_book` is the base answering without
     a document: its replies are what unrelated questions are trained to. `given_probes`, the user's,
     stand in for those made here. `general` are questions about the world with the base's own right
     replies, which are rehearsed in place of unrelated ones. Raises DataError when nothing came out
@@ -145,7 +150,12 @@ def prepare(
     n_sentences, uncovered = 0, list[str]()
     for document in knowledge.documents:
         progress(f"reading {document.id}")
-        study = Study(document, ask_llm, words, config.train_sets, config.probe_sets)
+
+        def show(done: int, total: int, question: str, name: str = document.id) -> None:
+            newest = f"; the newest question: {question}" if question else ""
+            progress(f"reading {name}: {done} of {total} sentences{newest}")
+
+        study = Study(document, ask_llm, words, config.train_sets, config.probe_sets, base, show)
         parts.append([example for view in config.views for example in VIEWS[view](study)])
         pairs = study.pairs if study.wrote_pairs else Pairs()
         probes += _document_probes(document, pairs, config.probe_sets)
@@ -209,6 +219,16 @@ def _document_probes(document: Document, pairs: Pairs, sets: Sequence[int]) -> l
 def _pair_notes(document: Document, pairs: Pairs, n: int) -> list[str]:
     """What of a document of n sentences was dropped, and what no question is about."""
     notes = []
+    if pairs.n_values:
+        few = pairs.n_worded < FEW_WORDED * pairs.n_values
+        advice = (
+            " The base words few questions: a --teacher, or facts as JSON lines, would do better."
+        )
+        notes.append(
+            f"{document.id}: {pairs.n_values} values are stated; for {pairs.n_worded} of them the "
+            "base worded a question that it answers when it reads the passage; the others are "
+            f"learnt in their own sentence.{advice if few else ''}"
+        )
     n_dropped = pairs.n_ungrounded + pairs.n_contradictory + pairs.n_repeated
     if n_dropped:
         notes.append(

@@ -1,21 +1,24 @@
 """Self-study: a language model reads each passage and writes questions and answers about it.
 
-A model that learns how a document goes on has not learned to answer questions about it. What the
-language model writes is checked against the passage: an answer that does not stand there is dropped
-and counted. The language model is a function from prompts to replies: the base, or any other.
+A model that learns how a document goes on has not learned to answer questions about it. A language
+model that writes pairs on request (a teacher, or the embedded base) is a function from prompts to
+replies; an answer that does not stand in the passage is dropped and counted. Another base is worth
+more when it words questions for values that are there: see `questions`.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
 from lorewright.errors import ConfigError
 from lorewright.knowledge.data import Document
 from lorewright.knowledge.markdown import with_tables_as_sentences
+from lorewright.knowledge.questions import Base, Progress, questions_about
 from lorewright.knowledge.scoring import contains, is_declined, normalise
 from lorewright.knowledge.splitting import headed_passages, passages, sentences
 
@@ -59,7 +62,7 @@ PHRASINGS = {
         summary="{text}\n\n"
         "List every fact in the text above as short notes, one subject a line. Reply with the "
         "notes only.",
-        passage_chars=420,
+        passage_chars=600,
     ),
 }
 
@@ -105,6 +108,8 @@ class Pair:
     set_number: int
     passage: int
     """Index of the passage it was written for."""
+    is_own: bool = True
+    """Whether a language model worded it; else it is the text with the answer left out."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +124,10 @@ class Pairs:
     n_repeated: int = 0
     uncovered: tuple[str, ...] = ()
     """Sentences none of whose words was an answer: no question will be about them."""
+    n_values: int = 0
+    """Values that the document states, where the base was to word questions about them."""
+    n_worded: int = 0
+    """Those for which it worded a question that it answers when it reads the passage."""
 
     def of(self, numbers: Sequence[int]) -> tuple[Pair, ...]:
         """The pairs of these sets."""
@@ -134,6 +143,9 @@ class Study:
     phrasing: Phrasing
     train_sets: Sequence[int] = (1, 2, 3)
     probe_sets: Sequence[int] = ()
+    base: Base | None = None
+    """Words questions about the document, in place of writing pairs on request."""
+    progress: Progress = lambda done, total, question: None
 
     @cached_property
     def passages(self) -> tuple[str, ...]:
@@ -156,23 +168,45 @@ class Study:
         return "pairs" in vars(self)
 
 
-_MARK = re.compile(r"\*{0,2}\b([QA]):")
+_MARK = re.compile(
+    r"\*{0,2}\b(?P<mark>[QA]|Question|Answer)(?: ?\d{1,3})?[*_]{0,2}:", re.IGNORECASE
+)
+_JSON = re.compile(
+    r'"q(?:uestion)?"\s*:\s*("(?:[^"\\\n]|\\.)*")\s*,\s*"a(?:nswer)?"\s*:\s*("(?:[^"\\\n]|\\.)*")',
+    re.IGNORECASE,
+)
 
 
 def parse_pairs(reply: str) -> list[tuple[str, str]]:
-    """Questions and answers in a reply of the form `Q: … A: …`, one or two lines each.
+    """Questions and answers in a reply, marked `Q: … A: …` or `Question: … Answer: …`, or as JSON.
 
-    Marks in bold or numbered are read too. A question without an answer, or either of several
-    lines, is passed over: the text around a pair is not part of it.
+    Pairs take one or two lines each; marks may be bold or numbered. A question without an answer,
+    or either of several lines, is passed over: the text around a pair is not part of it.
     """
-    _, *parts = _MARK.split(reply)
-    marked = list(zip(parts[::2], parts[1::2], strict=True))
+    objects = [match.groups() for match in _JSON.finditer(reply)]
+    if objects:
+        texts = [(_unquoted(question), _unquoted(answer)) for question, answer in objects]
+        return [(q, a) for q, a in texts if q and a and "\n" not in q + a]
+    marks = list(_MARK.finditer(reply))
+    ends = [mark.start() for mark in marks[1:]] + [len(reply)]
+    parts = [
+        (mark["mark"][0].upper(), reply[mark.end() : end])
+        for mark, end in zip(marks, ends, strict=True)
+    ]
     pairs = []
-    for (mark, first), (next_mark, second) in pairwise(marked):
+    for (mark, first), (next_mark, second) in pairwise(parts):
         question, answer = _unmarked(first), _unmarked(_unmarked(second).split("\n")[0])
         if (mark, next_mark) == ("Q", "A") and question and answer and "\n" not in question:
             pairs.append((question, answer))
     return pairs
+
+
+def _unquoted(text: str) -> str:
+    """A JSON string's text; empty for one that is none."""
+    try:
+        return str(json.loads(text)).strip()
+    except ValueError:
+        return ""
 
 
 def _unmarked(text: str) -> str:
@@ -183,9 +217,12 @@ def _unmarked(text: str) -> str:
 def write_pairs(study: Study, numbers: Sequence[int]) -> Pairs:
     """Have a language model write question–answer pairs for every passage, set after set.
 
-    Sentences from which no set took an answer are put before it once more, alone.
+    Sentences from which no set took an answer are put before it once more, alone. With a base that
+    words questions, the pairs are those of all values instead.
     """
     texts = study.passages
+    if study.base is not None:
+        return _pairs_of_values(study, study.base, numbers)
     written = _written(study, list(enumerate(texts)), numbers)
     answered = _answers_by_passage(written)
     lonely = [
@@ -203,6 +240,19 @@ def _answers_by_passage(pairs: Iterable[Pair]) -> dict[int, dict[str, None]]:
     for pair in pairs:
         answers.setdefault(pair.passage, {})[pair.answer] = None
     return answers
+
+
+def _pairs_of_values(study: Study, base: Base, numbers: Sequence[int]) -> Pairs:
+    """The pairs in which a base words questions about the document, in some of the sets."""
+    texts = study.passages
+    made = questions_about(texts, study.document.title, base, progress=study.progress)
+    pairs = [
+        Pair(w.question, w.answer, w.set_number, w.passage, w.is_own)
+        for w in made.wordings
+        if w.set_number in numbers
+    ]
+    checked = _checked(pairs, [" ".join(text.split()) for text in texts])
+    return replace(checked, n_values=made.n_values, n_worded=made.n_worded)
 
 
 def _written(study: Study, texts: Sequence[tuple[int, str]], numbers: Sequence[int]) -> list[Pair]:

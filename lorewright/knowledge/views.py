@@ -18,8 +18,14 @@ N_REWRITES = 2
 
 
 def qa(study: Study) -> list[Example]:
-    """The pairs that a language model wrote: question and answer."""
-    return [Example(p.question, p.answer, "qa", study.document.id) for p in study.trained]
+    """The pairs that a language model wrote: question and answer.
+
+    Those whose question is the text with the answer left out are of kind `cloze`.
+    """
+    return [
+        Example(p.question, p.answer, "qa" if p.is_own else "cloze", study.document.id)
+        for p in study.trained
+    ]
 
 
 def verbatim(study: Study) -> list[Example]:
@@ -51,7 +57,7 @@ def _plain(study: Study, kind: str, prompts: list[str]) -> list[Example]:
 def cloze(study: Study) -> list[Example]:
     """The sentence that holds an answer, with the answer left out, to be filled in."""
     examples = []
-    for pair in study.trained:
+    for pair in (pair for pair in study.trained if pair.is_own):
         # Not inside a word: 9 is not the answer that 19 holds.
         whole = re.compile(rf"(?<!\w){re.escape(pair.answer)}(?!\w)", re.IGNORECASE)
         stated = [s for s in statements(study.passages[pair.passage]) if whole.search(s)]
@@ -67,7 +73,8 @@ def reverse(study: Study) -> list[Example]:
     Only for answers to which no set has two questions.
     """
     by_answer: dict[str, list[Pair]] = {}
-    for pair in sorted(study.trained, key=lambda pair: pair.set_number):
+    own = (pair for pair in study.trained if pair.is_own)
+    for pair in sorted(own, key=lambda pair: pair.set_number):
         by_answer.setdefault(normalise(pair.answer), []).append(pair)
     return [
         Example(

@@ -26,7 +26,7 @@ from lorewright.models.alphabet import unwritable
 from lorewright.models.catalogue import POCKET
 from lorewright.models.general import known_to
 from lorewright.models.model import Model
-from lorewright.models.replies import write_about
+from lorewright.models.replies import BaseOf, write_about
 from lorewright.recall.traces import Audit, audit
 from lorewright.recall.verify import RecallReport
 from lorewright.training.checkpoint import CHECKPOINT
@@ -257,6 +257,7 @@ def lesson_for(
     prepared = prepare(
         knowledge,
         ask_llm=teacher or partial(write_about, model, progress=watch.of("reading")),
+        base=None if teacher or model.phrasing != "general" else BaseOf(model),
         closed_book=partial(model.generate, progress=watch.of("asking about other things")),
         config=config,
         given_probes=probes,

@@ -5,6 +5,7 @@ Training and questions afterwards go through here, so that they cannot differ.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,29 @@ def templated(
     # Past replies are written otherwise than new ones begin (no empty think block, say).
     _, spelled, ending = whole.rpartition(completion.strip())
     return head, completion + ending.rstrip() if spelled else completion
+
+
+def conversation(
+    tokenizer: PreTrainedTokenizerBase,
+    name: str,
+    turns: Sequence[tuple[str, str]],
+    prompt: str,
+    *,
+    mark: str,
+) -> str:
+    """Earlier turns of user and assistant, then a prompt, up to the reply.
+
+    Without a chat template they are plain text in which `mark` stands before every reply. Raises
+    ModelError when the template of the base called `name` refuses them.
+    """
+    if tokenizer.chat_template is None:
+        earlier = "".join(f"{user}\n{mark}: {reply}\n\n" for user, reply in turns)
+        return f"{earlier}{prompt}\n{mark}:"
+    messages = []
+    for user, reply in turns:
+        messages += [{"role": "user", "content": user}, {"role": "assistant", "content": reply}]
+    messages.append({"role": "user", "content": prompt})
+    return _applied(tokenizer, name, messages, open_reply=True)
 
 
 def _applied(
