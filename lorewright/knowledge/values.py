@@ -141,14 +141,17 @@ def _named_at_length(sentence: str) -> Iterator[Value]:
 
 
 def _named(sentence: str) -> Iterator[Value]:
-    """Capitalised names; a capital that begins the sentence counts with another behind it only."""
-    first = next((word.start for word in _words(sentence)), 0)
+    """Capitalised names; a capital that begins a sentence counts with another behind it only."""
+    head = _HEAD.match(sentence)
+    words = (word.start for word in _words(sentence))
+    first = {next(words, 0), head.end() if head else 0}
     for match in _NAME.finditer(sentence):
         text, start = match[0].rstrip(_OUTER + "-’"), match.start()
         head, _, rest = text.partition(" ")
-        if rest and head.lower() in _SMALL:
+        is_command = start in first and head.istitle() and rest.isupper()  # "Set LANG"
+        if rest and (is_command or head.lower() in _SMALL):
             text, start = rest, start + text.index(rest)
-        if text and (start != first or " " in text) and text[0].isupper():
+        if text and (start not in first or " " in text) and text[0].isupper():
             yield Value(text, start)
 
 

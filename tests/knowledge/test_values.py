@@ -24,7 +24,7 @@ def texts(sentence: str) -> list[str]:
         ("You should only use sections 1 to 9.", ["1 to 9"]),
         ("It can hold 185 MB or about 130 MB.", ["185 MB", "130 MB"]),
         ("The crate was opened after 14 days by Ada Lund.", ["14 days", "Ada Lund"]),
-        ("forget: Reset what was recorded.", ["forget"]),
+        ("forget: Reset what rerere recorded for a path.", ["forget"]),
         ("The image was created by dracut.", ["dracut"]),
         ("The joke was removed in AmigaOS 2.04.", ["AmigaOS 2.04"]),
         ("Set LANG to the C locale.", ["LANG", "C"]),
