@@ -188,10 +188,10 @@ def parse_pairs(reply: str) -> list[tuple[str, str]]:
         texts = [(_unquoted(question), _unquoted(answer)) for question, answer in objects]
         return [(q, a) for q, a in texts if q and a and "\n" not in q + a]
     marks = list(_MARK.finditer(reply))
-    ends = [mark.start() for mark in marks[1:]] + [len(reply)]
+    ends = [*(mark.start() for mark in marks[1:]), len(reply)]
     parts = [
         (mark["mark"][0].upper(), reply[mark.end() : end])
-        for mark, end in zip(marks, ends, strict=True)
+        for mark, end in zip(marks, ends, strict=False)
     ]
     pairs = []
     for (mark, first), (next_mark, second) in pairwise(parts):
