@@ -62,7 +62,7 @@ PHRASINGS = {
         summary="{text}\n\n"
         "List every fact in the text above as short notes, one subject a line. Reply with the "
         "notes only.",
-        passage_chars=600,
+        passage_chars=420,
     ),
 }
 
