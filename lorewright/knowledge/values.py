@@ -142,9 +142,9 @@ def _named_at_length(sentence: str) -> Iterator[Value]:
 
 def _named(sentence: str) -> Iterator[Value]:
     """Capitalised names; a capital that begins a sentence counts with another behind it only."""
-    head = _HEAD.match(sentence)
+    entry = _HEAD.match(sentence)
     words = (word.start for word in _words(sentence))
-    first = {next(words, 0), head.end() if head else 0}
+    first = {next(words, 0), entry.end() if entry else 0}
     for match in _NAME.finditer(sentence):
         text, start = match[0].rstrip(_OUTER + "-’"), match.start()
         head, _, rest = text.partition(" ")
