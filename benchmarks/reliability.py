@@ -659,7 +659,7 @@ def soak(model: Model, options: argparse.Namespace) -> int:
     samples: list[tuple[int, float]] = []
     with workplace(pristine) as folder, serving(folder) as server:
         process = psutil.Process(server.pid)
-        wrong = Counter[str]()
+        wrong, reconnected = Counter[str](), list[int]()
 
         async def ask(client: httpx.AsyncClient, number: int) -> None:
             about = [name for name in SUBJECTS if name != NEW][number % 3]
@@ -667,7 +667,11 @@ def soak(model: Model, options: argparse.Namespace) -> int:
             name = ("auto", "pocket", about, about)[number % 4]
             body = {"model": name, "messages": [{"role": "user", "content": fact.question}]}
             body |= {"stream": number % 5 == 0, "max_tokens": 16}
-            reply = await client.post(f"{server.url}/v1/chat/completions", json=body)
+            try:
+                reply = await client.post(f"{server.url}/v1/chat/completions", json=body)
+            except httpx.TransportError:  # a kept connection may close as it is taken up again
+                reconnected.append(number)
+                reply = await client.post(f"{server.url}/v1/chat/completions", json=body)
             if reply.status_code != 200:
                 wrong[str(reply.status_code)] += 1
             elif name == about and number % 5 and fact.answer not in reply.text:
@@ -693,7 +697,8 @@ def soak(model: Model, options: argparse.Namespace) -> int:
     append(options.out / "soak.jsonl", {"seed": options.seed, "samples": samples})
     per = 10_000
     text = (
-        f"soak: {options.n} requests, {sum(wrong.values())} wrong {dict(wrong) or ''}; resident "
+        f"soak: {options.n} requests, {sum(wrong.values())} wrong {dict(wrong) or ''}, "
+        f"{len(reconnected)} sent again on another connection; resident "
         f"{samples[0][1]:.0f} MiB after {BATCH}, {warm[0][1]:.1f} after {warm[0][0]}, "
         f"{warm[-1][1]:.1f} at the end; slope {slope * per:.2f} [{low * per:.2f}, "
         f"{high * per:.2f}] MiB per {per} requests"

@@ -31,6 +31,7 @@ from lorewright.memory.removal import (
     removal_of,
     remove,
     search,
+    unfinished,
 )
 from lorewright.memory.write import GRADIENT, Outcome, write
 from lorewright.recall.statistics import Proportion, mcnemar, wilson
@@ -143,6 +144,9 @@ def supersede(
     entry = folder.entry(name)
     finished = entry.get("source") == knowledge.digest()
     if finished and before not in memory.names:
+        if unfinished(folder):  # it was interrupted when all but this was done
+            with memory.writing():
+                step("completed the removal of what it was before")
         raise ConfigError(f"supersede {name!r}: the source has not changed; give the new one.")
     outcome = None
     if not finished:

@@ -10,18 +10,21 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from support.commands import Ran
 from support.interruptions import interrupted_at
 
+import lorewright.memory.supersede as verb
 from lorewright.adapters import adapter as adapters
 from lorewright.errors import AdapterError, ConfigError, NoEffect, UnknownMemory, WrongBase
 from lorewright.files import dump_jsonl
 from lorewright.knowledge.data import Document, Fact, Knowledge, Probe
 from lorewright.knowledge.lesson import Lesson, LessonConfig
 from lorewright.memory.memory import Memory
+from lorewright.memory.removal import unfinished
 from lorewright.memory.supersede import compare, recipe_of
 from lorewright.models.model import Model
 from lorewright.training.config import WriteConfig
@@ -196,6 +199,21 @@ def test_a_supersession_that_was_interrupted_after_the_write_goes_on(
     assert result.holds and result.outcome is None and memory.names.keys() == {"book"}
     with pytest.raises(ConfigError, match="the source has not changed"):
         memory.supersede("book", Knowledge(facts=CHANGED))
+
+
+def test_a_supersession_interrupted_in_its_removal_leaves_no_note_after_the_same_command(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(verb, "search", stop)
+        memory.supersede("book", Knowledge(facts=CHANGED))
+    assert unfinished(memory.folder) and memory.names.keys() == {"book"}
+    with pytest.raises(ConfigError, match="the source has not changed"):
+        memory.supersede("book", Knowledge(facts=CHANGED))
+    assert not unfinished(memory.folder) and memory.names.keys() == {"book"}
 
 
 def test_what_changed_is_told_from_what_did_not() -> None:
