@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lorewright.cli.options import Base, Encoder, Folder, Json, Name, Of, Threads, open_memory
+from lorewright.cli.settings import Flag, Group, with_options
 from lorewright.cli.terminal import console_for, print_json, say, show, watching
+from lorewright.routing.config import AskConfig
 
 if TYPE_CHECKING:
     from lorewright.memory.modes import Comparison
@@ -17,29 +19,17 @@ if TYPE_CHECKING:
     from lorewright.routing.gate import Decision
 
 Question = Annotated[str, typer.Argument(help="The question.")]
-Rate = Annotated[
-    float,
-    typer.Option(
-        "--false-activation",
-        help="Share of questions no memory is for that may be answered from one all the same.",
-    ),
-]
-Top = Annotated[int, typer.Option(min=1, help="At most so many memories for one question.")]
+
+ASK = Group(AskConfig, {"top": Flag(least=1)})
+ROUTE = Group(AskConfig, ASK.flags, without=("mode",))
 
 
+@with_options(config=ASK)
 def ask(
     question: Question,
     memory: Of,
+    config: AskConfig,
     name: Name = "",
-    mode: Annotated[
-        str,
-        typer.Option(
-            help="closed: the memory alone; open: passages, the base; hybrid: what both agree on; "
-            "full: the whole source; auto: what was measured best, else hybrid."
-        ),
-    ] = "auto",
-    top: Top = 3,
-    false_activation: Rate = 0.05,
     encoder: Encoder = "auto",
     model: Base = "",
     as_json: Json = False,
@@ -53,16 +43,15 @@ def ask(
     console = console_for(threads)
     opened = open_memory(memory, model, encoder)
     with watching(console) as watch:
-        answer = opened.ask(
-            question, name, mode=mode, top=top, false_activation=false_activation, watch=watch
-        )
+        answer = opened.ask(question, name, **asdict(config), watch=watch)
     if as_json:
         print_json(asdict(answer))
     else:
-        _print_answer(answer)
+        print_answer(answer)
 
 
-def _print_answer(answer: Answer) -> None:
+def print_answer(answer: Answer) -> None:
+    """Print an answer and what it rests on."""
     say(answer.text, "bold")
     for line in _basis(answer):
         say(line, "dim")
@@ -87,11 +76,11 @@ def _basis(answer: Answer) -> Iterator[str]:
         yield answer.note
 
 
+@with_options(config=ROUTE)
 def route(
     question: Question,
     memory: Of,
-    top: Top = 3,
-    false_activation: Rate = 0.05,
+    config: AskConfig,
     encoder: Encoder = "auto",
     model: Base = "",
     as_json: Json = False,
@@ -104,22 +93,27 @@ def route(
     console = console_for(threads)
     opened = open_memory(memory, model, encoder)
     with watching(console) as watch:
-        routed = opened.route(question, top=top, false_activation=false_activation, watch=watch)
+        rate = config.false_activation
+        routed = opened.route(question, top=config.top, false_activation=rate, watch=watch)
     if as_json:
-        print_json(
-            {
-                "question": question,
-                "chosen": [hit.memory for hit in routed.chosen],
-                "candidates": [asdict(hit) for hit in routed.hits],
-                "threshold": asdict(routed.threshold) if routed.threshold else None,
-                "note": "" if routed.chosen else routed.why_none,
-            }
-        )
+        print_json(route_json(question, routed))
     else:
-        _print_route(routed)
+        print_route(routed)
 
 
-def _print_route(routed: Decision) -> None:
+def route_json(question: str, routed: Decision) -> dict[str, Any]:
+    """Return a decision as plain data."""
+    return {
+        "question": question,
+        "chosen": [hit.memory for hit in routed.chosen],
+        "candidates": [asdict(hit) for hit in routed.hits],
+        "threshold": asdict(routed.threshold) if routed.threshold else None,
+        "note": "" if routed.chosen else routed.why_none,
+    }
+
+
+def print_route(routed: Decision) -> None:
+    """Print the candidates with their probabilities, and the threshold."""
     from lorewright.reports.tables import NOT_RUN, Table
 
     chosen = {hit.memory for hit in routed.chosen}

@@ -18,6 +18,7 @@ from lorewright import __version__
 from lorewright.cli import (
     ask,
     bench,
+    chat,
     copies,
     demo,
     folder,
@@ -32,7 +33,7 @@ from lorewright.cli import (
     write,
 )
 from lorewright.cli.streams import steady_streams
-from lorewright.cli.terminal import Exit, console, exit_of, print_json, say
+from lorewright.cli.terminal import Exit, print_error, print_failure, say
 from lorewright.errors import LorewrightError
 
 USAGE_ERROR: type[Exception] = next(
@@ -41,7 +42,7 @@ USAGE_ERROR: type[Exception] = next(
 """Of the click that typer carries or depends on."""
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 """What a disk refuses with, wherever it happens."""
-FAMILIES = (write, verify, ask, folder, forget, copies, merge, plan, serve, report, demo)
+FAMILIES = (write, verify, ask, chat, folder, forget, copies, merge, plan, serve, report, demo)
 
 app = typer.Typer(
     name="lore",
@@ -82,7 +83,7 @@ def main() -> None:
             elif out.failure is not None:
                 what = out.failure.strerror or out.failure
                 text = f"the output could not be written: {what}; what the command did is done."
-                code = _fail("StorageError", text, Exit.STORAGE, as_json=False)
+                code = print_failure("StorageError", text, Exit.STORAGE, as_json=False)
     sys.exit(code)
 
 
@@ -92,10 +93,9 @@ def _run(as_json: bool) -> int:
         code = app(prog_name="lore", standalone_mode=not as_json) or Exit.DONE
         return _interrupted(as_json) if code == Exit.INTERRUPTED else code
     except LorewrightError as error:
-        message = " ".join(str(error).split())
-        return _fail(type(error).__name__, message, exit_of(error), as_json)
+        return print_error(error, as_json)
     except USAGE_ERROR as error:  # with --json; otherwise typer has printed it
-        return _fail("UsageError", str(error), Exit.REFUSED, as_json)
+        return print_failure("UsageError", str(error), Exit.REFUSED, as_json)
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted(as_json)
     except SystemExit as ending:
@@ -105,21 +105,13 @@ def _run(as_json: bool) -> int:
     except Exception as error:  # noqa: BLE001  (shown whole, and no scripts take it for a verdict)
         if isinstance(error, OSError) and error.errno in DISK:
             message = f"{error}; check space and permissions."
-            return _fail("StorageError", message, Exit.STORAGE, as_json)
+            return print_failure("StorageError", message, Exit.STORAGE, as_json)
         sys.excepthook(type(error), error, error.__traceback__)
-        return _fail(type(error).__name__, f"{error}: a fault of Lorewright.", Exit.FAULT, as_json)
-
-
-def _fail(kind: str, message: str, code: Exit, as_json: bool) -> Exit:
-    from rich.text import Text
-
-    line = Text.assemble((f"{kind}:", "red"), f" {message}")
-    console(stderr=True, soft_wrap=True).print(line, highlight=False)
-    if as_json:
-        print_json({"error": {"kind": kind, "message": message, "exit": int(code)}})
-    return code
+        return print_failure(
+            type(error).__name__, f"{error}: a fault of Lorewright.", Exit.FAULT, as_json
+        )
 
 
 def _interrupted(as_json: bool) -> Exit:
     message = "the same command goes on where a write stopped."
-    return _fail("Interrupted", message, Exit.INTERRUPTED, as_json)
+    return print_failure("Interrupted", message, Exit.INTERRUPTED, as_json)

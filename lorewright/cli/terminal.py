@@ -56,6 +56,21 @@ def print_json(data: Mapping[str, Any]) -> None:
     print(json.dumps(data))
 
 
+def print_failure(kind: str, message: str, code: Exit, as_json: bool) -> Exit:
+    """Print a failure as one sentence on stderr, as JSON also on stdout; return its exit code."""
+    line = Text.assemble((f"{kind}:", "red"), f" {message}")
+    console(stderr=True, soft_wrap=True).print(line, highlight=False)
+    if as_json:
+        print_json({"error": {"kind": kind, "message": message, "exit": int(code)}})
+    return code
+
+
+def print_error(error: LorewrightError, as_json: bool) -> Exit:
+    """Print an error of the family as `print_failure` does; return its exit code."""
+    message = " ".join(str(error).split())
+    return print_failure(type(error).__name__, message, exit_of(error), as_json)
+
+
 def console(*, stderr: bool = False, soft_wrap: bool = False, quiet: bool = False) -> Console:
     """Return a console on stdout or stderr that knows the stream's encoding."""
     stream = sys.stderr if stderr else sys.stdout

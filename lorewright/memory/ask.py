@@ -23,11 +23,12 @@ from lorewright.models.model import Model
 from lorewright.recall.verify import MAX_ANSWER_TOKENS
 from lorewright.routing.ask import MODES, Answer, Candidate, ask_each, prompt_of, readings_of
 from lorewright.routing.casing import recased
+from lorewright.routing.config import AskConfig
 from lorewright.routing.gate import Decision
 from lorewright.training.watch import Watch
 from lorewright.writers.writer import State
 
-AUTO = "auto"
+AUTO = AskConfig.mode
 N_PASSAGES = 3
 """Passages put before a question, of each memory."""
 MAX_PARTS = 4
@@ -98,9 +99,7 @@ def ask_as(
     watch: Watch | None = None,
 ) -> list[Answer]:
     """Answer questions in this mode, whatever was measured, in a few batches; see `ask`."""
-    if mode not in MODES:
-        listed = ", ".join((AUTO, *MODES))
-        raise ConfigError(f"mode {mode!r} is unknown; use one of {listed}.")
+    check_mode(mode, MODES)
     if any(not question.strip() for question in questions):
         raise ConfigError("there is an empty question; write one.")
     if not memory.names:
@@ -108,7 +107,7 @@ def ask_as(
     router = memory.router.current(watch)
     find = partial(router.route, top=top, false_activation=false_activation)
     offer = partial(_candidate, memory, router, mode)
-    spell = partial(_spelt, router)
+    spell = partial(spelled, router)
     plans = [
         _named(memory, text, slug(name), find, offer, spell)
         if name
@@ -130,6 +129,13 @@ def ask_as(
             replace(answer, question=question, considered=plan.considered, note=plan.note)
         )
     return joined
+
+
+def check_mode(mode: str, known: Collection[str] = (AUTO, *MODES)) -> None:
+    """Raise ConfigError for a mode that is not among the known ones."""
+    if mode not in known:
+        listed = ", ".join((AUTO, *MODES))
+        raise ConfigError(f"mode {mode!r} is unknown; use one of {listed}.")
 
 
 # -- who answers ---------------------------------------------------------------------------------
@@ -176,8 +182,8 @@ def parts_of(question: str, find: Find) -> tuple[str, ...]:
     return (question,)
 
 
-def _spelt(router: FolderRouter, question: str, names: Collection[str]) -> str:
-    """The question as the memories write it, where it came without capitals."""
+def spelled(router: FolderRouter, question: str, names: Collection[str]) -> str:
+    """Return a question as these memories write it, where it came without capitals."""
     ids = {router.ids[name] for name in names}
     return recased(question, (key.text for key in router.index.keys if key.memory in ids))
 

@@ -24,10 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorewright.errors import ConfigError, DataError
+from lorewright.routing.config import AskConfig
 from lorewright.routing.index import Hit, Retriever
 
-N_CANDIDATES = 3
-RATE = 0.05
+N_CANDIDATES = AskConfig.top
+RATE = AskConfig.false_activation
 """Share of unrelated questions that may pass."""
 BY_MEANING = ("dense", "passages")
 """Parts that compare meanings; measured as better alone than beside any part of words."""

@@ -1,0 +1,18 @@
+"""How questions are put to a folder of memories: the settings of `lore ask`, `route` and `chat`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class AskConfig:
+    """Who may answer a question, from what, and how easily a question is declined."""
+
+    mode: str = "auto"
+    """closed: the memory alone; open: passages, the base; hybrid: what both agree on; full: the
+    whole source; auto: what was measured best, else hybrid."""
+    top: int = 3
+    """At most so many memories for one question."""
+    false_activation: float = 0.05
+    """Share of questions no memory is for that may be answered from one all the same."""
