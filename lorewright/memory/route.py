@@ -254,7 +254,7 @@ def _up_to_date(
 
 def _stored(place: Path, encoder: Encoder | None) -> tuple[Index, dict[str, Any]]:
     """What is on disk, if all is whole, belongs together and is of this encoder; else nothing."""
-    functions, more = _functions(encoder), MORE_SCORERS if encoder else {}
+    functions, more = _functions(encoder), {**MORE_SCORERS} if encoder else {}
     try:
         gate = read_object(place / GATE_FILE, "delete it; it is made again")
         wanted = {"schema", "memories", "keys", "calibration", "strangers", "fitted"}
