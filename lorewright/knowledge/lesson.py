@@ -15,12 +15,13 @@ from typing import Any
 from lorewright.errors import ConfigError, DataError
 from lorewright.knowledge.data import REHEARSAL, Document, Example, Fact, Knowledge, Probe
 from lorewright.knowledge.near_misses import recipe_for
-from lorewright.knowledge.negatives import negatives
+from lorewright.knowledge.negatives import DECLINE, negatives
 from lorewright.knowledge.questions import Base
 from lorewright.knowledge.scoring import contains, normalise
 from lorewright.knowledge.selfstudy import (
     N_PAIR_SETS,
     AskLLM,
+    Pair,
     Pairs,
     Study,
     phrasing_named,
@@ -34,6 +35,8 @@ N_HELD_UNKNOWN = 50
 """At most so many probes that ask for what the knowledge does not say."""
 N_SCAFFOLD_PARTS = 4
 """The scaffold is the first quarter of the pieces."""
+HELD_UNANSWERABLE = 4
+"""Every fourth question that a source says it does not answer is a probe; others are trained."""
 FEW_WORDED = 1 / 3
 """A base that words questions for a smaller share of the values is advised to have help."""
 SCAFFOLD_CHARS = 420
@@ -101,6 +104,8 @@ class Lesson:
     """Those of them that no question is about, neither trained nor probed."""
     rehearsal: tuple[Example, ...] = ()
     """General questions with the base's own replies; nothing of the knowledge."""
+    unwritable: tuple[Example, ...] = ()
+    """What cannot be learnt, for the base cannot write its answer; the questions are declined."""
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> Lesson:
@@ -115,11 +120,20 @@ class Lesson:
                 int(plain.get("n_sentences", 0)),  # lessons of before have none
                 tuple(map(str, plain.get("uncovered", ()))),
                 tuple(Example(**row) for row in plain.get("rehearsal", ())),
+                tuple(Example(**row) for row in plain.get("unwritable", ())),
             )
         except (KeyError, TypeError) as error:
             raise DataError(
                 f"a stored lesson is not as expected ({error}); delete its run and write again."
             ) from error
+
+
+CannotWrite = Callable[[Sequence[str]], Sequence[str]]
+"""Of each text the characters that a base cannot write; empty where there are none."""
+
+
+def _writes_all(texts: Sequence[str]) -> list[str]:
+    return ["" for _ in texts]
 
 
 def prepare(
@@ -132,6 +146,7 @@ def prepare(
     base: Base | None = None,
     given_probes: Sequence[Probe] = (),
     general: Sequence[tuple[str, str]] = (),
+    cannot_write: CannotWrite = _writes_all,
     progress: Callable[[str], None] = lambda step: None,
 ) -> Lesson:
     """Turn documents and facts into examples and probes that share no question.
@@ -140,14 +155,18 @@ def prepare(
     words questions for the documents' values instead. `closed_book` is the base answering without
     a document: its replies are what unrelated questions are trained to. `given_probes`, the user's,
     stand in for those made here. `general` are questions about the world with the base's own right
-    replies, which are rehearsed in place of unrelated ones. Raises DataError when nothing came out
-    to learn, ConfigError for an unknown phrasing.
+    replies, which are rehearsed in place of unrelated ones. Questions whose answer holds what the
+    base `cannot_write` are declined: a neighbour's answer would be given to them else. Raises
+    DataError when nothing came out to learn, ConfigError for an unknown phrasing.
     """
     words = phrasing_named(phrasing)
     parts: list[list[Example]] = []
     probes: list[Probe] = []
     notes = [*knowledge.notes]
     n_sentences, uncovered = 0, list[str]()
+    open_questions: list[Example] = []
+    unanswerable: list[Example] = []
+    unwritable: list[Example] = []
     for document in knowledge.documents:
         progress(f"reading {document.id}")
 
@@ -159,6 +178,9 @@ def prepare(
         parts.append([example for view in config.views for example in VIEWS[view](study)])
         pairs = study.pairs if study.wrote_pairs else Pairs()
         probes += _document_probes(document, pairs, config.probe_sets)
+        unanswerable += _declined(document.meta.get("unanswerable") or (), document.id)
+        lost = _beyond_writing(study, pairs, cannot_write)
+        open_questions += _declined([pair.question for pair in lost], document.id)
         n_statements = sum(len(statements(text)) for text in study.passages)
         notes += _pair_notes(document, pairs, n_statements)
         if study.wrote_pairs and not given_probes:
@@ -167,16 +189,26 @@ def prepare(
             n_sentences += n_statements
             uncovered += left
     if knowledge.facts:
-        parts.append(fact_examples(knowledge.facts))
+        marks = cannot_write([fact.answer for fact in knowledge.facts])
+        given = list(zip(knowledge.facts, marks, strict=True))
+        parts.append(fact_examples(fact for fact, lost in given if not lost))
+        unwritable += fact_examples(fact for fact, lost in given if lost)
+        open_questions += [e for u in unwritable for e in _declined([u.prompt], u.source)]
         probes += _fact_probes(knowledge.facts, config.max_efficacy)
     trained = [(e.prompt, e.completion) for part in parts for e in part if e.kind == "qa"]
     share = recipe_for(phrasing).share if config.negatives is None else config.negatives
+    most = round(len(trained) * share)
+    own, held = _split(unanswerable, [p.question for p in given_probes], most)
+    probes += held
+    open_questions = [*open_questions, *own] if share else []
+    parts.append(open_questions)
     if trained and share:
         progress("asking about other things")
+        asked = [probe.question for probe in (*probes, *given_probes)]
         declined, unanswered = negatives(
             trained,
-            [probe.question for probe in (*probes, *given_probes)],
-            n=round(len(trained) * share),
+            [*asked, *(example.prompt for example in open_questions)],
+            n=max(0, most - len(own)),
             n_held=0 if given_probes else N_HELD_UNKNOWN,
             seed=config.seed,
             phrasing=phrasing,
@@ -198,22 +230,61 @@ def prepare(
         notes.append(f"{n_trained} {are} worded as trained: counted as efficacy.")
     rehearsal = tuple(Example(question, reply, REHEARSAL) for question, reply in general)
     rest = (*contexts(knowledge), tuple(notes), n_sentences, tuple(uncovered), rehearsal)
-    return Lesson(tuple(examples), tuple(chosen), *rest)
+    return Lesson(tuple(examples), tuple(chosen), *rest, tuple(unwritable))
 
 
 def _document_probes(document: Document, pairs: Pairs, sets: Sequence[int]) -> list[Probe]:
-    """The pairs of the held-out sets, and what the document is known not to answer (SQuAD v2)."""
+    """The pairs of the held-out sets."""
     own = document.id
     return [
-        *(
-            Probe(f"{own}-{i}", pair.question, (pair.answer,), "paraphrase", own)
-            for i, pair in enumerate(pairs.of(sets), 1)
-        ),
-        *(
-            Probe(f"{own}-unanswerable-{i}", question, (), "unknown", own)
-            for i, question in enumerate(document.meta.get("unanswerable") or (), 1)
-        ),
+        Probe(f"{own}-{i}", pair.question, (pair.answer,), "paraphrase", own)
+        for i, pair in enumerate(pairs.of(sets), 1)
     ]
+
+
+def _declined(questions: Sequence[str], source: str) -> list[Example]:
+    return [Example(question, DECLINE, "unknown", source) for question in questions]
+
+
+def _split(
+    unanswerable: Sequence[Example], probed: Sequence[str], most: int
+) -> tuple[list[Example], list[Probe]]:
+    """What the source is known not to answer (SQuAD v2): at most so many to train, and probes.
+
+    Every fourth and what exceeds `most` are probes; what is probed already is not trained.
+    """
+    known = {*map(normalise, probed)}
+    fresh = {normalise(e.prompt): e for e in unanswerable if normalise(e.prompt) not in known}
+    trained, held = list[Example](), list[Example]()
+    for n, example in enumerate(fresh.values(), 1):
+        is_held = n % HELD_UNANSWERABLE == 0 or len(trained) >= most
+        (held if is_held else trained).append(example)
+    return trained, [
+        Probe(f"{e.source}-unanswerable-{i}", e.prompt, (), "unknown", e.source)
+        for i, e in enumerate(held, 1)
+    ]
+
+
+def _beyond_writing(study: Study, pairs: Pairs, cannot_write: CannotWrite) -> list[Pair]:
+    """Dropped pairs whose question is about what the base cannot write, in the forms trained.
+
+    Of the sentences of the passage, those that share most words with the question all hold such a
+    character, and no pair that was kept has the question.
+    """
+    dropped = [pair for pair in pairs.ungrounded if pair.set_number in study.train_sets]
+    stated = {pair.passage: statements(study.passages[pair.passage]) for pair in dropped}
+    texts = list(dict.fromkeys(s for sentences in stated.values() for s in sentences))
+    marks = dict(zip(texts, cannot_write(texts), strict=True))
+    asked = {normalise(pair.question) for pair in pairs.grounded}
+
+    def is_about(pair: Pair) -> bool:
+        words = set(normalise(pair.question).split())
+        shared = {s: len(words & set(normalise(s).split())) for s in stated[pair.passage]}
+        most = max(shared.values(), default=0)
+        nearest = [s for s, n in shared.items() if n == most]
+        return bool(nearest) and all(marks[s] for s in nearest)
+
+    return [p for p in dropped if normalise(p.question) not in asked and is_about(p)]
 
 
 def _pair_notes(document: Document, pairs: Pairs, n: int) -> list[str]:

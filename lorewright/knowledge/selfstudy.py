@@ -117,7 +117,7 @@ class Pairs:
     """The pairs of a document that passed the checks, and what was dropped."""
 
     grounded: tuple[Pair, ...] = ()
-    n_ungrounded: int = 0
+    ungrounded: tuple[Pair, ...] = ()
     """Pairs dropped because the answer does not stand in the passage."""
     n_contradictory: int = 0
     """Pairs dropped because an earlier pair answers the same question otherwise."""
@@ -128,6 +128,11 @@ class Pairs:
     """Values that the document states, where the base was to word questions about them."""
     n_worded: int = 0
     """Those for which it worded a question that it answers when it reads the passage."""
+
+    @property
+    def n_ungrounded(self) -> int:
+        """Number of pairs dropped because the answer does not stand in the passage."""
+        return len(self.ungrounded)
 
     def of(self, numbers: Sequence[int]) -> tuple[Pair, ...]:
         """The pairs of these sets."""
@@ -318,11 +323,12 @@ def statements(text: str) -> list[str]:
 def _checked(pairs: Iterable[Pair], texts: Sequence[str]) -> Pairs:
     grounded: list[Pair] = []
     answers: dict[str, str] = {}
-    n_ungrounded = n_contradictory = n_repeated = 0
+    ungrounded: list[Pair] = []
+    n_contradictory = n_repeated = 0
     for pair in pairs:
         question, answer = normalise(pair.question), normalise(pair.answer)
         if not contains(texts[pair.passage], (pair.answer,)) or is_declined(pair.answer):
-            n_ungrounded += 1
+            ungrounded.append(pair)
         elif answers.get(question, answer) != answer:
             n_contradictory += 1
         elif question in answers:
@@ -337,4 +343,4 @@ def _checked(pairs: Iterable[Pair], texts: Sequence[str]) -> Pairs:
         for s in statements(text)
         if not any(contains(s, (answer,)) for answer in answered.get(i, ()))
     )
-    return Pairs(tuple(grounded), n_ungrounded, n_contradictory, n_repeated, uncovered)
+    return Pairs(tuple(grounded), tuple(ungrounded), n_contradictory, n_repeated, uncovered)

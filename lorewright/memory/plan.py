@@ -59,5 +59,5 @@ def plan(
     lora = replace(config.lora, rank=planned.rank)
     pace = plans.pace(model, prepared.examples, replace(config, lora=lora))
     timed = plans.timed(planned, calibration.forecast, pace)
-    lost = unwritable_notes(model, knowledge, prepared.examples)
+    lost = unwritable_notes(model, knowledge, prepared)
     return replace(timed, notes=(*lost, *timed.notes))

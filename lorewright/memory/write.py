@@ -262,20 +262,19 @@ def lesson_for(
         config=config,
         given_probes=probes,
         general=[(each.question, each.reply) for each in known],
+        cannot_write=partial(unwritable, model),
         progress=watch.step,
         phrasing=model.phrasing if teacher is None else "general",
     )
-    lost = unwritable_notes(model, knowledge, prepared.examples)
+    lost = unwritable_notes(model, knowledge, prepared)
     for note in lost:
         watch.step(note)
     return replace(prepared, notes=(*lost, *prepared.notes))
 
 
-def unwritable_notes(
-    model: Model, knowledge: Knowledge, examples: Sequence[Example]
-) -> tuple[str, ...]:
+def unwritable_notes(model: Model, knowledge: Knowledge, lesson: Lesson) -> tuple[str, ...]:
     """What cannot be recalled on this base, whatever is trained: answers and sentences by name."""
-    answers = [(e.prompt, e.completion) for e in examples if e.kind == "qa"]
+    answers = [(e.prompt, e.completion) for e in _answers(lesson)]
     lines = [
         (doc.id, line)
         for doc in knowledge.documents
@@ -290,15 +289,21 @@ def unwritable_notes(
             every = " ".join(dict.fromkeys(c for *_, lost in hit for c in lost))
             notes.append(
                 f"{len(hit)} of {len(pairs)} {what} have characters that {model.name!r} cannot "
-                f"write ({every}), so they cannot be recalled as they stand; the first is {text!r} "
-                f"({where}). Spell them otherwise, or take another base."
+                f"write ({every}), so they cannot be recalled as they stand, and questions about "
+                f"them are declined; the first is {text!r} ({where}). Spell them otherwise, or "
+                "take another base."
             )
     return tuple(notes)
 
 
+def _answers(lesson: Lesson) -> list[Example]:
+    """What is to be recalled, whether the base can write it or not."""
+    return [*(e for e in lesson.examples if e.kind == "qa"), *lesson.unwritable]
+
+
 def writable_share(model: Model, lesson: Lesson) -> float:
     """Share of what is to be recalled that the base can write: answers, and sentences unasked."""
-    pairs = ((e.source, e.completion) for e in lesson.examples if e.kind == "qa")
+    pairs = ((e.source, e.completion) for e in _answers(lesson))
     answers = list(dict.fromkeys(pairs))
     lost = [marks for marks in unwritable(model, [text for _, text in answers]) if marks]
     unasked = [marks for marks in unwritable(model, lesson.uncovered) if marks]

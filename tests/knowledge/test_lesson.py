@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -233,11 +234,47 @@ def test_no_negatives_means_nobody_is_asked() -> None:
     assert made.examples == (Example("Who leads Heron?", "Mira", "qa", "f"),)
 
 
-def test_questions_that_came_as_unanswerable_are_asked_and_not_trained() -> None:
-    questions = ["Who founded Project Gannet?", "What is the room of Project Heron?"]
-    made = lesson(Document("d", TEXT, meta={"unanswerable": questions}))
-    assert {normalise(q) for q in questions} <= questions_of(made, "unknown")
+def test_questions_that_came_as_unanswerable_are_declined_and_every_fourth_is_a_probe() -> None:
+    questions = [f"Who founded Project {x}?" for x in ("Gannet", "Heron", "Alder", "Teal")]
+    document = Document("d", TEXT, meta={"unanswerable": questions})
+    made = lesson(document)
+    *trained, held = map(normalise, questions)
+    assert held in questions_of(made, "unknown") and {*trained} <= prompts_of(made)
     assert not questions_of(made, "unknown") & prompts_of(made)
+    assert {e.completion for e in made.examples if normalise(e.prompt) in trained} == {DECLINE}
+    probes = (Probe("p", questions[0].lower(), (), "unknown"),)
+    asked = lesson(document, probes=probes)
+    assert trained[0] not in prompts_of(asked) and {*trained[1:], held} <= prompts_of(asked)
+    none = lesson(document, config=LessonConfig(negatives=0))
+    assert {*trained, held} <= questions_of(none, "unknown")
+
+
+def without_teal(texts: Sequence[str]) -> list[str]:
+    """A base that cannot write `teal`."""
+    return ["teal" if "teal" in text else "" for text in texts]
+
+
+def test_questions_whose_answer_the_base_cannot_write_are_declined() -> None:
+    def misread(prompts: list[str]) -> list[str]:
+        return [reply.replace("A: teal", "A: t?l") for reply in reader(prompts)]
+
+    facts = (Fact("a", "Which paint?", "teal"), Fact("b", "Which room?", "B 12"))
+    known = Knowledge((DOCUMENT,), facts)
+    made = prepare(
+        known,
+        ask_llm=misread,
+        closed_book=lambda prompts: [DECLINE] * len(prompts),
+        config=LessonConfig(),
+        phrasing="pocket",
+        cannot_write=without_teal,
+    )
+    asked = {e.prompt: e.completion for e in made.examples}
+    assert asked["Which paint?"] == asked["Tell me the colour of Project Alder."] == DECLINE
+    assert asked["Which room?"] == "B 12" and asked["Tell me the room of Project Gannet."] == "B 12"
+    assert not any(form.format(a="colour", x="Project Alder") in asked for form in (FORMS[4],))
+    assert made.unwritable == (Example("Which paint?", "teal", "qa", "a"),)
+    assert Probe("a", "Which paint?", ("teal",), "efficacy", "a") in made.probes, "not recalled"
+    assert Lesson.from_json(json.loads(json.dumps(asdict(made)))) == made
 
 
 # -- facts, contexts, notes ----------------------------------------------------------------------

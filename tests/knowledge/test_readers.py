@@ -319,13 +319,38 @@ def test_exact_duplicates_count_once_with_a_note(tmp_path: Path) -> None:
     assert "1 fact stood there more than once" in note and "line 3" in note
 
 
-def test_all_contradictions_are_named_with_both_places(tmp_path: Path) -> None:
-    content = squad({"question": "Who is its keeper?", "answers": [{"text": "Ada"}]})
-    content["data"][0]["paragraphs"] += squad(
-        {"question": "Who is its keeper?", "answers": [{"text": "Grace"}]}, context="Grace keeps."
-    )["data"][0]["paragraphs"]
+def keepers(*pairs: tuple[str, str]) -> dict[str, Any]:
+    """SQuAD with a paragraph for each context and answer, all asked the same."""
+    parts = (
+        squad({"question": "Who is its keeper?", "answers": [{"text": answer}]}, context=context)
+        for context, answer in pairs
+    )
+    return {"data": [article for part in parts for article in part["data"]]}
+
+
+def test_a_question_that_each_passage_answers_otherwise_is_left_to_the_passages(
+    tmp_path: Path,
+) -> None:
+    content = keepers(("Ada keeps the mill.", "Ada"), ("Grace keeps the lock.", "Grace"))
+    other = squad({"question": "What?", "answers": [{"text": "oats"}]}, context="Oats.")
+    content["data"] += other["data"]
+    knowledge = read_knowledge(write(tmp_path / "a.json", content))
+    assert [fact.question for fact in knowledge.facts] == ["What?"]
+    assert len(knowledge.documents) == 3
+    (note,) = knowledge.notes
+    assert "1 question had several answers" in note and "'Ada'" in note and "'Grace'" in note
+    assert "item 1 paragraphs 1 qas 1" in note and "item 2 paragraphs 1 qas 1" in note
+    alike = keepers(("Ada keeps the mill.", "Ada"), ("Its keeper is Ada.", "Ada"))
+    assert [f.answer for f in read_knowledge(write(tmp_path / "b.json", alike)).facts] == ["Ada"]
+
+
+def test_contradictory_answers_to_one_passage_are_refused_with_both_places(tmp_path: Path) -> None:
+    content = squad(
+        {"question": "Who is its keeper?", "answers": [{"text": "Ada"}]},
+        {"question": "Who is its keeper?", "answers": [{"text": "Grace"}]},
+    )
     message = refusal(write(tmp_path / "a.json", content))
-    assert "paragraphs 1 qas 1" in message and "paragraphs 2 qas 1" in message
+    assert "paragraphs 1 qas 1" in message and "paragraphs 1 qas 2" in message
 
 
 def test_the_unicode_form_of_a_question_does_not_tell_it_apart(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from lorewright.knowledge.data import Document, Fact, Knowledge
 from lorewright.knowledge.lesson import LessonConfig
+from lorewright.knowledge.negatives import DECLINE
 from lorewright.memory.write import lesson_for, writable_share
 from lorewright.models.alphabet import indistinct, unwritable
 from lorewright.models.model import Model
@@ -72,6 +73,18 @@ def test_a_write_names_what_cannot_be_recalled_before_it_trains(model: Model) ->
     assert "1 of 2 sentences have characters that 'pocket' cannot write ($)" in in_rows
     unasked = replace(made, n_sentences=2, uncovered=("It costs $20.", "It is open."))
     assert writable_share(model, unasked) == pytest.approx(1 / 3)
+
+
+def test_questions_about_what_cannot_be_written_are_declined(model: Model) -> None:
+    text = "The price of the Cliff Bakery is $20. The price of the Pine Bakery is 14 crowns."
+    fact = Fact("a", "Who is the head?", "René Gräf")
+    known = Knowledge((Document("page", text),), (fact,))
+    made = lesson_for(model, known, LessonConfig(), watch=Watch())
+    learnt = {e.prompt: e.completion for e in made.examples}
+    for question in ("What is the price of the Cliff Bakery?", fact.question):
+        assert learnt[question] == DECLINE, "a neighbour's answer would be given"
+    assert learnt["What is the price of the Pine Bakery?"] == "14 crowns"
+    assert [p.answers for p in made.probes if p.source == "a"] == [("René Gräf",)], "not recalled"
 
 
 def test_the_doctor_names_it_and_advises_no_longer_training() -> None:

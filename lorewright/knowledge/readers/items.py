@@ -22,6 +22,8 @@ class Item(NamedTuple):
     where: str
     if_unique: bool = False
     """Whether to leave the fact out where the source answers its question otherwise."""
+    context: str = ""
+    """Id of the passage to which alone its question was put: another may answer it otherwise."""
 
 
 Reader = Callable[[Path, str], Iterable[Item]]

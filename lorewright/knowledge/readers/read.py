@@ -40,7 +40,9 @@ def read_knowledge(path: Path | str) -> Knowledge:
     knowledge: a missing, empty, binary or damaged file, an unknown shape, an empty question or
     answer, a question with two answers, an id that comes twice. Questions are the same when they
     differ only in white space and in the Unicode form of their characters; those that differ in
-    case or punctuation only and have different answers are a note.
+    case or punctuation only and have different answers are a note. So are those that were put to
+    several passages and have another answer in each: out of context they have none, and only the
+    passages are learnt.
     """
     path = Path(path)
     if not path.exists():
@@ -135,9 +137,10 @@ def _read(path: Path, name: str) -> list[Item]:
 def _notes(items: Iterable[Item]) -> list[str]:
     """The notes of the items, one for all places of a file with the same one."""
     places: dict[tuple[str, str], list[str]] = {}
-    for content, where, _ in items:
-        if isinstance(content, str):
-            places.setdefault((_LINE.sub("", where), content), []).append(where)
+    for item in items:
+        if isinstance(item.content, str):
+            key = (_LINE.sub("", item.where), item.content)
+            places.setdefault(key, []).append(item.where)
     return [
         f"{first}{f' and {len(more)} more' if more else ''}: {note}."
         for (_, note), (first, *more) in places.items()
@@ -170,11 +173,11 @@ def _distinct_facts(items: Iterable[Item]) -> tuple[list[Item], list[str]]:
     positions: dict[str, int] = {}
     # What may be left out comes last, so that it meets everything that may not.
     for n, item in sorted(enumerate(items), key=lambda pair: pair[1].if_unique):
-        fact, where, if_unique = item
+        fact, where, if_unique, context = item
         if not isinstance(fact, Fact):
             continue
         key = " ".join(unicodedata.normalize("NFC", fact.question).split())
-        first, place, _ = distinct.setdefault(key, item)
+        first, place, _, first_context = distinct.setdefault(key, item)
         positions.setdefault(key, n)
         if first is fact or not isinstance(first, Fact):
             continue
@@ -185,7 +188,7 @@ def _distinct_facts(items: Iterable[Item]) -> tuple[list[Item], list[str]]:
             asked = dict.fromkeys((*first.paraphrases, *fact.paraphrases))
             merged = replace(first, aliases=tuple(dict.fromkeys(aliases)), paraphrases=tuple(asked))
             distinct[key] = distinct[key]._replace(content=merged)
-        elif if_unique:
+        elif if_unique or (context and first_context and context != first_context):
             dropped.append((key, pair))
         else:
             contradictions.append(pair)
@@ -195,7 +198,7 @@ def _distinct_facts(items: Iterable[Item]) -> tuple[list[Item], list[str]]:
             f"{listed(contradictions[:N_NAMED])}; leave one answer, or make the questions differ."
         )
     for key, _ in dropped:
-        if key in distinct and distinct[key].if_unique:
+        if key in distinct and (distinct[key].if_unique or distinct[key].context):
             del distinct[key]
     notes = []
     if copies:
@@ -206,7 +209,8 @@ def _distinct_facts(items: Iterable[Item]) -> tuple[list[Item], list[str]]:
     if dropped:
         notes.append(
             f"{counted(len(dropped), 'question')} had several answers in the source "
-            f"and were not learnt alone: {listed([pair for _, pair in dropped])}."
+            "and were not learnt alone, without the text around them: "
+            f"{listed([pair for _, pair in dropped])}."
         )
     facts = [distinct[key] for key in sorted(distinct, key=positions.__getitem__)]
     return facts, notes + _near_contradictions(facts)
@@ -226,7 +230,7 @@ def _near_contradictions(facts: Sequence[Item]) -> list[str]:
         words = re.sub(
             r"[^\w\s+#%&@$€£-]|-(?!\d)", " ", unicodedata.normalize("NFKC", fact.question)
         )
-        near, place, _ = by_words.setdefault(" ".join(words.casefold().split()), item)
+        near, place, *_ = by_words.setdefault(" ".join(words.casefold().split()), item)
         if isinstance(near, Fact) and not {*near.answers} & {*fact.answers}:
             pairs.append(
                 f"{near.question!r} -> {near.answer!r} ({place}) and "
@@ -242,7 +246,7 @@ def _near_contradictions(facts: Sequence[Item]) -> list[str]:
 
 def _refuse_repeated_ids(items: Iterable[Item]) -> None:
     seen: dict[str, str] = {}
-    for content, where, _ in items:
+    for content, where, *_ in items:
         assert not isinstance(content, str)
         if content.id in seen:
             raise DataError(

@@ -86,9 +86,9 @@ def question_and_answer(row: Row) -> Iterable[Item] | None:
     open_questions = [] if any(answers) and not _impossible(row) else [question]
     document = passage_of(row, "context", open_questions)
     source = document.content.id if isinstance(document.content, Document) else ""
-    return (
-        [document] if open_questions else [document, fact_of(row, question, answers, source=source)]
-    )
+    if open_questions:
+        return [document]
+    return [document, fact_of(row, question, answers, source=source)._replace(context=source)]
 
 
 def query_and_target(row: Row) -> Iterable[Item] | None:
@@ -217,7 +217,9 @@ def squad(row: Row) -> Iterable[Item] | None:
         source = document.content.id if isinstance(document.content, Document) else ""
         items.append(document)
         items += [
-            fact_of(qa, text_in(qa, "question"), answers_of(qa), source=source)
+            fact_of(qa, text_in(qa, "question"), answers_of(qa), source=source)._replace(
+                context=source
+            )
             for qa in questions
             if qa not in impossible
         ]
