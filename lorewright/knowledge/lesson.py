@@ -185,14 +185,14 @@ def prepare(
         notes += _pair_notes(document, pairs, n_statements)
         if study.wrote_pairs and not given_probes:
             given = [fact.answers for fact in knowledge.facts if fact.source == document.id]
-            left = [s for s in pairs.uncovered if not any(contains(s, a) for a in given)]
+            left = [s for s in pairs.uncovered if not any(contains(s, a) for a in marked)]
             n_sentences += n_statements
             uncovered += left
     if knowledge.facts:
         marks = cannot_write([fact.answer for fact in knowledge.facts])
-        given = list(zip(knowledge.facts, marks, strict=True))
-        parts.append(fact_examples(fact for fact, lost in given if not lost))
-        unwritable += fact_examples(fact for fact, lost in given if lost)
+        marked = list(zip(knowledge.facts, marks, strict=True))
+        parts.append(fact_examples(fact for fact, lost in marked if not lost))
+        unwritable += fact_examples(fact for fact, lost in marked if lost)
         open_questions += [e for u in unwritable for e in _declined([u.prompt], u.source)]
         probes += _fact_probes(knowledge.facts, config.max_efficacy)
     trained = [(e.prompt, e.completion) for part in parts for e in part if e.kind == "qa"]
