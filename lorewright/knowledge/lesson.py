@@ -185,7 +185,7 @@ def prepare(
         notes += _pair_notes(document, pairs, n_statements)
         if study.wrote_pairs and not given_probes:
             given = [fact.answers for fact in knowledge.facts if fact.source == document.id]
-            left = [s for s in pairs.uncovered if not any(contains(s, a) for a in marked)]
+            left = [s for s in pairs.uncovered if not any(contains(s, a) for a in given)]
             n_sentences += n_statements
             uncovered += left
     if knowledge.facts:
