@@ -8,8 +8,8 @@
     which      What about the second one?   ->  nothing can be put in
 
 By form alone, in English: whether a reading is what was meant is up to whoever answers it. A
-question that names something, or whose pronoun has a noun before it in an earlier clause, stands by
-itself.
+question stands by itself if it names something, before any pronoun, or if its pronoun has a noun
+before it that it can stand for.
 """
 
 from __future__ import annotations
@@ -36,8 +36,10 @@ _CLAUSE = re.compile(
 _PRONOUN = re.compile(
     r"\b(?:it|its|he|she|him|her|his|hers|they|them|their|theirs)\b(?!['’]d)"
     r"|(?<!is )(?<!are )(?<!was )(?<!were )\bthere\b"
-    r"|\b(?:this|that|these|those)\b(?=\s*[?.!,]|\s*\Z|\s+(?:is|are|was|were|be|has|have|had)\b)"
-    r"|(?<=\bis )(?:this|that)\b|(?<=\bwas )(?:this|that)\b|(?<=\bdoes )(?:this|that)\b",
+    r"|\b(?:this|that|these|those)\b(?=\s*[?.!,]|\s*\Z)"
+    r"|(?<=\bis )(?:this|that)\b|(?<=\bwas )(?:this|that)\b|(?<=\bdo )(?:these|those)\b"
+    r"|(?<=\bdoes )(?:this|that)\b|(?<=\bdid )(?:this|that|these|those)\b"
+    r"|(?<=\bare )(?:these|those)\b|(?<=\bwere )(?:these|those)\b",
     re.IGNORECASE,
 )
 _EMPTY_IT = re.compile(
@@ -46,6 +48,16 @@ _EMPTY_IT = re.compile(
     r"|\bit (?:is|was) \w+ (?:to|that)\b|\bit (?:rains?|snows?)\b",
     re.IGNORECASE,
 )
+_NOUN = re.compile(
+    r"\b(?:the|a|an)\s+\w|\bwhich\s+(?!(?:is|are|was|were|has|have|had|of|one)\b)\w", re.IGNORECASE
+)
+"""What a noun phrase begins with."""
+_INDEFINITE = re.compile(r"\ban?\s+\w+(?!.*\b(?:of|for)\s*\Z)", re.IGNORECASE)
+_SUBJECT = re.compile(
+    r"\b(?:do|does|did)\s+(?!(?:the|a|an)\s+\w+(?:\s+\w+)?\s+(?:of|for|to|in|on|at)\s*\Z)(\w+)",
+    re.IGNORECASE,
+)
+"""Where the subject of a question stands; what belongs to a pronoun ("the price of it") is none."""
 _WHICH = re.compile(
     r"\b(?:first|second|third|fourth|fifth|last|next|previous|other|another|former|latter|same|this"
     r"|that|which) ones?\b|\b(?:the|those) ones\b|\bthe one\b"
@@ -68,6 +80,7 @@ _ALIKE = dict.fromkeys(("what", "which"), "(?:what|which)") | dict.fromkeys(
     ("when", "what time"), "(?:when|(?:at )?what time)"
 )
 """Ways to begin a question that ask for the same."""
+_DETERMINERS = frozenset(("the", "a", "an"))
 _NAMES = frozenset(("names", "name", "acronym"))
 _PERSONS = frozenset(("he", "she", "him", "her", "his", "hers"))
 _THINGS = frozenset(("it", "its", "this", "that", "there"))
@@ -106,10 +119,11 @@ def left_out(question: str) -> str:
     rest = _lead_off(text)
     if rest != text and rest and not _OPENS_A_QUESTION.match(rest) and _is_phrase(rest):
         return rest.rstrip("?.! ")
-    if named_in(text):
-        return ""
-    if (pronoun := _pronoun(text)) is not None:
+    pronoun = _pronoun(text)
+    if pronoun is not None and not named_in(text[: pronoun.start()]):
         return pronoun[0]
+    if pronoun is not None or named_in(text):
+        return ""
     return rest.rstrip("?.! ") if _BARE.match(rest) and not _ARTICLE.search(rest) else ""
 
 
@@ -157,12 +171,22 @@ def _is_phrase(rest: str) -> bool:
 
 
 def _pronoun(text: str) -> re.Match[str] | None:
-    """The first pronoun without a noun before it in an earlier clause of the question."""
+    """The first pronoun that no noun before it in the question can stand for.
+
+    Such a noun is the subject, by its place, stands in an earlier clause, or is indefinite.
+    """
     if _EMPTY_IT.search(text):
         return None
+    first = words_of(text.partition(" ")[0])
+    begins_with_noun = bool(first) and not _OPENS_A_QUESTION.match(_lead_off(text))
     for hit in _PRONOUN.finditer(text):
-        marks = [mark.start() for mark in _CLAUSE.finditer(text, 0, hit.start())]
-        if not (marks and _ARTICLE.search(text[: marks[-1]])):
+        before = text[: hit.start()]
+        marks = [mark.start() for mark in _CLAUSE.finditer(before)]
+        earlier = bool(marks) and _NOUN.search(before[: marks[-1]]) is not None
+        subject = _SUBJECT.search(before)
+        own = subject is not None and (words_of(subject[1]) or subject[1].lower() in _DETERMINERS)
+        own = own or _INDEFINITE.search(before) is not None
+        if not (earlier or own or (begins_with_noun and before)):
             return hit
     return None
 

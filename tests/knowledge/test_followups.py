@@ -25,6 +25,15 @@ WHOLE = (
     "When is the kiln cleaned, and who does it?",
     "How hot does the kiln get before it is opened?",
     "Is there a fee?",
+    "What must be run over a man page to shrink it?",
+    "How long does it take to reach the Tide Office?",
+    "Is it true that Mira Falk leads the Tide Office?",
+    "Whom does the Tide Office tell when it closes?",
+    "How long does git rerere remember a conflict that was settled by hand?",
+    "Resolved conflicts are pruned when they are older than what?",
+    "Where do birds lay their eggs?",
+    "Which vegetable makes one cry when one cuts it?",
+    "From beyond what number does bash keep return values for its own purposes?",
     "Jorun Hartley:",
     "kiln temperature?",
     "What is the colour of the badge?",
@@ -43,9 +52,13 @@ READ = {
     "And the badge colour?": "What is the badge colour of the Tide Office?",
     "Where does she live?": "Where does Maren Oskold live?",
     "And her number?": "What is Maren Oskold's number?",
+    "Does she work for the Grain Mill?": "Does Maren Oskold work for the Grain Mill?",
     "Who works there?": "Who works at the Tide Office?",
     "And the Grain Mill?": "Who leads the Grain Mill?",
     "how about the Grain Mill": "Who leads the Grain Mill?",
+    "What is the price of that?": "What is the price of the Tide Office?",
+    "How much does the ticket for it cost?": "How much does the ticket for the Tide Office cost?",
+    "Which badge colour does it have?": "Which badge colour does the Tide Office have?",
     "When?": "When does the Tide Office open?",
     "and what colour?": "Which badge colour does the Tide Office have?",
 }
@@ -57,7 +70,7 @@ def test_a_follow_up_reads_as_a_whole_question(question: str) -> None:
     (reading,) = completions(question, BEFORE, ANSWER, TRAINED)
     assert reading.text == READ[question] and left_out(reading.text) == ""
     assert reading.subject in reading.text
-    assert reading.named == ("Mill" in question)
+    assert reading.named == (reading.subject == "the Grain Mill")
 
 
 @pytest.mark.parametrize(
