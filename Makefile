@@ -15,19 +15,25 @@ WORKERS ?= $(CORES)
 OFFLINE = HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 # Extra arguments, for instance: make test PYTEST="-k merge -x"   make demo DEMO="--help"
+# The base of `make demo-real`: a name that `lore models` lists.
+REAL ?= smollm2
 PYTEST ?=
 DEMO ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check docs house format wheel clean
+.PHONY: help setup demo demo-real test test-all check docs house format wheel clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## create .venv and install everything (the others do it when needed)
 
 demo: $(STAMP) ## watch the embedded model learn a document, offline
 	$(OFFLINE) OMP_NUM_THREADS=$(THREADS) $(BIN)/lore demo --threads 1 $(DEMO)
+
+demo-real: $(STAMP) ## the same on a pretrained base of 135 million parameters, fetched once
+	$(BIN)/lore models get $(REAL)
+	$(OFFLINE) OMP_NUM_THREADS=$(THREADS) $(BIN)/lore demo --model $(REAL) $(DEMO)
 
 RUN_TESTS = $(if $(LOREWRIGHT_NETWORK),,$(OFFLINE)) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 

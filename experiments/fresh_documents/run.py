@@ -28,7 +28,7 @@ sys.path.insert(0, str(HERE.parents[1] / "pocket"))
 
 import world  # noqa: E402
 
-from lorewright.cli.contrast import LESSON, NEW, questions_config  # noqa: E402
+from lorewright.cli.demos import LESSON, NEW, questions_config  # noqa: E402
 from lorewright.files import (  # noqa: E402
     save_json,
     store,

@@ -1,17 +1,19 @@
-"""The memo, reproduced: one document, four conditions, the same probes.
+"""The memo, reproduced: one document, several conditions, the same probes.
 
 A well-known report wrote a document by next-token loss, saw the loss fall to 0.004 and the recall
 stay at 0.000. Here both ways to write stand beside each other and beside reading: part of the
 document in the prompt (stable), next-token loss, questions and answers, all of it in the prompt
 (full). Questions are on the part that `stable` does not see, in forms that the adapter was never
-trained on; the stricter rows ask in forms that the base never saw either.
+trained on. Which document, which base and which settings is described in `demos`; this runs what
+is described. A condition that is finished is kept in the folder, and another run goes on from it.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,55 +21,213 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from lorewright.adapters.config import LoraConfig
 from lorewright.errors import ConfigError
-from lorewright.files import save_json
+from lorewright.files import digest, read_object, save_json, slug
 from lorewright.knowledge.data import Document, Knowledge, Probe
-from lorewright.knowledge.lesson import LessonConfig, contexts, prepare
+from lorewright.knowledge.lesson import LessonConfig, contexts, prepare, texts_of
 from lorewright.knowledge.readers.probes import read_probes
 from lorewright.knowledge.readers.read import read_knowledge
 from lorewright.knowledge.scoring import contains
 from lorewright.memory.memory import Memory
-from lorewright.models.catalogue import POCKET
+from lorewright.models.general import Known, known_to
 from lorewright.models.model import Model
+from lorewright.recall.statistics import estimate
 from lorewright.recall.traces import trace
-from lorewright.recall.verify import RecallReport, verify
+from lorewright.recall.verify import N_RETAINED, RETAINED, Recall, ask, still_known
 from lorewright.reports.figures.contrast import contrast_figure
 from lorewright.reports.progress import shown
 from lorewright.reports.results import contrast_table
 from lorewright.reports.tables import Rendered
-from lorewright.training.config import Epoch, WriteConfig, Written
+from lorewright.training.config import Epoch, WriteConfig
 from lorewright.training.loop import write
-from lorewright.training.rates import suggested_lr
 
 EXAMPLES = next(
     (up / "examples" for up in Path(__file__).parents[:3] if (up / "examples").is_dir()),
     Path("examples"),
 )
-"""Handbook, probes and phone list: in the installed package, or beside it in a checkout."""
+"""Documents with probes and facts: in the installed package, or beside it in a checkout."""
 N_QUESTIONS = 3
-NEXT_TOKEN_EPOCHS = 60
-QUESTION_EPOCHS = 28
-RANK = 16
-MARGIN = 0.9
-NEGATIVES = 4.0
-"""Questions to be declined are four times those to be answered, as far as there are so many: most
-questions that one could put to a document it does not answer."""
-LESSON = LessonConfig(negatives=NEGATIVES)
-NEW = "new-"
-"""Ids of probes whose question form is new to the base as well begin so: the stricter test."""
+QUICK_EPOCHS, QUICK_UNKNOWN = 2, 4
+PROMPTED = "prompted"
+"""The arm of a memory with part of the document in the prompt as well."""
 
 
-@dataclass
-class Curve:
-    """Loss and held-out recall, epoch by epoch."""
+# -- what a demonstration is ------------------------------------------------------------------
 
-    epoch: list[int] = field(default_factory=list)
-    loss: list[float] = field(default_factory=list)
-    recall: list[float] = field(default_factory=list)
+
+@dataclass(frozen=True)
+class TextWrite:
+    """A condition: the document is written by next-token loss."""
+
+    name: str
+    step: str
+    """What is printed when it begins."""
+    config: Callable[[Model], WriteConfig]
+    prompted: bool = False
+    """Ask with part of the document in the prompt as well."""
+
+
+@dataclass(frozen=True)
+class QuestionWrite:
+    """A condition: questions and answers are written as a memory, with its whole verdict."""
+
+    name: str
+    step: str
+    config: Callable[[Model], WriteConfig]
+    lesson: LessonConfig
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table: probes of a kind under an arm of a condition."""
+
+    name: str
+    meaning: str
+    condition: str
+    arm: str = "memory"
+    kind: str = "paraphrase"
+    strict: bool = False
+    """Only the stricter probes."""
+
+
+@dataclass(frozen=True)
+class Control:
+    """Another memory, for the answers of a wrong one."""
+
+    file: str
+    step: str
+    config: Callable[[Model], WriteConfig]
+
+
+@dataclass(frozen=True)
+class Demo:
+    """A demonstration: a document with probes, conditions, and the rows of its table."""
+
+    title: str
+    command: str
+    document: str
+    """Name of a file in EXAMPLES; `<name>.probes.jsonl` lies beside it."""
+    conditions: tuple[TextWrite | QuestionWrite, ...]
+    rows: tuple[Row, ...]
+    extra: tuple[Row, ...]
+    facts: bool = False
+    """`<name>.jsonl` beside the document holds the questions that are trained; else the base asks
+    itself."""
+    control: Control | None = None
+    metric: str = "exact_match"
+    strict: str = "new-"
+    """Ids of the stricter probes begin so."""
+    strict_apart: bool = True
+    """The stricter probes are not among the others."""
+    beside: bool = False
+    """Every row has the near misses declined and the general questions retained as well."""
+    curve_probes: int = 0
+    """Recall after an epoch is on so many probes; 0 = all."""
+    curve_every: int = 1
+    """Recall is taken after so many epochs of a write by next-token loss."""
+    quick_facts: int = 0
+    """`--quick` writes and asks so many facts; 0 = all."""
+
+    @property
+    def memory(self) -> str:
+        """Name of the memory that is written."""
+        return slug(Path(self.document).stem)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A demonstration on a base: what is written and what is asked."""
+
+    demo: Demo
+    model: Model
+    document: Document
+    knowledge: Knowledge
+    probes: tuple[Probe, ...]
+    held: tuple[Probe, ...]
+    """Probes of the headline."""
+    strict: tuple[Probe, ...]
+    scaffold: str
+    general: tuple[Known, ...]
+    folder: Path
+    quick: bool
+
+    @property
+    def unknown(self) -> list[Probe]:
+        """Probes that the document does not answer."""
+        return [probe for probe in self.probes if probe.kind == "unknown"]
+
+    def config(self, of: Callable[[Model], WriteConfig]) -> WriteConfig:
+        """The settings of a write; few epochs if it is to be quick."""
+        config = of(self.model)
+        return replace(config, epochs=QUICK_EPOCHS) if self.quick else config
+
+    @property
+    def on_curve(self) -> list[Probe]:
+        """Probes of the curve, spread over the document."""
+        n = self.demo.curve_probes or len(self.held)
+        return list(self.held[:: max(1, len(self.held) // n)])
+
+
+def setting(
+    demo: Demo, model: Model, folder: Path, source: Path | None = None, *, quick: bool = False
+) -> Setting:
+    """Read what a demonstration needs; `source` is a document in place of its own.
+
+    Raises ConfigError for a document without the files that are to lie beside it.
+    """
+    path, asked, trained = _files(demo, source)
+    document, probes = Document.read(path), read_probes(asked)
+    knowledge = Knowledge((document,))
+    if trained is not None:
+        facts = read_knowledge(trained).facts
+        knowledge = Knowledge((document,), tuple(replace(f, source=document.id) for f in facts))
+    if quick and demo.quick_facts:
+        knowledge, probes = _few(knowledge, probes, demo.quick_facts)
+    _, scaffold = contexts(Knowledge((document,)))
+    unseen = [p for p in probes if p.kind == "paraphrase" and not contains(scaffold, p.answers)]
+    strict = [p for p in unseen if p.id.startswith(demo.strict)]
+    held = [p for p in unseen if p not in strict] if demo.strict_apart else unseen
+    about = texts_of(replace(knowledge, documents=()), probes)
+    general = known_to(model, "held", N_RETAINED, texts=about) if demo.beside else []
+    parts = (probes, tuple(held), tuple(strict), scaffold, tuple(general))
+    return Setting(demo, model, document, knowledge, *parts, folder, quick)
+
+
+def _files(demo: Demo, source: Path | None) -> tuple[Path, Path, Path | None]:
+    """The document, its probes, and what is trained of it where that is given."""
+    path = source or EXAMPLES / demo.document
+    probes = _beside(path, ".probes.jsonl", "questions on it that are not trained")
+    given = _beside(path, ".jsonl", "questions and answers to train") if demo.facts else None
+    return path, probes, given
+
+
+def _beside(path: Path, suffix: str, what: str) -> Path:
+    beside = path.with_name(f"{path.stem}{suffix}")
+    if not beside.exists():
+        raise ConfigError(
+            f"the demo needs {what} beside {path.name}; there is no {beside}; write it as JSON "
+            "lines."
+        )
+    return beside
+
+
+def _few(
+    knowledge: Knowledge, probes: Sequence[Probe], n: int
+) -> tuple[Knowledge, tuple[Probe, ...]]:
+    """The first n answers with all of their questions, and a few that have none."""
+    answers = list(dict.fromkeys(fact.answer for fact in knowledge.facts))[:n]
+    facts = tuple(fact for fact in knowledge.facts if fact.answer in answers)
+    asked = [probe for probe in probes if {*probe.answers} & {*answers}]
+    unknown = [probe for probe in probes if probe.kind == "unknown"][:QUICK_UNKNOWN]
+    return replace(knowledge, facts=facts), (*asked, *unknown)
+
+
+# -- running it -------------------------------------------------------------------------------
 
 
 def run(
+    demo: Demo,
+    base: str,
     progress: Console,
     out: Console,
     folder: Path,
@@ -75,111 +235,176 @@ def run(
     *,
     quick: bool = False,
 ) -> dict[str, Any]:
-    """Write the handbook both ways, print the table, ask three questions, save record and figure.
+    """Write the document in every condition, print the table, ask three questions, save the record.
 
-    Returns the record that is saved as record.json. Raises ConfigError when a document of the
-    user's own comes without a `<name>.probes.jsonl` beside it.
+    Returns the record that is saved as record.json. Conditions that the folder has finished with
+    the same settings are not run again. Raises ConfigError when a document of the user's own comes
+    without the files that are to lie beside it, ModelError for a base that is not there.
     """
     started = time.monotonic()
-    path = source or EXAMPLES / "handbook.md"
-    probes = _probes(path)
-    document = Document.read(path)
-    model = Model.load(POCKET)
-    _, scaffold = contexts(Knowledge((document,)))
-    unseen = [p for p in probes if p.kind == "paraphrase" and not contains(scaffold, p.answers)]
-    held = [p for p in unseen if not p.id.startswith(NEW)]
-    new = [p for p in unseen if p.id.startswith(NEW)]
-    unknown = [p for p in probes if p.kind == "unknown"]
     step = _stepper(progress, started)
+    path, *_ = _files(demo, source)
+    model = Model.load(base)
+    if demo.beside:
+        step(f"{model.name}: which general questions does it answer?")
+    on = setting(demo, model, folder, source, quick=quick)
     n_parameters = sum(p.numel() for p in model.network.parameters())
     step(
         f"{model.name}: {n_parameters / 1e6:.1f} million parameters, frozen; {path.name}: "
-        f"{len(document.text.split())} words; {len(held)} probes in forms the adapter never saw"
+        f"{len(on.document.text.split())} words; {len(on.held)} probes in forms the adapter never "
+        "saw"
     )
-    step("next-token loss: the text itself, again and again")
-    plain, plain_curve = _write_plain(progress, model, document, held, quick)
-    memory = Memory.open(folder / f"memory-{model.digest[:8]}", model)
-    step("another memory, a phone list: the control for an answer from the wrong memory")
-    config = _config(model, QUESTION_EPOCHS if not quick else 2, batch=16)
-    memory.write(read_knowledge(EXAMPLES / "phones.jsonl"), name="phones", config=config)
-    step("questions and answers: the base reads, asks itself, and learns to answer")
-    with shown(progress) as show:
-        questions_curve, on_epoch = _curve(model, held, show.epoch)
-        outcome = memory.write(
-            document,
-            name="handbook",
-            config=questions_config(model, config.epochs),
-            lesson=LESSON,
-            probes=probes,
-            watch=replace(show, step=step, epoch=on_epoch),
-        )
-    step("asking the next-token memory")
-    plain_report = verify(model, held, adapter=plain.adapter)
-    with_prompt = verify(model, [replace(p, context=scaffold) for p in held], adapter=plain.adapter)
-    record = _record(held, new, outcome.report, plain_report, with_prompt)
-    record["rows"][1]["final_loss"] = plain_curve.loss[-1]
-    record["rows"][2]["final_loss"] = questions_curve.loss[-1]
-    record |= {
-        "curves": {"next token": vars(plain_curve), "questions and answers": vars(questions_curve)},
-        "commands": ["lore demo"],
-        "notes": list(outcome.notes),
-        "quick": quick,
-        "trained": outcome.to_json()["trained"],
-        "seconds": round(time.monotonic() - started, 1),
-    }
+    done: dict[str, dict[str, Any]] = {}
+    earlier = 0.0
+    for condition in demo.conditions:
+        place = folder / "conditions" / f"{slug(condition.name)}-{_key(on, condition)}.json"
+        if _finished(place, on, condition):
+            step(f"{condition.name}: finished before, in {place}")
+            earlier += _stored(place)["seconds"]
+        else:
+            step(condition.step)
+            _do(progress, step, on, condition, place)
+        done[condition.name] = _stored(place)
+    record = _record(on, done)
+    record["seconds"] = round(earlier + time.monotonic() - started, 1)
     out.print(Rendered(contrast_table(record)))
-    _ask_some(out, memory, held, unknown)
-    folder.mkdir(parents=True, exist_ok=True)
+    _ask_some(out, on)
     save_json(record, folder / "record.json")
     _figures(out, record, folder)
     return record
 
 
-def _write_plain(
-    progress: Console, model: Model, document: Document, held: Sequence[Probe], quick: bool
-) -> tuple[Written, Curve]:
-    """Write the text by next-token loss; nothing is stored."""
+def _do(
+    progress: Console,
+    step: Callable[[str], None],
+    on: Setting,
+    condition: TextWrite | QuestionWrite,
+    place: Path,
+) -> None:
+    """Run a condition and store its record."""
+    began = time.monotonic()
+    curve = Curve(place.with_suffix(".curve.json"))
+    if isinstance(condition, TextWrite):
+        record = _write_text(progress, step, on, condition, curve)
+    else:
+        record = _write_questions(progress, step, on, condition, curve)
+    record |= {"curve": curve.to_json(), "seconds": round(time.monotonic() - began, 1)}
+    save_json(record, place)
+    curve.path.unlink(missing_ok=True)
+
+
+def _stored(place: Path) -> dict[str, Any]:
+    return read_object(place, "delete it, and run the demo again")
+
+
+def _memory_folder(on: Setting) -> Path:
+    return on.folder / f"memory-{on.model.digest[:8]}"
+
+
+def _key(on: Setting, condition: TextWrite | QuestionWrite) -> str:
+    """What a condition's record depends on, in a few digits."""
+    how: list[Any] = [condition.name, on.config(condition.config).to_json(), on.demo.metric]
+    how += [asdict(condition.lesson)] if isinstance(condition, QuestionWrite) else []
+    how += [on.knowledge.digest(), [asdict(p) for p in on.probes], on.model.digest]
+    return digest([*how, [k.question for k in on.general], on.demo.curve_every])[:12]
+
+
+def _finished(place: Path, on: Setting, condition: TextWrite | QuestionWrite) -> bool:
+    """Whether a condition has its record, and its memory where it leaves one."""
+    if not place.exists() or isinstance(condition, TextWrite):
+        return place.exists()
+    where = _memory_folder(on)
+    return where.is_dir() and on.demo.memory in Memory.open(where, on.model).names
+
+
+def _write_text(
+    progress: Console,
+    step: Callable[[str], None],
+    on: Setting,
+    condition: TextWrite,
+    curve: Curve,
+) -> dict[str, Any]:
+    """Write the text by next-token loss and ask; nothing is stored."""
+    model, demo = on.model, on.demo
     lesson = prepare(
-        Knowledge((document,)),
+        Knowledge((on.document,)),
         ask_llm=_nobody,
         closed_book=_nobody,
         config=LessonConfig(views=("verbatim",), negatives=0),
-        given_probes=held,
+        given_probes=on.held,
     )
-    config = _config(model, NEXT_TOKEN_EPOCHS if not quick else 2, batch=2)
+    config = on.config(condition.config)
     with shown(progress) as show:
-        curve, on_epoch = _curve(model, held, show.epoch)
-        return write(model, lesson.examples, config, on_epoch=on_epoch), curve
-
-
-def _probes(path: Path) -> tuple[Probe, ...]:
-    beside = path.with_name(f"{path.stem}.probes.jsonl")
-    if not beside.exists():
-        raise ConfigError(
-            f"the demo needs questions on {path.name} that are not trained; there is no {beside}; "
-            "write it as JSON lines."
+        on_epoch = curve.following(model, on.on_curve, show.epoch, every=demo.curve_every)
+        written = write(
+            model, lesson.examples, config, on_epoch=on_epoch, on_note=step, advance=show.advance
         )
-    return read_probes(beside)
+    with shown(progress) as show:
+        asking = partial(
+            ask,
+            model,
+            memory=written.adapter,
+            metric=demo.metric,
+            watch=replace(show, step=step),
+            title=f"asking the memory of {condition.name}",
+        )
+        arms = {"memory": asking([*on.held, *(on.unknown if demo.beside else [])])}
+        if condition.prompted:
+            arms[PROMPTED] = asking([replace(p, context=on.scaffold) for p in on.held])
+        if on.general:
+            step("asking it general questions")
+            arms["memory"] += still_known(model, written.adapter, on.general)
+    epochs = written.epochs
+    return {
+        "arms": _plain(arms),
+        "final_loss": epochs[-1].loss_nats,
+        "reason": written.reason,
+        "epochs": len(epochs),
+        "steps": len(epochs) * -(-len(lesson.examples) // config.batch_size),
+        "n_examples": len(lesson.examples),
+        "notes": list(lesson.notes),
+    }
 
 
-def _config(model: Model, epochs: int, *, batch: int) -> WriteConfig:
-    return WriteConfig(
-        lora=LoraConfig(rank=RANK, alpha=2 * RANK),
-        lr=suggested_lr(model),
-        epochs=epochs,
-        batch_size=batch,
-        margin=MARGIN,
-    )
+def _write_questions(
+    progress: Console,
+    step: Callable[[str], None],
+    on: Setting,
+    condition: QuestionWrite,
+    curve: Curve,
+) -> dict[str, Any]:
+    """Write questions and answers into a memory; its verdict asks the base and its controls."""
+    memory, control = Memory.open(_memory_folder(on), on.model), on.demo.control
+    if control is not None:
+        step(control.step)
+        rows = read_knowledge(EXAMPLES / control.file)
+        name = slug(Path(control.file).stem)
+        memory.write(rows, name=name, config=on.config(control.config))
+    with shown(progress) as show:
+        outcome = memory.write(
+            on.knowledge,
+            name=on.demo.memory,
+            config=on.config(condition.config),
+            lesson=condition.lesson,
+            probes=on.probes,
+            metric=on.demo.metric,
+            watch=replace(
+                show, step=step, epoch=curve.following(on.model, on.on_curve, show.epoch)
+            ),
+        )
+    return {
+        "arms": _plain(outcome.report.arms),
+        "final_loss": curve.loss[-1],
+        "reason": outcome.reason,
+        "epochs": outcome.epochs,
+        "n_examples": outcome.n_examples,
+        "trained": outcome.to_json()["trained"],
+        "notes": list(outcome.notes),
+    }
 
 
-def questions_config(model: Model, epochs: int = QUESTION_EPOCHS) -> WriteConfig:
-    """How the demo's second write is trained, beside `LESSON`.
-
-    All layers but the first, which knows words: near misses are then declined more often.
-    """
-    config = _config(model, epochs, batch=16)
-    upper = tuple(range(1, int(model.network.config.get_text_config().num_hidden_layers)))
-    return replace(config, lora=replace(config.lora, layers=upper))
+def _plain(arms: Mapping[str, Sequence[Recall]]) -> dict[str, list[dict[str, Any]]]:
+    return {arm: [asdict(each) for each in rows] for arm, rows in arms.items()}
 
 
 def _nobody(prompts: list[str]) -> list[str]:
@@ -190,98 +415,111 @@ def _nobody(prompts: list[str]) -> list[str]:
 def _stepper(console: Console, started: float) -> Callable[[str], None]:
     def step(text: str) -> None:
         console.print(
-            f"[dim]{time.monotonic() - started:5.0f} s[/]  {text}", highlight=False, soft_wrap=True
+            f"[dim]{time.monotonic() - started:5.0f} s[/]  {escape(text)}",
+            highlight=False,
+            soft_wrap=True,
         )
 
     return step
 
 
-def _curve(
-    model: Model, probes: Sequence[Probe], show: Callable[[Epoch], None]
-) -> tuple[Curve, Callable[[Epoch], None]]:
-    """A curve and the function that fills it: recall by teacher-forced argmax at every token."""
-    curve = Curve()
-    rows = [model.render(probe.question, probe.answers[0]) for probe in probes]
+@dataclass
+class Curve:
+    """Loss and held-out recall by epoch; kept in a file, as a write that resumes repeats epochs."""
 
-    def on_epoch(epoch: Epoch) -> None:
-        curve.epoch.append(epoch.epoch)
-        curve.loss.append(round(epoch.loss_nats, 5))
-        curve.recall.append(round(sum(t.exact for t in trace(model, rows)) / len(rows), 4))
-        show(epoch)
+    path: Path
+    epoch: list[int] = field(default_factory=list)
+    loss: list[float] = field(default_factory=list)
+    recall: list[float] = field(default_factory=list)
 
-    return curve, on_epoch
+    def to_json(self) -> dict[str, list[Any]]:
+        """As plain data."""
+        return {"epoch": self.epoch, "loss": self.loss, "recall": self.recall}
+
+    def following(
+        self, model: Model, probes: Sequence[Probe], show: Callable[[Epoch], None], every: int = 1
+    ) -> Callable[[Epoch], None]:
+        """What fills the curve: recall by teacher-forced argmax at every token, now and then."""
+        rows = [model.render(probe.question, probe.answers[0]) for probe in probes]
+        known: dict[str, list[Any]] = {}
+        if self.path.exists():
+            known = _stored(self.path)
+
+        def on_epoch(epoch: Epoch) -> None:
+            show(epoch)
+            complete = epoch.certified and epoch.n_recalled == epoch.n_examples
+            if epoch.epoch != 1 and epoch.epoch % every and not complete:
+                return
+            self.epoch.append(epoch.epoch)
+            self.loss.append(round(epoch.loss_nats, 5))
+            if epoch.epoch in known.get("epoch", ()):
+                recall = known["recall"][known["epoch"].index(epoch.epoch)]
+            else:
+                recall = round(sum(t.exact for t in trace(model, rows)) / len(rows), 4)
+            self.recall.append(recall)
+            save_json(self.to_json(), self.path)
+
+        return on_epoch
 
 
-def _record(
-    held: Sequence[Probe],
-    new: Sequence[Probe],
-    questions: RecallReport,
-    plain: RecallReport,
-    with_prompt: RecallReport,
-) -> dict[str, Any]:
-    """The table's rows, without probes on the part that `stable` sees."""
-    strict = _only(questions, {p.id for p in new})
-    usual = _only(questions, {p.id for p in held})
-    unknown = {"kind": "unknown"}
-    rows = [
-        _row("stable", "a quarter of the document in the prompt, no memory", usual, "scaffold"),
-        _row("write: next token", "memory trained on the text", plain),
-        _row("write: questions and answers", "memory trained on questions the base wrote", usual),
-        _row("full", "the whole document in the prompt, no memory", usual, "full"),
-    ]
-    extra = [
-        _row("questions and answers, stricter", "forms new to the base too", strict),
-        _row("full, stricter", "forms new to the base too", strict, "full"),
-        _row("base alone", "no document, no memory", usual, "base"),
-        _row("wrong memory", "a phone list's memory and the same questions", usual, "wrong"),
-        _row("write: next token, prompt of stable", "the memo's own condition", with_prompt),
-        _row(
-            "unknown questions declined",
-            "with the memory of questions and answers",
-            usual,
-            **unknown,
-        ),
-        _row("unknown questions declined, base", "no memory", usual, "base", **unknown),
-    ]
+# -- what is shown ----------------------------------------------------------------------------
+
+
+def _record(on: Setting, done: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The record of all conditions, with the table's rows."""
+    demo = on.demo
+    held, strict = ({probe.id for probe in probes} for probes in (on.held, on.strict))
+    writes = {f"write: {name}": record for name, record in done.items()}
+
+    def share(rows: Sequence[Mapping[str, Any]], kind: str) -> dict[str, Any] | None:
+        of_kind = [r["score"] for r in rows if r["kind"] == kind and r["score"] is not None]
+        each = estimate(of_kind)
+        return {"n": each.n, "recall": each.mean, "low": each.low, "high": each.high}
+
+    def filled(row: Row) -> dict[str, Any]:
+        ids = strict if row.strict else held
+        rows = [
+            r
+            for r in done[row.condition]["arms"].get(row.arm, ())
+            if r["kind"] != "paraphrase" or r["probe_id"] in ids
+        ]
+        loss = writes[row.name]["final_loss"] if row.name in writes else None
+        about = {"name": row.name, "meaning": row.meaning, "final_loss": loss}
+        if demo.beside and not row.strict:
+            n_general = sum(r["kind"] == RETAINED for r in rows)
+            about["declined"] = share(rows, "unknown")
+            about["retained"] = share(rows, RETAINED) if n_general else None
+        return {**about, **(share(rows, row.kind) or {})}
+
     return {
-        "title": "Memorised is not answerable",
-        "n_probes": len(held),
-        "rows": rows,
-        "extra": extra,
-        "seconds": 0.0,
-        "outcomes": [vars(r) for r in (*usual.arms["memory"], *strict.arms["memory"])],
+        "title": demo.title,
+        "base": {"id": on.model.name, "digest": on.model.digest},
+        "n_probes": len(on.held),
+        "rows": [filled(row) for row in demo.rows],
+        "extra": [filled(row) for row in demo.extra],
+        "outcomes": {name: record["arms"] for name, record in done.items()},
+        "curves": {name: record["curve"] for name, record in done.items()},
+        "commands": [demo.command],
+        "notes": [note for record in done.values() for note in record["notes"]],
+        "conditions": {
+            name: {k: v for k, v in record.items() if k not in ("arms", "curve", "notes")}
+            for name, record in done.items()
+        },
+        "quick": on.quick,
     }
 
 
-def _row(
-    name: str, meaning: str, report: RecallReport, arm: str = "memory", kind: str = "paraphrase"
-) -> dict[str, Any]:
-    share = report.proportion(arm, kind)
-    interval = {"n": share.n, "recall": share.mean, "low": share.low, "high": share.high}
-    return {"name": name, "meaning": meaning, **interval, "final_loss": None}
-
-
-def _only(report: RecallReport, ids: set[str]) -> RecallReport:
-    """The report on these paraphrases, and on everything that is no paraphrase."""
-    arms = {
-        arm: tuple(r for r in rows if r.kind != "paraphrase" or r.probe_id in ids)
-        for arm, rows in report.arms.items()
-    }
-    return replace(report, arms=arms)
-
-
-def _ask_some(
-    out: Console, memory: Memory, held: Sequence[Probe], unknown: Sequence[Probe]
-) -> None:
+def _ask_some(out: Console, on: Setting) -> None:
     """Three questions on the document, from three places, then one that it does not answer."""
+    held, memory = list(on.held), Memory.open(_memory_folder(on), on.model)
     spread = (
         [held[len(held) * i // N_QUESTIONS + 1] for i in range(N_QUESTIONS)]
         if len(held) > N_QUESTIONS
-        else list(held)
+        else held
     )
     out.print("\nAnswers of the memory, with nothing in the prompt:")
-    for probe in [*spread, *unknown[-1:]]:
-        answer = memory.ask(probe.question, "handbook", mode="closed")
+    for probe in [*spread, *on.unknown[-1:]]:
+        answer = memory.ask(probe.question, on.demo.memory, mode="closed")
         truth = probe.answers[0] if probe.answers else "not in the document"
         out.print(
             f"  {probe.question}\n    [b]{escape(answer.text)}[/]  "

@@ -1,4 +1,4 @@
-"""`lore demo`: the embedded model learns a document while one watches."""
+"""`lore demo`: a base learns a document while one watches."""
 
 from __future__ import annotations
 
@@ -7,24 +7,38 @@ from typing import Annotated
 
 import typer
 
-from lorewright.cli.options import Json, Threads
+from lorewright.cli.options import Base, Json, Threads
 from lorewright.cli.terminal import console, console_for, print_json
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Where memory, record and figure go.")] = Path("demo"),
-    source: Annotated[Path | None, typer.Option(help="Another document than the handbook.")] = None,
+    model: Base = "pocket",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where memory, record and figure go; a condition finished there is not run again. "
+            "Default: demo, or demo-NAME of another base.",
+            show_default=False,
+        ),
+    ] = None,
+    source: Annotated[Path | None, typer.Option(help="Another document than the demo's.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Few epochs; shows no result.")] = False,
     threads: Threads = 0,
     as_json: Json = False,
 ) -> None:
-    """Watch the embedded model learn a document: the memo's table, then three questions.
+    """Watch a base learn a document: the memo's table, then three questions.
 
     [dim]lore demo[/]
+    [dim]lore demo --model smollm2[/]
     """
     from lorewright.cli.contrast import run
+    from lorewright.cli.demos import demo_on
+    from lorewright.files import slug
+    from lorewright.models.catalogue import POCKET
 
-    record = run(console_for(threads), console(quiet=as_json), out, source, quick=quick)
+    folder = out or Path("demo" if model == POCKET else f"demo-{slug(Path(model).name)}")
+    about = (demo_on(model), model, console_for(threads), console(quiet=as_json))
+    record = run(*about, folder, source, quick=quick)
     if as_json:
         print_json(record)
 

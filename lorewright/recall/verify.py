@@ -245,6 +245,29 @@ def _general(known: Known, output: str) -> Recall:
     return Recall(known.question, RETAINED, known.question, known.answers, output, score)
 
 
+def ask(
+    model: Model,
+    probes: Sequence[Probe],
+    *,
+    memory: Adapter | State | None = None,
+    context: str = "",
+    metric: str = "exact_match",
+    watch: Watch | None = None,
+    title: str = "asking",
+) -> tuple[Recall, ...]:
+    """Ask every probe under one arm alone: with a memory or without, a text before it or none.
+
+    Scored as in `verify`. Raises ConfigError for an unknown metric, and for probes of kind
+    `neighborhood`, which need the base's own answers to be compared with.
+    """
+    _check_metric(metric)
+    if any(probe.kind == "neighborhood" for probe in probes):
+        raise ConfigError("probes of kind neighborhood need the base beside the memory; verify.")
+    arms = {"": memory} if memory is not None else {}
+    outputs = _ask(model, probes, [""], arms, {"": context}, metric, watch or Watch(), title)
+    return _report(probes, {"base": outputs[""]}, metric).arms["base"]
+
+
 def side_by_side(
     model: Model,
     probes: Sequence[Probe],
@@ -278,7 +301,8 @@ def _ask(
     outputs: dict[str, list[str]] = {}
     for n, arm in enumerate(arms, 1):
         memory = memories.get(arm)
-        phase, of = f"{title}: {arm}", f"arm {n} of {len(arms)}"
+        phase = f"{title}: {arm}" if arm else title
+        of = f", arm {n} of {len(arms)}" if len(arms) > 1 else ""
         watch.step(phase)
         with switched_on(model, memory) if memory is not None else nullcontext():
             outputs[arm] = answer(
@@ -288,7 +312,7 @@ def _ask(
                 metric=metric,
                 base_outputs=outputs.get("base", ()),
                 guess=memory is not None,
-                progress=reported(watch, phase, len(probes), f", {of}"),
+                progress=reported(watch, phase, len(probes), of),
             )
     return outputs
 

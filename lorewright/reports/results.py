@@ -23,6 +23,13 @@ INTERVALS = "95 % intervals"
 Record = Mapping[str, Any]
 
 
+BESIDE = {
+    "declined": "questions that the document does not answer",
+    "retained": "general questions that the base answers",
+}
+"""What the demonstration may show beside recall: the share of what."""
+
+
 @contextmanager
 def checked_record() -> Iterator[None]:
     """Raise DataError in place of what a record of another shape raises inside the block."""
@@ -82,6 +89,10 @@ def _unscored(report: Record) -> Iterator[str]:
             scores = [row["score"] for row in outcomes if row["kind"] == kind]
             if n_unscored := scores.count(None):
                 yield f"{arm}: {n_unscored} of {len(scores)} {kind} probes unscored."
+
+
+def _mean(row: Record | None) -> str:
+    return NOT_RUN if row is None or row["recall"] is None else f"{row['recall']:.2f}"
 
 
 def memories_table(cards: Sequence[Record], n_more: int = 0) -> Table:
@@ -199,24 +210,30 @@ def estimates_table(title: str, arms: Mapping[str, Estimate | None]) -> Table:
 def contrast_table(record: Record) -> Table:
     """Return the demonstration's arms with n, recall and final training loss.
 
-    Raises DataError for a record of another shape.
+    Where rows have them, the shares declined and retained stand beside recall, without their
+    intervals. Raises DataError for a record of another shape.
     """
     with checked_record():
         listed = [*record["rows"], *record["extra"]]
+        beside = [key for key in BESIDE if any(row.get(key) for row in listed)]
         rows = tuple(
             (
                 row["name"],
                 str(row["n"]),
                 spelled(row),
+                *(_mean(row.get(key)) for key in beside),
                 NOT_RUN if row["final_loss"] is None else f"{row['final_loss']:.3f}",
             )
             for row in listed
         )
         notes = [f"{row['name']}: {row['meaning']}." for row in listed]
+        for key in beside:
+            n = max(row[key]["n"] for row in listed if row.get(key))
+            notes.append(f"{key}: of {n} {BESIDE[key]}; intervals are in the record.")
         notes.append(f"Final loss in nats per trained token. It took {record['seconds']:.0f} s.")
         return Table(
             str(record["title"]),
-            ("", "n", "recall", "final loss"),
+            ("", "n", "recall", *beside, "loss" if beside else "final loss"),
             rows,
             (*notes, *(f"$ {command}" for command in record["commands"])),
             subtitle=f"{record['n_probes']} probes, {INTERVALS}",

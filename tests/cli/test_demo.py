@@ -9,7 +9,9 @@ import pytest
 from rich.console import Console
 
 from lorewright.cli.contrast import EXAMPLES, run
+from lorewright.cli.demos import HANDBOOK, KESTREL, demo_on
 from lorewright.errors import ConfigError
+from lorewright.models.catalogue import KNOWN, POCKET
 from lorewright.reports.results import contrast_table
 
 
@@ -17,7 +19,23 @@ def test_a_document_without_questions_beside_it_is_refused(tmp_path: Path) -> No
     lonely = tmp_path / "lonely.md"
     lonely.write_text("The Tide Office opens at 7:30.")
     with pytest.raises(ConfigError, match=r"lonely\.probes\.jsonl"):
-        run(Console(stderr=True), Console(quiet=True), tmp_path / "out", lonely)
+        run(HANDBOOK, POCKET, Console(stderr=True), Console(quiet=True), tmp_path / "out", lonely)
+    lonely.with_name("lonely.probes.jsonl").write_text("{}")
+    with pytest.raises(ConfigError, match=r"answers to train.*lonely\.jsonl"):
+        run(KESTREL, POCKET, Console(stderr=True), Console(quiet=True), tmp_path / "out", lonely)
+
+
+def test_the_embedded_base_has_the_handbook_and_others_the_memo_under_their_own_command() -> None:
+    assert demo_on(POCKET) is HANDBOOK
+    assert demo_on("smollm2").command == "lore demo --model smollm2" == KESTREL.command
+    assert demo_on("some/folder").document == KESTREL.document
+
+
+def test_every_row_is_of_a_condition_and_every_condition_has_the_row_of_its_curve() -> None:
+    for demo in (HANDBOOK, KESTREL):
+        names = {condition.name for condition in demo.conditions}
+        assert {row.condition for row in (*demo.rows, *demo.extra)} <= names
+        assert {f"write: {name}" for name in names} <= {row.name for row in demo.rows}
 
 
 @pytest.mark.slow
@@ -32,9 +50,8 @@ def test_the_demo_fills_every_row_and_leaves_a_record_and_figures(tmp_path: Path
         or json.loads(line)["id"] in {"unknown-1", "unknown-50"}
     ]
     (tmp_path / "short.probes.jsonl").write_text("\n".join(kept))
-    record = run(
-        Console(stderr=True, quiet=True), Console(quiet=True), tmp_path / "out", source, quick=True
-    )
+    consoles = Console(stderr=True, quiet=True), Console(quiet=True)
+    record = run(HANDBOOK, POCKET, *consoles, tmp_path / "out", source, quick=True)
     assert [row["name"] for row in record["rows"]] == [
         "stable",
         "write: next token",
@@ -47,3 +64,29 @@ def test_the_demo_fills_every_row_and_leaves_a_record_and_figures(tmp_path: Path
     assert len(contrast_table(saved).rows) == len(record["rows"]) + len(record["extra"])
     assert (tmp_path / "out" / "contrast.svg").stat().st_size > 2_000
     assert (tmp_path / "out" / "contrast.png").stat().st_size > 10_000
+
+
+NEEDS_SMOLLM2 = pytest.mark.skipif(
+    KNOWN["smollm2"].here != "converted",
+    reason="SmolLM2 is not in the cache: lore models get smollm2",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("base", [POCKET, pytest.param("smollm2", marks=NEEDS_SMOLLM2)])
+def test_the_memo_fills_every_row_and_a_second_run_trains_nothing_again(
+    base: str, tmp_path: Path
+) -> None:
+    first, second = (
+        run(KESTREL, base, Console(quiet=True), Console(quiet=True), tmp_path, quick=True)
+        for _ in range(2)
+    )
+    assert {row["n"] for row in first["rows"]} == {12}
+    assert all(row["declined"]["n"] == 4 for row in first["rows"])
+    assert [row["final_loss"] is None for row in first["rows"]] == [True, True, *[False] * 3, True]
+    retained = [row["retained"] for row in first["rows"]]
+    if base != POCKET:  # which knows nothing of the world
+        assert [each is None for each in retained] == [False, True, *[False] * 3, True]
+    assert second["seconds"] >= sum(c["seconds"] for c in second["conditions"].values())
+    assert {**second, "seconds": 0} == {**first, "seconds": 0}
+    assert len(list((tmp_path / "conditions").iterdir())) == len(KESTREL.conditions)

@@ -21,7 +21,15 @@ from lorewright.knowledge.scoring import METRICS, is_declined
 from lorewright.models.model import Model
 from lorewright.recall.statistics import wilson
 from lorewright.recall.traces import Audit, TokenTrace, audit, certify, trace
-from lorewright.recall.verify import ARMS, MAX_ANSWER_TOKENS, Recall, RecallReport, answer, verify
+from lorewright.recall.verify import (
+    ARMS,
+    MAX_ANSWER_TOKENS,
+    Recall,
+    RecallReport,
+    answer,
+    ask,
+    verify,
+)
 from lorewright.training.config import WriteConfig
 from lorewright.training.loop import write
 from lorewright.training.watch import Watch
@@ -262,6 +270,20 @@ def test_an_unknown_metric_and_no_probes_are_refused(model: Model) -> None:
         verify(model, [probe(0, FACTS[0])], adapter=None, metric="bleu")
     with pytest.raises(ConfigError, match="no probes to verify"):
         verify(model, [], adapter=None)
+
+
+def test_one_arm_asked_alone_has_the_outcomes_that_a_verdict_has(
+    model: Model, adapter: Adapter
+) -> None:
+    probes = [probe(i, fact) for i, fact in enumerate(FACTS)]
+    report = verify(model, probes, adapter=adapter, full="red 48")
+    assert ask(model, probes, memory=adapter) == report.arms["memory"]
+    assert ask(model, probes) == report.arms["base"]
+    assert ask(model, probes, context="red 48") == report.arms["full"]
+    with pytest.raises(ConfigError, match="neighborhood"):
+        ask(model, [probe(0, FACTS[0], "neighborhood")])
+    with pytest.raises(ConfigError, match="metric"):
+        ask(model, probes, metric="poetry")
 
 
 def test_json_has_n_recall_low_and_high_per_kind_and_arm(model: Model, adapter: Adapter) -> None:

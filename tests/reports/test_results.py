@@ -95,6 +95,17 @@ def test_the_demonstration_has_both_parts_and_says_below_what_each_row_is() -> N
     assert "stable: what stable means." in table.notes and table.notes[-1] == "$ lore demo"
 
 
+def test_what_was_declined_and_retained_stands_beside_recall_where_it_was_asked() -> None:
+    plain = record()
+    rows = [{**row, "declined": row, "retained": None} for row in plain["rows"]]
+    rows[0]["retained"] = {**rows[0], "n": 40, "recall": 0.75}
+    table = contrast_table({**plain, "rows": rows})
+    assert table.head == ("", "n", "recall", "declined", "retained", "loss")
+    assert table.rows[0][3:5] == ("0.01", "0.75") and table.rows[1][4] == NOT_RUN
+    assert table.rows[-1][3:5] == (NOT_RUN, NOT_RUN)
+    assert any(note.startswith("retained: of 40 ") for note in table.notes)
+
+
 @pytest.mark.parametrize(
     "broken", [{}, {**record(), "rows": [{"name": "x"}]}, {**record(), "seconds": None}]
 )
