@@ -5,7 +5,7 @@ stay at 0.000. Here both ways to write stand beside each other and beside readin
 document in the prompt (stable), next-token loss, questions and answers, all of it in the prompt
 (full). Questions are on the part that `stable` does not see, in forms that the adapter was never
 trained on. Which document, which base and which settings is described in `demos`; this runs what
-is described. A condition that is finished is kept in the folder, and another run goes on from it.
+is described. Finished conditions stay in the folder, and another run goes on from them.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class Demo:
 
 @dataclass(frozen=True)
 class Setting:
-    """A demonstration on a base: what is written and what is asked."""
+    """A demonstration on a base: what is written, and the probes."""
 
     demo: Demo
     model: Model
@@ -175,8 +175,8 @@ def setting(
 
     Raises ConfigError for a document without the files that are to lie beside it.
     """
-    path, asked, trained = _files(demo, source)
-    document, probes = Document.read(path), read_probes(asked)
+    path, beside, trained = _files(demo, source)
+    document, probes = Document.read(path), read_probes(beside)
     knowledge = Knowledge((document,))
     if trained is not None:
         facts = read_knowledge(trained).facts
@@ -217,9 +217,9 @@ def _few(
     """The first n answers with all of their questions, and a few that have none."""
     answers = list(dict.fromkeys(fact.answer for fact in knowledge.facts))[:n]
     facts = tuple(fact for fact in knowledge.facts if fact.answer in answers)
-    asked = [probe for probe in probes if {*probe.answers} & {*answers}]
+    answered = [probe for probe in probes if {*probe.answers} & {*answers}]
     unknown = [probe for probe in probes if probe.kind == "unknown"][:QUICK_UNKNOWN]
-    return replace(knowledge, facts=facts), (*asked, *unknown)
+    return replace(knowledge, facts=facts), (*answered, *unknown)
 
 
 # -- running it -------------------------------------------------------------------------------
@@ -425,7 +425,7 @@ def _stepper(console: Console, started: float) -> Callable[[str], None]:
 
 @dataclass
 class Curve:
-    """Loss and held-out recall by epoch; kept in a file, as a write that resumes repeats epochs."""
+    """Loss and held-out recall by epoch; stored in a file, as a write that resumes repeats epochs."""
 
     path: Path
     epoch: list[int] = field(default_factory=list)
