@@ -425,7 +425,7 @@ def _stepper(console: Console, started: float) -> Callable[[str], None]:
 
 @dataclass
 class Curve:
-    """Loss and held-out recall by epoch; stored in a file, as a write that resumes repeats epochs."""
+    """Loss and held-out recall by epoch; on disk, as a write that resumes repeats its epochs."""
 
     path: Path
     epoch: list[int] = field(default_factory=list)
