@@ -68,7 +68,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Section:
-    """A text and what is asked about it."""
+    """A text and the questions about it."""
 
     document: Document
     facts: tuple[tuple[str, tuple[str, ...]], ...]
@@ -98,7 +98,7 @@ def read_sections(path: Path) -> list[Section]:
 
 
 def check(settings: Settings) -> list[Section]:
-    """Read what is asked; raises DataError for files that are missing or of another shape."""
+    """Read the questions; raises DataError for files that are missing or of another shape."""
     if not settings.data:
         raise ConfigError("routing is measured on sections of your own; give --data FILE.")
     return read_sections(Path(settings.data))

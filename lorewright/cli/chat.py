@@ -46,7 +46,7 @@ class Chat:
     """For progress."""
     as_json: bool
     name: str = ""
-    """The memory that is asked, whatever the question; empty = routed."""
+    """The memory that answers, whatever the question; empty = routed."""
     last: Exchange | None = None
 
 

@@ -154,7 +154,7 @@ def completions(
     return tuple(
         Completion(reading, subject)
         for reading, subject in zip(readings, subjects, strict=True)
-        if words_of(reading) - words_of(subject)  # something is asked about it
+        if words_of(reading) - words_of(subject)  # more than the subject alone
     )
 
 
@@ -192,7 +192,7 @@ def _pronoun(text: str) -> re.Match[str] | None:
 
 
 def _of_phrase(phrase: str, before: str) -> tuple[Completion, ...]:
-    """A name in place of the one before, or what is asked of it."""
+    """A name in place of the one before, or a property of it."""
     names = named_in(f"and {phrase}")
     if len(names) == 1 and phrase.lower() in (names[0].lower(), f"the {names[0]}".lower()):
         return tuple(
