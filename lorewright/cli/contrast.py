@@ -10,18 +10,24 @@ is described. Finished conditions stay in the folder, and another run goes on fr
 
 from __future__ import annotations
 
+import io
+import multiprocessing
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.markup import escape
 
-from lorewright.errors import ConfigError
+from lorewright.errors import ConfigError, ModelError
 from lorewright.files import digest, read_object, save_json, slug
 from lorewright.knowledge.data import Document, Knowledge, Probe
 from lorewright.knowledge.lesson import LessonConfig, contexts, prepare, texts_of
@@ -48,6 +54,7 @@ EXAMPLES = next(
 """Documents with probes and facts: in the installed package, or beside it in a checkout."""
 N_QUESTIONS = 3
 QUICK_EPOCHS, QUICK_UNKNOWN = 2, 4
+LINE_WIDTH = 200
 PROMPTED = "prompted"
 """The arm of a memory with part of the document in the prompt as well."""
 
@@ -65,6 +72,8 @@ class TextWrite:
     config: Callable[[Model], WriteConfig]
     prompted: bool = False
     """Ask with part of the document in the prompt as well."""
+    curve_every: int = 1
+    """Recall is taken after so many epochs."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,8 @@ class QuestionWrite:
     step: str
     config: Callable[[Model], WriteConfig]
     lesson: LessonConfig
+    curve_every: int = 1
+    """Recall is taken after so many epochs."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +134,6 @@ class Demo:
     """Every row has the near misses declined and the general questions retained as well."""
     curve_probes: int = 0
     """Recall after an epoch is on so many probes; 0 = all."""
-    curve_every: int = 1
-    """Recall is taken after so many epochs of a write by next-token loss."""
     quick_facts: int = 0
     """`--quick` writes and asks so many facts; 0 = all."""
 
@@ -234,12 +243,15 @@ def run(
     source: Path | None = None,
     *,
     quick: bool = False,
+    jobs: int = 1,
 ) -> dict[str, Any]:
     """Write the document in every condition, print the table, ask three questions, save the record.
 
     Returns the record that is saved as record.json. Conditions that the folder has finished with
-    the same settings are not run again. Raises ConfigError when a document of the user's own comes
-    without the files that are to lie beside it, ModelError for a base that is not there.
+    the same settings are not run again. With two `jobs` writes by next-token loss run in a
+    process of their own beside the write of questions. Raises ConfigError when a document of the
+    user's own comes without the files that are to lie beside it, ModelError for a base that is not
+    there.
     """
     started = time.monotonic()
     step = _stepper(progress, started)
@@ -254,17 +266,25 @@ def run(
         f"{len(on.document.text.split())} words; {len(on.held)} probes in forms the adapter never "
         "saw"
     )
-    done: dict[str, dict[str, Any]] = {}
+    places = {
+        each.name: folder / "conditions" / f"{slug(each.name)}-{_key(on, each)}.json"
+        for each in demo.conditions
+    }
+    todo = [each for each in demo.conditions if not _finished(places[each.name], on, each)]
     earlier = 0.0
     for condition in demo.conditions:
-        place = folder / "conditions" / f"{slug(condition.name)}-{_key(on, condition)}.json"
-        if _finished(place, on, condition):
-            step(f"{condition.name}: finished before, in {place}")
-            earlier += _stored(place)["seconds"]
-        else:
-            step(condition.step)
-            _do(progress, step, on, condition, place)
-        done[condition.name] = _stored(place)
+        if condition not in todo:
+            step(f"{condition.name}: finished before, in {places[condition.name]}")
+            earlier += _stored(places[condition.name])["seconds"]
+    apart = [each for each in todo if isinstance(each, TextWrite)] if jobs > 1 else []
+    apart = apart if len(apart) < len(todo) else apart[1:]
+    tasks = [(each, places[each.name]) for each in apart]
+    with _beside_this(step, tasks, demo, base, folder, source, quick):
+        for condition in todo:
+            if condition not in apart:
+                step(condition.step)
+                _do(progress, step, on, condition, places[condition.name])
+    done = {name: _stored(place) for name, place in places.items()}
     record = _record(on, done)
     record["seconds"] = round(earlier + time.monotonic() - started, 1)
     out.print(Rendered(contrast_table(record)))
@@ -272,6 +292,98 @@ def run(
     save_json(record, folder / "record.json")
     _figures(out, record, folder)
     return record
+
+
+Tasks = Sequence[tuple[TextWrite | QuestionWrite, Path]]
+"""Conditions with the files of their records."""
+
+
+@contextmanager
+def _beside_this(step: Callable[[str], None], tasks: Tasks, *about: Any) -> Iterator[None]:
+    """Run some conditions in another process while the block runs; both share the threads.
+
+    Raises what was raised there, ModelError when that process died.
+    """
+    if not tasks:
+        yield
+        return
+    n_threads, failed = torch.get_num_threads(), list[BaseException]()
+    spawning = multiprocessing.get_context("spawn")
+    lines = spawning.SimpleQueue()
+
+    def show() -> None:
+        while (line := lines.get()) is not None:
+            if isinstance(line, BaseException):
+                failed.append(line)
+            else:
+                step(line)
+
+    share = max(1, n_threads // 2)
+    process = spawning.Process(
+        target=_in_a_process, args=(lines, share, tasks, *about), daemon=True
+    )
+    showing = threading.Thread(target=show, daemon=True)
+    torch.set_num_threads(share)
+    process.start()
+    showing.start()
+    try:
+        yield
+        process.join()
+    finally:
+        process.terminate()
+        process.join()
+        lines.put(None)
+        showing.join()
+        torch.set_num_threads(n_threads)
+    if failed:
+        raise failed[0]
+    if process.exitcode:
+        raise ModelError(
+            f"the process beside this one ended with {process.exitcode}; perhaps there is too "
+            "little memory; run the demo again, with --jobs 1."
+        )
+
+
+def _in_a_process(
+    lines: SimpleQueue[Any],
+    n_threads: int,
+    tasks: Tasks,
+    demo: Demo,
+    base: str,
+    folder: Path,
+    source: Path | None,
+    quick: bool,
+) -> None:
+    """Run conditions in this process, whose progress goes to the one that shows it."""
+    torch.set_num_threads(n_threads)
+    try:
+        on = setting(demo, Model.load(base), folder, source, quick=quick)
+        for condition, place in tasks:
+            step = partial(_send, lines, f"{condition.name}: ")
+            step(condition.step)
+            plain = Console(file=Lines(step), width=LINE_WIDTH)
+            _do(plain, step, on, condition, place)
+    except Exception as error:  # noqa: BLE001 - raised again in the process that shows it
+        lines.put(error)
+
+
+def _send(lines: SimpleQueue[Any], prefix: str, text: str) -> None:
+    lines.put(prefix + text)
+
+
+class Lines(io.StringIO):
+    """A stream that hands on whole lines."""
+
+    def __init__(self, send: Callable[[str], None]) -> None:
+        super().__init__()
+        self.send = send
+        self.rest = ""
+
+    def write(self, text: str) -> int:
+        *whole, self.rest = (self.rest + text).split("\n")
+        for line in filter(None, whole):
+            self.send(line)
+        return len(text)
 
 
 def _do(
@@ -306,7 +418,7 @@ def _key(on: Setting, condition: TextWrite | QuestionWrite) -> str:
     how: list[Any] = [condition.name, on.config(condition.config).to_json(), on.demo.metric]
     how += [asdict(condition.lesson)] if isinstance(condition, QuestionWrite) else []
     how += [on.knowledge.digest(), [asdict(p) for p in on.probes], on.model.digest]
-    return digest([*how, [k.question for k in on.general], on.demo.curve_every])[:12]
+    return digest([*how, [k.question for k in on.general], condition.curve_every])[:12]
 
 
 def _finished(place: Path, on: Setting, condition: TextWrite | QuestionWrite) -> bool:
@@ -335,7 +447,7 @@ def _write_text(
     )
     config = on.config(condition.config)
     with shown(progress) as show:
-        on_epoch = curve.following(model, on.on_curve, show.epoch, every=demo.curve_every)
+        on_epoch = curve.following(model, on.on_curve, show.epoch, condition.curve_every)
         written = write(
             model, lesson.examples, config, on_epoch=on_epoch, on_note=step, advance=show.advance
         )
@@ -381,6 +493,7 @@ def _write_questions(
         name = slug(Path(control.file).stem)
         memory.write(rows, name=name, config=on.config(control.config))
     with shown(progress) as show:
+        on_epoch = curve.following(on.model, on.on_curve, show.epoch, condition.curve_every)
         outcome = memory.write(
             on.knowledge,
             name=on.demo.memory,
@@ -388,9 +501,7 @@ def _write_questions(
             lesson=condition.lesson,
             probes=on.probes,
             metric=on.demo.metric,
-            watch=replace(
-                show, step=step, epoch=curve.following(on.model, on.on_curve, show.epoch)
-            ),
+            watch=replace(show, step=step, epoch=on_epoch),
         )
     return {
         "arms": _plain(outcome.report.arms),

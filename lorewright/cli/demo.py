@@ -23,6 +23,12 @@ def demo(
     ] = None,
     source: Annotated[Path | None, typer.Option(help="Another document than the demo's.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Few epochs; shows no result.")] = False,
+    jobs: Annotated[
+        int,
+        typer.Option(
+            min=1, max=2, help="2: writes by next-token loss in a process beside the other write."
+        ),
+    ] = 1,
     threads: Threads = 0,
     as_json: Json = False,
 ) -> None:
@@ -38,7 +44,7 @@ def demo(
 
     folder = out or Path("demo" if model == POCKET else f"demo-{slug(Path(model).name)}")
     about = (demo_on(model), model, console_for(threads), console(quiet=as_json))
-    record = run(*about, folder, source, quick=quick)
+    record = run(*about, folder, source, quick=quick, jobs=jobs)
     if as_json:
         print_json(record)
 

@@ -37,6 +37,14 @@ def _config(model: Model, epochs: int, *, batch: int) -> WriteConfig:
     )
 
 
+def _text_config(model: Model) -> WriteConfig:
+    return _config(model, NEXT_TOKEN_EPOCHS, batch=2)
+
+
+def _control_config(model: Model) -> WriteConfig:
+    return _config(model, QUESTION_EPOCHS, batch=16)
+
+
 def questions_config(model: Model, epochs: int = QUESTION_EPOCHS) -> WriteConfig:
     """How the embedded base's demo writes questions, beside `LESSON`.
 
@@ -55,7 +63,7 @@ HANDBOOK = Demo(
         TextWrite(
             TEXT,
             "next-token loss: the text itself, again and again",
-            lambda model: _config(model, NEXT_TOKEN_EPOCHS, batch=2),
+            _text_config,
             prompted=True,
         ),
         QuestionWrite(
@@ -97,7 +105,7 @@ HANDBOOK = Demo(
     control=Control(
         "phones.jsonl",
         "another memory, a phone list: the control for an answer from the wrong memory",
-        lambda model: _config(model, QUESTION_EPOCHS, batch=16),
+        _control_config,
     ),
     strict=NEW,
 )
@@ -137,17 +145,20 @@ KESTREL = Demo(
             MEMO_TEXT,
             f"next-token loss: query and value, rank {MEMO_RANK}, {MEMO_STEPS} steps",
             _memo_config,
+            curve_every=5,
         ),
         TextWrite(
             WIDE_TEXT,
             f"next-token loss: all linear layers, rank {WIDE_RANK}",
             _wide_config,
+            curve_every=5,
         ),
         QuestionWrite(
             QUESTIONS,
             "questions and answers: every fact in three wordings, others to be declined",
             _facts_config,
             LessonConfig(views=("given",)),
+            curve_every=2,
         ),
     ),
     rows=(
@@ -191,7 +202,6 @@ KESTREL = Demo(
     strict_apart=False,
     beside=True,
     curve_probes=24,
-    curve_every=5,
     quick_facts=4,
 )
 

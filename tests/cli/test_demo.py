@@ -10,7 +10,7 @@ from rich.console import Console
 
 from lorewright.cli.contrast import EXAMPLES, run
 from lorewright.cli.demos import HANDBOOK, KESTREL, demo_on
-from lorewright.errors import ConfigError
+from lorewright.errors import ConfigError, DataError
 from lorewright.models.catalogue import KNOWN, POCKET
 from lorewright.reports.results import contrast_table
 
@@ -77,10 +77,8 @@ NEEDS_SMOLLM2 = pytest.mark.skipif(
 def test_the_memo_fills_every_row_and_a_second_run_trains_nothing_again(
     base: str, tmp_path: Path
 ) -> None:
-    first, second = (
-        run(KESTREL, base, Console(quiet=True), Console(quiet=True), tmp_path, quick=True)
-        for _ in range(2)
-    )
+    about = (KESTREL, base, Console(quiet=True), Console(quiet=True), tmp_path)
+    first, second = (run(*about, quick=True, jobs=jobs) for jobs in (2, 1))
     assert {row["n"] for row in first["rows"]} == {12}
     assert all(row["declined"]["n"] == 4 for row in first["rows"])
     assert [row["final_loss"] is None for row in first["rows"]] == [True, True, *[False] * 3, True]
@@ -90,3 +88,15 @@ def test_the_memo_fills_every_row_and_a_second_run_trains_nothing_again(
     assert second["seconds"] >= sum(c["seconds"] for c in second["conditions"].values())
     assert {**second, "seconds": 0} == {**first, "seconds": 0}
     assert len(list((tmp_path / "conditions").iterdir())) == len(KESTREL.conditions)
+
+
+@pytest.mark.slow
+def test_what_fails_in_the_other_process_is_raised_here(tmp_path: Path) -> None:
+    about = (KESTREL, POCKET, Console(quiet=True), Console(quiet=True), tmp_path)
+    run(*about, quick=True)
+    for record in [*(tmp_path / "conditions").glob("next-token-*.json")]:
+        record.unlink()
+        if "next-token-all" in record.name:  # the second of two: it goes to the other process
+            record.with_suffix(".curve.json").write_text("{")
+    with pytest.raises(DataError, match=r"curve\.json"):
+        run(*about, quick=True, jobs=2)
