@@ -1,0 +1,94 @@
+"""Claims about the benchmark of sections: what is written, what is asked, and how it is counted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorewright.bench import sections
+from lorewright.bench.task import load, run
+from lorewright.errors import ConfigError, DataError
+
+ROW: dict[str, Any] = {
+    "id": "prose-teal",
+    "title": "The Teal Office",
+    "text": "The head of the Teal Office is Ada Lund. The code of the Teal Office is KX-42.",
+    "altered": True,
+    "facts": [
+        {
+            "answer": "Ada Lund",
+            "questions": [
+                "What is the head of the Teal Office?",
+                "Who leads the Teal Office?",
+                "Name the head of the Teal Office.",
+            ],
+        },
+        {
+            "answer": "KX-42",
+            "questions": [
+                "What is the code of the Teal Office?",
+                "Which code does the Teal Office have?",
+                "Name the code of the Teal Office.",
+            ],
+        },
+    ],
+    "unanswerable": ["What is the phone number of the Teal Office?"],
+    "multihop": [{"question": "Who leads the office with the code KX-42?", "answer": "Ada Lund"}],
+}
+
+
+def stored(folder: Path, *rows: Any) -> str:
+    path = folder / "sections.json"
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    return str(path)
+
+
+def test_the_wording_that_is_left_out_is_asked_and_never_written(tmp_path: Path) -> None:
+    (section,) = sections.sections_of(stored(tmp_path, ROW))
+    knowledge, probes = sections.knowledge_of(section, sections.FACTS, 2)
+    written = {fact.question for fact in knowledge.facts}
+    asked = {probe.question for probe in probes if probe.kind == "paraphrase"}
+    assert not knowledge.documents and len(written) == 4
+    assert asked == {"Who leads the Teal Office?", "Which code does the Teal Office have?"}
+    assert not written & asked
+    kinds = [probe.kind for probe in probes]
+    assert (kinds.count("unknown"), kinds.count("multihop")) == (1, 1)
+
+
+def test_as_a_document_every_wording_is_asked(tmp_path: Path) -> None:
+    (section,) = sections.sections_of(stored(tmp_path, ROW))
+    knowledge, probes = sections.knowledge_of(section, sections.DOCUMENTS, 0)
+    assert [document.text for document in knowledge.documents] == [ROW["text"]]
+    assert not knowledge.facts
+    assert sum(probe.kind == "paraphrase" for probe in probes) == 6
+
+
+@pytest.mark.parametrize("source", [sections.FACTS, sections.DOCUMENTS])
+def test_a_section_is_written_and_counted(tmp_path: Path, source: str) -> None:
+    task = load("sections")
+    data = stored(tmp_path, ROW)
+    config = sections.Sections(model="pocket", data=data, source=source, left_out=(2,), epochs=2)
+    summary = run(task, config, tmp_path / "out")
+    recall = summary["groups"]["all"]["paraphrase"]
+    assert recall["memory"]["n"] == recall["full"]["n"] == (2 if source == sections.FACTS else 6)
+    assert summary["coverage"]["n_facts"] == 2
+    if source == sections.FACTS:
+        assert summary["coverage"]["n_worded"] == 2
+    (table,) = task.tables(summary)
+    assert [row[0] for row in table.rows] == ["all", "prose sections", "altered"]
+    assert len(list((tmp_path / "out" / "records").glob("*.json"))) == 1
+
+
+def test_what_cannot_be_asked_is_refused(tmp_path: Path) -> None:
+    data = stored(tmp_path, ROW)
+    with pytest.raises(DataError, match=r"wordings \[4\] are to be left out, and some fact has 3"):
+        sections.jobs(sections.Sections(data=data), "")
+    with pytest.raises(ConfigError, match="source is 'pages'"):
+        sections.Sections(data=data, source="pages")
+    with pytest.raises(ConfigError, match="left_out"):
+        sections.Sections(data=data, left_out=(0,))
+    with pytest.raises(DataError, match="no list of sections"):
+        sections.sections_of(stored(tmp_path, {"id": "x"}))
