@@ -6,8 +6,10 @@ read it once. Knows nothing about models: a fixture that holds one lives in the 
 
 from __future__ import annotations
 
+import atexit
 import ipaddress
 import os
+import shutil
 import socket
 import sys
 import tempfile
@@ -34,6 +36,14 @@ if not NETWORK_ALLOWED:
     os.environ["TRANSFORMERS_OFFLINE"] = "1"
     # An empty hub cache: a test that passes only where somebody once fetched gpt2 is no test.
     os.environ["HF_HOME"] = str(Path(tempfile.gettempdir()) / "lorewright-empty-hub-cache")
+
+# Fixtures of modules and sessions run before a test's own cache is there; in the user's may lie a
+# sentence encoder or a base.
+_CACHE = Path(tempfile.mkdtemp(prefix="lorewright-test-cache-"))
+atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
+KERNELS.mkdir(mode=0o700, exist_ok=True)
+(_CACHE / "kernels").symlink_to(KERNELS, target_is_directory=True)
+os.environ["LOREWRIGHT_CACHE"] = str(_CACHE)
 
 settings.register_profile("house", deadline=None, derandomize=True, database=None)
 settings.load_profile("house")

@@ -15,6 +15,7 @@ FAMILY = [
 ]
 STDLIB = {
     errors.DataError: ValueError,
+    errors.Unreadable: errors.DataError,
     errors.ConfigError: ValueError,
     errors.TargetsNotFound: ValueError,
     errors.ModelError: ValueError,

@@ -40,8 +40,6 @@ from lorewright.training.watch import Watch
 
 GATE_FILE = "gate.json"
 SCHEMA = 1
-MORE_SCORERS = {"passages": passage_scores}
-"""Beside those of the index, where there is an encoder."""
 NO_GATE: dict[str, Any] = {"calibration": None, "strangers": []}
 """What stands for a gate where there was nothing to fit one on."""
 PASSAGE_CHARS = 420
@@ -254,7 +252,7 @@ def _up_to_date(
 
 def _stored(place: Path, encoder: Encoder | None) -> tuple[Index, dict[str, Any]]:
     """What is on disk, if all is whole, belongs together and is of this encoder; else nothing."""
-    functions, more = _functions(encoder), {**MORE_SCORERS} if encoder else {}
+    functions, more = _functions(encoder), {"passages": passage_scores} if encoder else {}
     try:
         gate = read_object(place / GATE_FILE, "delete it; it is made again")
         wanted = {"schema", "memories", "keys", "calibration", "strangers", "fitted"}

@@ -73,7 +73,8 @@ def test_a_section_is_written_and_counted(tmp_path: Path, source: str) -> None:
     config = sections.Sections(model="pocket", data=data, source=source, left_out=(2,), epochs=2)
     summary = run(task, config, tmp_path / "out")
     recall = summary["groups"]["all"]["paraphrase"]
-    assert recall["memory"]["n"] == recall["full"]["n"] == (2 if source == sections.FACTS else 6)
+    # of a document four of the six are worded as the base words them, and count as trained
+    assert recall["memory"]["n"] == recall["full"]["n"] == 2
     assert summary["coverage"]["n_facts"] == 2
     if source == sections.FACTS:
         assert summary["coverage"]["n_worded"] == 2

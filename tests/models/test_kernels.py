@@ -82,7 +82,7 @@ def test_adapted_layers_and_gradients_are_those_of_the_module(
     expected = torch.autograd.grad(outputs, [x_BTI, *weights], grads)
 
     grads_of: Grads = {}
-    group = Linears(Blocks(binding.rows, modules[0].scale_N, 4), modules)
+    group = Linears(Blocks(binding.rows, modules[0].scale_N, 4), None, modules)
     with torch.no_grad():
         ys = group.forward(x_BTI.detach().flatten(0, 1), residual, save=True)
         back = group.backward(grads, grads_of)
@@ -97,7 +97,7 @@ def test_adapted_layers_and_gradients_are_those_of_the_module(
 
 def test_a_plain_layer_has_no_gradients_and_no_input_gradient_unless_it_is_needed() -> None:
     plain, grads_of = nn.Linear(6, 5).requires_grad_(False), {}
-    group = Linears(None, [plain])
+    group = Linears(None, None, [plain])
     (y,) = group.forward(drawn(4, 6), save=True)
     assert_close(y, plain(drawn(4, 6)), TERMS)
     assert group.backward([drawn(4, 5)], grads_of, needed=False) is None
