@@ -91,5 +91,6 @@ def test_what_cannot_be_asked_is_refused(tmp_path: Path) -> None:
         sections.Sections(data=data, source="pages")
     with pytest.raises(ConfigError, match="left_out"):
         sections.Sections(data=data, left_out=(0,))
+    (tmp_path / "other").mkdir()
     with pytest.raises(DataError, match="no list of sections"):
-        sections.sections_of(stored(tmp_path, {"id": "x"}))
+        sections.sections_of(stored(tmp_path / "other", {"id": "x"}))
