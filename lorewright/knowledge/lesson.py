@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lorewright.errors import ConfigError, DataError
@@ -159,52 +159,21 @@ def prepare(
     base `cannot_write` are declined: a neighbour's answer would be given to them else. Raises
     DataError when nothing came out to learn, ConfigError for an unknown phrasing.
     """
-    words = phrasing_named(phrasing)
-    parts: list[list[Example]] = []
-    probes: list[Probe] = []
-    notes = [*knowledge.notes]
-    n_sentences, uncovered = 0, list[str]()
-    open_questions: list[Example] = []
-    unanswerable: list[Example] = []
-    unwritable: list[Example] = []
+    draft = _Draft(notes=[*knowledge.notes])
     for document in knowledge.documents:
-        progress(f"reading {document.id}")
-
-        def show(done: int, total: int, question: str, name: str = document.id) -> None:
-            newest = f"; the newest question: {question}" if question else ""
-            progress(f"reading {name}: {done} of {total} sentences{newest}")
-
-        study = Study(document, ask_llm, words, config.train_sets, config.probe_sets, base, show)
-        parts.append([example for view in config.views for example in VIEWS[view](study)])
-        pairs = study.pairs if study.wrote_pairs else Pairs()
-        probes += _document_probes(document, pairs, config.probe_sets)
-        unanswerable += _declined(document.meta.get("unanswerable") or (), document.id)
-        lost = _beyond_writing(study, pairs, cannot_write)
-        open_questions += _declined([pair.question for pair in lost], document.id)
-        n_statements = sum(len(statements(text)) for text in study.passages)
-        notes += _pair_notes(document, pairs, n_statements)
-        if study.wrote_pairs and not given_probes:
-            given = [fact.answers for fact in knowledge.facts if fact.source == document.id]
-            left = [s for s in pairs.uncovered if not any(contains(s, a) for a in given)]
-            n_sentences += n_statements
-            uncovered += left
-    if knowledge.facts:
-        marks = cannot_write([fact.answer for fact in knowledge.facts])
-        marked = list(zip(knowledge.facts, marks, strict=True))
-        parts.append(fact_examples(fact for fact, lost in marked if not lost))
-        unwritable += fact_examples(fact for fact, lost in marked if lost)
-        open_questions += [e for u in unwritable for e in _declined([u.prompt], u.source)]
-        probes += _fact_probes(knowledge.facts, config.max_efficacy)
-    trained = [(e.prompt, e.completion) for part in parts for e in part if e.kind == "qa"]
+        study = _study(document, ask_llm, phrasing, base, config, progress)
+        _add_document(draft, study, knowledge, config, cannot_write, counts=not given_probes)
+    _add_facts(draft, knowledge.facts, config, cannot_write)
+    trained = [(e.prompt, e.completion) for part in draft.parts for e in part if e.kind == "qa"]
     share = recipe_for(phrasing).share if config.negatives is None else config.negatives
     most = round(len(trained) * share)
-    own, held = _split(unanswerable, [p.question for p in given_probes], most)
-    probes += held
-    open_questions = [*open_questions, *own] if share else []
-    parts.append(open_questions)
+    own, held = _split(draft.unanswerable, [p.question for p in given_probes], most)
+    draft.probes += held
+    open_questions = [*draft.open_questions, *own] if share else []
+    draft.parts.append(open_questions)
     if trained and share:
         progress("asking about other things")
-        asked = [probe.question for probe in (*probes, *given_probes)]
+        asked = [probe.question for probe in (*draft.probes, *given_probes)]
         declined, unanswered = negatives(
             trained,
             [*asked, *(example.prompt for example in open_questions)],
@@ -216,21 +185,96 @@ def prepare(
             documents=knowledge.documents,
             rehearses=bool(general),
         )
-        parts.append(declined)
-        probes += unanswered
-    examples = mix(parts)
+        draft.parts.append(declined)
+        draft.probes += unanswered
+    examples = mix(draft.parts)
     if not examples:
         raise DataError(
             "nothing came out to learn: the source holds no fact the base could ask about; "
             "try --view verbatim, a --teacher, or give facts as JSON lines."
         )
-    chosen, n_trained = _untrained(given_probes or probes, examples)
+    chosen, n_trained = _untrained(given_probes or draft.probes, examples)
     if n_trained:
         are = "probe is" if n_trained == 1 else "probes are"
-        notes.append(f"{n_trained} {are} worded as trained: counted as efficacy.")
+        draft.notes.append(f"{n_trained} {are} worded as trained: counted as efficacy.")
     rehearsal = tuple(Example(question, reply, REHEARSAL) for question, reply in general)
-    rest = (*contexts(knowledge), tuple(notes), n_sentences, tuple(uncovered), rehearsal)
-    return Lesson(tuple(examples), tuple(chosen), *rest, tuple(unwritable))
+    counted = tuple(draft.notes), draft.n_sentences, tuple(draft.uncovered)
+    rest = (*contexts(knowledge), *counted, rehearsal, tuple(draft.unwritable))
+    return Lesson(tuple(examples), tuple(chosen), *rest)
+
+
+@dataclass
+class _Draft:
+    """A lesson while it is prepared."""
+
+    notes: list[str]
+    parts: list[list[Example]] = field(default_factory=list)
+    probes: list[Probe] = field(default_factory=list)
+    n_sentences: int = 0
+    uncovered: list[str] = field(default_factory=list)
+    open_questions: list[Example] = field(default_factory=list)
+    """Questions whose answer the base cannot write: to be declined."""
+    unanswerable: list[Example] = field(default_factory=list)
+    """Questions that the source says it does not answer."""
+    unwritable: list[Example] = field(default_factory=list)
+
+
+def _study(
+    document: Document,
+    ask_llm: AskLLM,
+    phrasing: str,
+    base: Base | None,
+    config: LessonConfig,
+    progress: Callable[[str], None],
+) -> Study:
+    """A document under study, whose progress is told in words."""
+    progress(f"reading {document.id}")
+
+    def show(done: int, total: int, question: str) -> None:
+        newest = f"; the newest question: {question}" if question else ""
+        progress(f"reading {document.id}: {done} of {total} sentences{newest}")
+
+    words, sets = phrasing_named(phrasing), (config.train_sets, config.probe_sets)
+    return Study(document, ask_llm, words, *sets, base, show)
+
+
+def _add_document(
+    draft: _Draft,
+    study: Study,
+    knowledge: Knowledge,
+    config: LessonConfig,
+    cannot_write: CannotWrite,
+    *,
+    counts: bool,
+) -> None:
+    """What is trained and asked of a document; `counts`: its sentences count in recall."""
+    document = study.document
+    draft.parts.append([example for view in config.views for example in VIEWS[view](study)])
+    pairs = study.pairs if study.wrote_pairs else Pairs()
+    draft.probes += _document_probes(document, pairs, config.probe_sets)
+    draft.unanswerable += _declined(document.meta.get("unanswerable") or (), document.id)
+    lost = _beyond_writing(study, pairs, cannot_write)
+    draft.open_questions += _declined([pair.question for pair in lost], document.id)
+    n_statements = sum(len(statements(text)) for text in study.passages)
+    draft.notes += _pair_notes(document, pairs, n_statements)
+    if study.wrote_pairs and counts:
+        given = [fact.answers for fact in knowledge.facts if fact.source == document.id]
+        left = [s for s in pairs.uncovered if not any(contains(s, a) for a in given)]
+        draft.n_sentences += n_statements
+        draft.uncovered += left
+
+
+def _add_facts(
+    draft: _Draft, facts: Sequence[Fact], config: LessonConfig, cannot_write: CannotWrite
+) -> None:
+    """Facts as they are, those that the base can write; the others are to be declined."""
+    if not facts:
+        return
+    marked = list(zip(facts, cannot_write([fact.answer for fact in facts]), strict=True))
+    draft.parts.append(fact_examples(fact for fact, lost in marked if not lost))
+    draft.unwritable += fact_examples(fact for fact, lost in marked if lost)
+    draft.open_questions += [e for u in draft.unwritable for e in _declined([u.prompt], u.source)]
+    draft.probes += _fact_probes(facts, config.max_efficacy)
 
 
 def _document_probes(document: Document, pairs: Pairs, sets: Sequence[int]) -> list[Probe]:
