@@ -98,18 +98,18 @@ def read_plain(folder: Path) -> PlainLlama | None:
     if any((folder / name).exists() for name in OTHERS):
         return None
     try:
-        said = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        if not (isinstance(said, dict) and _is_plain(said)):
+        stated = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        if not (isinstance(stated, dict) and _is_plain(stated)):
             return None
         tensors = load_file(folder / WEIGHTS)
         generation = GenerationConfig.from_pretrained(folder)
     except (OSError, ValueError, SafetensorError):
         return None
     with torch.device("meta"):
-        network = PlainLlama(PlainConfig.from_dict(said), generation)
+        network = PlainLlama(PlainConfig.from_dict(stated), generation)
     head, embeddings = network.lm_head, network.model.embed_tokens
     shapes = {name: tuple(each.shape) for name, each in network.state_dict().items()}
-    if said["tie_word_embeddings"]:
+    if stated["tie_word_embeddings"]:
         del shapes["lm_head.weight"]
     there = {name: tuple(each.shape) for name, each in tensors.items()}
     if shapes != there or any(each.dtype is not torch.float32 for each in tensors.values()):
@@ -117,21 +117,21 @@ def read_plain(folder: Path) -> PlainLlama | None:
     # Copies: a tensor of a mapped file would change with the file.
     own = {name: each.clone() for name, each in tensors.items()}
     network.load_state_dict(own, assign=True, strict=False)
-    if said["tie_word_embeddings"]:
+    if stated["tie_word_embeddings"]:
         head.weight = embeddings.weight
     return network
 
 
-def _is_plain(said: dict[str, Any]) -> bool:
+def _is_plain(stated: dict[str, Any]) -> bool:
     """Whether a configuration says what this module computes, and nothing that it does not know."""
-    if any(said.get(key) != value for key, value in FORM.items()):
+    if any(stated.get(key) != value for key, value in FORM.items()):
         return False
-    if any(type(said.get(key)) is not kind for key, kind in SIZES.items()):
+    if any(type(stated.get(key)) is not kind for key, kind in SIZES.items()):
         return False
-    rest = set(said) - set(FORM) - set(SIZES) - IDLE
+    rest = set(stated) - set(FORM) - set(SIZES) - IDLE
     if any(not key.startswith(("_", "lorewright_")) for key in rest):
         return False
-    rope = said["rope_parameters"]
+    rope = stated["rope_parameters"]
     return set(rope) == {"rope_theta", "rope_type"} and rope["rope_type"] == "default"
 
 

@@ -1,7 +1,7 @@
-"""When a reply has said enough: more text could not change its score.
+"""When a reply is long enough: more text could not change its score.
 
 A chat model goes on after it has answered. A reply may end with the sentence or line after which
-its score is certain; what it has said until then is what it would have said anyway.
+its score is certain; its text until then is what it would have been anyway.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from lorewright.knowledge.data import Probe
 from lorewright.knowledge.scoring import contains, is_declined, normalise, opens_with_an_answer
 
 LOOPS_SETTLE = ("exact_match", "contains")
-"""Metrics for which a reply that goes round in circles has said what it will say."""
+"""Metrics for which a reply that goes round in circles says nothing new."""
 _END = re.compile(r"[.!?:;](?=\s)|\n")
 
 Settled = Callable[[str, tuple[str, ...]], bool]
@@ -45,7 +45,7 @@ SETTLED: dict[str, Settled] = {
 
 def whole_sentences(text: str) -> str:
     """The text up to its last line end, or end of a sentence that another one follows."""
-    ends = [found.end() for found in _END.finditer(text)]
+    ends = [match.end() for match in _END.finditer(text)]
     return text[: ends[-1]].strip() if ends else ""
 
 
@@ -54,12 +54,12 @@ def settled(probe: Probe, metric: str, text: str, base_output: str | None = None
 
     `base_output`: the base's own reply, which kind `neighborhood` is compared with.
     """
-    said = whole_sentences(text)
+    stated = whole_sentences(text)
     if probe.kind == "neighborhood":
-        left = base_output is not None and not base_output.startswith(said)
-        return said if left else None
+        left = base_output is not None and not base_output.startswith(stated)
+        return stated if left else None
     if probe.kind == "unknown":
-        sure = opens_with_an_answer(said) and not is_declined(said)
+        sure = opens_with_an_answer(stated) and not is_declined(stated)
     else:
-        sure = metric in SETTLED and bool(said) and SETTLED[metric](said, probe.answers)
-    return said if sure else None
+        sure = metric in SETTLED and bool(stated) and SETTLED[metric](stated, probe.answers)
+    return stated if sure else None
