@@ -361,7 +361,7 @@ def _in_a_process(
         for condition, place in tasks:
             step = partial(_send, lines, f"{condition.name}: ")
             step(condition.step)
-            plain = Console(file=Lines(step), width=LINE_WIDTH)
+            plain = Console(file=_Lines(step), width=LINE_WIDTH)
             _do(plain, step, on, condition, place)
     except Exception as error:  # noqa: BLE001 - raised again in the process that shows it
         lines.put(error)
@@ -371,7 +371,7 @@ def _send(lines: SimpleQueue[Any], prefix: str, text: str) -> None:
     lines.put(prefix + text)
 
 
-class Lines(io.StringIO):
+class _Lines(io.StringIO):
     """A stream that hands on whole lines."""
 
     def __init__(self, send: Callable[[str], None]) -> None:
