@@ -279,16 +279,17 @@ def run(
     apart = [each for each in todo if isinstance(each, TextWrite)] if jobs > 1 else []
     apart = apart if len(apart) < len(todo) else apart[1:]
     tasks = [(each, places[each.name]) for each in apart]
-    with _beside_this(step, tasks, demo, base, folder, source, quick):
-        for condition in todo:
-            if condition not in apart:
-                step(condition.step)
-                _do(progress, step, on, condition, places[condition.name])
-    done = {name: _stored(place) for name, place in places.items()}
-    record = _record(on, done)
-    record["seconds"] = round(earlier + time.monotonic() - started, 1)
-    out.print(Rendered(contrast_table(record)))
-    _ask_some(out, on)
+    with _shared_threads(jobs):
+        with _beside_this(step, tasks, demo, base, folder, source, quick):
+            for condition in todo:
+                if condition not in apart:
+                    step(condition.step)
+                    _do(progress, step, on, condition, places[condition.name])
+        done = {name: _stored(place) for name, place in places.items()}
+        record = _record(on, done)
+        record["seconds"] = round(earlier + time.monotonic() - started, 1)
+        out.print(Rendered(contrast_table(record)))
+        _ask_some(out, on)
     save_json(record, folder / "record.json")
     _figures(out, record, folder)
     return record
@@ -299,15 +300,29 @@ Tasks = Sequence[tuple[TextWrite | QuestionWrite, Path]]
 
 
 @contextmanager
+def _shared_threads(jobs: int) -> Iterator[None]:
+    """Give this process its share of the threads while the block runs.
+
+    To its end: threads that wait for each other on cores that others use stand still.
+    """
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, n_threads // jobs))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+@contextmanager
 def _beside_this(step: Callable[[str], None], tasks: Tasks, *about: Any) -> Iterator[None]:
-    """Run some conditions in another process while the block runs; both share the threads.
+    """Run some conditions in another process while the block runs, on as many threads as this one.
 
     Raises what was raised there, ModelError when that process died.
     """
     if not tasks:
         yield
         return
-    n_threads, failed = torch.get_num_threads(), list[BaseException]()
+    failed = list[BaseException]()
     spawning = multiprocessing.get_context("spawn")
     lines = spawning.SimpleQueue()
 
@@ -318,12 +333,9 @@ def _beside_this(step: Callable[[str], None], tasks: Tasks, *about: Any) -> Iter
             else:
                 step(line)
 
-    share = max(1, n_threads // 2)
-    process = spawning.Process(
-        target=_in_a_process, args=(lines, share, tasks, *about), daemon=True
-    )
+    args = (lines, torch.get_num_threads(), tasks, *about)
+    process = spawning.Process(target=_in_a_process, args=args, daemon=True)
     showing = threading.Thread(target=show, daemon=True)
-    torch.set_num_threads(share)
     process.start()
     showing.start()
     try:
@@ -334,7 +346,6 @@ def _beside_this(step: Callable[[str], None], tasks: Tasks, *about: Any) -> Iter
         process.join()
         lines.put(None)
         showing.join()
-        torch.set_num_threads(n_threads)
     if failed:
         raise failed[0]
     if process.exitcode:
