@@ -24,6 +24,7 @@ from lorewright.recall.verify import MAX_ANSWER_TOKENS
 from lorewright.routing.ask import MODES, Answer, Candidate, ask_each, prompt_of, readings_of
 from lorewright.routing.casing import recased
 from lorewright.routing.config import AskConfig
+from lorewright.routing.courtesy import without_courtesy
 from lorewright.routing.gate import Decision
 from lorewright.training.watch import Watch
 from lorewright.writers.writer import State
@@ -112,7 +113,7 @@ def ask_as(
         _named(memory, text, slug(name), find, offer, spell)
         if name
         else _routed(text, find, offer, spell)
-        for text in questions
+        for text in map(without_courtesy, questions)
     ]
     flat = [part for plan in plans for part in plan.parts]
 
@@ -203,7 +204,8 @@ def _candidate(
     """A memory with the passages nearest to the question, as many as fit the context."""
     source = source_text(memory.folder, memory.folder.entry(name)) if mode == "full" else ""
     texts = router.passages(question, router.ids[name], N_PASSAGES)
-    candidate = Candidate(name, probability, texts, source)
+    trained = router.was_trained(question, router.ids[name])
+    candidate = Candidate(name, probability, texts, source, trained)
     while candidate.passages and mode != "full" and not _fits(memory.model, question, candidate):
         candidate = replace(candidate, passages=candidate.passages[:-1])
     if mode == "open" and not candidate.passages:

@@ -30,11 +30,13 @@ from typing import Any
 from lorewright.errors import ConfigError, DataError, Locked, StorageError
 from lorewright.files import locked, read_object, save_json
 from lorewright.knowledge.lesson import contexts
+from lorewright.knowledge.scoring import normalise
+from lorewright.knowledge.subjects import things
 from lorewright.memory.calibration import fitted_gate, trained_questions
 from lorewright.memory.folder import DERIVED, INDEX_FILE, RECALLED_KINDS, Folder
 from lorewright.models.encoders import AUTO, Encoder, encoder_of
 from lorewright.routing.gate import N_CANDIDATES, RATE, Decision, Gate, decide
-from lorewright.routing.index import KEYS_FILE, Index, Key, keys_of, passage_scores
+from lorewright.routing.index import KEYS_FILE, Hit, Index, Key, keys_of, passage_scores
 from lorewright.routing.lexicon import tokens
 from lorewright.training.watch import Watch
 
@@ -48,6 +50,11 @@ TOP = N_CANDIDATES
 """At most so many memories for one question."""
 FALSE_ACTIVATION = RATE
 """Share of questions that no memory is for which may be sent to one all the same."""
+LIKELY = 0.9
+"""A memory less likely than this to hold the answer is passed over where the question names
+something that none of its texts names."""
+NAMES = ("names", "name", "acronym")
+"""Kinds of things that are called by a name."""
 STALE = 0.1
 """The probability is fitted again when more than this share of the memories has changed."""
 _ASKING = """
@@ -83,14 +90,35 @@ class FolderRouter:
     ) -> Decision:
         """Return the memories that a question is for, at most `top` of them, or none; see `decide`.
 
-        Raises ConfigError for an empty question, a share outside (0, 1) or `top` below 1.
+        One that is unlikely to hold the answer, and names nothing of what the question names, is
+        left out. Raises ConfigError for an empty question, a share outside (0, 1) or `top` below 1.
         """
         free = [one for one in self.index.memories if one not in self.yielding]
         hits = self.index.retrieve_memories(
             question, k=max(top, N_CANDIDATES), memories=free if self.yielding else None
         )
         named = [replace(hit, memory=self._names[hit.memory]) for hit in hits]
-        return decide(named, self.gate, rate=false_activation, most=top)
+        decision = decide(named, self.gate, rate=false_activation, most=top)
+        lacking = {hit.memory: self._lacks(question, hit) for hit in decision.chosen}
+        chosen = tuple(hit for hit in decision.chosen if not lacking[hit.memory])
+        return replace(
+            decision,
+            chosen=chosen,
+            unnamed=tuple(dict.fromkeys(w for words in lacking.values() for w in words)),
+        )
+
+    def _lacks(self, question: str, hit: Hit) -> list[str]:
+        """What the question names and an unlikely memory does not, word by word."""
+        if hit.probability is None or hit.probability >= LIKELY:
+            return []
+        texts = self._wording[self.ids[hit.memory]]
+        named = (each.text for each in things(question) if each.kind in NAMES)
+        words = [word for text in named for word in re.findall(r"[A-Z]\w+", text)]
+        return [word for word in words if word.lower().removesuffix("s") not in texts]
+
+    def was_trained(self, question: str, identity: str) -> bool:
+        """Return whether a memory was trained to answer this question, word for word."""
+        return normalise(question) in self._asked.get(identity, ())
 
     def passages(self, question: str, identity: str, n: int) -> tuple[str, ...]:
         """Return the n passages of a memory nearest to a question, best first, others after."""
@@ -105,6 +133,23 @@ class FolderRouter:
     def _names(self) -> dict[str, str]:
         """Id -> name; of several names the first."""
         return {identity: name for name, identity in sorted(self.ids.items(), reverse=True)}
+
+    @cached_property
+    def _wording(self) -> dict[str, str]:
+        """All keys of each memory as one text in lower case."""
+        texts: dict[str, list[str]] = {}
+        for key in self.index.keys:
+            texts.setdefault(key.memory, []).append(key.text.lower())
+        return {memory: "\n".join(own) for memory, own in texts.items()}
+
+    @cached_property
+    def _asked(self) -> dict[str, set[str]]:
+        """Questions that each memory was trained to answer, normalised."""
+        asked: dict[str, set[str]] = {}
+        for key in self.index.keys:
+            if key.kind == "question":
+                asked.setdefault(key.memory, set()).add(normalise(key.text))
+        return asked
 
     @cached_property
     def _texts(self) -> dict[str, list[str]]:

@@ -44,6 +44,8 @@ class Candidate:
     """Best first."""
     source: str = ""
     """All of it, for mode full."""
+    trained: bool = False
+    """Whether the memory was trained to answer this question, word for word."""
 
 
 @dataclass(frozen=True)
@@ -232,13 +234,16 @@ def readings_of(question: str, candidate: Candidate, mode: str) -> list[Reading]
     ]
 
 
-def agreed(replies: Sequence[Reply]) -> Reply:
+def agreed(replies: Sequence[Reply], *, trained: bool = False) -> Reply:
     """Of several readers of one memory's texts: the answer they are together most confident of.
 
     Equal answers add up, and so do all that decline. The most confident alone would often be the
     base that declines, in forms of text or question that it does not know. Of the readers who gave
-    the answer, the most confident is returned. `lore modes` measures the rule on a folder.
+    the answer, the most confident is returned. Readers that decline do not outvote the memory on a
+    question that it was `trained` to answer. `lore modes` measures the rule on a folder.
     """
+    if trained and any(reply.way == "closed" and not reply.declined for reply in replies):
+        replies = [reply for reply in replies if not reply.declined]
     total: dict[str, float] = {}
     for reply in replies:
         total[_content(reply)] = total.get(_content(reply), 0.0) + reply.confidence
@@ -286,7 +291,8 @@ def ask_each(
     answers = []
     for (question, candidates), plan in zip(questions, plans, strict=True):
         groups = [[next(replies) for _ in group] for group in plan]
-        chosen = best([agreed(group) for group in groups])
+        trained = [each.trained for each in candidates] or [False]
+        chosen = best([agreed(g, trained=t) for g, t in zip(groups, trained, strict=True)])
         answers.append(_answer(question.strip(), chosen, groups, candidates, mode))
     return answers
 

@@ -1,6 +1,6 @@
 """Questions without the greeting, the request and the thanks around them.
 
-    Hi! Could you tell me what the price of the kiln is? Thanks   ->   What is the price of the kiln?
+    Hi! Could you tell me what the price of it is? Thanks   ->   What is the price of it?
 
 A memory was trained on bare questions, and words of courtesy are in none of its texts. English
 only; what is left must be a question or a request of its own, otherwise the text stays as it is.
@@ -33,8 +33,8 @@ _REQUEST = re.compile(
 _ASKS = re.compile(r"(?:could|can|would|will) you (?:please |kindly )?(?P<rest>\w.*)", re.I | re.S)
 _PLEASE_TELL = re.compile(r"(?:tell|give|name|say|state|list|show|explain|describe|remind)\b", re.I)
 _INDIRECT = re.compile(
-    r"(?P<word>what|who|whose|which|when|where|why|how(?: \w+)??) (?P<subject>(?:the|a|an|my|our|its|"
-    r"[A-Z])\S*(?: \S+)*) (?P<verb>is|are|was|were)",
+    r"(?P<word>what|who|whose|which|when|where|why|how(?: \w+)??) "
+    r"(?P<subject>(?:the|a|an|my|our|its|[A-Z])\S*(?: \S+)*) (?P<verb>is|are|was|were)",
     re.IGNORECASE,
 )
 
@@ -59,7 +59,8 @@ def without_courtesy(question: str) -> str:
 
 def _ending(match: re.Match[str]) -> str:
     """The mark that ended the question before the thanks."""
-    return next((mark for mark in match[0] if mark in "?.!"), "") if match[0][0] in "?.!" else ""
+    whole = match[0].strip()
+    return whole[0] if whole[0] in "?.!" else "?" if whole[-1] == "?" else ""
 
 
 def _direct(question: str) -> str:

@@ -214,6 +214,8 @@ class Decision:
     """None = there was no gate; then the nearest passes."""
     chosen: tuple[Hit, ...]
     """Those that pass; () = abstain."""
+    unnamed: tuple[str, ...] = ()
+    """What the question names and the memories left out for it do not."""
 
     @property
     def why_none(self) -> str:
@@ -221,6 +223,8 @@ class Decision:
         if not self.hits:
             return "no memory here has a word of the question"
         best = self.hits[0]
+        if self.unnamed:
+            return f"no memory here names {', '.join(self.unnamed)}; the nearest is {best.memory}"
         floor = f", below {self.threshold.value:.2f}" if self.threshold else ""
         sure = "" if best.probability is None else f" (probability {best.probability:.2f}{floor})"
         return f"no memory here is for it; the nearest is {best.memory}{sure}"

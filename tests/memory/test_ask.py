@@ -76,6 +76,14 @@ def test_a_question_without_capitals_is_answered_like_the_proper_one(
     assert typed.question == "what is the head of the tide office"
 
 
+@pytest.mark.parametrize("name", ["", "harbour"])
+def test_words_of_courtesy_around_a_question_change_nothing(memory: Memory, name: str) -> None:
+    polite = "Hi! Could you tell me what the head of the Tide Office is? Thanks"
+    proper, typed = (memory.ask(text, name, mode="closed") for text in (HEAD, polite))
+    assert proper.text == typed.text == "Maren Oskold"
+    assert typed.question == polite and typed.probability == proper.probability
+
+
 def test_a_question_that_no_memory_is_for_is_declined_without_asking_anybody(
     memory: Memory,
 ) -> None:

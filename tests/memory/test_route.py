@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import threading
 from dataclasses import replace
@@ -23,6 +24,7 @@ from lorewright.memory.folder import DERIVED
 from lorewright.memory.memory import Memory
 from lorewright.memory.route import GATE_FILE, names_in, words
 from lorewright.models.model import Model
+from lorewright.routing.gate import Calibration, Gate
 from lorewright.routing.index import KEYS_FILE, TERMS_FILE
 from lorewright.routing.lexicon import tokens
 from lorewright.training.watch import Watch
@@ -49,6 +51,28 @@ def steps_of(memory: Memory, question: str = HEAD) -> list[str]:
     steps: list[str] = []
     Memory.of(memory.folder, memory.model).route(question, watch=Watch(steps.append))
     return steps
+
+
+def gate_of(probability: float) -> Gate:
+    """Every memory found holds the answer with this probability; strangers reach 0."""
+    bias = math.log(probability / (1 - probability))
+    zeros, ones = (0.0,) * 4, (1.0,) * 4  # score, margin, share of words and agreement
+    return Gate(Calibration(("bm25",), zeros, ones, zeros, bias, 1, 1), (0.0,) * 99)
+
+
+@pytest.mark.parametrize(
+    "question", ["Who leads the Dredge Office?", "Who is the head of the DREDGE?"]
+)
+def test_an_unlikely_memory_that_does_not_name_what_the_question_names_is_left_out(
+    memory: Memory, question: str
+) -> None:
+    router = memory.router.current()
+    unlikely = replace(router, gate=gate_of(0.3))
+    result = unlikely.route(question)
+    assert result.hits and not result.chosen
+    assert "no memory here names dredge; the nearest is" in result.why_none.lower()
+    assert unlikely.route("Who leads the Tide Office?").chosen[0].memory == "harbour"
+    assert replace(router, gate=gate_of(0.95)).route(question).chosen
 
 
 # -- who is result --------------------------------------------------------------------------------

@@ -128,6 +128,8 @@ def test_two_readers_who_agree_outweigh_one_who_is_surer() -> None:
 def test_refusals_in_different_words_add_up() -> None:
     refusals = [reply_of("I do not know.", 0.6, declined=True), reply_of("", 0.5, declined=True)]
     assert agreed([*refusals, reply_of("KX-41", 0.9)]).declined
+    assert agreed([*refusals, reply_of("KX-41", 0.9)], trained=True).text == "KX-41"
+    assert agreed(refusals, trained=True).declined
 
 
 @given(REPLIES)
