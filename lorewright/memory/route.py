@@ -118,7 +118,7 @@ class FolderRouter:
 
     def was_trained(self, question: str, identity: str) -> bool:
         """Return whether a memory was trained to answer this question, word for word."""
-        return normalise(question) in self._asked.get(identity, ())
+        return normalise(question) in self._trained.get(identity, ())
 
     def passages(self, question: str, identity: str, n: int) -> tuple[str, ...]:
         """Return the n passages of a memory nearest to a question, best first, others after."""
@@ -143,13 +143,13 @@ class FolderRouter:
         return {memory: "\n".join(own) for memory, own in texts.items()}
 
     @cached_property
-    def _asked(self) -> dict[str, set[str]]:
+    def _trained(self) -> dict[str, set[str]]:
         """Questions that each memory was trained to answer, normalised."""
-        asked: dict[str, set[str]] = {}
+        own: dict[str, set[str]] = {}
         for key in self.index.keys:
             if key.kind == "question":
-                asked.setdefault(key.memory, set()).add(normalise(key.text))
-        return asked
+                own.setdefault(key.memory, set()).add(normalise(key.text))
+        return own
 
     @cached_property
     def _texts(self) -> dict[str, list[str]]:

@@ -50,8 +50,8 @@ def without_courtesy(question: str) -> str:
     request = _REQUEST.fullmatch(bare)
     if request:
         bare = _direct(request["rest"])
-    elif (asks := _ASKS.fullmatch(bare)) and _PLEASE_TELL.match(asks["rest"]):
-        bare = asks["rest"].rstrip("?. ") + "."
+    elif (direct := _ASKS.fullmatch(bare)) and _PLEASE_TELL.match(direct["rest"]):
+        bare = direct["rest"].rstrip("?. ") + "."
     if bare == question.strip() or len(bare.split()) < 2:
         return question
     return bare[:1].upper() + bare[1:] if not question.islower() else bare
@@ -64,7 +64,7 @@ def _ending(match: re.Match[str]) -> str:
 
 
 def _direct(question: str) -> str:
-    """`what the price of the kiln is` as it is asked: `what is the price of the kiln?`"""
+    """`what the price of the kiln is` as a question: `what is the price of the kiln?`"""
     bare = question.rstrip("?.! ")
     indirect = _INDIRECT.fullmatch(bare)
     if indirect:
