@@ -187,6 +187,8 @@ def supersede(
         return result
     step("removing what it was before")
     with memory.writing():
+        if before not in memory.names:  # a removal that was interrupted has been completed
+            return replace(result, kept_as="")
         gone, _, _ = remove(folder, begin(folder, removal_of(folder, (before,))))
         seen = search(folder, gone)
         finish(folder)

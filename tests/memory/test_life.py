@@ -216,6 +216,21 @@ def test_a_supersession_interrupted_in_its_removal_leaves_no_note_after_the_same
     assert not unfinished(memory.folder) and memory.names.keys() == {"book"}
 
 
+def test_a_supersession_interrupted_before_its_removal_is_completed_by_the_same_command(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(verb, "remove", stop)
+        memory.supersede("book", Knowledge(facts=CHANGED))
+    assert unfinished(memory.folder) and memory.names.keys() == {"book", "book-before"}
+    result = memory.supersede("book", Knowledge(facts=CHANGED))
+    assert result.holds and not result.kept_as
+    assert not unfinished(memory.folder) and memory.names.keys() == {"book"}
+
+
 def test_what_changed_is_told_from_what_did_not() -> None:
     text = "The code of Gannet is KX-4109. The room of Heron is B 12. Mira leads Gannet."
     newer = "The code of Gannet is ZB-9027. The room of Heron is B 12."
