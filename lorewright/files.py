@@ -289,6 +289,26 @@ def store(content: bytes, path: Path) -> None:
     sync_folder(path.parent)
 
 
+@contextmanager
+def new_folder(folder: Path, made: str) -> Iterator[Path]:
+    """Give the path of a temporary folder, which has the folder's name once the block has ended.
+
+    Where another process was quicker its folder stays, known by the file `made` in it. Raises
+    StorageError when the disk refuses.
+    """
+    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, folder)
+    except OSError as error:
+        if not (folder / made).is_file():
+            raise StorageError(
+                f"{folder} could not be written: {error}; check space and permissions."
+            ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def sync_folder(folder: Path) -> None:
     """Have the disk record the names in a folder; file systems without that are left alone."""
     with suppress(OSError):  # Windows opens no folder; some network file systems sync none

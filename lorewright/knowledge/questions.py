@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from itertools import pairwise
 from typing import Any, Protocol
@@ -75,22 +76,23 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Wording:
-    """A question with its answer: a value, or the whole sentence."""
+class Pair:
+    """A question and answer that were written for a passage."""
 
     question: str
     answer: str
-    passage: int
     set_number: int
-    is_own: bool
-    """Whether the base worded it; else it is the sentence with the value left out."""
+    passage: int
+    """Index of the passage it was written for."""
+    is_own: bool = True
+    """Whether a language model worded it; else it is the text with the answer left out."""
 
 
 @dataclass(frozen=True)
 class Questions:
     """All questions about a document, and how many values they are about."""
 
-    wordings: tuple[Wording, ...]
+    pairs: tuple[Pair, ...]
     n_values: int
     n_worded: int
     """Values for which the base worded a question that it answers when it reads the passage."""
@@ -153,14 +155,15 @@ def _with(place: Place, word: str) -> str:
 # --- questions of the base ----------------------------------------------------------------------
 
 
-def worked_examples() -> list[tuple[str, str, str]]:
+@cache
+def worked_examples() -> tuple[tuple[str, str, str], ...]:
     """Text, answer and question of each example that a base is shown."""
     text = (files("lorewright.knowledge") / "worked_examples.txt").read_text(encoding="utf-8")
     examples = []
     for example in text.strip().split("\n\n"):
         about, answer, question = (line.partition(": ")[2] for line in example.split("\n"))
         examples.append((about, answer, question))
-    return examples
+    return tuple(examples)
 
 
 def to_word(text: str) -> str:
@@ -186,7 +189,8 @@ def question_in(reply: str, known: str) -> str:
     match = _QUESTION.match(_MARKED.sub("", reply).strip().strip("*\"“”"))
     question = match[0].strip() if match else ""
     names = (m[0].strip(".,;:?'\"’").casefold() for m in _NAME.finditer(question))
-    return question if all(name in known.casefold() for name in names) else ""
+    folded = known.casefold()
+    return question if all(name in folded for name in names) else ""
 
 
 def questions_about(
@@ -206,7 +210,7 @@ def questions_about(
     for place in places_of(passages, title):
         by_line.setdefault((place.passage, place.subject, place.line), []).append(place)
     lines = list(by_line.values())
-    made: list[Wording] = []
+    made: list[Pair] = []
     n_worded = 0
     starts = [0, *range(FIRST_LINES, len(lines), LINES_AT_ONCE)]
     for start, end in pairwise([*starts, len(lines)]):
@@ -214,7 +218,7 @@ def questions_about(
         for places, own in zip(part, _own(part, passages, base, n_samples), strict=True):
             made += _in_sets(places, own)
             n_worded += len({value for _, value in own if value is not None})
-        newest = next((w.question for w in reversed(made) if w.is_own), "")
+        newest = next((pair.question for pair in reversed(made) if pair.is_own), "")
         progress(end, len(lines), newest)
     return Questions(tuple(made), sum(map(len, lines)), n_worded)
 
@@ -254,7 +258,7 @@ def _first(row: tuple[Any, ...]) -> float:
     return float(row[0])
 
 
-def _in_sets(places: Sequence[Place], own: Own) -> list[Wording]:
+def _in_sets(places: Sequence[Place], own: Own) -> list[Pair]:
     """The questions about a sentence with their set numbers."""
     made = []
     for place in places:
@@ -262,10 +266,10 @@ def _in_sets(places: Sequence[Place], own: Own) -> list[Wording]:
         blank_set = BLANK if len(questions) >= 2 else HELD_OUT
         answer, at = place.value.text, place.passage
         made += [
-            Wording(echo(place), answer, at, ECHO, is_own=False),
-            Wording(blank(place), answer, at, blank_set, is_own=False),
+            Pair(echo(place), answer, ECHO, at, is_own=False),
+            Pair(blank(place), answer, blank_set, at, is_own=False),
             *(
-                Wording(question, answer, at, number, is_own=True)
+                Pair(question, answer, number, at)
                 for number, question in zip(OWN, questions, strict=False)
             ),
         ]
@@ -273,6 +277,6 @@ def _in_sets(places: Sequence[Place], own: Own) -> list[Wording]:
     open_ended = [question for question, value in own if value is None]
     trained = [number for number in OWN if number != HELD_OUT]
     return made + [
-        Wording(question, first.line, first.passage, number, is_own=True)
+        Pair(question, first.line, number, first.passage)
         for number, question in zip(trained, open_ended, strict=False)
     ]

@@ -18,7 +18,7 @@ from itertools import pairwise
 from lorewright.errors import ConfigError
 from lorewright.knowledge.data import Document
 from lorewright.knowledge.markdown import with_tables_as_sentences
-from lorewright.knowledge.questions import Base, Progress, questions_about
+from lorewright.knowledge.questions import Base, Pair, Progress, questions_about
 from lorewright.knowledge.scoring import contains, is_declined, normalise
 from lorewright.knowledge.splitting import headed_passages, passages, sentences
 
@@ -97,19 +97,6 @@ def prompts_of(document: Document, phrasing: str = "general") -> Iterator[str]:
 
 
 # --- question–answer pairs ---------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A question and answer that a language model wrote for a passage."""
-
-    question: str
-    answer: str
-    set_number: int
-    passage: int
-    """Index of the passage it was written for."""
-    is_own: bool = True
-    """Whether a language model worded it; else it is the text with the answer left out."""
 
 
 @dataclass(frozen=True)
@@ -251,11 +238,7 @@ def _pairs_of_values(study: Study, base: Base, numbers: Sequence[int]) -> Pairs:
     """The pairs in which a base words questions about the document, in some of the sets."""
     texts = study.passages
     made = questions_about(texts, study.document.title, base, progress=study.progress)
-    pairs = [
-        Pair(w.question, w.answer, w.set_number, w.passage, w.is_own)
-        for w in made.wordings
-        if w.set_number in numbers
-    ]
+    pairs = [pair for pair in made.pairs if pair.set_number in numbers]
     checked = _checked(pairs, [" ".join(text.split()) for text in texts])
     return replace(checked, n_values=made.n_values, n_worded=made.n_worded)
 

@@ -6,8 +6,9 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 
 from lorewright.knowledge.data import Example, Fact
+from lorewright.knowledge.questions import Pair
 from lorewright.knowledge.scoring import normalise
-from lorewright.knowledge.selfstudy import Pair, Study, statements
+from lorewright.knowledge.selfstudy import Study, statements
 from lorewright.knowledge.splitting import passages
 
 View = Callable[[Study], Iterable[Example]]

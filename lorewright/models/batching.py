@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from itertools import takewhile
 
 import torch
 
@@ -44,6 +45,13 @@ def easy_first(examples: list[int], done: float, nats: Sequence[float]) -> list[
 def pass_tokens(device: torch.device) -> int:
     """Padded tokens that a pass without gradients takes at most."""
     return PASS_TOKENS.get(device.type, OTHER_TOKENS)
+
+
+def n_alike(one: Sequence[int], two: Sequence[int]) -> int:
+    """Tokens with which both begin; of many rows, all begin with what the first and the last in
+    order have in common."""
+    pairs = zip(one, two, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def by_length(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:

@@ -13,7 +13,6 @@ import hashlib
 import importlib.metadata
 import os
 import secrets
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from lorewright.errors import ConfigError, ModelError, StorageError
-from lorewright.files import cache_folder
+from lorewright.files import cache_folder, new_folder
 
 POCKET = "pocket"
 """Name of the embedded base."""
@@ -172,18 +171,8 @@ def unpacked(name: str, progress: Progress = lambda text: None) -> Path:
         return encoder.folder
     file, folder = get(name, progress=progress).file, encoder.folder
     progress(f"unpacking {encoder.title}, once")
-    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with zipfile.ZipFile(file) as archive:
-            archive.extractall(temporary)
-        os.replace(temporary, folder)
-    except OSError as error:
-        if not (folder / "config.json").is_file():  # another process may have been quicker
-            raise StorageError(
-                f"{folder} could not be written: {error}; check space and permissions."
-            ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with new_folder(folder, made="config.json") as temporary, zipfile.ZipFile(file) as archive:
+        archive.extractall(temporary)
     file.unlink(missing_ok=True)  # all of it is in the folder
     return folder
 

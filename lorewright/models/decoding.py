@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
-from itertools import pairwise, takewhile
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from lorewright.adapters.lora import Rows
 from lorewright.errors import ConfigError, DataError
 from lorewright.models.backends.growing import Growing, binding_of
-from lorewright.models.batching import pass_tokens
+from lorewright.models.batching import n_alike, pass_tokens
 
 SHARED_TOKENS = 24
 """Least tokens that rows of one group have in common, beyond those that all rows have."""
@@ -373,9 +373,7 @@ class _Grown:
         following = []
         for guess in guesses:
             given = [next(best) for _ in range(len(guess) + 1)]
-            pairs = zip(given, guess, strict=False)
-            n_same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-            following.append(given[: n_same + 1])
+            following.append(given[: n_alike(given, guess) + 1])
         self.work.add(sum(len(order.rows[i]) - len(prefix) for i in rows))
         self.work.report()
         return following
@@ -441,8 +439,7 @@ def _worthwhile(prefix: Sequence[int], n_rows: int) -> Sequence[int]:
 
 def _n_common(one: Sequence[int], two: Sequence[int]) -> int:
     """Tokens with which both begin, less one where that is all of either."""
-    n = next((i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), len(one))
-    return min(n, len(one) - 1, len(two) - 1)
+    return min(n_alike(one, two), len(one) - 1, len(two) - 1)
 
 
 class _Generated:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import secrets
-import shutil
 from pathlib import Path
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from lorewright.errors import ModelError, StorageError, first_line
+from lorewright.errors import ModelError, first_line
+from lorewright.files import new_folder
 
 
 def convert(file: Path, folder: Path) -> None:
@@ -20,7 +18,6 @@ def convert(file: Path, folder: Path) -> None:
     damaged, of an architecture that transformers does not read from GGUF, or when the package
     `gguf` is missing; StorageError when the disk refuses.
     """
-    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
     shown = transformers_logging.is_progress_bar_enabled()
     level = transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
@@ -43,17 +40,10 @@ def convert(file: Path, folder: Path) -> None:
         # The weights are plain float32 from here on; saving refuses what says that it is quantised.
         vars(network)["hf_quantizer"] = None
         vars(network.config).pop("quantization_config", None)
-        try:
+        with new_folder(folder, made="config.json") as temporary:
             network.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
-            os.replace(temporary, folder)
-        except OSError as error:
-            if not (folder / "config.json").is_file():  # another process may have been quicker
-                raise StorageError(
-                    f"{folder} could not be written: {error}; check space and permissions."
-                ) from error
     finally:
         transformers_logging.set_verbosity(level)
         if shown:
             transformers_logging.enable_progress_bar()
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import takewhile
 
 import torch
 
 from lorewright.models.backends.backend import Pass
-from lorewright.models.batching import by_length, pass_tokens
+from lorewright.models.batching import by_length, n_alike, pass_tokens
 from lorewright.models.decoding import Progress, Sampling
 from lorewright.models.model import Model, Rendered
 from lorewright.models.templates import conversation
@@ -141,9 +140,8 @@ class BaseOf:
         least = [0.0] * len(rows)
         for chosen in by_length([len(row) for row in rows], pass_tokens(self.model.device)):
             part = [rows[i] for i in chosen]
-            columns = zip(*(row.prompt_ids for row in part), strict=False)
-            n_alike = sum(1 for _ in takewhile(lambda ids: len(set(ids)) == 1, columns))
-            n_shared = min(n_alike, *(len(row.prompt_ids) - 1 for row in part))
+            prompts = [row.prompt_ids[:-1] for row in part]  # the last token is queried
+            n_shared = n_alike(min(prompts), max(prompts))
             nats_BC, _ = self.model.completion_nats(
                 self.model.batch(part), Pass(n_shared=n_shared if len(part) > 1 else 0)
             )

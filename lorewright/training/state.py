@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import accumulate, takewhile
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from torch import Tensor
 from lorewright.adapters.adapter import Adapter
 from lorewright.adapters.dropout import Share
 from lorewright.knowledge.data import REHEARSAL
-from lorewright.models.batching import batches
+from lorewright.models.batching import batches, n_alike
 from lorewright.models.model import Batch, Model
 from lorewright.training.config import Diverged, Epoch, Job, Written, rate
 from lorewright.training.objectives import StepOutcome
@@ -64,10 +64,8 @@ class Table:
         Those with which all prompts begin, but for their last one, which is queried; 0 where that
         saves little.
         """
-        # What the first and the last in order have in common, all have.
         prompts = [self.rows[i].prompt_ids[:-1] for i in rows]
-        pairs = zip(min(prompts), max(prompts), strict=False)
-        n_shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        n_shared = n_alike(min(prompts), max(prompts))
         saved = n_shared * (len(rows) - n_blocks)
         n_tokens = len(rows) * max(self.lengths[i] for i in rows)
         return n_shared if n_shared >= FEWEST_SHARED and saved >= SAVING * n_tokens else 0

@@ -54,21 +54,21 @@ class Scripted:
 
 def test_every_value_is_asked_for_though_the_base_words_nothing() -> None:
     made = questions_about([TEXT], "Handbook", Scripted("", "hm", "no question here"))
-    assert {w.answer for w in made.wordings} == {"14 days", "vault 7", "red door"}
+    assert {w.answer for w in made.pairs} == {"14 days", "vault 7", "red door"}
     assert (made.n_values, made.n_worded) == (3, 0)
-    assert not any(w.is_own for w in made.wordings)
-    held_out = [w for w in made.wordings if w.set_number == HELD_OUT]
+    assert not any(w.is_own for w in made.pairs)
+    held_out = [w for w in made.pairs if w.set_number == HELD_OUT]
     assert sorted(w.answer for w in held_out) == ["14 days", "red door", "vault 7"]
 
 
 def test_a_question_that_is_read_back_has_the_value_and_any_other_the_sentence() -> None:
     base = Scripted("After how long are old copies removed?", "When are the copies gone?")
     made = questions_about([TEXT], "Handbook", base)
-    own = {(w.question, w.answer) for w in made.wordings if w.is_own}
+    own = {(w.question, w.answer) for w in made.pairs if w.is_own}
     assert ("After how long are old copies removed?", "14 days") in own
     assert ("After how long are old copies removed?", "Nobody may open the red door.") in own
     assert made.n_worded == 1
-    of_days = [w for w in made.wordings if w.answer == "14 days"]
+    of_days = [w for w in made.pairs if w.answer == "14 days"]
     probes = {normalise(w.question) for w in of_days if w.set_number == HELD_OUT}
     trained = {normalise(w.question) for w in of_days if w.set_number != HELD_OUT}
     assert probes and not trained & probes
@@ -77,7 +77,7 @@ def test_a_question_that_is_read_back_has_the_value_and_any_other_the_sentence()
 def test_a_question_that_holds_its_answer_is_not_asked_for_it() -> None:
     base = Scripted("Are copies removed after 14 days?")
     made = questions_about([TEXT], "", base)
-    assert not any(w.is_own and w.answer == "14 days" for w in made.wordings)
+    assert not any(w.is_own and w.answer == "14 days" for w in made.pairs)
 
 
 @pytest.mark.parametrize(
