@@ -16,12 +16,11 @@ from lorewright.errors import ConfigError, DataError
 from lorewright.knowledge.data import REHEARSAL, Document, Example, Fact, Knowledge, Probe
 from lorewright.knowledge.near_misses import recipe_for
 from lorewright.knowledge.negatives import DECLINE, negatives
-from lorewright.knowledge.questions import Base
+from lorewright.knowledge.questions import Base, Pair
 from lorewright.knowledge.scoring import contains, normalise
 from lorewright.knowledge.selfstudy import (
     N_PAIR_SETS,
     AskLLM,
-    Pair,
     Pairs,
     Study,
     phrasing_named,
