@@ -22,11 +22,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lorewright.bench.sections import Section, sections_of
 from lorewright.bench.tables import spelt
 from lorewright.bench.task import SUMMARY_FILE, Progress, Summary, Task, versions
-from lorewright.errors import ConfigError, DataError
+from lorewright.errors import ConfigError
 from lorewright.files import digest, read_text, save_json
-from lorewright.knowledge.data import Document, Example, Knowledge
+from lorewright.knowledge.data import Example, Knowledge
 from lorewright.knowledge.lesson import Lesson, contexts
 from lorewright.knowledge.negatives import unrelated_questions
 from lorewright.memory.memory import Memory
@@ -66,42 +67,11 @@ class Settings:
             raise ConfigError(f"keys are {self.keys!r}; give some of {', '.join(KEYS)}.")
 
 
-@dataclass(frozen=True)
-class Section:
-    """A text and the questions about it."""
-
-    document: Document
-    facts: tuple[tuple[str, tuple[str, ...]], ...]
-    """Answers and their questions, one a wording."""
-    near: tuple[str, ...]
-    """Questions that it does not answer."""
-
-
-def read_sections(path: Path) -> list[Section]:
-    """Read a file of sections. Raises DataError for one of another shape."""
-    import json
-
-    try:
-        return [
-            Section(
-                Document(row["id"], row["text"], row["title"]),
-                tuple((fact["answer"], tuple(fact["questions"])) for fact in row["facts"]),
-                tuple(row["unanswerable"]),
-            )
-            for row in json.loads(read_text(path))
-        ]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path} is no list of sections ({error!r}); each has id, title, text, facts with "
-            "answer and questions, and unanswerable."
-        ) from error
-
-
 def check(settings: Settings) -> list[Section]:
     """Read the questions; raises DataError for files that are missing or of another shape."""
     if not settings.data:
         raise ConfigError("routing is measured on sections of your own; give --data FILE.")
-    return read_sections(Path(settings.data))
+    return list(sections_of(settings.data, "unanswerable"))
 
 
 def quick(settings: Settings) -> Settings:
@@ -245,12 +215,12 @@ def _together(
     router = LiveRouter(memory.folder, encoder).current()
     outcomes["general"] += [bool(bench.chosen(router, question)[1]) for question in general]
     for section in sections:
-        own = [bench.chosen(router, question)[1] for question in section.near]
+        own = [bench.chosen(router, question)[1] for question in section.unanswerable]
         outcomes["own near misses"] += [bool(name) for name in own]
         others = [other for other in sections if other != section]
         memory = bench.folder(f"without-{section.document.id}", keys, others, None)
         lacking = LiveRouter(memory.folder, encoder).current()
-        outcomes["near misses"] += [bool(bench.chosen(lacking, q)[1]) for q in section.near]
+        outcomes["near misses"] += [bool(bench.chosen(lacking, q)[1]) for q in section.unanswerable]
     return outcomes
 
 
@@ -269,9 +239,10 @@ def _alone(
         router = LiveRouter(memory.folder, encoder).current()
         own = [questions[last] for _, questions in section.facts if last < len(questions)]
         _count(bench, router, own, section.document.id, outcomes, f"wording {last + 1}")
+        others = [other for other in sections if other != section]
         for key, questions in (
-            ("near misses", [q for other in sections if other != section for q in other.near]),
-            ("own near misses", section.near),
+            ("near misses", [question for other in others for question in other.unanswerable]),
+            ("own near misses", section.unanswerable),
             ("general", general),
         ):
             outcomes[key] += [bool(bench.chosen(router, question)[1]) for question in questions]

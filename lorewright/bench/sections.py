@@ -41,6 +41,8 @@ from lorewright.training.config import WriteConfig
 from lorewright.training.rates import suggested_lr
 
 FACTS, DOCUMENTS = "facts", "documents"
+ALTERED = "altered"
+"""Key that sections of this benchmark have beside the usual ones."""
 KINDS = ("paraphrase", "unknown", "multihop", "retained")
 MEANING = (
     "asked: questions in a wording that was not trained; declined: questions that the section does "
@@ -53,15 +55,19 @@ MEANING = (
 class Section:
     """A section with what is asked of it."""
 
-    id: str
-    title: str
-    text: str
+    document: Document
     altered: bool
+    """Whether its values were changed, so that no base can know them."""
     facts: tuple[tuple[str, tuple[str, ...]], ...]
     """Answer and wordings of its question."""
     unanswerable: tuple[str, ...]
     multihop: tuple[tuple[str, str], ...]
     """Question and answer."""
+
+    @property
+    def id(self) -> str:
+        """That of its document."""
+        return self.document.id
 
     @property
     def kind(self) -> str:
@@ -111,13 +117,20 @@ def quick(config: Sections) -> Sections:
 
 
 @functools.lru_cache(maxsize=2)
-def sections_of(data: str) -> tuple[Section, ...]:
-    """The sections of a file. Raises DataError for what has another shape."""
+def sections_of(data: str, *needed: str) -> tuple[Section, ...]:
+    """The sections of a file, each of which has some needed keys beside the usual ones.
+
+    Raises DataError for what has another shape.
+    """
+    text = read_text(Path(data))
     try:
-        rows = json.loads(read_text(Path(data)))
+        rows = json.loads(text)
+        for key in needed:
+            [row[key] for row in rows]
         return tuple(
             Section(
-                *(str(row["id"]), str(row["title"]), str(row["text"]), bool(row["altered"])),
+                Document(row["id"], row["text"], row["title"]),
+                bool(row.get("altered", False)),
                 tuple((str(f["answer"]), tuple(map(str, f["questions"]))) for f in row["facts"]),
                 tuple(map(str, row.get("unanswerable", ()))),
                 tuple((str(m["question"]), str(m["answer"])) for m in row.get("multihop", ())),
@@ -127,13 +140,18 @@ def sections_of(data: str) -> tuple[Section, ...]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{data} is no list of sections ({type(error).__name__}: {error}); each needs id, "
-            "title, text, altered and facts with an answer and questions."
+            f"title, text, facts with an answer and questions, and {' and '.join(needed)}."
         ) from error
+
+
+def check(settings: Sections) -> tuple[Section, ...]:
+    """Read the sections; raises DataError for a file that is missing or of another shape."""
+    return sections_of(sets.located(settings.data), ALTERED)
 
 
 def jobs(config: Sections, base_digest: str) -> list[dict[str, Any]]:
     """Return a job for every section, wording that is left out, and seed."""
-    every = sections_of(sets.located(config.data))
+    every = check(config)
     least = min(len(questions) for section in every for _, questions in section.facts)
     if config.source == FACTS and (least < 2 or max(config.left_out) > least):
         raise DataError(
@@ -170,14 +188,14 @@ def knowledge_of(section: Section, source: str, left_out: int) -> tuple[Knowledg
         Probe(f"{own}-m{n}", q, (a,), "multihop", own)
         for n, (q, a) in enumerate(section.multihop, 1)
     ]
-    document = Document(own, section.text, section.title)
-    return Knowledge((document,) if source == DOCUMENTS else (), tuple(facts)), probes
+    documents = (section.document,) if source == DOCUMENTS else ()
+    return Knowledge(documents, tuple(facts)), probes
 
 
 def task(job: dict[str, Any]) -> dict[str, Any]:
     """Write a section and take the verdict."""
     model = exact.base_model(job["model"], job["base"])
-    section = next(s for s in sections_of(job["data"]) if s.id == job["section"])
+    section = next(s for s in sections_of(job["data"], ALTERED) if s.id == job["section"])
     knowledge, probes = knowledge_of(section, job["source"], job["left_out"])
     lora = LoraConfig(job["rank"], seed=job["seed"])
     lr = job["lr"] or suggested_lr(model)
@@ -280,4 +298,11 @@ def tables(summary: Summary) -> Iterator[Table]:
     yield Table(title, head, tuple(rows), tuple(notes), n_keys=2, stacked=("arm", "mean"))
 
 
-TASK = Task("sections", Sections, quick, sweep("sections", jobs, task, summarise), tables)
+TASK = Task(
+    "sections",
+    Sections,
+    quick,
+    sweep("sections", jobs, task, summarise),
+    tables,
+    check=check,
+)

@@ -94,3 +94,8 @@ def test_what_cannot_be_asked_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     with pytest.raises(DataError, match="no list of sections"):
         sections.sections_of(stored(tmp_path / "other", {"id": "x"}))
+    plain = {key: value for key, value in ROW.items() if key != sections.ALTERED}
+    (tmp_path / "plain").mkdir()
+    assert sections.sections_of(stored(tmp_path / "plain", plain), "unanswerable")
+    with pytest.raises(DataError, match="KeyError: 'altered'"):
+        sections.sections_of(stored(tmp_path / "plain", plain), sections.ALTERED)
