@@ -20,10 +20,10 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -179,11 +179,12 @@ def _by_meaning(
     find = partial(lacking.retrieve_memories, k=N_CANDIDATES)
     labelled: list[Labelled] = [(find(case.question), case.memories) for case in cases]
     labelled += [(find(case.question, kinds=TEXTS), case.memories) for case in trained]
+    holds = _holding(whole)
     near = []
     for case in (*every, *sentences):
         others = [memory for memory in whole.memories if memory not in case.memories]
         hits = whole.retrieve_memories(case.question, k=N_CANDIDATES, memories=others)
-        near.append([hit for hit in hits if not _holds(whole, hit.memory, case.answer)])
+        near.append([hit for hit in hits if not holds(hit.memory, case.answer)])
     strange = [find(question) for question in unrelated]
     return fit_gate_on(labelled, strange, [hits for hits in near if hits], parts=BY_MEANING)
 
@@ -242,9 +243,18 @@ def _sentences(index: Index, asked: set[str]) -> list[_Case]:
     return random.Random("sentences").sample(cases, min(N_TRAINED, len(cases)))
 
 
-def _holds(index: Index, memory: str, answer: str) -> bool:
-    """Whether a memory's own texts have the answer, so that it is no stranger to the question."""
-    wanted = normalise(answer)
-    return bool(wanted) and any(
-        wanted in normalise(key.text) for key in index.keys_of(memory) if key.kind == "passage"
-    )
+def _holding(index: Index) -> Callable[[str, str], bool]:
+    """Whether a memory's own texts have an answer, so that it is no stranger to the question.
+
+    Each text is normalised once, however many answers are looked for.
+    """
+
+    @cache
+    def texts(memory: str) -> list[str]:
+        return [normalise(key.text) for key in index.keys_of(memory) if key.kind == "passage"]
+
+    def holds(memory: str, answer: str) -> bool:
+        wanted = normalise(answer)
+        return bool(wanted) and any(wanted in text for text in texts(memory))
+
+    return holds
