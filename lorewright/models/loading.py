@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,13 +9,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors import SafetensorError
-from transformers.tokenization_utils_tokenizers import TokenizersBackend
-from transformers.utils import logging as transformers_logging
 
 from lorewright.adapters import quantise
 from lorewright.errors import ConfigError, ModelError, first_line
 from lorewright.models.catalogue import KNOWN, POCKET, located
 from lorewright.models.plain import read_plain
+from lorewright.models.plain_tokenizer import read_plain_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -77,24 +75,18 @@ def _plain(place: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizer
     """Our own network of a folder, and its tokenizer, where transformers would read the same.
 
     None otherwise, and for whatever is wrong with the files: transformers then says what. Without
-    model classes a command starts in half the time.
+    importing it a command starts in half the time.
     """
     folder = Path(place)
-    if dtype not in ("auto", "float32") or not (folder / "tokenizer.json").is_file():
+    if dtype not in ("auto", "float32"):
         return None
-    try:
-        about = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        if about.get("tokenizer_class") != "TokenizersBackend" or "auto_map" in about:
-            return None
-        if (network := read_plain(folder)) is None:
-            return None
-        tokenizer = TokenizersBackend.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, AttributeError):
+    tokenizer = read_plain_tokenizer(folder)
+    if tokenizer is None or tokenizer("a").input_ids == tokenizer("b").input_ids:
         return None
-    if tokenizer("a").input_ids == tokenizer("b").input_ids:
+    if (network := read_plain(folder)) is None:
         return None
-    # It has what callers use of a PreTrainedModel, importing which is what must not happen here.
-    return cast("PreTrainedModel", network), tokenizer
+    # They have what callers use of transformers' own, importing which must not happen here.
+    return cast("PreTrainedModel", network), cast("PreTrainedTokenizerBase", tokenizer)
 
 
 def _from_pretrained(
@@ -133,6 +125,8 @@ def _from_pretrained(
 @contextmanager
 def without_progress_bar() -> Iterator[None]:
     """Without the bar that counts weights; those of downloads stay."""
+    from transformers.utils import logging as transformers_logging
+
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:

@@ -16,18 +16,19 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.cache_utils import Cache, DynamicCache
-from transformers.configuration_utils import PreTrainedConfig
-from transformers.generation.configuration_utils import GenerationConfig
 
 from lorewright.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers.cache_utils import Cache
 
 CONFIG, GENERATION, WEIGHTS = "config.json", "generation_config.json", "model.safetensors"
 OTHERS = ("model.safetensors.index.json", "adapter_config.json")
@@ -70,10 +71,22 @@ IDLE = {
 number."""
 
 
-class PlainConfig(PreTrainedConfig):
-    """A configuration of Llama's, with what its file says and no default."""
+class PlainConfig(SimpleNamespace):
+    """A configuration of Llama's: what its file says, by name, and no default."""
 
-    model_type = "llama"
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, by name."""
+        return dict(vars(self))
+
+    def get_text_config(self, decoder: bool | None = None) -> PlainConfig:
+        """Itself: there is no other part."""
+        return self
+
+
+class Ending(SimpleNamespace):
+    """What the folder says of how replies end."""
+
+    eos_token_id: int | list[int] | None
 
 
 class Decoded(NamedTuple):
@@ -102,11 +115,11 @@ def read_plain(folder: Path) -> PlainLlama | None:
         if not (isinstance(stated, dict) and _is_plain(stated)):
             return None
         tensors = load_file(folder / WEIGHTS)
-        generation = GenerationConfig.from_pretrained(folder)
+        generation = _ending(folder)
     except (OSError, ValueError, SafetensorError):
         return None
     with torch.device("meta"):
-        network = PlainLlama(PlainConfig.from_dict(stated), generation)
+        network = PlainLlama(PlainConfig(**stated), generation)
     head, embeddings = network.lm_head, network.model.embed_tokens
     shapes = {name: tuple(each.shape) for name, each in network.state_dict().items()}
     if stated["tie_word_embeddings"]:
@@ -120,6 +133,15 @@ def read_plain(folder: Path) -> PlainLlama | None:
     if stated["tie_word_embeddings"]:
         head.weight = embeddings.weight
     return network
+
+
+def _ending(folder: Path) -> Ending:
+    """The stop tokens of a folder. Raises OSError or ValueError for a damaged file."""
+    path = folder / GENERATION
+    stated = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if not isinstance(stated, dict):
+        raise ValueError(f"{GENERATION} is no object")
+    return Ending(eos_token_id=stated.get("eos_token_id"))
 
 
 def _is_plain(stated: dict[str, Any]) -> bool:
@@ -138,10 +160,10 @@ def _is_plain(stated: dict[str, Any]) -> bool:
 class PlainLlama(nn.Module):
     """Decoder and head, with the arguments and results that callers of transformers' use."""
 
-    def __init__(self, config: PlainConfig, generation_config: GenerationConfig) -> None:
+    def __init__(self, config: PlainConfig, generation_config: Ending) -> None:
         super().__init__()
         self.config = config
-        self.generation_config: GenerationConfig | None = generation_config
+        self.generation_config: Any = generation_config
         self.model = Decoder(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
@@ -191,7 +213,7 @@ class PlainLlama(nn.Module):
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
-        generation_config: GenerationConfig,
+        generation_config: Any,
         stopping_criteria: Sequence[Callable[..., Tensor]] = (),
     ) -> Tensor:
         """Left-padded prompts (B, T) and their greedy continuations, padded after their end.
@@ -205,7 +227,7 @@ class PlainLlama(nn.Module):
                 "a decoder with hooks draws no replies here; remove them, or load the base with "
                 "implementation='transformers'."
             )
-        ids_BT, mask_BT, cache = input_ids, attention_mask, DynamicCache(config=self.config)
+        ids_BT, mask_BT, cache = input_ids, attention_mask, empty_cache()
         stops = torch.tensor(generation_config.eos_token_id, device=ids_BT.device)
         pad = generation_config.pad_token_id
         position_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)
@@ -254,7 +276,7 @@ class Decoder(nn.Module):
         scores (B, 1, T, K).
         """
         if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+            past_key_values = empty_cache()
         seen = 0 if past_key_values is None else past_key_values.get_seq_length()
         hidden_BTD = self.embed_tokens(input_ids)
         if position_ids is None:
@@ -270,6 +292,13 @@ class Decoder(nn.Module):
                 past_key_values=past_key_values,
             )
         return Decoded(self.norm(hidden_BTD), past_key_values)
+
+
+def empty_cache() -> Cache:
+    """Keys and values of no token yet, as transformers keeps them for callers that have it."""
+    from transformers.cache_utils import DynamicCache
+
+    return DynamicCache()
 
 
 def visible(ids_BT: Tensor, attention_mask: Tensor | None, seen: int) -> Tensor | None:

@@ -12,7 +12,7 @@ T token, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,7 +72,11 @@ class SoftTargets:
     logp_MK: Tensor
     starts: tuple[int, ...]
 
-    def costs(self, logits_BCV: Tensor, examples: Sequence[int]) -> Tensor:
+    def cover(self, examples: Sequence[int]) -> bool:
+        """All."""
+        return True
+
+    def costs(self, logits_BCV: Tensor, examples: Sequence[int], nats_BC: Tensor) -> Tensor:
         """The student's distance to the teacher at every completion token (B, C), in nats."""
         ids_BCK, logp_BCK = self.take(examples, logits_BCV.shape[1])
         device = logits_BCV.device
@@ -98,6 +102,29 @@ class SoftTargets:
             return cls(tensors["ids"], tensors["logp"], tuple(tensors["starts"].tolist()))
         except (OSError, SafetensorError, KeyError):
             return None
+
+
+@dataclass(frozen=True)
+class SomeTargets:
+    """Soft targets of some examples; the others are learnt from their completions."""
+
+    soft: SoftTargets
+    place: Mapping[int, int]
+    """Of an example with targets, which of the rows of `soft` it is."""
+
+    def cover(self, examples: Sequence[int]) -> bool:
+        """Whether any of these has targets."""
+        return any(i in self.place for i in examples)
+
+    def costs(self, logits_BCV: Tensor, examples: Sequence[int], nats_BC: Tensor) -> Tensor:
+        """The distance to the teacher (B, C) where there is one, else `nats_BC`."""
+        taught = [row for row, i in enumerate(examples) if i in self.place]
+        if not taught:
+            return nats_BC
+        own = [self.place[examples[row]] for row in taught]
+        index = torch.tensor(taught, device=logits_BCV.device)
+        cost_BC = self.soft.costs(logits_BCV[index], own, nats_BC[index])
+        return nats_BC.index_copy(0, index, cost_BC.to(nats_BC.dtype))
 
 
 @torch.no_grad()
@@ -160,3 +187,12 @@ def teach(
         stored = soft_targets(model, informed)
         stored.save(path)
     return stored
+
+
+def remind(model: Model, examples: Sequence[Example], rehearsed: Sequence[int]) -> SomeTargets:
+    """Soft targets of what is rehearsed: all that the plain base would have said there.
+
+    Raises DataError for one without a completion.
+    """
+    rows = [model.render(examples[i].prompt, examples[i].completion) for i in rehearsed]
+    return SomeTargets(soft_targets(model, rows), {i: row for row, i in enumerate(rehearsed)})

@@ -46,6 +46,7 @@ from lorewright.training.config import (
     WriteConfig,
     Written,
 )
+from lorewright.training.distil import remind
 from lorewright.training.objectives import Objective, StepOutcome, Targets, weighted_mean
 from lorewright.training.optimisers import WHITENED, Optimizer
 from lorewright.training.state import Table, WriteState
@@ -378,16 +379,26 @@ def _trunk(
 
 
 def _targets(model: Model, active: Sequence[WriteState], run: Path | None) -> dict[int, Targets]:
-    """Soft targets of the writes whose objective has a teacher; equal ones share theirs."""
+    """Soft targets: of all examples where the objective has a teacher, else of those rehearsed.
+
+    What is rehearsed has the plain base as its teacher: all that it would have said there is held
+    in place, not only what it said. Equal ones share theirs.
+    """
     answers: dict[object, Targets] = {}
     targets = {}
     for state in active:
-        if (teacher := state.objective.teacher) is not None:
-            examples, contexts = tuple(state.job.examples), tuple(state.job.contexts)
-            key = teacher, examples, contexts
-            if key not in answers:
-                answers[key] = teacher(model, examples, contexts, run)
-            targets[state.index] = answers[key]
+        examples, contexts = tuple(state.job.examples), tuple(state.job.contexts)
+        teacher = state.objective.teacher
+        if teacher is None and not state.rehearsed:
+            continue
+        key = teacher, examples, contexts
+        if key not in answers:
+            answers[key] = (
+                teacher(model, examples, contexts, run)
+                if teacher is not None
+                else remind(model, examples, state.rehearsed)
+            )
+        targets[state.index] = answers[key]
     return targets
 
 
@@ -398,7 +409,7 @@ def _costs(
 
     `soft`: of every adapter of the stack its targets, if any, and its examples; each has as many.
     """
-    if all(targets is None for targets, _ in soft):
+    if not any(targets and targets.cover(examples) for targets, examples in soft):
         nats = model.completion_nats(batch, pass_)
         return nats, nats.loss_BT
     logits_BCV = model.completion_logits(batch, pass_)
@@ -406,6 +417,8 @@ def _costs(
     costs, size = [], len(soft[0][1])
     for n, (targets, examples) in enumerate(soft):
         own = slice(n * size, (n + 1) * size)
-        cost_BC = nats.loss_BT[own] if targets is None else targets.costs(logits_BCV[own], examples)
+        cost_BC = nats.loss_BT[own]
+        if targets is not None:
+            cost_BC = targets.costs(logits_BCV[own], examples, cost_BC)
         costs.append(cost_BC)
     return nats, torch.cat(costs)

@@ -57,10 +57,16 @@ ExampleState = Mapping[str, Tensor]
 
 
 class Targets(Protocol):
-    """What a teacher predicts for the examples of a write."""
+    """What a teacher predicts for the examples of a write, or for some of them."""
 
-    def costs(self, logits_BCV: Tensor, examples: Sequence[int]) -> Tensor:
-        """What is minimised at every completion token of these examples (B, C), in nats."""
+    def cover(self, examples: Sequence[int]) -> bool:
+        """Whether any of these examples is taught."""
+
+    def costs(self, logits_BCV: Tensor, examples: Sequence[int], nats_BC: Tensor) -> Tensor:
+        """What is minimised at every completion token of these examples (B, C), in nats.
+
+        `nats_BC` are those of the completions themselves: the cost of an example without a teacher.
+        """
 
 
 Teacher = Callable[[Model, Sequence[Example], Sequence[str], Path | None], Targets]

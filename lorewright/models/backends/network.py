@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import DynamicCache
 
 from lorewright.adapters.lora import Rows, Stacked
 from lorewright.adapters.targets import layer_list
@@ -71,6 +70,8 @@ class Transformers:
         rows = pass_.rows or (layer.binding.rows if (layer := self._adapted) else Rows())
         n_blocks = len(rows.blocks)
         block_rows = len(ids_BT) // n_blocks
+        from transformers.cache_utils import DynamicCache  # takes longer than a pass
+
         cache = DynamicCache(config=self.body.config)
         first = replace(pass_, rows=rows.by_block())
         with self._bound(first):
