@@ -1,6 +1,7 @@
 """Proportions, means and differences, each with its n and an interval; scipy computes them.
 
-scipy.stats takes most of a second to import, so it is imported where it is called.
+scipy.stats takes most of a second to import and numpy a tenth, so they are imported where they are
+called.
 
 Papers: Wilson 1927 (interval of a proportion); McNemar 1947, in its exact binomial form; Efron 1979
 (bootstrap).
@@ -10,10 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from lorewright.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ def mean_interval(
     n = len(value_N)
     if n < 2:
         return Estimate(n, float(value_N[0]) if n else None, None, None)
+    import numpy as np
     from scipy.stats import bootstrap
 
     low, high = bootstrap(
@@ -123,6 +127,8 @@ def clustered_interval(
 
     Shape letters: N value, K cluster, D draw.
     """
+    import numpy as np
+
     _check_confidence(confidence)
     filled = [_finite(cluster) for cluster in clusters if len(cluster)]
     value_N = np.concatenate(filled) if filled else np.zeros(0)
@@ -162,6 +168,8 @@ def mcnemar(b: int, c: int) -> float:
 
 
 def _finite(values: Sequence[float]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    import numpy as np
+
     value_N = np.asarray(values, dtype=np.float64)
     if not np.isfinite(value_N).all():
         raise DataError("a mean of values that are not all finite; leave unscored ones out.")

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from dataclasses import MISSING, dataclass, field, replace
+from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
@@ -217,6 +218,20 @@ def test_help_loads_no_torch() -> None:
             [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
         )
         assert done.stderr.strip() == "False"
+
+
+def test_show_loads_no_numbers() -> None:
+    stored = Path(__file__).parents[1] / "fixtures" / "folder-2026-11-28"
+    code = "import sys; from lorewright.cli.main import main\n"
+    code += "try: main()\nexcept SystemExit: print(*{'numpy', 'torch'} & set(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "show", str(stored)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "tide" in done.stdout
+    assert done.stdout.splitlines()[-1] == ""
 
 
 def test_every_option_has_a_sentence() -> None:

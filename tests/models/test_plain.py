@@ -332,9 +332,9 @@ def test_an_unknown_implementation_is_refused() -> None:
 # --- and imported alone
 
 
-def test_a_question_to_the_embedded_base_imports_no_model_class(tmp_path: Path) -> None:
+def test_a_question_to_the_embedded_base_imports_nothing_of_transformers(tmp_path: Path) -> None:
     shutil.copytree(STORED, tmp_path / "atlas")
-    slow = {"transformers.modeling_utils", "transformers.models", "torch._dynamo", "sympy"}
+    slow = {"transformers", "torch._dynamo", "sympy", "scipy.stats", "matplotlib", "peft"}
     code = (
         "import sys; from lorewright.cli.main import main\n"
         "try: main()\n"
