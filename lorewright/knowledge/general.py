@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from lorewright.knowledge.scoring import normalise
 from lorewright.knowledge.subjects import words_of
 
 GENERAL_FILE = Path(__file__).parent / "general.tsv"
@@ -48,3 +49,28 @@ def apart_from(questions: Sequence[GeneralQuestion], texts: Sequence[str]) -> li
         return not any(3 * len(content & words) > 2 * len(content) for words in known)
 
     return [general for general in questions if free(general)]
+
+
+def nearest_in_form(questions: Sequence[str], others: Sequence[str], n: int) -> list[int]:
+    """Which n of the questions ask most nearly as the others do, the nearest first.
+
+    Questions that are answered in one place and declined in another differ in what they are about,
+    not in how they ask; those that ask alike show the difference best. Near is the largest share of
+    short runs of words that two questions have in common.
+    """
+    forms = [_runs(other) for other in others]
+
+    def nearness(question: str) -> float:
+        own = _runs(question)
+        return max((len(own & form) / len(own | form) for form in forms if own | form), default=0.0)
+
+    order = sorted(range(len(questions)), key=lambda i: -nearness(questions[i]))
+    return order[:n]
+
+
+def _runs(question: str) -> frozenset[tuple[str, ...]]:
+    """Its runs of one to three words."""
+    words = normalise(question).split()
+    return frozenset(
+        tuple(words[i : i + size]) for size in (1, 2, 3) for i in range(len(words) + 1 - size)
+    )

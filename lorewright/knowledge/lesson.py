@@ -14,6 +14,7 @@ from typing import Any
 
 from lorewright.errors import ConfigError, DataError
 from lorewright.knowledge.data import REHEARSAL, Document, Example, Fact, Knowledge, Probe
+from lorewright.knowledge.general import nearest_in_form
 from lorewright.knowledge.near_misses import recipe_for
 from lorewright.knowledge.negatives import DECLINE, negatives
 from lorewright.knowledge.questions import Base, Pair
@@ -57,7 +58,8 @@ class LessonConfig:
     default what is usual for the base's wording (`near_misses.NEAR_MISSES`)."""
     rehearse: int = 60
     """General questions with the base's own right replies, at most, that are rehearsed a few at a
-    time, so that the write does not cost what was there before; 0 = none."""
+    time, so that the write does not cost what was there before: those that ask most nearly as the
+    declined questions do; 0 = none."""
     max_efficacy: int = 1000
     """At most so many probes of the kind `efficacy` (as trained)."""
     seed: int = 0
@@ -154,7 +156,7 @@ def prepare(
     words questions for the documents' values instead. `closed_book` is the base answering without
     a document: its replies are what unrelated questions are trained to. `given_probes`, the user's,
     stand in for those made here. `general` are questions about the world with the base's own right
-    replies, which are rehearsed in place of unrelated ones. Questions whose answer holds what the
+    replies; those that ask as declined questions do are rehearsed, in place of unrelated ones. Questions whose answer holds what the
     base `cannot_write` are declined: a neighbour's answer would be given to them else. Raises
     DataError when nothing came out to learn, ConfigError for an unknown phrasing.
     """
@@ -196,7 +198,11 @@ def prepare(
     if n_trained:
         are = "probe is" if n_trained == 1 else "probes are"
         draft.notes.append(f"{n_trained} {are} worded as trained: counted as efficacy.")
-    rehearsal = tuple(Example(question, reply, REHEARSAL) for question, reply in general)
+    questions = [question for question, _ in general]
+    declined = [e.prompt for e in examples if e.kind == "unknown"]
+    asked = declined or [e.prompt for e in examples]
+    alike = nearest_in_form(questions, asked, config.rehearse)
+    rehearsal = tuple(Example(*general[i], REHEARSAL) for i in alike)
     counted = tuple(draft.notes), draft.n_sentences, tuple(draft.uncovered)
     rest = (*contexts(knowledge), *counted, rehearsal, tuple(draft.unwritable))
     return Lesson(tuple(examples), tuple(chosen), *rest)

@@ -12,6 +12,7 @@ from lorewright.adapters.targets import resolve_targets
 from lorewright.errors import ConfigError
 from lorewright.files import digest, read_object, save_json, slug
 from lorewright.knowledge.data import Example, Knowledge, Probe
+from lorewright.knowledge.general import general_questions
 from lorewright.knowledge.lesson import Lesson, LessonConfig, grounds, prepare, texts_of
 from lorewright.knowledge.markdown import with_tables_as_sentences
 from lorewright.knowledge.scoring import METRICS
@@ -31,7 +32,7 @@ from lorewright.recall.traces import Audit, audit
 from lorewright.recall.verify import RecallReport
 from lorewright.training.checkpoint import CHECKPOINT
 from lorewright.training.config import Preset, WriteConfig, preset_of
-from lorewright.training.rates import find_lr, suggested_lr
+from lorewright.training.rates import find_lr, lesson_lr
 from lorewright.training.watch import Watch
 from lorewright.writers.methods import writer_of
 from lorewright.writers.writer import Cost, Material, State
@@ -119,7 +120,7 @@ def write(
     name = slug(name) if name else _name_of(knowledge)
     check_name(name, memory.model.name)
     find_rank = find_rank or (config is None and method == GRADIENT)
-    config = config or WriteConfig(lr=suggested_lr(memory.model))
+    config = config or WriteConfig(lr=lesson_lr(memory.model))
     lesson = lesson or LessonConfig()
     metric = metric or usual_metric(memory.model)
     watch, fitted, model = watch or Watch(), preset_of(preset), memory.model
@@ -253,7 +254,9 @@ def lesson_for(
     texts = texts_of(knowledge, probes)
     if config.rehearse and model.phrasing != POCKET:
         watch.step("asking the base what it knows of the world")
-    known = known_to(model, "rehearsed", config.rehearse, texts=texts)
+    # All that it knows: which of these to rehearse depends on what is declined.
+    n_known = len(general_questions("rehearsed")) if config.rehearse else 0
+    known = known_to(model, "rehearsed", n_known, texts=texts)
     prepared = prepare(
         knowledge,
         ask_llm=teacher or partial(write_about, model, progress=watch.of("reading")),

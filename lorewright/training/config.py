@@ -73,9 +73,12 @@ class WriteConfig:
     An epoch has four batches at least: a few that do not rest are trained several times.
     Under `memft_threshold` with rest = margin only examples without weight are left out.
     """
-    rehearsal: float = 0.25
-    """Largest share of an epoch's learnt tokens that are rehearsed: a different slice of these
+    rehearsal: float = 0.4
+    """Largest share of an epoch's tokens that are rehearsed: a different slice of these
     examples each time; in [0, 0.9]."""
+    null_space: float = 0.99
+    """Share of what the base reads of the rehearsed questions that the adapter does not see, so
+    that their answers stay; in [0, 1], 0 = it sees all."""
     recheck: int = 4
     """Epochs between two checks of the examples that rest."""
     patience: int = 0
@@ -117,6 +120,7 @@ class WriteConfig:
                 f"lie in [margin, 1), where margin is {self.margin}",
             ),
             ("rehearsal", 0 <= self.rehearsal <= 0.9, "lie in [0, 0.9]"),
+            ("null_space", 0 <= self.null_space <= 1, "lie in [0, 1]"),
             ("dropout", 0 <= self.dropout < 1, "lie in [0, 1)"),
             ("lr", 0 < self.lr < math.inf, "be above 0"),
             ("max_seconds", self.max_seconds is None or self.max_seconds > 0, "be above 0"),
@@ -141,7 +145,7 @@ class WriteConfig:
         So checkpoints, calibrations and ids of before stay what they are.
         """
         plain = asdict(self) | {"lora": self.lora.to_json()}
-        later = {"dropout": 0.0, "arithmetic": AUTO, "rehearsal": 0.25}
+        later = {"dropout": 0.0, "arithmetic": AUTO, "rehearsal": 0.4, "null_space": 0.99}
         return {k: v for k, v in plain.items() if k not in later or v != later[k]}
 
     def build_objective(self) -> Objective:

@@ -47,13 +47,14 @@ from lorewright.training.config import (
     Written,
 )
 from lorewright.training.distil import remind
+from lorewright.training.null_space import null_spaces
 from lorewright.training.objectives import Objective, StepOutcome, Targets, weighted_mean
 from lorewright.training.optimisers import WHITENED, Optimizer
 from lorewright.training.state import Table, WriteState
 from lorewright.training.stopping import FAILURES, Status, stop
 from lorewright.training.trunk import Trunk
 from lorewright.training.watch import TRAINING, Advance
-from lorewright.training.whitening import measure
+from lorewright.training.whitening import basis, measure
 
 STEPS_OF_EPOCH = 1000
 """Parts of an epoch in which progress is counted."""
@@ -158,8 +159,7 @@ def _train(
     states = []
     for i, (job, rows) in enumerate(zip(jobs, table.rows_of, strict=True)):
         lengths = [table.lengths[row] for row in rows]
-        n_completion = [table.n_completion[row] for row in rows]
-        states.append(WriteState(i, job, rows, lengths, n_completion, model.device))
+        states.append(WriteState(i, job, rows, lengths, model.device))
         if job.start is not None:
             stack.load(i, job.start.tensors)
     active = list(states)  # in the order of the stack
@@ -189,11 +189,21 @@ def _train(
     targets = _targets(model, active, run)
     if active and active[0].config.optimizer == WHITENED:
         rows_N = [tuple(table.rows[i] for i in state.rows) for state in active]
-        bases = {rows: measure(model, stack, rows) for rows in dict.fromkeys(rows_N)}
+        bases = {rows: measure(model, stack, rows, basis) for rows in dict.fromkeys(rows_N)}
         optimizer.whiten([bases[rows] for rows in rows_N])
         for n, state in enumerate(active):
             if not state.epochs and state.job.start is None:
                 optimizer.bring_into_bases(n)
+    if active:
+        # What an adapter to go on from reads already it may go on reading.
+        protected_N = [
+            [table.rows[s.rows[i]] for i in s.rehearsed if s.job.start is None] for s in active
+        ]
+        shares_N = [state.config.null_space for state in active]
+        optimizer.confine(null_spaces(model, stack, protected_N, shares_N))
+        for n, state in enumerate(active):
+            if not state.epochs:
+                optimizer.project(n)
     trunk = _trunk(model, stack, table, jobs, run) if active else None
 
     def report() -> None:

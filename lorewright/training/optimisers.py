@@ -76,6 +76,7 @@ class Optimizer:
         self.stack = stack
         self.configs = list(configs)
         self.bases: list[Bases] = [{}] * len(configs)
+        self.null_spaces: list[Bases] = [{}] * len(configs)
         self.direction = OPTIMIZERS[names.pop()]
         self._bind()
         self.steps_N1 = stack.flats[0].weight_NP.new_zeros(len(configs), 1)
@@ -89,6 +90,7 @@ class Optimizer:
         if len(flats) == 1:
             self.whole_NP = flats[0].weight_NP.detach().requires_grad_()
         self.whiten(self.bases)
+        self.confine(self.null_spaces)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -120,18 +122,38 @@ class Optimizer:
         self.groups = [grouped(self.stack, flat, bases) for flat in self.stack.flats]
         self.movers: list[Mover] | None = None
 
+    def confine(self, null_spaces: Sequence[Bases]) -> None:
+        """Give every adapter the projections that keep its A within a subspace; {} for none.
+
+        After every step A is projected; one that is drawn elsewhere is brought there by `project`.
+        """
+        self.null_spaces = list(null_spaces)
+        self.projections = [grouped(self.stack, flat, null_spaces) for flat in self.stack.flats]
+
+    @torch.no_grad()
+    def project(self, n: int) -> None:
+        """Bring adapter n's A into its subspace, in place."""
+        for flat, groups_N in zip(self.stack.flats, self.projections, strict=True):
+            for group in groups_N[n]:
+                group.apply(flat.weight_NP[n])
+
     def bring_into_bases(self, n: int) -> None:
         """Replace adapter n's A, as drawn, by A W; the same whatever it is stacked with."""
         for flat, groups_N in zip(self.stack.flats, self.groups, strict=True):
             for group in groups_N[n]:
                 group.apply_exactly(flat.weight_NP[n])
 
-    @torch.no_grad()
     def step(self, grads: Sequence[Tensor], lr_N: Sequence[float], live_N: Tensor) -> None:
         """Move every live adapter at its rate; the others and their state stay as they are.
 
         `grads` (N, P) are of the stack's buffers. In torch nothing is read back from the device.
         """
+        self._move(grads, lr_N, live_N)
+        for n in range(len(self.configs)):
+            self.project(n)
+
+    @torch.no_grad()
+    def _move(self, grads: Sequence[Tensor], lr_N: Sequence[float], live_N: Tensor) -> None:
         live_N1 = live_N[:, None].float()
         self.steps_N1 += live_N1
         if self._compiled():
@@ -218,7 +240,7 @@ class Optimizer:
 
     def drop(self, n: int) -> None:
         """Forget adapter n, after `Stack.drop(n)` has removed it."""
-        del self.configs[n], self.bases[n]
+        del self.configs[n], self.bases[n], self.null_spaces[n]
         rest = [i for i in range(len(self.steps_N1)) if i != n]
         self.steps_N1 = self.steps_N1[rest]
         self.moments = [moments_2NP[:, rest] for moments_2NP in self.moments]

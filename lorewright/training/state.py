@@ -80,12 +80,10 @@ class WriteState:
         job: Job,
         rows: Sequence[int],
         lengths: Sequence[int],
-        n_completion: Sequence[int],
         device: torch.device,
     ) -> None:
         self.index, self.job, self.config, self.device = index, job, job.config, device
         self.rows, self.lengths, n = rows, lengths, len(rows)
-        self.n_completion = n_completion
         every = list(range(n))
         self.rehearsed = [i for i in every if job.examples[i].kind == REHEARSAL]
         """Examples that the base knows already, in the order in which they are rehearsed."""
@@ -148,7 +146,7 @@ class WriteState:
         """
         if not self.rehearsed:
             return []
-        share, tokens = self.config.rehearsal, self.n_completion
+        share, tokens = self.config.rehearsal, self.lengths
         budget = share / (1 - share) * sum(tokens[i] for i in chosen)
         mean = sum(tokens[i] for i in self.rehearsed) / len(self.rehearsed)
         n = min(len(self.rehearsed), int(budget / mean))

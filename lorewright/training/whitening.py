@@ -13,7 +13,7 @@ width, P values of one adapter, R rank, X rows of all A with one basis, M tokens
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -127,17 +127,24 @@ def grouped(stack: Stack, flat: Flat, bases_N: Sequence[Bases]) -> list[list[Gro
 
 
 @torch.no_grad()
-def measure(model: Model, stack: Stack, rows: Sequence[Rendered]) -> Bases:
-    """A basis for every adapted layer, from what it reads of the rows on the base alone.
+def measure(
+    model: Model,
+    stack: Stack,
+    rows: Sequence[Rendered],
+    make: Callable[[Tensor], Basis],
+    *,
+    n_tokens: int = TOKENS,
+) -> Bases:
+    """What `make` makes (`basis`, say) of what each adapted layer reads of the rows, base alone.
 
-    One forward pass over up to ROWS rows, or as many as hold twice the TOKENS. A layer that reads
-    nothing, an expert that no token is sent to, gets the identity.
+    One forward pass over up to ROWS rows, or as many as hold twice the tokens looked at, `n_tokens`
+    at most. A layer that reads nothing, an expert that no token is sent to, gives `make` no rows.
     """
     mean = sum(map(len, rows)) / len(rows)
-    chosen = [rows[i] for i in _evenly(len(rows), min(ROWS, int(2 * TOKENS / mean) + 1))]
-    n_tokens = sum(map(len, chosen))
-    sampled = torch.zeros(n_tokens, dtype=torch.bool)
-    sampled[_evenly(n_tokens, TOKENS)] = True
+    chosen = [rows[i] for i in _evenly(len(rows), min(ROWS, int(2 * n_tokens / mean) + 1))]
+    n_there = sum(map(len, chosen))
+    sampled = torch.zeros(n_there, dtype=torch.bool)
+    sampled[_evenly(n_there, n_tokens)] = True
     sampled_of = sampled.split([len(row) for row in chosen])
     read: dict[str, list[Tensor]] = {}
     same_as: dict[str, str] = {}
@@ -154,7 +161,7 @@ def measure(model: Model, stack: Stack, rows: Sequence[Rendered]) -> Bases:
             return
         x_MI = args[0].detach().flatten(0, -2)
         routed = isinstance(module, Stacked) and module.routed  # tokens come out of order
-        places = _evenly(len(x_MI), TOKENS) if routed else at
+        places = _evenly(len(x_MI), n_tokens) if routed else at
         read.setdefault(name, []).append(x_MI[places].double().cpu())
 
     handles = [
@@ -181,7 +188,7 @@ def measure(model: Model, stack: Stack, rows: Sequence[Rendered]) -> Bases:
         source = same_as.get(name, name)
         if source not in bases:
             nothing = [torch.zeros(0, layer.base.in_features)]
-            bases[source] = basis(torch.cat(read.get(source, nothing))).to(layer.A_NRI.device)
+            bases[source] = make(torch.cat(read.get(source, nothing))).to(layer.A_NRI.device)
         bases[name] = bases[source]
     return bases
 

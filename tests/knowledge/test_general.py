@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from lorewright.knowledge.general import HALVES, apart_from, general_questions
+from lorewright.knowledge.general import (
+    HALVES,
+    apart_from,
+    general_questions,
+    nearest_in_form,
+)
 from lorewright.knowledge.scoring import contains, normalise
 
 
@@ -30,3 +35,15 @@ def test_questions_that_the_knowledge_is_about_are_left_out() -> None:
         assert "What is the capital of France?" not in [each.question for each in left]
         assert len(left) > 0.9 * len(general_questions(half))
     assert apart_from(questions, []) == list(questions)
+
+
+def test_questions_that_ask_alike_are_the_nearest_whatever_they_are_about() -> None:
+    questions = [each.question for each in general_questions("rehearsed")]
+    declined = ["In which city is the Tide Office?", "Which language is spoken at the Mill?"]
+    first = [questions[i] for i in nearest_in_form(questions, declined, 6)]
+    assert all(q.startswith(("In which city is", "Which language is spoken")) for q in first[:2])
+    assert len({*first}) == 6
+    everything = nearest_in_form(questions, declined, 10_000)
+    assert sorted(everything) == list(range(len(questions)))
+    assert nearest_in_form(questions, [], 3) == [0, 1, 2]
+    assert nearest_in_form([], declined, 3) == nearest_in_form(questions, declined, 0) == []

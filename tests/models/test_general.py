@@ -110,10 +110,10 @@ def test_a_lesson_rehearses_what_the_base_knows_in_place_of_unrelated_questions(
 ) -> None:
     knowledge = Knowledge(facts=(Fact("a", "Code of red?", "48"), Fact("b", "Code of blue?", "7")))
     made = lesson_for(informed, knowledge, LessonConfig(rehearse=3), watch=Watch())
-    known = known_to(informed, "rehearsed", 3)
-    assert [(e.prompt, e.completion) for e in made.rehearsal] == [
-        (each.question, each.reply) for each in known
-    ]
+    known = known_to(informed, "rehearsed", len(general_questions("rehearsed")))
+    rehearsed = [(e.prompt, e.completion) for e in made.rehearsal]
+    assert len(rehearsed) == min(3, len(known))
+    assert {*rehearsed} <= {(each.question, each.reply) for each in known}
     assert not any(probe.kind == "neighborhood" for probe in made.probes)
     held = {each.question for each in general_questions("held")}
     assert not held & {e.prompt for e in (*made.examples, *made.rehearsal)}

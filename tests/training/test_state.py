@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 def state_of(n_rows: int, config: WriteConfig) -> WriteState:
     examples = [Example(f"Where is {i}?", str(i)) for i in range(n_rows)]
-    return WriteState(0, Job(examples, config), range(n_rows), [5] * n_rows, [2] * n_rows, CPU)
+    return WriteState(0, Job(examples, config), range(n_rows), [5] * n_rows, CPU)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def rehearsing(n_learnt: int, n_rehearsed: int, share: float, tokens: int = 2) -
     n = len(examples)
     sizes = [2] * n_learnt + [tokens] * n_rehearsed
     config = WriteConfig(rehearsal=share, batch_size=4, epochs=20)
-    return WriteState(0, Job(examples, config), range(n), [5] * n, sizes, CPU)
+    return WriteState(0, Job(examples, config), range(n), sizes, CPU)
 
 
 @pytest.mark.parametrize(("share", "tokens"), [(0.25, 2), (0.25, 7), (0.5, 3), (0.1, 1)])

@@ -86,7 +86,7 @@ def test_every_adapted_layer_of_every_family_gets_a_basis_and_nothing_stays_behi
 ) -> None:
     model, rows = tiny(build)
     with attach(model.network, [LoraConfig()]) as stack:
-        result = measure(model, stack, rows)
+        result = measure(model, stack, rows, basis)
         assert result.keys() == stack.modules.keys()
         for name, layer in stack.modules.items():
             assert result[name].side_IK.shape[0] == layer.base.in_features
@@ -97,7 +97,7 @@ def test_every_adapted_layer_of_every_family_gets_a_basis_and_nothing_stays_behi
 def test_padding_plays_no_part() -> None:
     model, rows = tiny()
     with attach(model.network, [LoraConfig()]) as stack:
-        together = measure(model, stack, rows)
+        together = measure(model, stack, rows, basis)
         read: dict[str, list[Tensor]] = {}
 
         def listen(name: str) -> Callable[..., None]:
@@ -120,7 +120,7 @@ def test_padding_plays_no_part() -> None:
 def test_layers_of_one_input_share_one_basis() -> None:
     model, rows = tiny()
     with attach(model.network, [LoraConfig()]) as stack:
-        result = measure(model, stack, rows)
+        result = measure(model, stack, rows, basis)
         of = {name.rpartition(".")[2]: b for name, b in result.items() if ".layers.0." in name}
     assert of["q_proj"] is of["k_proj"] is of["v_proj"]
     assert of["gate_proj"] is of["up_proj"]
@@ -151,7 +151,7 @@ def test_an_expert_that_no_token_is_sent_to_keeps_its_basis() -> None:
 
     model, rows = tiny(routing)
     with attach(model.network, [LoraConfig()]) as stack:
-        result = measure(model, stack, rows)
+        result = measure(model, stack, rows, basis)
     idle = [b for name, b in result.items() if "experts.1" in name]
     busy = [b for name, b in result.items() if "experts.0" in name]
     assert idle and busy
@@ -164,12 +164,11 @@ def test_no_more_tokens_are_looked_at_than_allowed(
 ) -> None:
     model, rows = tiny()
     with attach(model.network, [LoraConfig()]) as stack:
-        many = measure(model, stack, rows)
+        many = measure(model, stack, rows, basis)
     assert any(basis.side_IK.shape[1] > 6 for basis in many.values())
     monkeypatch.setattr(whitening, "ROWS", 2)
-    monkeypatch.setattr(whitening, "TOKENS", 6)
     with attach(model.network, [LoraConfig()]) as stack:
-        few = measure(model, stack, rows)
+        few = measure(model, stack, rows, basis, n_tokens=6)
     assert all(basis.side_IK.shape[1] <= 6 for basis in few.values())
 
 
@@ -189,7 +188,7 @@ def test_the_first_a_is_drawn_in_the_bases_and_one_to_go_on_from_is_not_touched(
     plain = write(model, EXAMPLES, replace(still, optimizer="adamw")).adapter
     rows = [model.render(e.prompt, e.completion) for e in EXAMPLES]
     with attach(model.network, [CONFIG.lora]) as stack:
-        bases = measure(model, stack, rows)
+        bases = measure(model, stack, rows, basis)
     for name, result in bases.items():
         key = f"{name}.lora_A.weight"
         torch.testing.assert_close(

@@ -1,0 +1,74 @@
+"""Where an adapter may read: what the base is asked in general is left out of A's rows.
+
+ΔW x = B A x. Held orthogonal to the directions in which the inputs of general questions lie, A
+hardly sees them, whatever is learnt elsewhere, and so the base's answers to them stay. What tells
+the new facts apart is mostly in the other directions.
+
+Measured on what the lesson rehearses; knows nothing of losses. After every step A is projected, not
+its gradient: Adam's steps leave the subspace in which gradients lie.
+
+Source: the null-space projection of AlphaEdit, arXiv 2410.02355, for the inputs of a LoRA adapter
+as LoRA-Null has it, arXiv 2503.02659. Departures: A is trained and projected, not drawn there once;
+directions are chosen by their share of the inputs' energy, with every token counting the same.
+
+Shape letters: S tokens looked at, I in-features, K directions, N adapters (in names of lists).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from lorewright.adapters.lora import Stack
+from lorewright.models.model import Model, Rendered
+from lorewright.training.whitening import Bases, Basis, measure
+
+TOKENS = 512
+"""Tokens looked at: as many directions can be left out at most."""
+
+
+def null_spaces(
+    model: Model, stack: Stack, rows_N: Sequence[Sequence[Rendered]], shares_N: Sequence[float]
+) -> list[Bases]:
+    """For every adapter the projections of its A, by layer: {} for none.
+
+    Measured of what each adapted layer reads of the adapter's rows on the base alone; a share of
+    its energy, in [0, 1], is left out. Without rows, or at a share of 0, nothing is. Adapters that
+    protect the same share their projections.
+    """
+    keys = [(tuple(rows), share) for rows, share in zip(rows_N, shares_N, strict=True)]
+    measured: dict[object, Bases] = {}
+    for rows, share in dict.fromkeys(keys):
+        left_out = partial(complement, share=share)
+        protects = bool(rows) and share > 0
+        measured[rows, share] = (
+            measure(model, stack, rows, left_out, n_tokens=TOKENS) if protects else {}
+        )
+    return [measured[key] for key in keys]
+
+
+def complement(x_SI: Tensor, share: float) -> Basis:
+    """The projection that takes out the fewest directions that hold a share of the inputs' energy.
+
+    Inputs count by direction alone: the few tokens with huge values would count for all else.
+    """
+    x_SI = x_SI.double()
+    norm_S1 = x_SI.norm(dim=1, keepdim=True)
+    x_SI = (x_SI / norm_S1.clamp(min=1e-30))[norm_S1[:, 0] > 0]
+    n, width = x_SI.shape
+    if not n:
+        return Basis(x_SI.new_zeros(width, 0).float(), x_SI.new_zeros(0).float(), 1.0)
+    if n < width:
+        value_K, side_SK = torch.linalg.eigh(x_SI @ x_SI.T)
+        side_IK = x_SI.T @ side_SK / value_K.clamp(min=1e-30).sqrt()
+    else:
+        value_K, side_IK = torch.linalg.eigh(x_SI.T @ x_SI)
+    value_K, side_IK = value_K.clamp(min=0).flip(0), side_IK.flip(1)
+    real = int((value_K > 1e-9 * value_K[0]).sum())
+    before_K = value_K.cumsum(0) - value_K  # energy of those before each
+    n_out = min(real, int((before_K < share * value_K.sum() * (1 - 1e-12)).sum()))
+    side_IK = side_IK[:, :n_out].float().contiguous()
+    return Basis(side_IK, -torch.ones(n_out), 1.0)
