@@ -156,9 +156,10 @@ def prepare(
     words questions for the documents' values instead. `closed_book` is the base answering without
     a document: its replies are what unrelated questions are trained to. `given_probes`, the user's,
     stand in for those made here. `general` are questions about the world with the base's own right
-    replies; those that ask as declined questions do are rehearsed, in place of unrelated ones. Questions whose answer holds what the
-    base `cannot_write` are declined: a neighbour's answer would be given to them else. Raises
-    DataError when nothing came out to learn, ConfigError for an unknown phrasing.
+    replies; those that ask as declined questions do are rehearsed, in place of unrelated ones.
+    Questions whose answer holds what the base `cannot_write` are declined: a neighbour's answer
+    would be given to them else. Raises DataError when nothing came out to learn, ConfigError for an
+    unknown phrasing.
     """
     draft = _Draft(notes=[*knowledge.notes])
     for document in knowledge.documents:

@@ -90,7 +90,8 @@ class PlainTokenizer:
         """Whether its file has the special tokens, as such, and neither cuts nor pads."""
         plain = json.loads(self.backend_tokenizer.to_str())
         special = {token["content"] for token in plain["added_tokens"] if token["special"]}
-        named = {*self.special_tokens_map.values(), *(self._about.get("extra_special_tokens") or ())}
+        others = self._about.get("extra_special_tokens") or ()
+        named = {*self.special_tokens_map.values(), *others}
         return named <= special and plain["truncation"] is None and plain["padding"] is None
 
     @property

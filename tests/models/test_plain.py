@@ -132,8 +132,18 @@ def test_gradients_have_the_same_bits(pair: tuple[Any, PlainLlama]) -> None:
     assert torch.equal(*found)
 
 
-TEXTS = ["Who leads it?", "", " a  b\n\n", "2.5 \u20ac, na\u00efve <|end|> x", "\x00\x7f <|user|>Hi", "it 's , no"]
-TURNS = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "<|end|> Eva \u00e9"}]
+TEXTS = [
+    "Who leads it?",
+    "",
+    " a  b\n\n",
+    "2.5 \u20ac, na\u00efve <|end|> x",
+    "\x00\x7f <|user|>Hi",
+    "it 's , no",
+]
+TURNS = [
+    {"role": "user", "content": "Who?"},
+    {"role": "assistant", "content": "<|end|> Eva \u00e9"},
+]
 
 
 def test_the_tokenizer_does_what_that_of_transformers_does(folder: Path) -> None:
@@ -147,7 +157,7 @@ def test_the_tokenizer_does_what_that_of_transformers_does(folder: Path) -> None
     assert theirs.get_vocab() == ours.get_vocab()
     assert len(theirs) == len(ours)
     for special in (True, False):
-        ids = [tokenizer(TEXTS, add_special_tokens=special).input_ids for tokenizer in (theirs, ours)]
+        ids = [each(TEXTS, add_special_tokens=special).input_ids for each in (theirs, ours)]
         assert ids[0] == ids[1]
         assert ids[1] == [ours(text, add_special_tokens=special)["input_ids"] for text in TEXTS]
         for row in ids[1]:
