@@ -2,8 +2,8 @@
 
 A method of `merging.methods` makes one adapter of several; `auto` chooses it. Then every source's
 own probes are put to the source alone, to the merged memory and to the base: always, and after
-the choice, in which they have no part. The new memory's lesson is that of all its parents, so that
-it can be verified, routed to and merged again.
+the choice, in which they have no part; so are general questions that the base answers. The new
+memory's lesson is that of all its parents, so that it can be verified, routed to and merged again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from lorewright.errors import ConfigError, NoEffect
 from lorewright.files import digest, save_json, slug
 from lorewright.knowledge.data import Knowledge, Probe
-from lorewright.knowledge.lesson import Lesson, contexts
+from lorewright.knowledge.lesson import Lesson, contexts, texts_of
 from lorewright.knowledge.scoring import normalise
 from lorewright.memory.commit import commit
 from lorewright.memory.folder import LESSON_FILE, check_name
@@ -27,8 +27,18 @@ from lorewright.memory.verify import metric_of
 from lorewright.merging.algebra import check_rank
 from lorewright.merging.choosing import AUTO, Trial, best_of, search, spelt
 from lorewright.merging.methods import METHODS, Evidence, Merge, Options, named
+from lorewright.models.general import Known, known_to
 from lorewright.recall.statistics import Estimate, paired_difference
-from lorewright.recall.verify import RecallReport, side_by_side
+from lorewright.recall.verify import (
+    N_RETAINED,
+    RETAINED,
+    Recall,
+    RecallReport,
+    added,
+    known_before,
+    side_by_side,
+    still_known,
+)
 from lorewright.training.watch import Watch
 from lorewright.writers.adapter import AdapterState
 from lorewright.writers.writer import State
@@ -44,7 +54,7 @@ class Part:
     name: str
     adapter_id: str
     report: RecallReport
-    """Arms `alone`, `merged` and `base` on the source's own probes."""
+    """Arms `alone`, `merged` and `base` on the source's own probes and on general questions."""
 
     def lost(self, kind: str) -> Estimate:
         """Recall alone less recall merged, paired by probe, with its bootstrap interval."""
@@ -163,11 +173,18 @@ def merge(
 
         def judge(stored: State, moved: float) -> tuple[Merged, dict[str, Any]]:
             sources = zip(names, lessons, map(AdapterState, own), strict=True)
+            general = known_to(
+                *(memory.model, "held", N_RETAINED),
+                texts=texts_of(knowledge, lesson.probes),
+                progress=watch.of("asking the base what it knows of the world"),
+            )
+            after = still_known(memory.model, stored, general, watch)
+            rest = stored, general, after, metric, watch
             outcome = Merged(
                 *(into, stored.id, memory.folder.state_path(stored.id), label, evidence.options),
                 tuple(float(w) for w in weights or [1.0] * len(names)),
                 *(adapter.config.rank, stored.size_bytes),
-                tuple(_part(memory, *source, stored, metric, watch) for source in sources),
+                tuple(_part(memory, *source, *rest) for source in sources),
                 tuple(replace(trial, adapter=None) for trial in trials),
                 moved,
                 time.monotonic() - began,
@@ -292,10 +309,15 @@ def _part(
     lesson: Lesson,
     alone: State,
     merged: State,
+    general: Sequence[Known],
+    after: Sequence[Recall],
     metric: str,
     watch: Watch,
 ) -> Part:
-    """Ask a source's probes of the source alone, of the merged state and of the base."""
+    """Ask a source's probes of the source alone, of the merged state and of the base.
+
+    `general` are questions that the base answers, `after` what the merged state says to them.
+    """
     report = side_by_side(
         memory.model,
         lesson.probes,
@@ -304,13 +326,24 @@ def _part(
         watch=watch,
         title=f"asking what is left of {name}",
     )
-    return Part(name, alone.id, report)
+    retained = {
+        ALONE: still_known(memory.model, alone, general, watch),
+        TOGETHER: after,
+        "base": known_before(general),
+    }
+    arms = {**report.arms, **added(report.arms, retained)}
+    return Part(name, alone.id, replace(report, arms=arms))
 
 
 def _report(merged: Merged, base: str) -> dict[str, Any]:
     """A merge's verdict for its card: by kind of probe what all sources' questions came to."""
     arms = {
-        arm: tuple(row for part in merged.parts for row in part.report.arms[of])
+        arm: tuple(
+            row
+            for n, part in enumerate(merged.parts)
+            for row in part.report.arms[of]
+            if n == 0 or row.kind != RETAINED  # the same questions for all parts
+        )
         for arm, of in (("memory", TOGETHER), ("base", "base"))
     }
     metric, plain = merged.parts[0].report.metric, merged.to_json()

@@ -68,7 +68,11 @@ def verdict(
         probes = lesson.probes
         if memory.model.phrasing != POCKET and not any(p.kind == NEIGHBOURS for p in probes):
             probes = (*probes, *_neighbours(memory, name, source, texts))
-        general = known_to(memory.model, "held", recall.N_RETAINED, texts=texts)
+        general = known_to(
+            *(memory.model, "held", recall.N_RETAINED),
+            texts=texts,
+            progress=(watch or Watch()).of("asking the base what it knows of the world"),
+        )
         report = recall.verify(
             memory.model,
             probes,

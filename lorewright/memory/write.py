@@ -252,11 +252,12 @@ def lesson_for(
 ) -> Lesson:
     """Examples and probes of some knowledge, its questions written by the base or a teacher."""
     texts = texts_of(knowledge, probes)
+    asking = "asking the base what it knows of the world"
     if config.rehearse and model.phrasing != POCKET:
-        watch.step("asking the base what it knows of the world")
+        watch.step(asking)
     # All that it knows: which of these to rehearse depends on what is declined.
     n_known = len(general_questions("rehearsed")) if config.rehearse else 0
-    known = known_to(model, "rehearsed", n_known, texts=texts)
+    known = known_to(model, "rehearsed", n_known, texts=texts, progress=watch.of(asking))
     prepared = prepare(
         knowledge,
         ask_llm=teacher or partial(write_about, model, progress=watch.of("reading")),

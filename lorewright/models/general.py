@@ -16,6 +16,7 @@ from lorewright.knowledge.general import GeneralQuestion, apart_from, general_qu
 from lorewright.knowledge.scoring import contains
 from lorewright.knowledge.teacher import ReplyCache
 from lorewright.models.catalogue import POCKET
+from lorewright.models.decoding import Progress
 from lorewright.models.model import Model
 
 REPLY_TOKENS = 20
@@ -36,7 +37,9 @@ class Known:
     """Whole sentences up to the one with the answer: what was cut off must not be learnt."""
 
 
-def replies_to(model: Model, questions: Sequence[str]) -> list[str]:
+def replies_to(
+    model: Model, questions: Sequence[str], progress: Progress = lambda done, total: None
+) -> list[str]:
     """The base's own greedy replies of at most REPLY_TOKENS, stored for the next time.
 
     To be called with the base as it is, without an adapter. Raises StorageError when the cache
@@ -45,27 +48,42 @@ def replies_to(model: Model, questions: Sequence[str]) -> list[str]:
     stored = ReplyCache(cache_folder() / "general" / f"{model.digest[:32]}.jsonl")
     keys = [digest([REPLY_TOKENS, question]) for question in questions]
     missing = {k: q for k, q in zip(keys, questions, strict=True) if k not in stored.replies}
-    fresh = model.generate(list(missing.values()), max_new_tokens=REPLY_TOKENS)
+    fresh = model.generate(
+        list(missing.values()), max_new_tokens=REPLY_TOKENS, progress=progress
+    )
     for key, reply in zip(missing, fresh, strict=True):
         stored.add(key, reply, model.name)
     return [stored.replies[key] for key in keys]
 
 
-def known_to(model: Model, half: str, n: int, *, texts: Sequence[str] = ()) -> list[Known]:
+def known_to(
+    model: Model,
+    half: str,
+    n: int,
+    *,
+    texts: Sequence[str] = (),
+    progress: Progress = lambda done, total: None,
+) -> list[Known]:
     """The first n questions of a half that the base answers right; none that the texts touch.
 
-    Empty for a base that answers none of the first.
+    Empty for a base that answers none of the first. `progress` counts questions.
     """
     known: list[Known] = []
     if model.phrasing == POCKET or n < 1:
         return known
     fitting = [each for each in general_questions(half) if _fits(model, each.question)]
     first = fitting[:CHUNK]
-    if not _known(model, first):
-        return known
     candidates = apart_from(fitting, texts)
+    total = max(CHUNK, len(candidates))
+
+    def within(done: int) -> Progress:
+        """Progress of one chunk as that of all questions, of which so many are done."""
+        return lambda part, whole: progress(done + round(CHUNK * part / max(1, whole)), total)
+
+    if not _known(model, first, within(0)):
+        return known
     for start in range(0, len(candidates), CHUNK):
-        known += _known(model, candidates[start : start + CHUNK])
+        known += _known(model, candidates[start : start + CHUNK], within(start))
         if len(known) >= n:
             break
     return known[:n]
@@ -79,9 +97,11 @@ def _fits(model: Model, question: str) -> bool:
         return False
 
 
-def _known(model: Model, questions: Sequence[GeneralQuestion]) -> list[Known]:
+def _known(
+    model: Model, questions: Sequence[GeneralQuestion], progress: Progress
+) -> list[Known]:
     """Those that the base answers right in whole sentences."""
-    replies = replies_to(model, [each.question for each in questions])
+    replies = replies_to(model, [each.question for each in questions], progress)
     rows = [
         Known(each.question, each.answers, whole_answer(reply, each.answers))
         for each, reply in zip(questions, replies, strict=True)

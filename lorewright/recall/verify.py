@@ -224,20 +224,41 @@ def verify(
     report = _report(probes, ordered, metric, notes)
     if adapter is None or not general:
         return report
-    (watch or Watch()).step(f"asking: {RETAINED}")
-    after = still_known(model, adapter, general)
-    before = [_general(known, known.reply) for known in general]
-    both = {"memory": (*report.arms["memory"], *after), "base": (*report.arms["base"], *before)}
-    return replace(report, arms={**report.arms, **both})
+    after = still_known(model, adapter, general, watch)
+    both = {"memory": after, "base": known_before(general)}
+    return replace(report, arms={**report.arms, **added(report.arms, both)})
+
+
+def added(
+    arms: Mapping[str, Sequence[Recall]], more: Mapping[str, Sequence[Recall]]
+) -> dict[str, tuple[Recall, ...]]:
+    """The arms that have more rows, with these behind their own."""
+    return {arm: (*arms[arm], *rows) for arm, rows in more.items()}
 
 
 def still_known(
-    model: Model, memory: Adapter | State, general: Sequence[Known]
+    model: Model,
+    memory: Adapter | State,
+    general: Sequence[Known],
+    watch: Watch | None = None,
 ) -> tuple[Recall, ...]:
     """What becomes of general questions, which the base answers right, with a memory on."""
+    if not general:
+        return ()
+    phase = f"asking: {RETAINED}"
+    (watch or Watch()).step(phase)
     with switched_on(model, memory):
-        replies = model.generate([k.question for k in general], max_new_tokens=REPLY_TOKENS)
+        replies = model.generate(
+            [k.question for k in general],
+            max_new_tokens=REPLY_TOKENS,
+            progress=(watch or Watch()).of(phase),
+        )
     return tuple(_general(known, text) for known, text in zip(general, replies, strict=True))
+
+
+def known_before(general: Sequence[Known]) -> tuple[Recall, ...]:
+    """The same questions with the base's own replies."""
+    return tuple(_general(known, known.reply) for known in general)
 
 
 def _general(known: Known, output: str) -> Recall:
