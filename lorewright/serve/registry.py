@@ -121,12 +121,18 @@ class Registry:
         return self.folder / "adapters" / adapter_id
 
     def listing(self) -> list[dict[str, Any]]:
-        """Entries of /v1/models: the base, `auto` where there is a router, every memory."""
+        """Entries of /v1/models: the base, `auto` where there is a router, every memory.
+
+        A memory whose card has a verdict shows it: recall beside its base's, and what is retained.
+        """
         about = {"object": "model", "created": self._stamp[0] // 10**9, "owned_by": OWNER}
         entries = [{"id": self.base, **about, "root": self.base, "parent": None}]
         roots = {AUTO: AUTO} if self.route else {}
         for name, root in (roots | dict(self.names)).items():
-            entries.append({"id": name, **about, "root": root, "parent": self.base})
+            entry = {"id": name, **about, "root": root, "parent": self.base}
+            if recall := self._recall.get(root):
+                entry["recall"] = recall
+            entries.append(entry)
         return entries
 
     # -- administration ------------------------------------------------------------------------
@@ -205,6 +211,8 @@ class Registry:
         """Why the folder, or a part of it, is not served as it is now; empty when all is."""
         entries = content["memories"].items()
         self._folder_names = {n: str(e["adapter"]) for n, e in entries if n not in reserved}
+        shown = {str(e["adapter"]): e.get("card", {}).get("report", {}) for _, e in entries}
+        self._recall = {adapter: report.get("recall", {}) for adapter, report in shown.items()}
         self._update()
 
     def _update(self) -> None:

@@ -896,6 +896,16 @@ def test_a_damaged_index_is_reported_and_the_last_good_one_served(
         Registry(tmp_path)
 
 
+def test_a_listing_shows_the_verdict_of_a_memory_that_has_one(atlas: Path) -> None:
+    stored = Path(__file__).parents[1] / "fixtures" / "folder-2026-11-28"
+    listed = {entry["id"]: entry for entry in Registry(stored).listing()}
+    recall = listed["tide"]["recall"]["paraphrase"]
+    assert recall["memory"]["n"] == recall["base"]["n"] == 6
+    assert recall["memory"]["recall"] == 1 and recall["base"]["recall"] == 0
+    assert "recall" not in listed["phones"] and "recall" not in listed["pocket"]
+    assert not any("recall" in entry for entry in Registry(atlas).listing())
+
+
 def test_without_a_router_auto_is_no_model(atlas: Path) -> None:
     registry = Registry(atlas)
     assert "auto" not in {entry["id"] for entry in registry.listing()}
