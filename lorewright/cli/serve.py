@@ -17,7 +17,7 @@ from lorewright.errors import ConfigError, ModelError
 from lorewright.serve.config import LOOPBACK, ServeConfig, checked_keys, read_keys
 
 ACCESS = "Who may ask, and how much"
-ENGINE = "Another server as the engine"
+ENGINE = "Another engine"
 API_KEY, ADMIN_KEY = "LOREWRIGHT_API_KEY", "LOREWRIGHT_ADMIN_KEY"
 ENGINE_KEY = "LOREWRIGHT_ENGINE_KEY"
 
@@ -77,6 +77,7 @@ def serve(
     [dim]lore serve atlas --port 8000[/]
     [dim]lore serve atlas --api-key-file keys.txt --host 0.0.0.0[/]
     [dim]lore serve atlas --engine-url http://127.0.0.1:8001[/]
+    [dim]lore serve atlas --engine llamacpp[/]
     """
     try:
         from lorewright.serve.server import serve as run

@@ -205,6 +205,12 @@ def located(name: str, progress: Progress = lambda text: None) -> str:
     return name
 
 
+def gguf_file(name: str) -> Path | None:
+    """The GGUF file that a base is read from, where it is from one and that is still there."""
+    path = KNOWN[name].file if name in KNOWN else Path(name).expanduser()
+    return path if path.suffix.lower() == ".gguf" and path.is_file() else None
+
+
 def _converted(file: Path, sha256: str, progress: Progress) -> Path:
     """The folder a GGUF file was converted into; made if it is not there."""
     from lorewright.models.gguf import convert

@@ -228,7 +228,11 @@ def to_gguf(adapter: Adapter, model: Model, out: Path, name: str) -> Exported:
 
     base, note = "BASE.gguf", "is {!r}, converted by llama.cpp's convert_hf_to_gguf.py."
     if model.name == POCKET:
-        base, note = str(out / BASE_FILE), "is {!r} in float32, with tokenizer and chat template."
+        base = str(out / BASE_FILE)
+        note = (
+            "is {!r} in float32, with tokenizer and chat template; typographic quotes, dashes and "
+            "spaces, which it reads as plain ones, are to be replaced before llama.cpp reads them."
+        )
         if not _is_base(out / BASE_FILE, model):
             export_base(model, out / BASE_FILE)
     _write_gguf(path, architecture, fill, lambda part: _check_gguf(part, adapter, model))

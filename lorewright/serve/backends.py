@@ -74,11 +74,23 @@ def _local(
     return LocalBackend(registry, config, metrics, model)
 
 
+def _llamacpp(
+    registry: Registry, config: ServeConfig, metrics: Metrics, model: Model | None
+) -> Backend:
+    """llama.cpp's server at the engine's address; without one, llama.cpp in this process."""
+    if config.engine_url:
+        return Upstream(registry, config, metrics, model, engine="llamacpp")
+    from lorewright.serve.llamacpp import LlamaCpp  # loads torch
+
+    return LlamaCpp(registry, config, metrics, model)
+
+
 DETECT = "detect"
 """The entry for another server that reports itself what it is."""
 BACKENDS: dict[str, OpenBackend] = {
     "local": _local,
     DETECT: partial(Upstream, engine=""),
     **{name: partial(Upstream, engine=name) for name in ENGINES},
+    "llamacpp": _llamacpp,
 }
 """Every backend by the name that --engine takes."""

@@ -36,9 +36,10 @@ class ServeConfig:
     seconds: float = 120.0
     """Most seconds for one request, waiting included; also for its body to arrive."""
     engine_url: str = ""
-    """Generate there: vLLM, SGLang or llama.cpp; empty = this process."""
+    """Generate there: vLLM, SGLang or llama.cpp; empty = in this process."""
     engine: str = ""
-    """What generates; empty = local, or at the engine's URL what it reports.
+    """What generates; empty = local, or at the engine's URL what it reports. llamacpp without a
+    URL is llama.cpp in this process.
 
     A key of `backends.BACKENDS`.
     """

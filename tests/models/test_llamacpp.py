@@ -7,6 +7,9 @@ base, its key-value cache in float32 so that nothing but rounding is left betwee
 
 from __future__ import annotations
 
+import asyncio
+import shutil
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
@@ -16,16 +19,22 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from openai import OpenAI
-from support.serving import ANSWERS, QUESTIONS, UNKNOWN, put, running, text_of
+from openai import NotFoundError, OpenAI
+from support.families import llama
+from support.models import letters
+from support.serving import ANSWERS, QUESTIONS, UNKNOWN, drop, put, running, text_of
 
 from lorewright.adapters.config import LoraConfig
-from lorewright.knowledge.data import Example
+from lorewright.errors import ConfigError, LorewrightError
+from lorewright.knowledge.data import Example, Fact, Knowledge
 from lorewright.memory.folder import Folder
 from lorewright.memory.memory import Memory
 from lorewright.models.export import BASE_FILE, export
 from lorewright.models.model import Model
 from lorewright.serve.config import ServeConfig
+from lorewright.serve.llamacpp import LlamaCpp
+from lorewright.serve.metrics import Metrics
+from lorewright.serve.registry import Registry
 from lorewright.serve.server import application
 from lorewright.training.config import WriteConfig
 from lorewright.training.loop import Job, write_all
@@ -101,8 +110,10 @@ def scales(name: str) -> list[dict[str, float]]:
 
 
 def test_llama_cpp_reads_a_text_as_the_same_tokens(engine: httpx.Client, model: Model) -> None:
+    plain = model.tokenizer.backend_tokenizer.normalizer  # which a GGUF file cannot hold
     for text in (*TEXTS, *QUESTIONS):
-        found = engine.post("/tokenize", json={"content": text, "parse_special": True}).json()
+        read = {"content": plain.normalize_str(text), "parse_special": True}
+        found = engine.post("/tokenize", json=read).json()
         assert found["tokens"] == model.tokenizer(text, add_special_tokens=False)["input_ids"]
     turns = [{"role": "user", "content": QUESTIONS[0]}]
     prompt = engine.post("/apply-template", json={"messages": turns}).json()["prompt"]
@@ -200,3 +211,99 @@ def test_plain_completions_over_llama_cpp_are_our_own(
             reply = client.completions.create(model="north", prompt="The head of", max_tokens=9)
             texts.append(reply.choices[0].text.strip())
         assert texts[0] == texts[1]
+
+
+# -- in this process
+
+
+def test_in_this_process_it_answers_as_each_memory_and_as_our_own_server(
+    model: Model, atlas: Path
+) -> None:
+    with (
+        running(application(atlas, ServeConfig(engine="llamacpp"), model=model)) as front,
+        running(application(atlas, ServeConfig(), model=model)) as alone,
+    ):
+        for name, question in product(("pocket", *ANSWERS), QUESTIONS):
+            turns: Any = [{"role": "user", "content": question}]
+            texts = [
+                text_of(
+                    OpenAI(
+                        base_url=f"{url}/v1", api_key="none", max_retries=0
+                    ).chat.completions.create(model=name, messages=turns)
+                )
+                for url in (front, alone)
+            ]
+            assert texts[0] == texts[1], (name, question)
+        said = [
+            OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+            .completions.create(model="north", prompt="The head – of “it” …", max_tokens=9)
+            .choices[0]
+            .text.strip()
+            for url in (front, alone)
+        ]
+        assert said[0] == said[1], "typographic characters are read as plain ones"
+
+
+def test_memories_come_and_go_while_it_runs(model: Model, atlas: Path, tmp_path: Path) -> None:
+    """It is started anew for them, between replies; nothing of what is gone stays on disk."""
+    place = tmp_path / "atlas"
+    shutil.copytree(atlas, place)
+    south = Memory.open(place, model).adapter("south")
+    drop(place, "south", model)
+    before = {*Path(tempfile.gettempdir()).glob("lorewright-*")}
+    with running(application(place, ServeConfig(engine="llamacpp"), model=model)) as url:
+        (files,) = {*Path(tempfile.gettempdir()).glob("lorewright-*")} - before
+        client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+
+        def say(name: str, number: int = 0) -> str:
+            turns: Any = [{"role": "user", "content": QUESTIONS[number]}]
+            return text_of(client.chat.completions.create(model=name, messages=turns))
+
+        assert say("north") == ANSWERS["north"][0]
+        with pytest.raises(NotFoundError):
+            say("south")
+        identity = put(place, "south", south, model)
+        with ThreadPoolExecutor(6) as pool:  # one start for all, and nobody's reply is lost
+            names = ["south", "north", "south", "north", "pocket", "south"]
+            replies = list(pool.map(say, names))
+        assert replies == [ANSWERS.get(name, (UNKNOWN,))[0] for name in names]
+        assert len([*files.glob(f"*-{identity}.gguf")]) == 1
+        drop(place, "south", model)
+        with pytest.raises(NotFoundError):
+            say("south")
+        assert say("north") == ANSWERS["north"][0]
+        assert not [*files.glob(f"*-{identity}.gguf")]
+    assert not files.exists()
+
+
+def test_whoever_does_not_have_its_key_is_not_answered(model: Model, atlas: Path) -> None:
+    registry, metrics = Registry(atlas), Metrics()
+    backend = LlamaCpp(registry, ServeConfig(), metrics, model)
+
+    async def contract() -> None:
+        await backend.start()
+        try:
+            assert await backend.trouble() == ""
+            assert backend.gauges()["adapters_loaded"] == 2
+            body = {"prompt": "Who?", "n_predict": 1}
+            refused = await asyncio.to_thread(httpx.post, f"{backend.url}/completion", json=body)
+            assert refused.status_code == 401
+            with pytest.raises(LorewrightError, match="does not take adapter"):
+                await backend.load("0123456789abcdef")
+            assert await backend.trouble() == ""
+        finally:
+            await backend.stop()
+
+    asyncio.run(contract())
+
+
+def test_a_base_without_a_gguf_file_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    network = llama(max_position_embeddings=192)
+    other = Model(network, letters(), "tiny")
+    Memory.open(tmp_path / "atlas", other).write(
+        Knowledge(facts=(Fact("a", "Code of red?", "48"),)),
+        name="red",
+        config=WriteConfig(lora=LoraConfig(2), epochs=1),
+    )
+    with pytest.raises(ConfigError, match="needs a GGUF file of 'tiny', and there is none; conv"):
+        LlamaCpp(Registry(tmp_path / "atlas"), ServeConfig(), Metrics(), other)
