@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -127,4 +128,32 @@ def _plain(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-COMMANDS = (verify, doctor)
+def trace(
+    folder: Folder,
+    question: Annotated[str, typer.Argument(help="The question.")],
+    answer: Annotated[str, typer.Argument(help="The answer that is wanted.")],
+    name: Name = "",
+    model: Base = "",
+    as_json: Json = False,
+    threads: Threads = 0,
+) -> None:
+    """Show an answer token by token: probability, and the likeliest others in its place.
+
+    Exit code 1 when greedy decoding would leave it.
+
+    [dim]lore trace atlas "Who signs off Project Gannet?" "Ilka Brandwen"[/]
+    """
+    from lorewright.reports.results import tokens_table
+
+    console_for(threads)
+    tokens = open_memory(folder, model).trace(question, answer, name)
+    if as_json:
+        rows = [asdict(token) for token in tokens]
+        print_json({"question": question, "answer": answer, "tokens": rows})
+    else:
+        show(tokens_table(tokens))
+    if not all(token.right for token in tokens):
+        raise typer.Exit(Exit.FAILED)
+
+
+COMMANDS = (verify, doctor, trace)

@@ -24,6 +24,8 @@ class Watch:
     """The record of a training epoch that is over."""
     advance: Advance = lambda phase, done, total, note: None
     """Called again and again in a long phase; the phase ends when another one begins."""
+    closely: bool = False
+    """Whether held-out questions are measured after every epoch, whatever that takes."""
 
     def of(self, phase: str) -> Callable[[int, int], None]:
         """What is called with (done, total) of one phase."""
