@@ -49,8 +49,8 @@ def ask(
     opened = open_memory(memory, model, encoder)
     with watching(console) as watch:
         if side_by_side:
-            who = {"top": config.top, "false_activation": config.false_activation}
-            sides = opened.sides(question, name, **who, watch=watch)
+            top, rate = config.top, config.false_activation
+            sides = opened.sides(question, name, top=top, false_activation=rate, watch=watch)
         else:
             answer = opened.ask(question, name, **asdict(config), watch=watch)
     if as_json:

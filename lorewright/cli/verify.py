@@ -87,6 +87,7 @@ def doctor(
     from lorewright.files import read_text
     from lorewright.knowledge.readers.read import read_knowledge
     from lorewright.memory.diagnose import diagnose as examine
+    from lorewright.recall.tree import tree
 
     console_for(threads)
     diagnosis = examine(
@@ -98,7 +99,8 @@ def doctor(
         templates={f"the template in {template}": read_text(template)} if template else {},
     )
     if as_json:
-        print_json(diagnosis.to_json())
+        branches = [branch.to_json() for branch in tree(diagnosis)]
+        print_json({**diagnosis.to_json(), "tree": branches})
     else:
         _print_diagnosis(diagnosis)
     if diagnosis.findings:
@@ -107,7 +109,14 @@ def doctor(
 
 def _print_diagnosis(diagnosis: Diagnosis) -> None:
     from lorewright.recall.diagnose import summary
+    from lorewright.recall.tree import FAILED, PASSED, tree
 
+    signs = {PASSED: ("✓", ""), FAILED: ("✗", "bold red")}
+    for branch in tree(diagnosis):
+        sign, style = signs.get(branch.outcome, ("·", "dim"))
+        shown = branch.measured if branch.outcome != FAILED else "no, see below"
+        say(f"{sign} {branch.question:<42}{shown or 'not measured'}", style)
+    say("")
     for key, value in summary(diagnosis.evidence).items():
         if value is not None and value != {}:
             say(f"{key} {_plain(value)}", "dim")

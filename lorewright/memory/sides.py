@@ -52,8 +52,15 @@ def sides(
 
     Where no memory is for it, the base's reply is the only one. Raises as `ask`.
     """
-    how = {"top": top, "false_activation": false_activation}
-    (answer,) = ask_as(memory, [question], mode=HYBRID, name=name, **how, watch=watch)
+    (answer,) = ask_as(
+        memory,
+        [question],
+        mode=HYBRID,
+        name=name,
+        top=top,
+        false_activation=false_activation,
+        watch=watch,
+    )
     replies = {BASE: _as_reply(asking.ask(memory.model, question))}
     for way in HALVES:
         if own := [reply for reply in answer.replies if reply.way == way]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from lorewright.errors import ConfigError
 from lorewright.files import is_locked, store
 from lorewright.memory.folder import CONFIG_FILE, REPORT_FILE, Folder
-from lorewright.training.checkpoint import STOP
+from lorewright.training.watch import STOP
 
 
 def stop(folder: Folder) -> str:

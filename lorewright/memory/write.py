@@ -29,10 +29,10 @@ from lorewright.models.model import Model
 from lorewright.models.replies import BaseOf, write_about
 from lorewright.recall.traces import Audit, audit
 from lorewright.recall.verify import RecallReport
-from lorewright.training.checkpoint import CHECKPOINT, STOP
+from lorewright.training.checkpoint import CHECKPOINT
 from lorewright.training.config import Preset, WriteConfig, preset_of
 from lorewright.training.rates import find_lr, suggested_lr
-from lorewright.training.watch import Watch
+from lorewright.training.watch import STOP, Watch
 from lorewright.writers.methods import writer_of
 from lorewright.writers.writer import Cost, Material, State
 

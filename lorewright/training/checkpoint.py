@@ -35,8 +35,6 @@ CHECKPOINT = "checkpoint.safetensors"
 METRICS = "metrics.jsonl"
 METRICS_SECONDS = 0.25
 """Least time between two versions of the metrics, which pages and terminals follow."""
-STOP = "stop"
-"""A file of this name in a run has its write end after the epoch, with what it has learnt."""
 CHECKPOINT_SECONDS = 2.0
 """Least time between two checkpoints, which cost more than an epoch of a few examples."""
 PLACE = ("groups", "cursor", "reason", "why")

@@ -13,10 +13,9 @@ from lorewright.adapters.proof import unchanged
 from lorewright.errors import NoEffect
 from lorewright.knowledge.lesson import grounds
 from lorewright.models.model import Model
-from lorewright.training.checkpoint import STOP
 from lorewright.training.config import BFLOAT16, HeldOut, WriteConfig
 from lorewright.training.loop import write
-from lorewright.training.watch import Watch
+from lorewright.training.watch import STOP, Watch
 from lorewright.writers.adapter import AdapterState
 from lorewright.writers.writer import Cost, Material
 

@@ -13,7 +13,6 @@ from support.writes import BRIEF, CONFIG, EXAMPLES, same_adapter, tiny
 from lorewright.knowledge.data import Example, Knowledge
 from lorewright.models.model import Model
 from lorewright.recall.traces import trace
-from lorewright.training.checkpoint import STOP
 from lorewright.training.config import (
     MOST_ROWS,
     PASSES_TRAINED,
@@ -23,7 +22,7 @@ from lorewright.training.config import (
     Job,
 )
 from lorewright.training.loop import write, write_all
-from lorewright.training.watch import Watch
+from lorewright.training.watch import STOP, Watch
 from lorewright.writers.gradient import Gradient
 from lorewright.writers.writer import Material
 
