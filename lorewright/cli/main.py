@@ -18,6 +18,7 @@ from lorewright import __version__
 from lorewright.cli import (
     ask,
     bench,
+    budget,
     chat,
     copies,
     demo,
@@ -53,6 +54,7 @@ FAMILIES = (
     copies,
     merge,
     plan,
+    budget,
     serve,
     studio,
     report,

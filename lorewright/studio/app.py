@@ -2,7 +2,9 @@
 
     /                    memories          /memory/NAME          verdict
     /write               write live        /memory/NAME/doctor   why it fails
-    /ask                 side by side      PAGE.json             the record itself
+    /ask                 side by side      /budget               does it fit?
+
+PAGE.json is the record itself.
 
 What changes is drawn here too and sent to the page as it changes, as server-sent events: pieces of
 HTML by the id of the element that they fill. So a reload, a second page and a server that was
@@ -35,8 +37,10 @@ from starlette.staticfiles import StaticFiles
 
 from lorewright.errors import ConfigError, Locked, LorewrightError, UnknownMemory
 from lorewright.files import slug
+from lorewright.law.budget import METHODS, REFERENCE
 from lorewright.memory.folder import Folder
 from lorewright.memory.stop import stop
+from lorewright.models.catalogue import POCKET
 from lorewright.studio import charts, records
 from lorewright.studio.config import StudioConfig
 from lorewright.studio.sources import HANDBOOK, SUFFIXES, WORKED
@@ -72,6 +76,7 @@ class Studio:
             "learning_sentence": charts.learning_sentence,
             "interval_chart": charts.interval_chart,
             "token_strip": charts.token_strip,
+            "bar_chart": charts.bar_chart,
             "read_only": config.read_only,
             "folder_name": folder.path.name or str(folder.path),
         }
@@ -294,6 +299,37 @@ class Studio:
             record["diagnosis"] = await self.done(order)
         return self.answer(request, "doctor", record)
 
+    async def budget(self, request: Request) -> Response:
+        """What training a base takes; counted when the form was sent."""
+        query = request.query_params
+        own = self.folder.index()["base"]["id"] if self.folder.started else POCKET
+        bases = list(dict.fromkeys((own, POCKET, REFERENCE)))
+        record: dict[str, Any] = {
+            "bases": bases,
+            "methods": METHODS,
+            "targets_known": TARGETS,
+            "base": query.get("base", REFERENCE),
+            "config": query.get("config", ""),
+            "method": query.get("method", "qlora"),
+            "rank": _whole("rank", query.get("rank", "64")),
+            "tokens": _whole("tokens", query.get("tokens", "2048"), most=10**9),
+            "targets": query.get("targets", "all-linear"),
+            "checkpointing": query.get("checkpointing", "" if "base" in query else "1"),
+            "float32": query.get("float32", ""),
+            "account": None,
+        }
+        if record["base"] not in bases:
+            raise ConfigError(
+                f"the page knows {', '.join(bases)}; paste another base's config.json, or use "
+                "lore budget."
+            )
+        wanted = request.headers.get("x-fragment") or request.url.path.endswith(".json")
+        if wanted or query.get("wait"):
+            keys = ("base", "config", "method", "rank", "tokens", "targets", "checkpointing")
+            chosen = {key: record[key] for key in (*keys, "float32")}
+            record["account"] = await self.done(self.worker.submit("count", **chosen))
+        return self.answer(request, "budget", record)
+
     # -- forms and events ------------------------------------------------------------------------
 
     async def _form(self, request: Request) -> dict[str, str]:
@@ -333,6 +369,7 @@ def build(folder: Folder, worker: Worker, config: StudioConfig) -> Starlette:
         "/write": studio.write,
         "/write/{run}": studio.write,
         "/ask": studio.ask,
+        "/budget": studio.budget,
         "/memory/{name}": studio.memory,
         "/memory/{name}/trace": studio.trace,
         "/memory/{name}/doctor": studio.doctor,
@@ -379,8 +416,7 @@ def write_arguments(form: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError("a memory needs a name; give it one.")
     rank, epochs = str(form.get("rank", "")).strip(), str(form.get("epochs", "60")).strip()
     for what, given in (("rank", rank or "1"), ("epochs", epochs)):
-        if not (given.isascii() and given.isdigit() and 0 < int(given) <= 4096):
-            raise ConfigError(f"{what} is {given!r}; give a whole number from 1 to 4096.")
+        _whole(what, given)
     chosen = {
         "preset": (str(form.get("preset", "exact")), tuple(PRESETS)),
         "objective": (str(form.get("objective", "sft")), OBJECTIVES),
@@ -399,6 +435,13 @@ def write_arguments(form: Mapping[str, Any]) -> dict[str, Any]:
         "preset": chosen["preset"][0],
         "objective": chosen["objective"][0],
     }
+
+
+def _whole(what: str, given: str, most: int = 4096) -> int:
+    """A whole number of a form. Raises ConfigError for anything else."""
+    if not (given.isascii() and given.isdigit() and 0 < int(given[:12]) <= most):
+        raise ConfigError(f"{what} is {given!r}; give a whole number from 1 to {most:,}.")
+    return int(given)
 
 
 def _suggested(names: list[str]) -> list[str]:

@@ -123,6 +123,28 @@ def interval_chart(recall: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str
     return _svg(y + 8, f"Recall with 95 % intervals, by kind of probe, of: {arms}.", drawn)
 
 
+def bar_chart(terms: Sequence[tuple[str, float]], unit: str) -> str:
+    """Amounts as bars from zero, the largest over the whole width."""
+    most = max(amount for _, amount in terms) or 1.0
+    left, right, step = 208, 540, 26
+    parts = []
+    for n, (what, amount) in enumerate(terms):
+        y = n * step
+        width = amount / most * (right - left)
+        parts.append(
+            f'<text x="{left - 12}" y="{y + 16}" text-anchor="end">{escape(what)}</text>'
+            f'<rect class="bar" x="{left}" y="{y + 4}" width="{max(width, 1.0):.1f}" height="16"/>'
+            f'<text class="n" x="{left + width + 8:.1f}" y="{y + 16}">{_amount(amount)} {unit}'
+            "</text>"
+        )
+    listed = ", ".join(f"{what} {_amount(amount)} {unit}" for what, amount in terms)
+    return _svg(len(terms) * step, f"Parts: {listed}.", parts)
+
+
+def _amount(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
 def token_strip(tokens: Sequence[Mapping[str, Any]], name: str = "strip") -> str:
     """A completion token by token: below one half is marked, another that is likelier struck.
 

@@ -5,6 +5,7 @@ No logic of its own: each calls what the command line calls, with the same setti
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -13,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from lorewright.adapters.config import LoraConfig
+from lorewright.errors import DataError
 from lorewright.knowledge.readers.read import read_knowledge
+from lorewright.law.budget import account
 from lorewright.law.plan import FIXED_RANK
 from lorewright.memory.diagnose import diagnose
 from lorewright.memory.memory import Memory
@@ -115,6 +118,29 @@ def forget(bench: Bench, arguments: Mapping[str, Any], report: Report) -> dict[s
     return forgotten.to_json()
 
 
+def count(bench: Bench, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """What training a base takes, as `lore budget` has it."""
+    report("counting the base's layers")
+    text, config = arguments["config"].strip(), None
+    if text:
+        try:
+            config = json.loads(text)
+        except ValueError as error:
+            raise DataError(f"the config.json is no JSON: {error}; give the whole file.") from error
+        if not isinstance(config, dict):
+            raise DataError("a config.json holds one object; give the whole file.")
+    return account(
+        "config.json" if config else arguments["base"],
+        arguments["method"],
+        rank=int(arguments["rank"]),
+        targets=(arguments["targets"],),
+        n_tokens=int(arguments["tokens"]),
+        checkpointing=bool(arguments["checkpointing"]),
+        float32=bool(arguments["float32"]),
+        config=config,
+    ).to_json()
+
+
 VERBS: dict[str, Verb] = {
     "warm": warm,
     "write": write,
@@ -122,6 +148,7 @@ VERBS: dict[str, Verb] = {
     "ask": ask,
     "trace": trace,
     "doctor": doctor,
+    "count": count,
     "forget": forget,
 }
 

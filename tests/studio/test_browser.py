@@ -42,6 +42,7 @@ PAGES = {
     "memory": ("/memory/tide", "svg.chart"),
     "ask": (f"/ask?question={LEADER.replace(' ', '+')}", ".sides"),
     "doctor": ("/memory/tide/doctor", ".tree"),
+    "budget": ("/budget", "#account svg.chart"),
     "error": ("/memory/nobody", ".error"),
 }
 pytestmark = pytest.mark.slow

@@ -21,7 +21,7 @@ from lorewright.studio.access import POLICY, Gate
 from lorewright.studio.config import StudioConfig, read_token
 
 LEADER = "Who leads the Tide Office?"
-PAGES = ("/", "/write", "/ask", "/memory/tide", "/memory/phones")
+PAGES = ("/", "/write", "/ask", "/budget", "/memory/tide", "/memory/phones")
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +210,24 @@ def test_the_tree_on_the_page_is_that_of_the_doctor(studio: Opened, lore: Lore) 
     html = studio.get("/memory/tide/doctor", params={"wait": "1"}).text
     for branch in record["tree"]:
         assert f'id="check-{branch["check"]}"' in html
+
+
+def test_the_budget_is_that_of_the_command_line(studio: Opened, lore: Lore) -> None:
+    fields = {"base": "pocket", "method": "qlora", "rank": "16", "tokens": "512", "float32": "1"}
+    record = studio.record("/budget.json", **fields)["account"]
+    args = ("--method", "qlora", "--rank", 16, "--tokens", 512, "--float32", "--no-checkpointing")
+    assert record == json.loads(lore("budget", "pocket", *args, "--json").out)
+    html = studio.get("/budget", params=fields | {"wait": "1"}).text
+    for term in record["chosen"]["terms"]:
+        assert term["formula"] in html and f"{term['n_bytes'] / 1e9:.3f}" in html
+    for wrong, why in (
+        ({"config": "{"}, "no JSON"),
+        ({"config": "[1]"}, "one object"),
+        ({"base": "/etc/passwd"}, "lore budget"),
+        ({"rank": "x"}, "whole number"),
+    ):
+        answer = studio.get("/budget.json", params=fields | wrong)
+        assert answer.status_code == 400 and why in answer.json()["error"]["message"]
 
 
 def test_names_never_become_paths(studio: Opened) -> None:
