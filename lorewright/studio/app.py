@@ -3,6 +3,7 @@
     /                    memories          /memory/NAME          verdict
     /write               write live        /memory/NAME/doctor   why it fails
     /ask                 side by side      /budget               does it fit?
+    /sandbox             what if?
 
 PAGE.json is the record itself.
 
@@ -38,6 +39,7 @@ from starlette.staticfiles import StaticFiles
 from lorewright.errors import ConfigError, Locked, LorewrightError, UnknownMemory
 from lorewright.files import slug
 from lorewright.law.budget import METHODS, REFERENCE
+from lorewright.law.experiments import EXPERIMENTS
 from lorewright.memory.folder import Folder
 from lorewright.memory.stop import stop
 from lorewright.models.catalogue import POCKET
@@ -73,10 +75,12 @@ class Studio:
         )
         self.pages.globals |= {
             "learning_chart": charts.learning_chart,
-            "learning_sentence": charts.learning_sentence,
             "interval_chart": charts.interval_chart,
             "token_strip": charts.token_strip,
             "bar_chart": charts.bar_chart,
+            "arms_axes": charts.arms_axes,
+            "arm_chart": charts.arm_chart,
+            "learning_sentence": charts.learning_sentence,
             "read_only": config.read_only,
             "folder_name": folder.path.name or str(folder.path),
         }
@@ -189,10 +193,7 @@ class Studio:
             return drawn | {"spoken": f"{step} {charts.learning_sentence(epochs)}".strip()}
 
         def busy() -> bool:
-            order = self.worker.current
-            return (order is not None and order.state == "running") or bool(
-                records.name_of_current(self.folder)
-            )
+            return self.worker.busy or bool(records.name_of_current(self.folder))
 
         return self.events(fragments, busy)
 
@@ -330,6 +331,46 @@ class Studio:
             record["account"] = await self.done(self.worker.submit("count", **chosen))
         return self.answer(request, "budget", record)
 
+    # -- experiments -----------------------------------------------------------------------------
+
+    def sandbox_record(self, name: str) -> dict[str, Any]:
+        """An experiment, and whether it is being run here."""
+        order = self.worker.last("sandbox")
+        about = None
+        if order is not None and order.arguments["name"] == name and order.state != "done":
+            about = {key: getattr(order, key) for key in ("state", "step", "error")}
+        return records.sandbox(name) | {"order": about}
+
+    async def sandbox(self, request: Request) -> Response:
+        """The experiments that there are, or one of them."""
+        name = request.path_params.get("name", "")
+        listed = [
+            {"name": key, "question": each.question, "expected": each.expected}
+            for key, each in EXPERIMENTS.items()
+        ]
+        chosen = await run_in_threadpool(self.sandbox_record, name) if name else None
+        return self.answer(request, "sandbox", {"experiments": listed, "chosen": chosen})
+
+    async def start_sandbox(self, request: Request) -> Response:
+        """Order an experiment."""
+        await self._form(request)
+        name = request.path_params["name"]
+        await run_in_threadpool(records.sandbox, name)
+        self.worker.submit("sandbox", name=name)
+        return RedirectResponse(f"/sandbox/{name}", 303)
+
+    async def sandbox_events(self, request: Request) -> Response:
+        """An experiment as it goes on."""
+        name = request.path_params["name"]
+        await run_in_threadpool(records.sandbox, name)
+
+        def fragments() -> dict[str, str]:
+            chosen = self.sandbox_record(name)
+            step = chosen["order"]["step"] if chosen["order"] else chosen["sentence"]
+            return {"arms": self.render("_sandbox.html", chosen=chosen), "spoken": step}
+
+        return self.events(fragments, lambda: self.worker.busy)
+
     # -- forms and events ------------------------------------------------------------------------
 
     async def _form(self, request: Request) -> dict[str, str]:
@@ -370,6 +411,8 @@ def build(folder: Folder, worker: Worker, config: StudioConfig) -> Starlette:
         "/write/{run}": studio.write,
         "/ask": studio.ask,
         "/budget": studio.budget,
+        "/sandbox": studio.sandbox,
+        "/sandbox/{name}": studio.sandbox,
         "/memory/{name}": studio.memory,
         "/memory/{name}/trace": studio.trace,
         "/memory/{name}/doctor": studio.doctor,
@@ -379,11 +422,13 @@ def build(folder: Folder, worker: Worker, config: StudioConfig) -> Starlette:
         "/memories.json": studio.memories,
         "/memories/events": studio.memories_events,
         "/write/events": studio.write_events,
+        "/sandbox/{name}/events": studio.sandbox_events,
         "/write/{run}/events": studio.write_events,
     }
     posts: dict[str, Handler] = {
         "/write": studio.start_write,
         "/write/stop": studio.stop_write,
+        "/sandbox/{name}": studio.start_sandbox,
         "/memory/{name}/verify": studio.verify,
         "/memory/{name}/rename": studio.rename,
         "/memory/{name}/forget": studio.forget,

@@ -46,10 +46,8 @@ def learning_chart(epochs: Sequence[Mapping[str, Any]]) -> str:
     if not epochs:
         return ""
     last = max(2.0, float(epochs[-1]["epoch"]))
-    held = [e for e in epochs if e.get("held_out_nats") is not None]
-    nats = [e["loss_nats"] for e in epochs] + [e["held_out_nats"] for e in held]
-    low = min(10.0 ** math.floor(math.log10(max(min(nats), 1e-4))), 0.1)
-    high = max(10.0 ** math.ceil(math.log10(max(max(nats), low * 10))), 1.0)
+    held = _measured(epochs)
+    low, high = _powers([*(e["loss_nats"] for e in epochs), *(e["held_out_nats"] for e in held)])
     x = _linear(1.0, last, LEFT, WIDTH - RIGHT)
     y = _log(low, high, NATS_BOTTOM, NATS_TOP)
     share = _linear(0.0, 1.0, SHARE_BOTTOM, SHARE_TOP)
@@ -65,6 +63,51 @@ def learning_chart(epochs: Sequence[Mapping[str, Any]]) -> str:
     return _svg(HEIGHT, learning_sentence(epochs), parts)
 
 
+def arms_axes(arms: Sequence[Mapping[str, Any]]) -> tuple[float, float, float]:
+    """Least and largest loss of all arms, as powers of ten, and the last epoch of any."""
+    rows = [row for arm in arms for row in arm["epochs"]]
+    if not rows:
+        return 0.1, 10.0, 2.0
+    nats = [row["loss_nats"] for row in rows] + [row["held_out_nats"] for row in _measured(rows)]
+    low, high = _powers(nats)
+    return low, high, max(2.0, float(max(row["epoch"] for row in rows)))
+
+
+def arm_chart(arm: Mapping[str, Any], axes: tuple[float, float, float]) -> str:
+    """An arm's loss, trained and held out, on the axes of all arms."""
+    (low, high, last), rows = axes, arm["epochs"]
+    width, top, bottom, left = 300, 8, 128, 52
+    x = _linear(1.0, last, left, width - 8)
+    y = _log(low, high, bottom, top)
+    parts = [
+        f'<line class="grid" x1="{left}" x2="{width - 8}" y1="{y(p):.1f}" y2="{y(p):.1f}"/>'
+        + _tick(left - 8, y(p) + 4, f"{p:g}", "end")
+        for p in (10.0**n for n in range(round(math.log10(low)), round(math.log10(high)) + 1))
+    ]
+    parts += [_tick(x(at), bottom + 18, f"{at:g}", "middle") for at in (1, last)]
+    if rows:
+        parts += _curve([(x(e["epoch"]), y(max(e["loss_nats"], low))) for e in rows], "train", "")
+        held = _measured(rows)
+        parts += _curve(
+            [(x(e["epoch"]), y(max(e["held_out_nats"], low))) for e in held], "held", ""
+        )
+    sentence = f"{arm['arm']}: {learning_sentence(rows)}"
+    return (
+        f'<svg class="chart small" viewBox="0 0 {width} {bottom + 24}" role="img" '
+        f'aria-label="{escape(sentence)}">{"".join(parts)}</svg>'
+    )
+
+
+def _measured(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [row for row in rows if row.get("held_out_nats") is not None]
+
+
+def _powers(nats: Sequence[float]) -> tuple[float, float]:
+    """Powers of ten around some losses, a decade apart at least."""
+    low = min(10.0 ** math.floor(math.log10(max(min(nats), 1e-4))), 0.1)
+    return low, max(10.0 ** math.ceil(math.log10(max(max(nats), low * 10))), 1.0)
+
+
 _HELD = ("held", "held out")
 
 
@@ -77,8 +120,7 @@ def learning_sentence(epochs: Sequence[Mapping[str, Any]]) -> str:
         f"After epoch {last['epoch']} of at most {last['epochs']}: loss {last['loss_nats']:.4f} "
         f"nats a token, {last['n_recalled']} of {last['n_examples']} trained questions recalled"
     )
-    held = [e for e in epochs if e.get("held_out_nats") is not None]
-    if held:
+    if held := _measured(epochs):
         e = held[-1]
         text += (
             f"; of questions in other words, never trained, {e['held_out_recalled']} of "
@@ -126,7 +168,7 @@ def interval_chart(recall: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str
 def bar_chart(terms: Sequence[tuple[str, float]], unit: str) -> str:
     """Amounts as bars from zero, the largest over the whole width."""
     most = max(amount for _, amount in terms) or 1.0
-    left, right, step = 208, 540, 26
+    left, right, step = 244, 540, 26
     parts = []
     for n, (what, amount) in enumerate(terms):
         y = n * step
@@ -213,6 +255,8 @@ def _log(low: float, high: float, start: float, end: float) -> Scale:
 
 def _curve(points: Points, kind: str, label: str) -> list[str]:
     shown = thinned(points)
+    if not shown:
+        return []
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in shown)
     x, y = shown[-1]
     parts = [f'<polyline class="curve {kind}" points="{path}"/>']

@@ -16,6 +16,7 @@ from typing import Any
 from lorewright.errors import DataError, StorageError, UnknownMemory
 from lorewright.knowledge.markdown import with_tables_as_sentences
 from lorewright.knowledge.selfstudy import statements
+from lorewright.law.experiments import ABOUT, EXPERIMENTS, RECORD, place_of
 from lorewright.memory.folder import (
     CONFIG_FILE,
     REPORT_FILE,
@@ -174,10 +175,47 @@ def write_run(folder: Folder, name: str) -> dict[str, Any]:
 
 def epochs_of(path: Path) -> list[dict[str, Any]]:
     """The epochs of a write so far, of the first of several that train together."""
+    return [row for row in _metrics(path) if not row.get("job")]
+
+
+def _metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; none where it is not there or is being replaced."""
     with suppress(OSError, ValueError):
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
-        return [row for row in rows if not row.get("job")]
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
     return []
+
+
+# -- experiments ------------------------------------------------------------------------------
+
+
+def sandbox(name: str) -> dict[str, Any]:
+    """An experiment: its arms with their epochs so far, and what came of it when it was run.
+
+    Raises ConfigError for a name that is none.
+    """
+    place, chosen = place_of(name), EXPERIMENTS[name]
+    about, record = readable(place / ABOUT), readable(place / RECORD)
+    rows = _metrics(place / METRICS)
+    names = about.get("arms", [])
+    finished = {each["arm"]: each for each in record.get("outcomes", ())}
+    arms = [
+        {
+            "arm": arm,
+            "epochs": [row for row in rows if row.get("job", 0) == job],
+            "trained": finished.get(arm, {}).get("trained"),
+            "held": finished.get(arm, {}).get("held"),
+        }
+        for job, arm in enumerate(names)
+    ]
+    return {
+        "experiment": name,
+        "question": chosen.question,
+        "expected": chosen.expected,
+        "n_facts": chosen.n_facts,
+        "base": about.get("base", ""),
+        "arms": arms,
+        "sentence": record.get("sentence", ""),
+    }
 
 
 # -- a verdict --------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from lorewright.adapters.config import LoraConfig
 from lorewright.errors import DataError
 from lorewright.knowledge.readers.read import read_knowledge
 from lorewright.law.budget import account
+from lorewright.law.experiments import experiment
 from lorewright.law.plan import FIXED_RANK
 from lorewright.memory.diagnose import diagnose
 from lorewright.memory.memory import Memory
@@ -141,6 +142,13 @@ def count(bench: Bench, arguments: Mapping[str, Any], report: Report) -> dict[st
     ).to_json()
 
 
+def sandbox(bench: Bench, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """An experiment, as `lore sandbox` runs it."""
+    report("loading the base")
+    watch = Watch(step=report, advance=_phase(report))
+    return experiment(bench.memory.model, arguments["name"], watch=watch)
+
+
 VERBS: dict[str, Verb] = {
     "warm": warm,
     "write": write,
@@ -149,6 +157,7 @@ VERBS: dict[str, Verb] = {
     "trace": trace,
     "doctor": doctor,
     "count": count,
+    "sandbox": sandbox,
     "forget": forget,
 }
 

@@ -70,11 +70,9 @@ class Worker:
         self._thread.start()
 
     @property
-    def current(self) -> Order | None:
-        """The order that is being done; else the last one that was."""
-        running = [order for order in self.orders if order.state == "running"]
-        over = [order for order in self.orders if order.state in ("done", "failed")]
-        return next(iter([*running, *reversed(over)]), None)
+    def busy(self) -> bool:
+        """Whether an order is being done."""
+        return any(order.state == "running" for order in self.orders)
 
     def last(self, verb: str) -> Order | None:
         """The latest order of a verb, over or not."""

@@ -43,6 +43,7 @@ PAGES = {
     "ask": (f"/ask?question={LEADER.replace(' ', '+')}", ".sides"),
     "doctor": ("/memory/tide/doctor", ".tree"),
     "budget": ("/budget", "#account svg.chart"),
+    "sandbox": ("/sandbox/rank", ".cards"),
     "error": ("/memory/nobody", ".error"),
 }
 pytestmark = pytest.mark.slow

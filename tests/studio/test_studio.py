@@ -7,6 +7,7 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ import pytest
 from support.commands import Lore, refused
 from support.studios import Opened, opened, stored
 
-from lorewright.files import read_object, save_json
+from lorewright.files import load_jsonl, read_object, save_json
+from lorewright.law.experiments import EXPERIMENTS
 from lorewright.memory.folder import Folder
 from lorewright.studio.access import POLICY, Gate
 from lorewright.studio.config import StudioConfig, read_token
 
 LEADER = "Who leads the Tide Office?"
-PAGES = ("/", "/write", "/ask", "/budget", "/memory/tide", "/memory/phones")
+PAGES = ("/", "/write", "/ask", "/budget", "/sandbox", "/memory/tide", "/memory/phones")
 
 
 @pytest.fixture(scope="module")
@@ -228,6 +230,33 @@ def test_the_budget_is_that_of_the_command_line(studio: Opened, lore: Lore) -> N
     ):
         answer = studio.get("/budget.json", params=fields | wrong)
         assert answer.status_code == 400 and why in answer.json()["error"]["message"]
+
+
+@pytest.mark.slow
+def test_four_experiments_conclude(studio: Opened) -> None:
+    for name, each in EXPERIMENTS.items():
+        assert studio.post(f"/sandbox/{name}").status_code == 303
+        began = time.monotonic()
+        chosen = studio.wait(f"/sandbox/{name}.json", lambda r: not r["chosen"]["order"])["chosen"]
+        assert time.monotonic() - began < 60 * 4  # on a machine that does other things as well
+        assert chosen["sentence"] and chosen["expected"] == each.expected
+        rows = load_jsonl(studio.cache / "sandbox" / name / "metrics.jsonl")
+        for job, arm in enumerate(chosen["arms"]):
+            own = [row for row in rows if row["job"] == job]
+            assert own and arm["epochs"] == own and arm["held"]["n"] == own[-1]["n_held_out"]
+        html = studio.get(f"/sandbox/{name}").text
+        assert escape(chosen["sentence"]) in html and html.count('class="chart small"') == len(
+            chosen["arms"]
+        )
+
+
+def test_experiments_are_listed_with_what_is_expected(studio: Opened) -> None:
+    html = studio.get("/sandbox").text
+    assert all(each.question in html for each in EXPERIMENTS.values())
+    record = studio.record("/sandbox/rank.json")["chosen"]
+    assert record["question"] == EXPERIMENTS["rank"].question and record["order"] is None
+    assert studio.get("/sandbox/magic.json").status_code == 400
+    assert studio.post("/sandbox/magic").status_code == 400
 
 
 def test_names_never_become_paths(studio: Opened) -> None:

@@ -33,6 +33,8 @@ class Opened:
     """With it."""
     process: subprocess.Popen[str]
     folder: Path
+    cache: Path
+    """The user's cache of its processes."""
     client: httpx.Client | None = None
 
     def get(self, path: str, **more: Any) -> httpx.Response:
@@ -83,7 +85,8 @@ def opened(folder: Path, *arguments: str, enter: bool = True) -> Iterator[Opened
     try:
         assert process.stdout is not None
         entrance = json.loads(process.stdout.readline())["url"]
-        studio = Opened(entrance.split("/?")[0], entrance, process, folder)
+        cache = Path(environment["LOREWRIGHT_CACHE"])
+        studio = Opened(entrance.split("/?")[0], entrance, process, folder, cache)
         if enter:
             studio.client = httpx.Client(base_url=studio.address, timeout=PATIENCE)
             assert studio.client.get(entrance).status_code == 200
