@@ -415,6 +415,20 @@ def locked(
         ) from error
 
 
+def is_locked(folder: Path) -> bool:
+    """Whether a process holds a folder's lock, as `locked` does."""
+    import filelock
+
+    path = folder / LOCK_FILE
+    if not path.is_file():
+        return False
+    try:
+        with filelock.FileLock(path, timeout=0):
+            return False
+    except (filelock.Timeout, OSError):  # what may not be opened is somebody else's
+        return True
+
+
 # --- names -------------------------------------------------------------------------------------
 
 

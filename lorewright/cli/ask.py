@@ -15,6 +15,7 @@ from lorewright.routing.config import AskConfig
 
 if TYPE_CHECKING:
     from lorewright.memory.modes import Comparison
+    from lorewright.memory.sides import Sides
     from lorewright.routing.ask import Answer
     from lorewright.routing.gate import Decision
 
@@ -30,6 +31,9 @@ def ask(
     memory: Of,
     config: AskConfig,
     name: Name = "",
+    side_by_side: Annotated[
+        bool, typer.Option("--side-by-side", help="The base, closed, open and hybrid, each alone.")
+    ] = False,
     encoder: Encoder = "auto",
     model: Base = "",
     as_json: Json = False,
@@ -38,16 +42,35 @@ def ask(
     """Ask the memories of a folder; they say which one answered, and decline what they do not know.
 
     [dim]lore ask "Who signs off Project Gannet?" --memory atlas[/]
+    [dim]lore ask "Who signs off Project Gannet?" --memory atlas --side-by-side[/]
     [dim]lore ask "Who signs off Project Gannet?" --memory atlas --name handbook --mode closed[/]
     """
     console = console_for(threads)
     opened = open_memory(memory, model, encoder)
     with watching(console) as watch:
-        answer = opened.ask(question, name, **asdict(config), watch=watch)
+        if side_by_side:
+            top, rate = config.top, config.false_activation
+            sides = opened.sides(question, name, top=top, false_activation=rate, watch=watch)
+        else:
+            answer = opened.ask(question, name, **asdict(config), watch=watch)
     if as_json:
-        print_json(asdict(answer))
+        print_json(sides.to_json() if side_by_side else asdict(answer))
+    elif side_by_side:
+        _print_sides(sides)
     else:
         print_answer(answer)
+
+
+def _print_sides(sides: Sides) -> None:
+    from lorewright.reports.tables import NOT_RUN, Table
+
+    rows = tuple(
+        (side, reply.text or NOT_RUN, f"{reply.confidence:.2f}", f"{reply.least:.2f}")
+        for side, reply in sides.replies.items()
+    )
+    notes = () if sides.memory else (sides.note or "no memory is for this question.",)
+    head = ("", "reply", "mean p", "least p")
+    show(Table(sides.question, head, rows, notes, subtitle=sides.memory, prose=("reply",)))
 
 
 def print_answer(answer: Answer) -> None:

@@ -18,6 +18,7 @@ from lorewright import __version__
 from lorewright.cli import (
     ask,
     bench,
+    budget,
     chat,
     copies,
     demo,
@@ -28,7 +29,9 @@ from lorewright.cli import (
     models,
     plan,
     report,
+    sandbox,
     serve,
+    studio,
     verify,
     write,
 )
@@ -42,7 +45,23 @@ USAGE_ERROR: type[Exception] = next(
 """Of the click that typer carries or depends on."""
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 """What a disk refuses with, wherever it happens."""
-FAMILIES = (write, verify, ask, chat, folder, forget, copies, merge, plan, serve, report, demo)
+FAMILIES = (
+    write,
+    verify,
+    ask,
+    chat,
+    folder,
+    forget,
+    copies,
+    merge,
+    plan,
+    budget,
+    sandbox,
+    serve,
+    studio,
+    report,
+    demo,
+)
 
 app = typer.Typer(
     name="lore",

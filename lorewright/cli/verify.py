@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -86,6 +87,7 @@ def doctor(
     from lorewright.files import read_text
     from lorewright.knowledge.readers.read import read_knowledge
     from lorewright.memory.diagnose import diagnose as examine
+    from lorewright.recall.tree import tree
 
     console_for(threads)
     diagnosis = examine(
@@ -97,7 +99,8 @@ def doctor(
         templates={f"the template in {template}": read_text(template)} if template else {},
     )
     if as_json:
-        print_json(diagnosis.to_json())
+        branches = [branch.to_json() for branch in tree(diagnosis)]
+        print_json({**diagnosis.to_json(), "tree": branches})
     else:
         _print_diagnosis(diagnosis)
     if diagnosis.findings:
@@ -106,7 +109,14 @@ def doctor(
 
 def _print_diagnosis(diagnosis: Diagnosis) -> None:
     from lorewright.recall.diagnose import summary
+    from lorewright.recall.tree import FAILED, PASSED, tree
 
+    signs = {PASSED: ("✓", ""), FAILED: ("✗", "bold red")}
+    for branch in tree(diagnosis):
+        sign, style = signs.get(branch.outcome, ("·", "dim"))
+        shown = branch.measured if branch.outcome != FAILED else "no, see below"
+        say(f"{sign} {branch.question:<42}{shown or 'not measured'}", style)
+    say("")
     for key, value in summary(diagnosis.evidence).items():
         if value is not None and value != {}:
             say(f"{key} {_plain(value)}", "dim")
@@ -127,4 +137,32 @@ def _plain(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-COMMANDS = (verify, doctor)
+def trace(
+    folder: Folder,
+    question: Annotated[str, typer.Argument(help="The question.")],
+    answer: Annotated[str, typer.Argument(help="The answer that is wanted.")],
+    name: Name = "",
+    model: Base = "",
+    as_json: Json = False,
+    threads: Threads = 0,
+) -> None:
+    """Show an answer token by token: probability, and the likeliest others in its place.
+
+    Exit code 1 when greedy decoding would leave it.
+
+    [dim]lore trace atlas "Who signs off Project Gannet?" "Ilka Brandwen"[/]
+    """
+    from lorewright.reports.results import tokens_table
+
+    console_for(threads)
+    tokens = open_memory(folder, model).trace(question, answer, name)
+    if as_json:
+        rows = [asdict(token) for token in tokens]
+        print_json({"question": question, "answer": answer, "tokens": rows})
+    else:
+        show(tokens_table(tokens))
+    if not all(token.right for token in tokens):
+        raise typer.Exit(Exit.FAILED)
+
+
+COMMANDS = (verify, doctor, trace)

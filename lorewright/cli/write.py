@@ -1,4 +1,4 @@
-"""`lore write` and `lore add`: a source into a memory with a verdict; an adapter from elsewhere."""
+"""`lore write`, `stop` and `add`: a source into a memory with a verdict; an adapter of others."""
 
 from __future__ import annotations
 
@@ -205,4 +205,21 @@ def _print_added(added: Added) -> None:
     say(f"adapter {added.adapter_id} in {added.folder}")
 
 
-COMMANDS = (write, add)
+def stop(folder: Folder, as_json: Json = False) -> None:
+    """End the write that goes on in a folder, in any process: after its epoch, with its verdict.
+
+    What it has learnt by then becomes the memory, and what it recalls is measured as ever.
+
+    [dim]lore stop atlas[/]
+    """
+    from lorewright.memory.folder import Folder as MemoryFolder
+    from lorewright.memory.stop import stop as request
+
+    run = request(MemoryFolder(folder))
+    if as_json:
+        print_json({"folder": str(folder), "run": run})
+    else:
+        say(f"{run} ends after its epoch")
+
+
+COMMANDS = (write, add, stop)

@@ -11,7 +11,19 @@ errors are described; it is a method here under the same name.
 from __future__ import annotations
 
 from lorewright.files import slug
-from lorewright.memory import add, ask, compare, forget, merge, plan, supersede, verify, write
+from lorewright.memory import (
+    add,
+    ask,
+    compare,
+    forget,
+    merge,
+    plan,
+    sides,
+    supersede,
+    trace,
+    verify,
+    write,
+)
 from lorewright.memory.opened import OpenFolder
 from lorewright.memory.route import FALSE_ACTIVATION, TOP
 from lorewright.routing.gate import Decision
@@ -25,8 +37,12 @@ class Memory(OpenFolder):
     """Knowledge into a new state, proved on disk: an Outcome with the verdict."""
     verify = verify.verify
     """A memory's verdict, taken again: a RecallReport."""
+    trace = trace.trace
+    """An answer token by token, with what else might stand there: Tokens."""
     ask = ask.ask
     """An Answer from the memories that a question is for, or none."""
+    sides = sides.sides
+    """One question before the base, the memory, its passages and all of them: Sides."""
     plan = plan.plan
     """The rank that recalls a wanted share, and what it costs: a Plan."""
     add = add.add

@@ -33,12 +33,14 @@ from lorewright.recall.verify import RecallReport
 from lorewright.training.checkpoint import CHECKPOINT
 from lorewright.training.config import Preset, WriteConfig, preset_of
 from lorewright.training.rates import find_lr, lesson_lr
-from lorewright.training.watch import Watch
+from lorewright.training.watch import STOP, Watch
 from lorewright.writers.methods import writer_of
 from lorewright.writers.writer import Cost, Material, State
 
 GRADIENT = "gradient"
 PLAN_FILE, RATES_FILE = "plan.json", "rates.json"
+HELD_OUT = ("paraphrase", "reverse", "multihop")
+"""Kinds of probes that are measured while a write goes on: of what is written, in other words."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,7 @@ def write(
     with memory.writing():
         _check_free(memory, name, "" if overwrite else knowledge.digest())
         run = memory.folder.run(name, {"key": key, "source": knowledge.digest(), **settings})
+        (run / STOP).unlink(missing_ok=True)  # of a write that was interrupted as well
         if not (run / LESSON_FILE).exists():
             prepared = lesson_for(
                 model, knowledge, lesson, teacher=teacher, probes=probes, watch=watch
@@ -149,14 +152,16 @@ def write(
         writer = writer_of(method, config)
         material = Material(knowledge)
         if writer.reads == "lesson":
-            material = Material(knowledge, prepared.examples, prepared.rehearsal)
+            held_out = held_out_of(prepared)
+            material = Material(knowledge, prepared.examples, prepared.rehearsal, held_out)
         state, cost = writer.write(model, material, seed=config.seed, run=run, watch=watch)
         watch.step("proving that it is on disk")
         settings["write"] = config.to_json()
         about = (memory, name, method, knowledge.digest(), prepared, settings, cost, lineage, watch)
         judge = partial(_judge, *about)
         outcome = commit(memory, state, prepared, judge, name=name, run=run, knowledge=knowledge)
-        (run / CHECKPOINT).unlink(missing_ok=True)
+        for over in (CHECKPOINT, STOP):
+            (run / over).unlink(missing_ok=True)
         return outcome
 
 
@@ -274,6 +279,16 @@ def lesson_for(
     for note in lost:
         watch.step(note)
     return replace(prepared, notes=(*lost, *prepared.notes))
+
+
+def held_out_of(lesson: Lesson) -> list[Example]:
+    """The lesson's probes in untrained words, as examples to measure on the way."""
+    trained = {example.prompt for example in lesson.examples}
+    return [
+        Example(probe.question, probe.answers[0], probe.kind, probe.source)
+        for probe in lesson.probes
+        if probe.kind in HELD_OUT and not probe.context and probe.question not in trained
+    ]
 
 
 def unwritable_notes(model: Model, knowledge: Knowledge, lesson: Lesson) -> tuple[str, ...]:

@@ -86,6 +86,57 @@ def trace(
     return [traces[i] for i in range(len(rows))]
 
 
+N_RIVALS = 3
+"""Of the tokens that are likeliest in a place besides the one that is wanted."""
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token of a completion, under teacher forcing, with what else might stand there."""
+
+    piece: str
+    """Its text as it stands in the completion, with the space before it if it has one."""
+    p: float
+    right: bool
+    """Whether it is the likeliest."""
+    rivals: tuple[tuple[str, float], ...]
+    """The likeliest others and their probabilities, likeliest first."""
+
+
+@torch.no_grad()
+def tokens(
+    model: Model, rows: Sequence[Rendered], *, n_rivals: int = N_RIVALS
+) -> list[tuple[Token, ...]]:
+    """Completions token by token, stop token included, in the order of `rows`.
+
+    Pieces joined give the completion, special tokens by name.
+    """
+    listed = []
+    for row in rows:
+        (logits_CV,) = model.completion_logits(model.batch([row]))
+        p_CV, ids_C = logits_CV.softmax(-1), row.completion_ids
+        best = p_CV.topk(min(n_rivals + 1, p_CV.shape[1]))
+        own = []
+        for at, target in enumerate(ids_C):
+            places = zip(best.indices[at].tolist(), best.values[at].tolist(), strict=True)
+            ranked = [(i, p) for i, p in places if i != target][:n_rivals]
+            rivals = tuple((_piece(model, [*ids_C[:at], i]), p) for i, p in ranked)
+            right = int(logits_CV[at].argmax()) == target
+            p = float(p_CV[at, target])
+            own.append(Token(_piece(model, ids_C[: at + 1]), p, right, rivals))
+        listed.append(tuple(own))
+    return listed
+
+
+def _piece(model: Model, ids: Sequence[int]) -> str:
+    """The text that the last of these tokens adds."""
+    whole, before = (
+        str(model.tokenizer.decode(list(part), clean_up_tokenization_spaces=False))
+        for part in (ids, ids[:-1])
+    )
+    return whole[len(before) :]
+
+
 def certify(model: Model, examples: Sequence[Example], *, margin: float = 0.5) -> list[bool]:
     """Whether greedy decoding is certain to reproduce each completion: every p > `margin`.
 

@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
@@ -23,12 +23,21 @@ def epoch_line(epoch: Epoch) -> str:
     """Return one plain line on an epoch; `~` marks recall counted while the weights still moved."""
     return (
         f"epoch {epoch.epoch}/{epoch.epochs}  loss {epoch.loss_nats:.4f} nats/token  "
-        f"{_recalled(epoch)}  {_clock(epoch.seconds)}{_left(_left_seconds(epoch))}"
+        f"{_recalled(epoch)}{_held_out(epoch)}  "
+        f"{_clock(epoch.seconds)}{_left(_left_seconds(epoch))}"
     )
 
 
 def _recalled(epoch: Epoch) -> str:
     return f"{'' if epoch.certified else '~'}{epoch.n_recalled}/{epoch.n_examples} recalled"
+
+
+def _held_out(epoch: Epoch) -> str:
+    """What came back of questions that are not trained, where that was measured."""
+    if epoch.held_out_nats is None:
+        return ""
+    counts = f"{epoch.held_out_recalled}/{epoch.n_held_out}"
+    return f"  held out {epoch.held_out_nats:.3f} nats, {counts}"
 
 
 def _left_seconds(epoch: Epoch) -> float:
@@ -106,7 +115,11 @@ class _Shown:
         self.text, self.since, self.epoch, self.pace = text, time.monotonic(), None, None
 
     def on_epoch(self, epoch: Epoch) -> None:
-        """An epoch is over."""
+        """An epoch is over; what is held out is not measured after each, and stays in view."""
+        last = self.epoch
+        if epoch.held_out_nats is None and last is not None:
+            held = {key: vars(last)[key] for key in ("held_out_nats", "held_out_recalled")}
+            epoch = replace(epoch, **held, n_held_out=last.n_held_out)
         self.epoch, self.since = epoch, time.monotonic()
 
     def on_advance(self, phase: str, done: int, total: int, note: str) -> None:
@@ -136,7 +149,7 @@ class _Plain(_Shown):
     def on_epoch(self, epoch: Epoch) -> None:
         """Print the epoch, if it is time."""
         super().on_epoch(epoch)
-        self.pending = epoch
+        self.pending = self.epoch
         if self._due():
             self.end()
 
@@ -255,4 +268,5 @@ class _State(ProgressColumn):
         if self.shown.ended:
             left, seconds = 0.0, epoch.seconds
         clocks = (f"{_clock(seconds)}{_left(left)}", "dim")
-        return Text.assemble(f"{_recalled(epoch)}  loss {epoch.loss_nats:.3f}  ", clocks)
+        state = f"{_recalled(epoch)}  loss {epoch.loss_nats:.3f}{_held_out(epoch)}  "
+        return Text.assemble(state, clocks)

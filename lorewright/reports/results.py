@@ -16,6 +16,7 @@ from lorewright.reports.tables import NOT_RUN, Table
 
 if TYPE_CHECKING:
     from lorewright.adapters.targets import Coverage
+    from lorewright.recall.traces import Token
 
 HEADLINE = "paraphrase"
 INTERVALS = "95 % intervals"
@@ -183,6 +184,28 @@ def merged_table(record: Record) -> Table:
         stacked=("", "recall"),
         dim=("base",),
         bold=tuple(i for i, row in enumerate(rows) if row[1] == HEADLINE),
+    )
+
+
+def tokens_table(tokens: Sequence[Token]) -> Table:
+    """Return a row a token: its piece, its probability, and the likeliest others in its place."""
+    rows = tuple(
+        (
+            repr(each.piece),
+            f"{each.p:.3f}",
+            "" if each.right else "another is likelier",
+            ", ".join(f"{piece!r} {p:.3f}" for piece, p in each.rivals),
+        )
+        for each in tokens
+    )
+    return Table(
+        "Tokens",
+        ("token", "p", "", "others"),
+        rows,
+        subtitle="teacher-forced",
+        dim=("others",),
+        prose=("others",),
+        bold=tuple(i for i, each in enumerate(tokens) if not each.right),
     )
 
 

@@ -2,7 +2,8 @@
 
 checkpoint.safetensors, replaced whole or not at all: tensors named "<job>.<part>.<name>" and, in
 the file's metadata, a JSON object with the epochs and the place in the current one.
-metrics.jsonl: a line for each epoch that the checkpoint has.
+metrics.jsonl: a line for each epoch that is over, so that whoever reads it can follow the write;
+after an interruption the epochs that the checkpoint lacks are done, and stand there, again.
 
 An interrupted write continues from the checkpoint and gives the same bytes on the same machine.
 """
@@ -32,6 +33,8 @@ from lorewright.training.state import WriteState
 
 CHECKPOINT = "checkpoint.safetensors"
 METRICS = "metrics.jsonl"
+METRICS_SECONDS = 0.25
+"""Least time between two versions of the metrics, which pages and terminals follow."""
 CHECKPOINT_SECONDS = 2.0
 """Least time between two checkpoints, which cost more than an epoch of a few examples."""
 PLACE = ("groups", "cursor", "reason", "why")
@@ -53,7 +56,7 @@ class Checkpoint:
     """The run folder of one call of `write_all`; without a folder nothing is stored."""
 
     def __init__(self, run: Path | None, mark: str) -> None:
-        self.run, self.mark, self.saved_at = run, mark, -math.inf
+        self.run, self.mark, self.saved_at, self.shown_at = run, mark, -math.inf, -math.inf
 
     def resume(self, states: Sequence[WriteState], stack: Stack, optimizer: Optimizer) -> None:
         """Put every write where the checkpoint has it.
@@ -109,8 +112,13 @@ class Checkpoint:
 
         Raises StorageError when the disk refuses; the last checkpoint stays.
         """
-        recent = time.monotonic() - self.saved_at < CHECKPOINT_SECONDS
-        if self.run is None or (recent and not force):
+        if self.run is None:
+            return
+        now = time.monotonic()
+        if now - self.shown_at >= METRICS_SECONDS or force:
+            self._show(states)
+            self.shown_at = now
+        if now - self.saved_at < CHECKPOINT_SECONDS and not force:
             return
         tensors: dict[str, Tensor] = {}
         active = [state for state in states if not state.reason]
@@ -129,17 +137,24 @@ class Checkpoint:
             for state in states
         ]
         about = {"layout": LAYOUT, "fingerprint": self.mark, "members": members}
+        self._store(dump_tensors(tensors, {"about": json.dumps(about)}), self.run / CHECKPOINT)
+        self.saved_at = time.monotonic()
+
+    def _show(self, states: Sequence[WriteState]) -> None:
+        """Store the metrics of the epochs so far."""
+        assert self.run is not None
         rows = [
             asdict(epoch) | ({"job": state.index} if len(states) > 1 else {})
             for state in states
             for epoch in state.epochs
         ]
+        self._store(jsonl(rows), self.run / METRICS)
+
+    def _store(self, content: bytes, path: Path) -> None:
         try:
-            store(jsonl(rows), self.run / METRICS)
-            store(dump_tensors(tensors, {"about": json.dumps(about)}), self.run / CHECKPOINT)
+            store(content, path)
         except StorageError as error:
             raise StorageError(
                 f"the checkpoint could not be written: {error} Free some space and write again; it "
                 "goes on from the last checkpoint."
             ) from error
-        self.saved_at = time.monotonic()

@@ -231,6 +231,33 @@ def preset_of(name: str) -> Preset:
     return PRESETS[name]
 
 
+MOST_ROWS = 64
+"""Most questions that are measured after an epoch."""
+SHARE = 0.02
+"""Largest share of a write's passes that held-out questions may take."""
+PASSES_TRAINED = 3
+"""What training on an example takes, in passes that train nothing: forward, and twice back."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Examples that are measured and never trained, and after which epochs."""
+
+    examples: tuple[Example, ...] = ()
+    every: int = 1
+    """After every so many epochs."""
+
+    @classmethod
+    def of(cls, examples: Sequence[Example], n_trained: int, *, closely: bool = False) -> HeldOut:
+        """At most MOST_ROWS of these, spread; as often as SHARE allows, or each time if `closely`.
+
+        `n_trained` is the number of examples of an epoch.
+        """
+        chosen = tuple(examples[:: max(1, -(-len(examples) // MOST_ROWS))])
+        affordable = max(1.0, SHARE * PASSES_TRAINED * n_trained)
+        return cls(chosen, 1 if closely else max(1, math.ceil(len(chosen) / affordable)))
+
+
 @dataclass(frozen=True)
 class Job:
     """One write: what to learn and how."""
@@ -243,6 +270,10 @@ class Job:
     """An adapter of config.lora's form to go on from; None = a first A drawn by its seed, B = 0."""
     objective: Objective | None = None
     """Used in place of the one that config.objective names; None = that one."""
+    held_out: HeldOut = field(default_factory=HeldOut)
+    """Measured after epochs and never trained."""
+    stopping: Callable[[], bool] = lambda: False
+    """Whether the write is to end after the epoch that is over; its adapter is whole."""
 
 
 @dataclass(frozen=True)
@@ -264,6 +295,11 @@ class Epoch:
     """Training time since the write began, over all interruptions."""
     n_trained: int = 0
     """Examples that were trained in the pass; the others rested."""
+    held_out_nats: float | None = None
+    """Mean loss per completion token of questions that are not trained; None = not measured."""
+    held_out_recalled: int | None = None
+    """Those of them whose every token is the likeliest after the true ones."""
+    n_held_out: int = 0
 
 
 @dataclass(frozen=True)

@@ -42,11 +42,13 @@ from lorewright.training.config import (
     NEARLY,
     Diverged,
     Epoch,
+    HeldOut,
     Job,
     WriteConfig,
     Written,
 )
 from lorewright.training.distil import remind
+from lorewright.training.held_out import HeldOutRows
 from lorewright.training.null_space import null_spaces
 from lorewright.training.objectives import Objective, StepOutcome, Targets, weighted_mean
 from lorewright.training.optimisers import WHITENED, Optimizer
@@ -68,6 +70,8 @@ def write(
     objective: Objective | None = None,
     contexts: Sequence[str] = (),
     start: Adapter | None = None,
+    held_out: HeldOut | None = None,
+    stopping: Callable[[], bool] = lambda: False,
     run: Path | None = None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
     on_note: Callable[[str], None] = lambda text: None,
@@ -78,8 +82,9 @@ def write(
     `objective` is used in place of the one that config.objective names. Training goes on from
     `start`, whose form config.lora then is. With a `run` folder, metrics go to metrics.jsonl and
     checkpoints are stored; the same call on the same folder resumes, and reports its past epochs
-    again. `on_note` gets what is worth knowing between them, in a few words. The network is as
-    before in every case.
+    again. `on_note` gets what is worth knowing between them, in a few words. `held_out` is measured
+    after epochs; `stopping` is called after each, and ends the write where it is true. The network
+    is as before in every case.
 
     Raises DataError for no examples or one that does not fit the context, ConfigError when the
     folder holds another write's checkpoint or `start` has another form, ModelError when loss or
@@ -87,7 +92,7 @@ def write(
     """
     (done,) = write_all(
         model,
-        [Job(examples, config, contexts, start, objective)],
+        [Job(examples, config, contexts, start, objective, held_out or HeldOut(), stopping)],
         run=run,
         on_epoch=lambda job, epoch: on_epoch(epoch),
         on_note=on_note,
@@ -214,6 +219,7 @@ def _train(
         advance(TRAINING, done, STEPS_OF_EPOCH * epochs, f"epoch {epoch + 1} of {epochs}")
 
     reduced = _reduced(model, states, on_note)
+    held_out = HeldOutRows(model, [job.held_out for job in jobs])
     passes = _Passes(model, stack, table, trunk, reduced, report)
 
     for n, state in enumerate(active):
@@ -272,11 +278,14 @@ def _train(
             n = active.index(state)
             certified = passes.certify(state, n)
             epoch = state.summary(certified=certified, seconds=time.monotonic() - started)
+            epoch = held_out.measured(epoch, state.index, stack, n)
             n_weighted = int(state.tally[2])
             finite = all(flat.weight_NP[n].isfinite().all() for flat in stack.flats)
             idle = () if state.epochs else stack.idle(n)
             epochs = [*state.epochs, epoch]
-            state.reason, state.why = stop(Status(state.config, epochs, n_weighted, finite, idle))
+            requested = state.job.stopping()
+            status = Status(state.config, epochs, n_weighted, finite, idle, requested)
+            state.reason, state.why = stop(status)
             if state.reason not in FAILURES:
                 state.epochs = epochs
             if state.reason:

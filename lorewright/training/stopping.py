@@ -26,6 +26,8 @@ class Status:
     """Whether all weights are numbers."""
     idle: Sequence[str] = ()
     """Adapted layers whose B is still zero."""
+    requested: bool = False
+    """Whether somebody wants it to end here."""
 
     @property
     def last(self) -> Epoch:
@@ -75,6 +77,11 @@ def nothing_left(status: Status) -> str:
     return "no token has weight any more." if stuck else ""
 
 
+def stopped(status: Status) -> str:
+    """Somebody had it end; what it has learnt by then stays."""
+    return "it was stopped on request." if status.requested else ""
+
+
 def budget(status: Status) -> str:
     """All epochs are spent."""
     spent = status.last.epoch >= status.config.epochs
@@ -100,6 +107,7 @@ STOPS: dict[str, Stop] = {
     "idle layers": idle_layers,
     "recalled": recalled,
     "nothing left": nothing_left,
+    "stopped": stopped,
     "budget": budget,
     "seconds": seconds,
     "patience": patience,

@@ -10,6 +10,8 @@ from lorewright.training.config import Epoch
 Advance = Callable[[str, int, int, str], None]
 """(phase, done, total, note): how much of a long phase's work is done, in tokens or whatever takes
 equal time, of how much at most; and what that comes to, as `12 of 30 answered`."""
+STOP = "stop"
+"""A file of this name in a run has its write end after the epoch, with what it has learnt."""
 TRAINING = "training"
 """The phase in which epochs are reported besides."""
 
@@ -24,6 +26,8 @@ class Watch:
     """The record of a training epoch that is over."""
     advance: Advance = lambda phase, done, total, note: None
     """Called again and again in a long phase; the phase ends when another one begins."""
+    closely: bool = False
+    """Whether held-out questions are measured after every epoch, whatever that takes."""
 
     def of(self, phase: str) -> Callable[[int, int], None]:
         """What is called with (done, total) of one phase."""

@@ -13,9 +13,9 @@ from lorewright.adapters.proof import unchanged
 from lorewright.errors import NoEffect
 from lorewright.knowledge.lesson import grounds
 from lorewright.models.model import Model
-from lorewright.training.config import BFLOAT16, WriteConfig
+from lorewright.training.config import BFLOAT16, HeldOut, WriteConfig
 from lorewright.training.loop import write
-from lorewright.training.watch import Watch
+from lorewright.training.watch import STOP, Watch
 from lorewright.writers.adapter import AdapterState
 from lorewright.writers.writer import Cost, Material
 
@@ -36,7 +36,7 @@ class Gradient:
     def write(
         self, model: Model, material: Material, *, seed: int, run: Path | None, watch: Watch
     ) -> tuple[AdapterState, Cost]:
-        """Train on the material's examples.
+        """Train on the material's examples; a file STOP in the run ends it after an epoch.
 
         Raises as `training.loop.write`, NoEffect for a module that training left at zero.
         """
@@ -48,11 +48,14 @@ class Gradient:
         watch.step(f"training in {runs_in}")
         if material.rehearsal and contexts:
             contexts = [*contexts, *("" for _ in material.rehearsal)]
+        held_out = HeldOut.of(material.held_out, len(examples), closely=watch.closely)
         written = write(
             model,
             [*examples, *material.rehearsal],
             config,
             contexts=contexts,
+            held_out=held_out,
+            stopping=(run / STOP).exists if run else lambda: False,
             run=run,
             on_epoch=watch.epoch,
             on_note=watch.step,

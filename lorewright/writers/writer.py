@@ -31,6 +31,8 @@ class Material:
     examples: Sequence[Example] = ()
     rehearsal: Sequence[Example] = ()
     """What the base knows already, for writers that train: to be unchanged, not learnt."""
+    held_out: Sequence[Example] = ()
+    """Questions on the knowledge that are measured on the way and never trained."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,45 @@
+"""The verb `stop`: a write that goes on, in this process or another, ends and keeps what it has.
+
+Loads no model: the request is a file in the run, which the write looks for after every epoch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lorewright.errors import ConfigError
+from lorewright.files import is_locked, store
+from lorewright.memory.folder import CONFIG_FILE, REPORT_FILE, Folder
+from lorewright.training.watch import STOP
+
+
+def stop(folder: Folder) -> str:
+    """Have the write that goes on end after its epoch; the name of its run.
+
+    Raises ConfigError where nothing is being written, StorageError.
+    """
+    run = current_run(folder)
+    if run is None:
+        raise ConfigError(
+            f"nothing is being written in {folder.path}, so there is nothing to stop."
+        )
+    store(b"", run / STOP)
+    return run.name
+
+
+def current_run(folder: Folder) -> Path | None:
+    """The run that a process is writing at this moment; None where none is."""
+    open_runs = [path for path in runs_of(folder) if not (path / REPORT_FILE).exists()]
+    if not open_runs or not is_locked(folder.path):
+        return None
+    # one that was resumed is older than others that were left, and its files are newer
+
+    def changed(run: Path) -> float:
+        return max((path.stat().st_mtime for path in run.iterdir()), default=0.0)
+
+    return max(open_runs, key=changed)
+
+
+def runs_of(folder: Folder) -> list[Path]:
+    """The runs of writes, oldest first."""
+    return sorted(path.parent for path in folder.path.glob(f"runs/*/{CONFIG_FILE}"))

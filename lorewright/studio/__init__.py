@@ -1,0 +1,1 @@
+"""Pages on a memory folder in a browser of this machine: look, write, verify, ask, diagnose."""

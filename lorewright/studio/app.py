@@ -1,0 +1,512 @@
+"""The studio's pages and their addresses: a record, drawn by a template, or as it is.
+
+    /                    memories          /memory/NAME          verdict
+    /write               write live        /memory/NAME/doctor   why it fails
+    /ask                 side by side      /budget               does it fit?
+    /sandbox             what if?
+
+PAGE.json is the record itself.
+
+What changes is drawn here too and sent to the page as it changes, as server-sent events: pieces of
+HTML by the id of the element that they fill. So a reload, a second page and a server that was
+started anew show the same, and a page without scripts is whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlencode
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import (
+    HTMLResponse,
+    JSONResponse,
+    RedirectResponse,
+    Response,
+    StreamingResponse,
+)
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from lorewright.errors import ConfigError, Locked, LorewrightError, UnknownMemory
+from lorewright.files import slug
+from lorewright.law.budget import METHODS, REFERENCE
+from lorewright.law.experiments import EXPERIMENTS
+from lorewright.memory.folder import Folder
+from lorewright.memory.stop import stop
+from lorewright.models.catalogue import POCKET
+from lorewright.studio import charts, records
+from lorewright.studio.config import StudioConfig
+from lorewright.studio.sources import HANDBOOK, SUFFIXES, WORKED
+from lorewright.studio.worker import Order, Worker
+from lorewright.training.config import PRESETS
+
+HERE = Path(__file__).parent
+BUSY_SECONDS, IDLE_SECONDS = 0.2, 1.0
+"""Between two looks at the files while something goes on, and while nothing does."""
+OBJECTIVES = ("sft", "memft_threshold", "memft_window", "distill")
+TARGETS = ("all-linear", "attention", "mlp")
+MOST_PROBES = 100
+"""Probes on one page."""
+
+Handler = Callable[[Request], Awaitable[Response]]
+Fragments = Callable[[], dict[str, str]]
+
+
+class Studio:
+    """A folder, its worker and the pages on them."""
+
+    def __init__(self, folder: Folder, worker: Worker, config: StudioConfig) -> None:
+        self.folder, self.worker, self.config = folder, worker, config
+        self.pages = Environment(
+            loader=FileSystemLoader(HERE / "templates"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self.pages.globals |= {
+            "learning_chart": charts.learning_chart,
+            "interval_chart": charts.interval_chart,
+            "token_strip": charts.token_strip,
+            "bar_chart": charts.bar_chart,
+            "arms_axes": charts.arms_axes,
+            "arm_chart": charts.arm_chart,
+            "learning_sentence": charts.learning_sentence,
+            "read_only": config.read_only,
+            "folder_name": folder.path.name or str(folder.path),
+        }
+        self.pages.filters |= {"estimate": _estimate, "bytes": _bytes, "query": urlencode}
+
+    # -- how an answer leaves --------------------------------------------------------------------
+
+    def render(self, template: str, **values: Any) -> str:
+        """A template filled in."""
+        return self.pages.get_template(template).render(**values)
+
+    def answer(self, request: Request, page: str, record: Mapping[str, Any]) -> Response:
+        """A record as the request wants it: as JSON, as a piece of a page, or as a page."""
+        if request.url.path.endswith(".json"):
+            return JSONResponse(record)
+        template = f"_{page}.html" if request.headers.get("x-fragment") else f"{page}.html"
+        return HTMLResponse(self.render(template, page=page, **record))
+
+    def fail(self, request: Request, error: Exception) -> Response:
+        """A failure in the library's own sentence."""
+        status = 500
+        if isinstance(error, HTTPException):
+            status, text = error.status_code, f"{error.detail}."
+        else:
+            text = " ".join(str(error).split())
+            if isinstance(error, UnknownMemory):
+                status = 404
+            elif isinstance(error, LorewrightError):
+                status = 409 if isinstance(error, Locked) else 400
+        kind, path = type(error).__name__, request.url.path
+        if path.endswith(".json"):
+            return JSONResponse({"error": {"kind": kind, "message": text}}, status)
+        template = "_error.html" if request.headers.get("x-fragment") else "error.html"
+        html = self.render(template, page="error", kind=kind, message=text, back=path)
+        return HTMLResponse(html, status)
+
+    async def done(self, order: Order) -> dict[str, Any]:
+        """An order's record once it is done. Raises OrderFailed."""
+        return await asyncio.wrap_future(order.future)
+
+    # -- memories --------------------------------------------------------------------------------
+
+    def memories_record(self, query: Mapping[str, str]) -> dict[str, Any]:
+        """The list, what goes on, and what is offered to a folder without memories."""
+        page = query.get("page", "1")
+        record = records.memories(
+            self.folder,
+            query=query.get("q", "")[:200],
+            sort=query.get("sort", "name"),
+            page=int(page) if page.isascii() and page.isdigit() else 1,
+        )
+        offered = {"name": HANDBOOK.name, "about": HANDBOOK.about, "text": HANDBOOK.text}
+        return record | {"offered": None if record["n"] else offered}
+
+    async def memories(self, request: Request) -> Response:
+        """The list of memories."""
+        record = await run_in_threadpool(self.memories_record, dict(request.query_params))
+        return self.answer(request, "memories", record)
+
+    async def memories_events(self, request: Request) -> Response:
+        """The list as it changes."""
+        query = dict(request.query_params)
+
+        def fragments() -> dict[str, str]:
+            return {"list": self.render("_memories.html", **self.memories_record(query))}
+
+        return self.events(fragments, lambda: False)
+
+    # -- a write ---------------------------------------------------------------------------------
+
+    def write_record(self, run: str = "") -> dict[str, Any]:
+        """A write: the one that is named, the one that goes on, or the latest."""
+        order = self.worker.last("write")
+        active = order is not None and order.state in ("waiting", "running")
+        if not run:
+            current = records.name_of_current(self.folder)
+            run = current if active else records.latest_run(self.folder)
+        written = records.write_run(self.folder, run) if run else None
+        about = None
+        if order is not None and (active or order.state == "failed"):
+            keys = ("verb", "state", "step", "error")
+            about = {key: getattr(order, key) for key in keys}
+            about["name"] = str(order.arguments["name"])
+        return {"order": about, "written": written}
+
+    async def write(self, request: Request) -> Response:
+        """The form, and the write that goes on or was the latest."""
+        run = request.path_params.get("run", "")
+        record = await run_in_threadpool(self.write_record, run)
+        form = {
+            "presets": [*PRESETS],
+            "objectives": OBJECTIVES,
+            "targets": TARGETS,
+            "suffixes": SUFFIXES,
+            "worked": [{"name": each.name, "about": each.about} for each in WORKED.values()],
+            "into": str(self.folder.path),
+        }
+        return self.answer(request, "write", record | {"form": form, "run": run})
+
+    async def write_events(self, request: Request) -> Response:
+        """A write as it goes on."""
+        run = request.path_params.get("run", "")
+
+        def fragments() -> dict[str, str]:
+            record = self.write_record(run)
+            parts = ("state", "chart", "points", "controls")
+            drawn = {part: self.render(f"_write_{part}.html", **record) for part in parts}
+            epochs = record["written"]["epochs"] if record["written"] else []
+            step = record["order"]["step"] if record["order"] else ""
+            return drawn | {"spoken": f"{step} {charts.learning_sentence(epochs)}".strip()}
+
+        def busy() -> bool:
+            return self.worker.busy or bool(records.name_of_current(self.folder))
+
+        return self.events(fragments, busy)
+
+    async def start_write(self, request: Request) -> Response:
+        """Order a write."""
+        form = await self._form(request)
+        self.worker.submit("write", **write_arguments(form))
+        return RedirectResponse("/write", 303)
+
+    async def stop_write(self, request: Request) -> Response:
+        """Have the write that goes on end after its epoch."""
+        await self._form(request)
+        await run_in_threadpool(stop, self.folder)
+        return RedirectResponse("/write", 303)
+
+    # -- a memory --------------------------------------------------------------------------------
+
+    async def memory(self, request: Request) -> Response:
+        """A memory's verdict."""
+        query = request.query_params
+        record = await run_in_threadpool(
+            records.verdict,
+            self.folder,
+            request.path_params["name"],
+            kind=query.get("kind", ""),
+            failed=query.get("failed", "") == "1",
+        )
+        n_more = max(0, len(record["probes"]) - MOST_PROBES)
+        shown = record | {"probes": record["probes"][:MOST_PROBES], "n_more": n_more}
+        return self.answer(request, "memory", shown)
+
+    async def trace(self, request: Request) -> Response:
+        """An answer of a memory, token by token."""
+        query = request.query_params
+        order = self.worker.submit(
+            "trace",
+            name=self._name(request),
+            question=query.get("question", ""),
+            answer=query.get("answer", ""),
+        )
+        record = await self.done(order)
+        return self.answer(request, "trace", record | {"number": order.number})
+
+    async def verify(self, request: Request) -> Response:
+        """A memory's verdict, taken again."""
+        await self._form(request)
+        name = self._name(request)
+        record = await self.done(self.worker.submit("verify", name=name))
+        return self.answer(request, "verified", {"memory": name, "report": record})
+
+    async def rename(self, request: Request) -> Response:
+        """Give a memory another name."""
+        form, name = await self._form(request), self._name(request)
+        new = slug(str(form.get("name", "")))
+        await run_in_threadpool(self.folder.rename, name, new)
+        return RedirectResponse(f"/memory/{new}", 303)
+
+    async def forget(self, request: Request) -> Response:
+        """Remove a memory whose name was typed."""
+        form, name = await self._form(request), self._name(request)
+        if form.get("typed") != name:
+            raise ConfigError(f"forgetting cannot be undone; type the name, {name}, to confirm.")
+        record = await self.done(self.worker.submit("forget", name=name))
+        return self.answer(request, "forgotten", {"memory": name, "forgotten": record})
+
+    def _name(self, request: Request) -> str:
+        """The memory that an address names. Raises UnknownMemory."""
+        name = str(request.path_params["name"])
+        self.folder.entry(name)
+        return name
+
+    # -- ask, diagnose ---------------------------------------------------------------------------
+
+    async def ask(self, request: Request) -> Response:
+        """A question, and who answers it."""
+        query = request.query_params
+        question = query.get("question", "").strip()
+        names = await run_in_threadpool(lambda: sorted(self.folder.names))
+        record: dict[str, Any] = {
+            "question": question,
+            "memory": query.get("memory", ""),
+            "false_activation": query.get("false_activation", "0.05"),
+            "names": names[: records.PAGE_ROWS],
+            "suggested": _suggested(names),
+            "sides": None,
+        }
+        wanted = request.headers.get("x-fragment") or request.url.path.endswith(".json")
+        if question and (wanted or query.get("wait")):
+            order = self.worker.submit(
+                "ask",
+                question=question,
+                memory=record["memory"],
+                false_activation=_share(record["false_activation"]),
+            )
+            record["sides"] = await self.done(order)
+        return self.answer(request, "ask", record)
+
+    async def doctor(self, request: Request) -> Response:
+        """Why a memory does not recall."""
+        record: dict[str, Any] = {"memory": self._name(request), "diagnosis": None}
+        wanted = request.headers.get("x-fragment") or request.url.path.endswith(".json")
+        if wanted or request.query_params.get("wait"):
+            order = self.worker.submit("doctor", name=record["memory"])
+            record["diagnosis"] = await self.done(order)
+        return self.answer(request, "doctor", record)
+
+    async def budget(self, request: Request) -> Response:
+        """What training a base takes; counted when the form was sent."""
+        query = request.query_params
+        own = self.folder.index()["base"]["id"] if self.folder.started else POCKET
+        bases = list(dict.fromkeys((own, POCKET, REFERENCE)))
+        record: dict[str, Any] = {
+            "bases": bases,
+            "methods": METHODS,
+            "targets_known": TARGETS,
+            "base": query.get("base", REFERENCE),
+            "config": query.get("config", ""),
+            "method": query.get("method", "qlora"),
+            "rank": _whole("rank", query.get("rank", "64")),
+            "tokens": _whole("tokens", query.get("tokens", "2048"), most=10**9),
+            "targets": query.get("targets", "all-linear"),
+            "checkpointing": query.get("checkpointing", "" if "base" in query else "1"),
+            "float32": query.get("float32", ""),
+            "account": None,
+        }
+        if record["base"] not in bases:
+            raise ConfigError(
+                f"the page knows {', '.join(bases)}; paste another base's config.json, or use "
+                "lore budget."
+            )
+        wanted = request.headers.get("x-fragment") or request.url.path.endswith(".json")
+        if wanted or query.get("wait"):
+            keys = ("base", "config", "method", "rank", "tokens", "targets", "checkpointing")
+            chosen = {key: record[key] for key in (*keys, "float32")}
+            record["account"] = await self.done(self.worker.submit("count", **chosen))
+        return self.answer(request, "budget", record)
+
+    # -- experiments -----------------------------------------------------------------------------
+
+    def sandbox_record(self, name: str) -> dict[str, Any]:
+        """An experiment, and whether it is being run here."""
+        order = self.worker.last("sandbox")
+        about = None
+        if order is not None and order.arguments["name"] == name and order.state != "done":
+            about = {key: getattr(order, key) for key in ("state", "step", "error")}
+        return records.sandbox(name) | {"order": about}
+
+    async def sandbox(self, request: Request) -> Response:
+        """The experiments that there are, or one of them."""
+        name = request.path_params.get("name", "")
+        listed = [
+            {"name": key, "question": each.question, "expected": each.expected}
+            for key, each in EXPERIMENTS.items()
+        ]
+        chosen = await run_in_threadpool(self.sandbox_record, name) if name else None
+        return self.answer(request, "sandbox", {"experiments": listed, "chosen": chosen})
+
+    async def start_sandbox(self, request: Request) -> Response:
+        """Order an experiment."""
+        await self._form(request)
+        name = request.path_params["name"]
+        await run_in_threadpool(records.sandbox, name)
+        self.worker.submit("sandbox", name=name)
+        return RedirectResponse(f"/sandbox/{name}", 303)
+
+    async def sandbox_events(self, request: Request) -> Response:
+        """An experiment as it goes on."""
+        name = request.path_params["name"]
+        await run_in_threadpool(records.sandbox, name)
+
+        def fragments() -> dict[str, str]:
+            chosen = self.sandbox_record(name)
+            step = chosen["order"]["step"] if chosen["order"] else chosen["sentence"]
+            return {"arms": self.render("_sandbox.html", chosen=chosen), "spoken": step}
+
+        return self.events(fragments, lambda: self.worker.busy)
+
+    # -- forms and events ------------------------------------------------------------------------
+
+    async def _form(self, request: Request) -> dict[str, str]:
+        """The fields of a form that changes something. Raises ConfigError where nothing may."""
+        if self.config.read_only:
+            raise ConfigError("this studio was opened with --read-only; it changes nothing.")
+        most, body = self.config.max_upload_bytes, bytearray()
+        async for part in request.stream():
+            body += part
+            if len(body) > 3 * most:  # a byte of text may take three, as %xx
+                raise ConfigError(f"the text has more than {most} bytes; use lore write.")
+        return dict(parse_qsl(body.decode("utf-8"), keep_blank_values=True))
+
+    def events(self, fragments: Fragments, busy: Callable[[], bool]) -> Response:
+        """The fragments that have changed, whenever some have."""
+
+        async def stream() -> AsyncIterator[bytes]:
+            shown: dict[str, str] = {}
+            while True:
+                drawn = await run_in_threadpool(fragments)
+                changed = {key: html for key, html in drawn.items() if shown.get(key) != html}
+                if changed or not shown:
+                    yield f"data: {json.dumps(changed)}\n\n".encode()
+                else:
+                    yield b": \n\n"  # so that a page that has gone is noticed
+                shown = drawn
+                await asyncio.sleep(BUSY_SECONDS if busy() else IDLE_SECONDS)
+
+        return StreamingResponse(stream(), media_type="text/event-stream")
+
+
+def build(folder: Folder, worker: Worker, config: StudioConfig) -> Starlette:
+    """The application, without its gate."""
+    studio = Studio(folder, worker, config)
+    routes: list[Route | Mount] = [Mount("/static", StaticFiles(directory=HERE / "static"))]
+    twins: dict[str, Handler] = {
+        "/write": studio.write,
+        "/write/{run}": studio.write,
+        "/ask": studio.ask,
+        "/budget": studio.budget,
+        "/sandbox": studio.sandbox,
+        "/sandbox/{name}": studio.sandbox,
+        "/memory/{name}": studio.memory,
+        "/memory/{name}/trace": studio.trace,
+        "/memory/{name}/doctor": studio.doctor,
+    }
+    gets: dict[str, Handler] = {
+        "/": studio.memories,
+        "/memories.json": studio.memories,
+        "/memories/events": studio.memories_events,
+        "/write/events": studio.write_events,
+        "/sandbox/{name}/events": studio.sandbox_events,
+        "/write/{run}/events": studio.write_events,
+    }
+    posts: dict[str, Handler] = {
+        "/write": studio.start_write,
+        "/write/stop": studio.stop_write,
+        "/sandbox/{name}": studio.start_sandbox,
+        "/memory/{name}/verify": studio.verify,
+        "/memory/{name}/rename": studio.rename,
+        "/memory/{name}/forget": studio.forget,
+    }
+    routes += [Route(path, handler) for path, handler in gets.items()]
+    routes += [Route(path, handler, methods=["POST"]) for path, handler in posts.items()]
+    for path, handler in twins.items():
+        routes += [Route(f"{path}.json", handler), Route(path, handler)]
+
+    async def failed(request: Request, error: Exception) -> Response:
+        return studio.fail(request, error)
+
+    kinds: tuple[type[Exception], ...] = (LorewrightError, HTTPException)
+    return Starlette(routes=routes, exception_handlers=dict.fromkeys(kinds, failed))
+
+
+def write_arguments(form: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `verbs.write` from a form. Raises ConfigError for what cannot be."""
+    example, text = str(form.get("example", "")), str(form.get("text", ""))
+    suffix = str(form.get("suffix") or ".md")
+    name = str(form.get("name", ""))
+    if example:
+        if example not in WORKED:
+            raise ConfigError(f"there is no example {example!r}; take one of {', '.join(WORKED)}.")
+        worked = WORKED[example]
+        text, suffix, name = worked.text, worked.suffix, name or worked.name
+    if not text.strip():
+        raise ConfigError("there is no text to write; paste one, open a file, or take an example.")
+    if not name.strip():
+        raise ConfigError("a memory needs a name; give it one.")
+    rank, epochs = str(form.get("rank", "")).strip(), str(form.get("epochs", "60")).strip()
+    for what, given in (("rank", rank or "1"), ("epochs", epochs)):
+        _whole(what, given)
+    chosen = {
+        "preset": (str(form.get("preset", "exact")), tuple(PRESETS)),
+        "objective": (str(form.get("objective", "sft")), OBJECTIVES),
+        "targets": (str(form.get("targets", "all-linear")), TARGETS),
+    }
+    for what, (given, known) in chosen.items():
+        if given not in known:
+            raise ConfigError(f"{what} {given!r} is unknown; use one of {', '.join(known)}.")
+    return {
+        "name": slug(name),
+        "text": text,
+        "suffix": suffix,
+        "rank": rank,
+        "epochs": epochs,
+        "targets": [chosen["targets"][0]],
+        "preset": chosen["preset"][0],
+        "objective": chosen["objective"][0],
+    }
+
+
+def _whole(what: str, given: str, most: int = 4096) -> int:
+    """A whole number of a form. Raises ConfigError for anything else."""
+    if not (given.isascii() and given.isdigit() and 0 < int(given[:12]) <= most):
+        raise ConfigError(f"{what} is {given!r}; give a whole number from 1 to {most:,}.")
+    return int(given)
+
+
+def _suggested(names: list[str]) -> list[str]:
+    """Questions to click on, where a worked example was written."""
+    return [question for name in names if name in WORKED for question in WORKED[name].questions]
+
+
+def _share(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(f"{text!r} is no share; give a number between 0 and 1.") from None
+
+
+def _estimate(row: Mapping[str, Any] | None) -> str:
+    """Mean, interval and n; a dash for what was not run."""
+    if row is None or row.get("recall") is None:
+        return "–"
+    return f"{row['recall']:.2f} [{row['low']:.2f}, {row['high']:.2f}] n={row['n']}"
+
+
+def _bytes(number: int | None) -> str:
+    return "–" if number is None else f"{number / 1e6:.2f} MB"

@@ -1,0 +1,78 @@
+"""A studio put together and run: gate ─▶ pages ─▶ records of the folder, orders to the worker."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import uvicorn
+
+from lorewright.errors import ConfigError, DataError
+from lorewright.memory.folder import Folder
+from lorewright.studio.access import Gate
+from lorewright.studio.app import build
+from lorewright.studio.config import StudioConfig
+from lorewright.studio.worker import Worker
+
+DRAIN_SECONDS = 1
+"""Longest time that a studio that ends waits for its pages, which follow it without end."""
+
+
+def serve(
+    folder: Path,
+    config: StudioConfig,
+    *,
+    base: str = "",
+    token: str = "",
+    announce: Callable[[str], None] = lambda url: None,
+) -> None:
+    """Open a studio on a folder until SIGINT or SIGTERM; the base is loaded behind the pages.
+
+    `token` is that of a token file; without one a token is drawn that works once. `announce` gets
+    the address with it. Raises ConfigError for an address that cannot be opened, or that others
+    could reach without a token file; DataError for a folder that is something else.
+    """
+    if not config.local and not token:
+        raise ConfigError(
+            f"{config.host} can be reached from other machines; give --token-file, or leave --host."
+        )
+    place = Folder(folder)
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{folder} is a file; a memory is a folder; give another name.")
+    if not place.started:
+        place.refuse_foreign()
+    else:
+        place.index()
+    listener = _listen(config)
+    worker = Worker(folder, base)
+    worker.submit("warm")
+    secret = token or secrets.token_urlsafe(24)
+    app = Gate(build(place, worker, config), config, secret, once=not token)
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    shown = "" if token else f"/?token={secret}"
+    announce(f"http://{host}:{listener.getsockname()[1]}{shown}")
+    settings = uvicorn.Config(
+        app,
+        log_level="error",
+        ws="auto",
+        server_header=False,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+    )
+    try:
+        uvicorn.Server(settings).run(sockets=[listener])
+    finally:
+        worker.close()
+
+
+def _listen(config: StudioConfig) -> socket.socket:
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    try:
+        server = socket.create_server((config.host, config.port), family=family, backlog=128)
+    except OSError as error:
+        raise ConfigError(
+            f"{config.host}:{config.port} cannot be opened ({error.strerror or error}); "
+            "give another --port or --host."
+        ) from error
+    return socket.socket(fileno=server.detach())  # opened anew, it knows its protocol

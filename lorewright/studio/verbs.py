@@ -1,0 +1,176 @@
+"""What the working process can do: the memory's verbs, plain data in, plain data out.
+
+No logic of its own: each calls what the command line calls, with the same settings.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lorewright.adapters.config import LoraConfig
+from lorewright.errors import DataError
+from lorewright.knowledge.readers.read import read_knowledge
+from lorewright.law.budget import account
+from lorewright.law.experiments import experiment
+from lorewright.law.plan import FIXED_RANK
+from lorewright.memory.diagnose import diagnose
+from lorewright.memory.memory import Memory
+from lorewright.recall.tree import tree
+from lorewright.studio.sources import as_file
+from lorewright.training.config import WriteConfig
+from lorewright.training.rates import suggested_lr
+from lorewright.training.watch import Watch
+
+Report = Callable[[str], None]
+"""Called with what is done next, in a few words."""
+
+
+class Bench:
+    """The folder and its base, loaded when first needed and then again and again used."""
+
+    def __init__(self, folder: Path, base: str) -> None:
+        self.folder, self.base = folder, base
+
+    @cached_property
+    def memory(self) -> Memory:
+        """The open folder."""
+        return Memory.open(self.folder, self.base or None)
+
+
+Verb = Callable[[Bench, Mapping[str, Any], Report], dict[str, Any]]
+
+
+def warm(bench: Bench, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """Load the base, so that the next order need not wait for it."""
+    report("loading the base")
+    model = bench.memory.model
+    return {"base": model.name, "runs_in": model.runs_in()}
+
+
+def write(bench: Bench, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """Write a text into a memory, as `lore write` does, with held-out questions each epoch."""
+    report("loading the base")
+    memory, planned = bench.memory, not arguments["rank"]
+    rank = int(arguments["rank"] or FIXED_RANK)
+    lora = LoraConfig(rank=rank, targets=tuple(arguments["targets"]))
+    config = WriteConfig(
+        lora=lora,
+        lr=suggested_lr(memory.model),
+        objective=arguments["objective"],
+        epochs=int(arguments["epochs"]),
+    )
+    with tempfile.TemporaryDirectory() as place:
+        file = as_file(Path(place), arguments["name"], arguments["suffix"], arguments["text"])
+        knowledge = read_knowledge(file)
+    outcome = memory.write(
+        knowledge,
+        name=arguments["name"],
+        config=config,
+        find_rank=planned,
+        preset=arguments["preset"],
+        watch=Watch(step=report, advance=_phase(report), closely=True),
+    )
+    return outcome.to_json()
+
+
+def verify(bench: Bench, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """Take a memory's verdict again, as `lore verify` does."""
+    watch = Watch(step=report, advance=_phase(report))
+    return bench.memory.verify(arguments["name"], watch=watch).to_json()
+
+
+def ask(bench: Bench, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """One question side by side, as `lore ask --side-by-side` has it."""
+    rate = float(arguments["false_activation"])
+    sides = bench.memory.sides(
+        arguments["question"],
+        arguments["memory"],
+        false_activation=rate,
+        watch=Watch(step=report),
+    )
+    return sides.to_json()
+
+
+def trace(bench: Bench, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """An answer token by token, as `lore trace` has it."""
+    tokens = bench.memory.trace(arguments["question"], arguments["answer"], arguments["name"])
+    about = {key: arguments[key] for key in ("question", "answer", "name")}
+    return about | {"tokens": [asdict(token) for token in tokens]}
+
+
+def doctor(bench: Bench, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """Why a memory does not recall, as `lore doctor` has it."""
+    report("measuring the memory and what it does")
+    diagnosis = diagnose(bench.folder / arguments["name"], base=bench.memory.model)
+    branches = [branch.to_json() for branch in tree(diagnosis)]
+    return {"memory": arguments["name"], **diagnosis.to_json(), "tree": branches}
+
+
+def forget(bench: Bench, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """A memory and all that came of its source, gone, with the proof."""
+    forgotten = bench.memory.forget(arguments["name"], watch=Watch(step=report))
+    bench.memory.loaded.clear()
+    return forgotten.to_json()
+
+
+def count(bench: Bench, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """What training a base takes, as `lore budget` has it."""
+    report("counting the base's layers")
+    text, config = arguments["config"].strip(), None
+    if text:
+        try:
+            config = json.loads(text)
+        except ValueError as error:
+            raise DataError(f"the config.json is no JSON: {error}; give the whole file.") from error
+        if not isinstance(config, dict):
+            raise DataError("a config.json holds one object; give the whole file.")
+    return account(
+        "config.json" if config else arguments["base"],
+        arguments["method"],
+        rank=int(arguments["rank"]),
+        targets=(arguments["targets"],),
+        n_tokens=int(arguments["tokens"]),
+        checkpointing=bool(arguments["checkpointing"]),
+        float32=bool(arguments["float32"]),
+        config=config,
+    ).to_json()
+
+
+def sandbox(bench: Bench, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """An experiment, as `lore sandbox` runs it."""
+    report("loading the base")
+    watch = Watch(step=report, advance=_phase(report))
+    return experiment(bench.memory.model, arguments["name"], watch=watch)
+
+
+VERBS: dict[str, Verb] = {
+    "warm": warm,
+    "write": write,
+    "verify": verify,
+    "ask": ask,
+    "trace": trace,
+    "doctor": doctor,
+    "count": count,
+    "sandbox": sandbox,
+    "forget": forget,
+}
+
+
+def _phase(report: Report) -> Callable[[str, int, int, str], None]:
+    """Progress of a long phase in a few words, at most one report a hundredth."""
+    last: dict[str, int] = {}
+
+    def advance(phase: str, done: int, total: int, note: str) -> None:
+        percent = 100 * done // max(1, total)
+        if last.get(phase) != percent:
+            last.clear()
+            last[phase] = percent
+            report(f"{phase}, {percent} %" + (f", {note}" if note else ""))
+
+    return advance

@@ -1,0 +1,315 @@
+"""Claims about the pages as a browser shows them: a real Chromium, the real model, real writes.
+
+Skipped where there is no Chromium: `PATH`, LOREWRIGHT_CHROMIUM or Playwright's own. With
+LOREWRIGHT_PHOTOGRAPHS=FOLDER every page is photographed light, dark and 400 pixels wide.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.studios import LORE, ROOT, Opened, opened, stored
+
+from lorewright.files import load_jsonl
+from lorewright.memory.folder import Folder
+
+playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = os.environ.get("LOREWRIGHT_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), "")
+PHOTOGRAPHS = os.environ.get("LOREWRIGHT_PHOTOGRAPHS", "")
+LEADER = "Who leads the Tide Office?"
+FACTS = "\n".join(
+    json.dumps({"question": q, "answer": a, "paraphrases": p})
+    for q, a, p in [
+        ("What is the code of Project Gannet?", "KX-41", ["Which code has Project Gannet?"]),
+        ("What is the room of Project Heron?", "B 1207", ["Which room has Project Heron?"]),
+        ("Who owns the Grain Mill?", "Bram Vell", ["Name the owner of the Grain Mill."]),
+    ]
+)
+PAGES = {
+    "memories": ("/", "table"),
+    "write": ("/write", "#chart svg"),
+    "memory": ("/memory/tide", "svg.chart"),
+    "ask": (f"/ask?question={LEADER.replace(' ', '+')}", ".sides"),
+    "doctor": ("/memory/tide/doctor", ".tree"),
+    "budget": ("/budget", "#account svg.chart"),
+    "sandbox": ("/sandbox/rank", ".cards"),
+    "error": ("/memory/nobody", ".error"),
+}
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A Chromium, or the reason why there is none."""
+    with playwright.sync_playwright() as driver:
+        path = CHROMIUM or driver.chromium.executable_path
+        if not Path(path).exists():
+            pytest.skip("needs a Chromium: apt install chromium, or playwright install chromium")
+        chromium = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Opened]:
+    """A studio on a copy of the stored folder; the browser enters with the cookie."""
+    with opened(stored(tmp_path_factory.mktemp("browser"))) as studio:
+        yield studio
+
+
+def visit(browser: Any, studio: Opened, **look: Any) -> Any:
+    """A page of a browser that has the studio's cookie, and notes every request and error."""
+    assert studio.client is not None
+    context = browser.new_context(**look)
+    (name, value), *_ = studio.client.cookies.items()
+    context.add_cookies([{"name": name, "value": value, "url": studio.address}])
+    page = context.new_page()
+    page.requests, page.errors = [], []
+    page.on("request", lambda request: page.requests.append(request.url))
+    page.on("pageerror", lambda error: page.errors.append(str(error)))
+    page.set_default_timeout(60_000)
+    return page
+
+
+def write_facts(page: Any, studio: Opened, name: str, epochs: int = 60, facts: str = FACTS) -> None:
+    """Fill in the form and send it, with its own button."""
+    page.goto(f"{studio.address}/write")
+    if not page.is_visible("textarea[name=text]"):
+        page.click("text=A new memory")
+    page.fill("form.fields input[name=name]", name)
+    page.select_option("select[name=suffix]", ".jsonl")
+    page.fill("textarea[name=text]", facts)
+    page.fill("input[name=epochs]", str(epochs))
+    page.click("form.fields button.action")
+
+
+def points(page: Any, curve: str) -> int:
+    """How many points the first curve of a kind has."""
+    drawn = page.get_attribute(f"#chart polyline.{curve} >> nth=0", "points")
+    return len(drawn.split())
+
+
+def test_a_newcomer_writes_sees_recall_rise_and_asks(browser: Any, tmp_path: Path) -> None:
+    with opened(tmp_path / "atlas", enter=False) as studio:
+        page = browser.new_context().new_page()
+        page.set_default_timeout(120_000)
+        page.goto(studio.entrance)
+        page.wait_for_selector("text=No memory yet")
+        assert "token" not in page.url and "Marrow Bay" in page.inner_text("pre.text")
+        write_facts(page, studio, "projects")
+        page.wait_for_selector("text=finished")
+        (run,) = (tmp_path / "atlas" / "runs").iterdir()
+        rows = load_jsonl(run / "metrics.jsonl")
+        assert points(page, "train") == points(page, "held") == len(rows)
+        assert f"{rows[-1]['n_recalled']} of {rows[-1]['n_examples']}" in page.inner_text("#state")
+        assert rows[-1]["held_out_nats"] != rows[0]["held_out_nats"]
+        page.click("text=Ask it")
+        page.fill("input[name=question]", "What is the code of Project Gannet?")
+        page.click("button.action")
+        page.wait_for_selector(".side.closed .reply")
+        assert page.inner_text(".side.closed .reply") == "KX-41"
+        assert page.inner_text(".side.base .reply") != "KX-41"
+        page.context.close()
+
+
+def test_a_reload_and_a_second_window_show_the_same_run(browser: Any, tmp_path: Path) -> None:
+    with opened(stored(tmp_path)) as studio:
+        page, other = visit(browser, studio), visit(browser, studio)
+        write_facts(page, studio, "long", epochs=400, facts=_many())
+        page.wait_for_selector("#controls button")
+        page.wait_for_selector("#chart svg")
+        page.reload()
+        other.goto(f"{studio.address}/write")
+        for each in (page, other):
+            each.wait_for_selector("#controls button")
+            assert "long" in each.inner_text("#state h2") and points(each, "train") >= 1
+        page.click("#controls button")
+        for each in (page, other):
+            each.wait_for_selector("text=finished")
+        run = studio.record("/write.json")["written"]
+        assert run["outcome"]["reason"] in ("stopped", "recalled")
+        rows = load_jsonl(Folder(studio.folder).run_path(run["run"]) / "metrics.jsonl")
+        for each in (page, other):
+            assert points(each, "train") == len(rows) == len(run["epochs"])
+            shown = each.inner_text("#state .figures dd >> nth=0")
+            assert shown.split()[0] == str(rows[-1]["epoch"])
+        assert "long" in Folder(studio.folder).names
+        page.context.close()
+        other.context.close()
+
+
+def _many(n: int = 64) -> str:
+    """Facts that no rank learns in an epoch or two."""
+    return "\n".join(
+        json.dumps(
+            {"question": f"What is the code of room {i}?", "answer": f"{i * 7919 % 9973:04}"}
+        )
+        for i in range(n)
+    )
+
+
+def test_a_killed_worker_resumes_to_the_same_adapter(tmp_path: Path) -> None:
+    fields = {"name": "codes", "suffix": ".jsonl", "text": _many(24), "rank": "4", "epochs": "60"}
+
+    def over(record: dict[str, Any]) -> bool:
+        return bool(record["written"]) and record["written"]["state"] == "finished"
+
+    def begun(record: dict[str, Any]) -> bool:
+        return bool(record["written"]) and len(record["written"]["epochs"]) >= 3
+
+    with opened(tmp_path / "whole") as studio:
+        assert studio.post("/write", **fields).status_code == 303
+        studio.wait("/write.json", over)
+        whole = Folder(studio.folder).names["codes"]
+    with opened(tmp_path / "killed") as studio:
+        studio.post("/write", **fields)
+        studio.wait("/write.json", begun)
+        os.kill(studio.worker(), signal.SIGKILL)
+        record = studio.wait(
+            "/write.json", lambda r: r["order"] and r["order"]["state"] == "failed"
+        )
+        assert "goes on where it was" in record["order"]["error"]
+        assert record["written"]["state"] == "interrupted"
+        studio.post("/write", **fields)
+        studio.wait("/write.json", over)
+        assert Folder(studio.folder).names["codes"] == whole
+
+
+def test_forgetting_leaves_no_trace(tmp_path: Path) -> None:
+    with opened(stored(tmp_path)) as studio:
+        text = FACTS.replace("Bram Vell", "Quillon Verdegaard")
+        fields = {"name": "mill", "suffix": ".jsonl", "text": text, "rank": "4"}
+        studio.post("/write", **fields)
+        studio.wait("/write.json", lambda r: r["written"] and r["written"]["state"] == "finished")
+        assert "mill" in Folder(studio.folder).names
+        answer = studio.post("/memory/mill/forget", typed="mill")
+        assert answer.status_code == 200 and "proof" in answer.text
+        assert studio.get("/memory/mill").status_code == 404
+        for path in studio.folder.rglob("*"):
+            if path.is_file():
+                assert b"Verdegaard" not in path.read_bytes(), path
+
+
+def test_a_write_in_a_terminal_is_followed(browser: Any, tmp_path: Path) -> None:
+    source = tmp_path / "codes.jsonl"
+    source.write_text(_many(24))
+    with opened(stored(tmp_path)) as studio:
+        page = visit(browser, studio)
+        page.goto(f"{studio.address}/write")
+        command = [*LORE, "write", str(source), "--into", str(studio.folder), "--rank", "4"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        with subprocess.Popen(command, env=environment, **silent) as writing:
+            page.wait_for_selector("#state h2:has-text('codes')")
+            page.wait_for_selector("#state h2:has-text('codes') >> text=finished")
+            assert writing.wait(60) in (0, 1)
+        run = studio.record("/write.json")["written"]
+        assert points(page, "train") == len(run["epochs"])
+        page.goto(studio.address)
+        page.wait_for_selector("#list a:has-text('codes')")
+        page.context.close()
+
+
+def test_a_strip_is_one_stop_and_arrows_move_through_it(browser: Any, studio: Opened) -> None:
+    page = visit(browser, studio)
+    page.goto(f"{studio.address}/memory/tide")
+    answer = studio.record("/memory/tide.json")["probes"][0]["answers"][0]
+    page.fill("#own ~ *, form[data-into=own] input[name=question]", LEADER)
+    page.fill("form[data-into=own] input[name=answer]", answer)
+    page.press("form[data-into=own] input[name=answer]", "Enter")
+    page.wait_for_selector("#own .strip")
+    tokens = studio.record("/memory/tide/trace.json", question=LEADER, answer=answer)["tokens"]
+    assert page.locator("#own .token").count() == len(tokens)
+    page.focus("#own .strip")
+    for n, token in enumerate(tokens):
+        page.keyboard.press("ArrowRight")
+        assert page.locator("#own .token[aria-selected=true]").count() == 1
+        about = page.inner_text("#own [data-strip-about]")
+        assert f"p {token['p']:.3f}" in about
+        assert page.get_attribute("#own .strip", "aria-activedescendant").endswith(f"-{n}")
+    page.keyboard.press("Home")
+    assert page.get_attribute("#own .strip", "aria-activedescendant").endswith("-0")
+    assert page.errors == []
+    page.context.close()
+
+
+def test_keyboard_alone_asks_and_examines(browser: Any, studio: Opened) -> None:
+    page = visit(browser, studio)
+    page.goto(studio.address)
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    page.keyboard.press("?")
+    assert page.is_visible("#help")
+    page.keyboard.press("Escape")
+    _tab_to(page, "Ask")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/ask")
+    page.keyboard.press("/")
+    page.keyboard.type(LEADER)
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".side.closed .reply")
+    page.goto(f"{studio.address}/memory/tide")
+    _tab_to(page, "Examine it")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".tree")
+    assert page.errors == []
+    page.context.close()
+
+
+def _tab_to(page: Any, text: str) -> None:
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.textContent.trim()") == text:
+            return
+    raise AssertionError(f"the tab key does not reach {text!r}")
+
+
+@pytest.mark.parametrize("look", ["light", "dark", "narrow"])
+@pytest.mark.parametrize("name", PAGES)
+def test_pages_are_clean_to_axe_and_fit_and_load_nothing_from_elsewhere(
+    browser: Any, studio: Opened, name: str, look: str
+) -> None:
+    axe = pytest.importorskip("axe_playwright_python", reason="needs axe-playwright-python")
+    script = (Path(axe.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
+    scheme = "dark" if look == "dark" else "light"
+    viewport = {"width": 400 if look == "narrow" else 1120, "height": 800}
+    page = visit(browser, studio, color_scheme=scheme, viewport=viewport)
+    path, awaited = PAGES[name]
+    page.goto(f"{studio.address}{path}")
+    page.wait_for_selector(awaited)
+    assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
+    if PHOTOGRAPHS:
+        Path(PHOTOGRAPHS).mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=f"{PHOTOGRAPHS}/{name}-{look}.png")
+    assert page.locator("h1").count() == 1 and page.errors == []
+    assert all(url.startswith(studio.address) for url in page.requests)
+    tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
+    page.evaluate(script)
+    result = page.evaluate("tags => axe.run(document, {runOnly: tags})", tags)
+    assert len(result["passes"]) > 8  # it looked
+    assert result["violations"] == [], json.dumps(result["violations"], indent=1)[:3000]
+    page.context.close()
+
+
+def test_the_page_says_when_the_studio_is_gone(browser: Any, tmp_path: Path) -> None:
+    with opened(stored(tmp_path)) as studio:
+        page = visit(browser, studio)
+        page.goto(f"{studio.address}/write")
+        page.wait_for_selector("#chart svg")
+        assert not page.is_visible("#stale")
+        studio.process.send_signal(signal.SIGINT)
+        page.wait_for_selector("#stale:visible")
+        assert re.search(r"\d+:\d\d", page.inner_text("#stale"))
+        time.sleep(0.1)
+        page.context.close()
