@@ -173,11 +173,7 @@ def merge(
 
         def judge(stored: State, moved: float) -> tuple[Merged, dict[str, Any]]:
             sources = zip(names, lessons, map(AdapterState, own), strict=True)
-            general = known_to(
-                *(memory.model, "held", N_RETAINED),
-                texts=texts_of(knowledge, lesson.probes),
-                progress=watch.of("asking the base what it knows of the world"),
-            )
+            general = _general(memory, texts_of(knowledge, lesson.probes), watch)
             after = still_known(memory.model, stored, general, watch)
             rest = stored, general, after, metric, watch
             outcome = Merged(
@@ -301,6 +297,12 @@ def _together(names: Sequence[str], lessons: Sequence[Lesson], knowledge: Knowle
 
 
 # -- the verdict ---------------------------------------------------------------------------------
+
+
+def _general(memory: OpenFolder, texts: Sequence[str], watch: Watch) -> list[Known]:
+    """General questions that the base answers and no text is about."""
+    progress = watch.of("asking the base what it knows of the world")
+    return known_to(memory.model, "held", N_RETAINED, texts=texts, progress=progress)
 
 
 def _part(

@@ -199,16 +199,7 @@ def _train(
         for n, state in enumerate(active):
             if not state.epochs and state.job.start is None:
                 optimizer.bring_into_bases(n)
-    if active:
-        # What an adapter to go on from reads already it may go on reading.
-        protected_N = [
-            [table.rows[s.rows[i]] for i in s.rehearsed if s.job.start is None] for s in active
-        ]
-        shares_N = [state.config.null_space for state in active]
-        optimizer.confine(null_spaces(model, stack, protected_N, shares_N))
-        for n, state in enumerate(active):
-            if not state.epochs:
-                optimizer.project(n)
+    _confine(model, stack, table, active, optimizer)
     trunk = _trunk(model, stack, table, jobs, run) if active else None
 
     def report() -> None:
@@ -382,6 +373,23 @@ def _reduced(
         for state in active:
             state.arithmetics = [chosen]
     return Reduced() if active[0].arithmetics[-1] == BFLOAT16 else None
+
+
+def _confine(
+    model: Model, stack: Stack, table: Table, active: Sequence[WriteState], optimizer: Optimizer
+) -> None:
+    """Keep every A out of what the base reads of the questions that its write rehearses.
+
+    What an adapter to go on from reads already it may go on reading.
+    """
+    protected_N = [
+        [table.rows[s.rows[i]] for i in s.rehearsed if s.job.start is None] for s in active
+    ]
+    shares_N = [state.config.null_space for state in active]
+    optimizer.confine(null_spaces(model, stack, protected_N, shares_N))
+    for n, state in enumerate(active):
+        if not state.epochs:
+            optimizer.project(n)
 
 
 def _trunk(
