@@ -137,7 +137,6 @@ def merge(
     `method` is a key of `merging.methods.METHODS`, a function like those in it, or `auto`: the one
     that retains most of held-back trained questions. `weights` are factors on each ΔW, `rank` None
     the sum of the ranks, `options` those of the method. One memory alone is truncated to `rank`.
-    Every source's own probes are put to it before and after.
 
     Raises ConfigError for names, methods or options that cannot be, UnknownMemory, WrongBase,
     AdapterError for a memory that is no adapter, NoEffect when what was merged cancels out.
@@ -174,8 +173,7 @@ def merge(
         def judge(stored: State, moved: float) -> tuple[Merged, dict[str, Any]]:
             sources = zip(names, lessons, map(AdapterState, own), strict=True)
             general = _general(memory, texts_of(knowledge, lesson.probes), watch)
-            after = still_known(memory.model, stored, general, watch)
-            rest = stored, general, after, metric, watch
+            rest = stored, general, still_known(memory.model, stored, general, watch), metric, watch
             outcome = Merged(
                 *(into, stored.id, memory.folder.state_path(stored.id), label, evidence.options),
                 tuple(float(w) for w in weights or [1.0] * len(names)),
