@@ -40,6 +40,7 @@ from lorewright.errors import ConfigError, Locked, LorewrightError, UnknownMemor
 from lorewright.files import slug
 from lorewright.law.budget import METHODS, REFERENCE
 from lorewright.law.experiments import EXPERIMENTS
+from lorewright.memory.contradictions import contradictions_in
 from lorewright.memory.folder import Folder
 from lorewright.memory.stop import stop
 from lorewright.models.catalogue import POCKET
@@ -139,6 +140,13 @@ class Studio:
         """The list of memories."""
         record = await run_in_threadpool(self.memories_record, dict(request.query_params))
         return self.answer(request, "memories", record)
+
+    async def contradictions(self, request: Request) -> Response:
+        """Where memories disagree."""
+        listed = await run_in_threadpool(contradictions_in, self.folder)
+        shown = [each.to_json() for each in listed[:MOST_PROBES]]
+        record = {"contradictions": shown, "n": len(listed)}
+        return self.answer(request, "contradictions", record)
 
     async def memories_events(self, request: Request) -> Response:
         """The list as it changes."""
@@ -411,6 +419,7 @@ def build(folder: Folder, worker: Worker, config: StudioConfig) -> Starlette:
         "/write/{run}": studio.write,
         "/ask": studio.ask,
         "/budget": studio.budget,
+        "/contradictions": studio.contradictions,
         "/sandbox": studio.sandbox,
         "/sandbox/{name}": studio.sandbox,
         "/memory/{name}": studio.memory,

@@ -16,7 +16,7 @@ import pytest
 from support.commands import Lore, refused
 from support.studios import Opened, opened, stored
 
-from lorewright.files import load_jsonl, read_object, save_json
+from lorewright.files import dump_jsonl, load_jsonl, read_object, save_json
 from lorewright.law.experiments import EXPERIMENTS
 from lorewright.memory.folder import Folder
 from lorewright.studio.access import POLICY, Gate
@@ -158,6 +158,26 @@ def test_the_list_is_that_of_the_folder(studio: Opened, lore: Lore) -> None:
     assert studio.record("/memories.json", q="tid")["n_matching"] == 1
     newest = studio.record("/memories.json", sort="written")["memories"]
     assert [each["name"] for each in newest] == ["tide", "phones"]
+
+
+def test_contradictions_are_those_of_the_command_line(tmp_path: Path, lore: Lore) -> None:
+    folder = stored(tmp_path)
+    index = read_object(folder / "memory.json", "")
+    entry = index["memories"]["tide"]
+    (source,) = [line for line in [folder / "sources" / f"{entry['source']}.jsonl"] if line.exists()]
+    other = json.loads(json.dumps(entry)) | {"source": "0" * 64}
+    rows = [{"id": "f", "question": LEADER, "answer": "Somebody Else"}]
+    dump_jsonl([*load_jsonl(source), {**rows[0], "answer": "Maren Oskold"}], source)
+    dump_jsonl(rows, folder / "sources" / f"{'0' * 64}.jsonl")
+    index["memories"]["other"] = other | {"run": ""}
+    save_json(index, folder / "memory.json")
+    printed = json.loads(lore("contradictions", folder, "--json").out)["contradictions"]
+    with opened(folder) as studio:
+        record = studio.record("/contradictions.json")
+        assert record["contradictions"] == printed and record["n"] == len(printed) > 0
+        html = studio.get("/contradictions").text
+        assert "Somebody Else" in html and ">same<" in html
+        assert "Look for contradictions" in studio.get("/").text
 
 
 def test_probes_are_filtered_and_have_the_sentence_of_their_source(studio: Opened) -> None:
