@@ -164,7 +164,7 @@ def test_contradictions_are_those_of_the_command_line(tmp_path: Path, lore: Lore
     folder = stored(tmp_path)
     index = read_object(folder / "memory.json", "")
     entry = index["memories"]["tide"]
-    (source,) = [line for line in [folder / "sources" / f"{entry['source']}.jsonl"] if line.exists()]
+    source = folder / "sources" / f"{entry['source']}.jsonl"
     other = json.loads(json.dumps(entry)) | {"source": "0" * 64}
     rows = [{"id": "f", "question": LEADER, "answer": "Somebody Else"}]
     dump_jsonl([*load_jsonl(source), {**rows[0], "answer": "Maren Oskold"}], source)
