@@ -3,7 +3,7 @@
     /                    memories          /memory/NAME          verdict
     /write               write live        /memory/NAME/doctor   why it fails
     /ask                 side by side      /budget               does it fit?
-    /sandbox             what if?
+    /sandbox             what if?          /memory/NAME/ranks    what is a rank?
 
 PAGE.json is the record itself.
 
@@ -79,6 +79,7 @@ class Studio:
             "interval_chart": charts.interval_chart,
             "token_strip": charts.token_strip,
             "bar_chart": charts.bar_chart,
+            "ranks_chart": charts.ranks_chart,
             "arms_axes": charts.arms_axes,
             "arm_chart": charts.arm_chart,
             "learning_sentence": charts.learning_sentence,
@@ -339,6 +340,14 @@ class Studio:
             record["account"] = await self.done(self.worker.submit("count", **chosen))
         return self.answer(request, "budget", record)
 
+    async def ranks(self, request: Request) -> Response:
+        """A memory cut to smaller ranks."""
+        record: dict[str, Any] = {"memory": self._name(request), "cut": None}
+        wanted = request.headers.get("x-fragment") or request.url.path.endswith(".json")
+        if wanted or request.query_params.get("wait"):
+            record["cut"] = await self.done(self.worker.submit("ranks", name=record["memory"]))
+        return self.answer(request, "ranks", record)
+
     # -- experiments -----------------------------------------------------------------------------
 
     def sandbox_record(self, name: str) -> dict[str, Any]:
@@ -425,6 +434,7 @@ def build(folder: Folder, worker: Worker, config: StudioConfig) -> Starlette:
         "/memory/{name}": studio.memory,
         "/memory/{name}/trace": studio.trace,
         "/memory/{name}/doctor": studio.doctor,
+        "/memory/{name}/ranks": studio.ranks,
     }
     gets: dict[str, Handler] = {
         "/": studio.memories,

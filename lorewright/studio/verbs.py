@@ -149,6 +149,11 @@ def sandbox(bench: Bench, arguments: Mapping[str, Any], report: Report) -> dict[
     return experiment(bench.memory.model, arguments["name"], watch=watch)
 
 
+def ranks(bench: Bench, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """A memory cut to smaller ranks, as `lore ranks` has it."""
+    return bench.memory.ranks(arguments["name"], watch=Watch(step=report)).to_json()
+
+
 VERBS: dict[str, Verb] = {
     "warm": warm,
     "write": write,
@@ -158,6 +163,7 @@ VERBS: dict[str, Verb] = {
     "doctor": doctor,
     "count": count,
     "sandbox": sandbox,
+    "ranks": ranks,
     "forget": forget,
 }
 

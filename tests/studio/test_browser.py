@@ -42,6 +42,7 @@ PAGES = {
     "memory": ("/memory/tide", "svg.chart"),
     "ask": (f"/ask?question={LEADER.replace(' ', '+')}", ".sides"),
     "doctor": ("/memory/tide/doctor", ".tree"),
+    "ranks": ("/memory/tide/ranks", "#cut svg"),
     "budget": ("/budget", "#account svg.chart"),
     "sandbox": ("/sandbox/rank", ".cards"),
     "error": ("/memory/nobody", ".error"),
@@ -299,6 +300,23 @@ def test_pages_are_clean_to_axe_and_fit_and_load_nothing_from_elsewhere(
     result = page.evaluate("tags => axe.run(document, {runOnly: tags})", tags)
     assert len(result["passes"]) > 8  # it looked
     assert result["violations"] == [], json.dumps(result["violations"], indent=1)[:3000]
+    page.context.close()
+
+
+def test_the_rank_slider_shows_what_was_measured(browser: Any, studio: Opened) -> None:
+    page = visit(browser, studio)
+    page.goto(f"{studio.address}/memory/tide/ranks")
+    page.wait_for_selector("#rank-at")
+    rows = studio.record("/memory/tide/ranks.json")["cut"]["ranks"]
+    page.focus("#rank-at")
+    page.keyboard.press("Home")
+    assert f"rank 1: {rows[0]['energy']:.3f}" in page.inner_text("#rank-about")
+    assert page.locator("#rank-rows tr[aria-current]").count() == 1
+    assert page.inner_text("#rank-rows tr[aria-current] th") == "1"
+    page.keyboard.press("ArrowRight")
+    assert f"{rows[1]['trained']['recall']:.2f}" in page.inner_text("#rank-about")
+    assert page.get_attribute("#rank-at", "aria-valuetext") == page.inner_text("#rank-about")
+    assert page.errors == []
     page.context.close()
 
 

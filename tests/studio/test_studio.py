@@ -234,6 +234,15 @@ def test_the_tree_on_the_page_is_that_of_the_doctor(studio: Opened, lore: Lore) 
         assert f'id="check-{branch["check"]}"' in html
 
 
+def test_the_rank_view_equals_the_command_line(studio: Opened, lore: Lore) -> None:
+    cut = studio.record("/memory/tide/ranks.json")["cut"]
+    assert cut == json.loads(lore("ranks", studio.folder, "--name", "tide", "--json").out)
+    html = studio.get("/memory/tide/ranks", params={"wait": "1"}).text
+    for row in cut["ranks"]:
+        assert f"{row['energy']:.3f}" in html and f"{row['n_parameters']:,}" in html
+    assert all(shown in html for shown in numbers(cut))
+
+
 def test_the_budget_is_that_of_the_command_line(studio: Opened, lore: Lore) -> None:
     fields = {"base": "pocket", "method": "qlora", "rank": "16", "tokens": "512", "float32": "1"}
     record = studio.record("/budget.json", **fields)["account"]

@@ -143,6 +143,15 @@ document.addEventListener("click", (event) => {
   if (token) choose(token.parentElement, token);
   if (event.target.closest("[data-help]")) document.getElementById("help").showModal();
 });
+document.addEventListener("input", (event) => {
+  const slider = event.target.closest("[data-rows]");
+  if (!slider) return;
+  const rows = [...document.getElementById(slider.dataset.rows).rows];
+  rows.forEach((row, n) => (n === Number(slider.value) ? row.setAttribute("aria-current", "true") : row.removeAttribute("aria-current")));
+  const row = rows[Number(slider.value)];
+  slider.setAttribute("aria-valuetext", row.dataset.about);
+  document.getElementById(slider.dataset.about).textContent = row.dataset.about;
+});
 document.addEventListener("change", async (event) => {
   const input = event.target;
   if (!input.dataset.text || !input.files.length) return;
