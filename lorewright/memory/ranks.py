@@ -102,9 +102,9 @@ def _at(
     total = sum(squares.values())
     energy = sum(squares[module] * share for module, share in cut.shares.items()) / total
     with model.using(cut.adapter):
-        shares = [_share(model, examples) for examples in (trained, held)]
+        as_trained, in_other_words = _share(model, trained), _share(model, held)
     n_parameters = sum(tensor.numel() for tensor in cut.adapter.tensors.values())
-    return AtRank(rank, energy, *shares, n_parameters, dict(cut.shares))
+    return AtRank(rank, energy, as_trained, in_other_words, n_parameters, dict(cut.shares))
 
 
 def _share(model: Model, examples: Sequence[Example]) -> Estimate:

@@ -4,6 +4,7 @@
     /write               write live        /memory/NAME/doctor   why it fails
     /ask                 side by side      /budget               does it fit?
     /sandbox             what if?          /memory/NAME/ranks    what is a rank?
+    /merge               does one hold both?
 
 PAGE.json is the record itself.
 
@@ -55,6 +56,8 @@ BUSY_SECONDS, IDLE_SECONDS = 0.2, 1.0
 """Between two looks at the files while something goes on, and while nothing does."""
 OBJECTIVES = ("sft", "memft_threshold", "memft_window", "distill")
 TARGETS = ("all-linear", "attention", "mlp")
+MERGES = ("auto", "cat", "mean", "task_arithmetic", "ties", "tsv", "dare_ties", "rewrite")
+"""Ways to merge that the page offers; `lore merge` knows more."""
 MOST_PROBES = 100
 """Probes on one page."""
 
@@ -295,7 +298,7 @@ class Studio:
                 "ask",
                 question=question,
                 memory=record["memory"],
-                false_activation=_share(record["false_activation"]),
+                false_activation=_number("share", record["false_activation"]),
             )
             record["sides"] = await self.done(order)
         return self.answer(request, "ask", record)
@@ -347,6 +350,32 @@ class Studio:
         if wanted or request.query_params.get("wait"):
             record["cut"] = await self.done(self.worker.submit("ranks", name=record["memory"]))
         return self.answer(request, "ranks", record)
+
+    # -- merging ---------------------------------------------------------------------------------
+
+    async def merge(self, request: Request) -> Response:
+        """What can be merged, and how."""
+        listed = await run_in_threadpool(lambda: sorted(self.folder.names))
+        shown = listed[: records.PAGE_ROWS]
+        record = {"names": shown, "n_more": len(listed) - len(shown), "methods": MERGES}
+        return self.answer(request, "merge", record)
+
+    async def start_merge(self, request: Request) -> Response:
+        """Merge memories into a new one, and show what that cost each of them."""
+        form = await self._form(request)
+        names = [name for name in sorted(self.folder.names) if form.get(f"take {name}")]
+        if len(names) < 2:
+            raise ConfigError(f"{len(names)} memories were chosen; choose two at least.")
+        rank = form.get("rank", "").strip()
+        order = self.worker.submit(
+            "merge",
+            names=names,
+            weights=[_number("weight", form.get(f"weight {name}", "1")) for name in names],
+            method=form.get("method", "auto"),
+            into=form.get("into", ""),
+            rank=_whole("rank", rank) if rank else None,
+        )
+        return self.answer(request, "merged", {"merged": await self.done(order)})
 
     # -- experiments -----------------------------------------------------------------------------
 
@@ -428,6 +457,7 @@ def build(folder: Folder, worker: Worker, config: StudioConfig) -> Starlette:
         "/write/{run}": studio.write,
         "/ask": studio.ask,
         "/budget": studio.budget,
+        "/merge": studio.merge,
         "/contradictions": studio.contradictions,
         "/sandbox": studio.sandbox,
         "/sandbox/{name}": studio.sandbox,
@@ -447,6 +477,7 @@ def build(folder: Folder, worker: Worker, config: StudioConfig) -> Starlette:
     posts: dict[str, Handler] = {
         "/write": studio.start_write,
         "/write/stop": studio.stop_write,
+        "/merge": studio.start_merge,
         "/sandbox/{name}": studio.start_sandbox,
         "/memory/{name}/verify": studio.verify,
         "/memory/{name}/rename": studio.rename,
@@ -513,11 +544,12 @@ def _suggested(names: list[str]) -> list[str]:
     return [question for name in names if name in WORKED for question in WORKED[name].questions]
 
 
-def _share(text: str) -> float:
+def _number(what: str, text: str) -> float:
+    """A number of a form. Raises ConfigError for anything else."""
     try:
         return float(text)
     except ValueError:
-        raise ConfigError(f"{text!r} is no share; give a number between 0 and 1.") from None
+        raise ConfigError(f"{what} is {text!r}; give a number such as 0.5.") from None
 
 
 def _estimate(row: Mapping[str, Any] | None) -> str:

@@ -20,6 +20,8 @@ NATS_TOP, NATS_BOTTOM = 28, 220
 SHARE_TOP, SHARE_BOTTOM = 268, 356
 HEIGHT = 388
 STOP_SIGN = "⏎"
+MINE = ("memory", "merged")
+"""Arms that are looked at; the others are what they are compared with."""
 
 Points = Sequence[tuple[float, float]]
 Scale = Callable[[float], float]
@@ -149,13 +151,13 @@ def interval_chart(recall: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str
             y += 8 if before else 0
             parts.append(f'<text class="kind" x="0" y="{y + 14}">{escape(kind)}</text>')
             before = kind
-        mine = "memory" if arm == "memory" else "control"
+        mine = "memory" if arm in MINE else "control"
         middle = y + 10
         parts.append(
             f'<g class="{mine}"><text class="arm" x="{left - 12}" y="{y + 14}" text-anchor="end">'
             f'{escape(arm)}</text><line class="interval" x1="{x(row["low"]):.1f}" '
             f'x2="{x(row["high"]):.1f}" y1="{middle}" y2="{middle}"/>'
-            f'<circle cx="{x(row["recall"]):.1f}" cy="{middle}" r="{5 if arm == "memory" else 4}"/>'
+            f'<circle cx="{x(row["recall"]):.1f}" cy="{middle}" r="{5 if arm in MINE else 4}"/>'
             f'<text class="n" x="{right + 12}" y="{y + 14}">{row["recall"]:.2f} n={row["n"]}</text>'
             "</g>"
         )

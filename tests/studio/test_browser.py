@@ -43,6 +43,7 @@ PAGES = {
     "ask": (f"/ask?question={LEADER.replace(' ', '+')}", ".sides"),
     "doctor": ("/memory/tide/doctor", ".tree"),
     "ranks": ("/memory/tide/ranks", "#cut svg"),
+    "merge": ("/merge", "fieldset"),
     "budget": ("/budget", "#account svg.chart"),
     "sandbox": ("/sandbox/rank", ".cards"),
     "error": ("/memory/nobody", ".error"),
@@ -318,6 +319,19 @@ def test_the_rank_slider_shows_what_was_measured(browser: Any, studio: Opened) -
     assert page.get_attribute("#rank-at", "aria-valuetext") == page.inner_text("#rank-about")
     assert page.errors == []
     page.context.close()
+
+
+def test_a_merge_is_ordered_from_its_form(browser: Any, tmp_path: Path) -> None:
+    with opened(stored(tmp_path)) as studio:
+        page = visit(browser, studio)
+        page.goto(f"{studio.address}/merge")
+        page.select_option("select[name=method]", "cat")
+        page.fill("input[name=into]", "both")
+        page.click("button.action")
+        page.wait_for_selector("#merged h2:has-text('both: cat, rank 4')")
+        assert page.locator("#merged figure").count() == 2 and page.errors == []
+        assert "both" in Folder(studio.folder).names
+        page.context.close()
 
 
 def test_the_page_says_when_the_studio_is_gone(browser: Any, tmp_path: Path) -> None:

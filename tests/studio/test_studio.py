@@ -19,11 +19,13 @@ from support.studios import Opened, opened, stored
 from lorewright.files import dump_jsonl, load_jsonl, read_object, save_json
 from lorewright.law.experiments import EXPERIMENTS
 from lorewright.memory.folder import Folder
+from lorewright.merging.methods import METHODS
 from lorewright.studio.access import POLICY, Gate
+from lorewright.studio.app import MERGES
 from lorewright.studio.config import StudioConfig, read_token
 
 LEADER = "Who leads the Tide Office?"
-PAGES = ("/", "/write", "/ask", "/budget", "/sandbox", "/memory/tide", "/memory/phones")
+PAGES = ("/", "/write", "/ask", "/budget", "/sandbox", "/merge", "/memory/tide", "/memory/phones")
 
 
 @pytest.fixture(scope="module")
@@ -241,6 +243,33 @@ def test_the_rank_view_equals_the_command_line(studio: Opened, lore: Lore) -> No
     for row in cut["ranks"]:
         assert f"{row['energy']:.3f}" in html and f"{row['n_parameters']:,}" in html
     assert all(shown in html for shown in numbers(cut))
+
+
+@pytest.mark.slow
+def test_a_merge_shows_what_it_cost_each_source(tmp_path: Path) -> None:
+    with opened(stored(tmp_path)) as studio:
+        wrong = studio.post("/merge", **{"take tide": "1"})
+        assert wrong.status_code == 400 and "choose two" in wrong.text
+        sources = {"take tide": "1", "take phones": "1", "weight tide": "1", "weight phones": "1"}
+        answer = studio.post("/merge", **sources, method="cat", into="both", rank="")
+        assert answer.status_code == 200, answer.text
+        folder = Folder(studio.folder)
+        entry = folder.entry("both")
+        assert sorted(parent["name"] for parent in entry["parents"]) == ["phones", "tide"]
+        report = read_object(folder.run_path(entry["run"]) / "report.json", "")
+        for part in report["parts"]:
+            for shown in numbers(part["recall"]):
+                assert shown in answer.text
+        row = next(m for m in studio.record("/memories.json")["memories"] if m["name"] == "both")
+        assert row["rank"] == 4 and sorted(row["lineage"]) == ["phones", "tide"]
+        card = folder.card(entry["adapter"])
+        assert studio.record("/memory/both.json")["recall"] == card["report"]["recall"] != {}
+        assert "No verdict" not in studio.get("/memory/both").text
+        assert studio.get("/write").status_code == 200
+
+
+def test_the_page_offers_merges_that_there_are() -> None:
+    assert {*MERGES} <= {*METHODS, "auto"}
 
 
 def test_the_budget_is_that_of_the_command_line(studio: Opened, lore: Lore) -> None:

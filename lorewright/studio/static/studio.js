@@ -97,7 +97,8 @@ function submit(event) {
   const body = new URLSearchParams(fields);
   const buttons = form.querySelectorAll("button");
   const action = form.getAttribute("action");
-  const request = () => form.method === "post"
+  const post = form.getAttribute("method") === "post"; // a field may be called method
+  const request = () => post
     ? fragment(action, { method: "post", body })
     : fragment(`${action}?${body}`);
   if ("address" in form.dataset) history.replaceState(null, "", `${action}?${body}`);
