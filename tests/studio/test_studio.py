@@ -162,6 +162,7 @@ def test_the_list_is_that_of_the_folder(studio: Opened, lore: Lore) -> None:
     assert [each["name"] for each in newest] == ["tide", "phones"]
 
 
+@pytest.mark.slow
 def test_contradictions_are_those_of_the_command_line(tmp_path: Path, lore: Lore) -> None:
     folder = stored(tmp_path)
     index = read_object(folder / "memory.json", "")
@@ -236,6 +237,7 @@ def test_the_tree_on_the_page_is_that_of_the_doctor(studio: Opened, lore: Lore) 
         assert f'id="check-{branch["check"]}"' in html
 
 
+@pytest.mark.slow
 def test_the_rank_view_equals_the_command_line(studio: Opened, lore: Lore) -> None:
     cut = studio.record("/memory/tide/ranks.json")["cut"]
     assert cut == json.loads(lore("ranks", studio.folder, "--name", "tide", "--json").out)
@@ -272,6 +274,7 @@ def test_the_page_offers_merges_that_there_are() -> None:
     assert {*MERGES} <= {*METHODS, "auto"}
 
 
+@pytest.mark.slow
 def test_the_budget_is_that_of_the_command_line(studio: Opened, lore: Lore) -> None:
     fields = {"base": "pocket", "method": "qlora", "rank": "16", "tokens": "512", "float32": "1"}
     record = studio.record("/budget.json", **fields)["account"]
