@@ -165,4 +165,39 @@ def trace(
         raise typer.Exit(Exit.FAILED)
 
 
-COMMANDS = (verify, doctor, trace)
+def ranks(
+    folder: Folder,
+    name: Name = "",
+    model: Base = "",
+    as_json: Json = False,
+    threads: Threads = 0,
+) -> None:
+    """Cut a memory to smaller ranks and measure what comes back at each.
+
+    [dim]lore ranks atlas --name handbook[/]
+    """
+    from lorewright.reports.results import spelled
+    from lorewright.reports.tables import Table
+
+    console = console_for(threads)
+    with watching(console) as watch:
+        cut = open_memory(folder, model).ranks(name, watch=watch)
+    if as_json:
+        print_json(cut.to_json())
+        return
+    rows = tuple(
+        (
+            str(each.rank),
+            f"{each.n_parameters:,}",
+            f"{each.energy:.3f}",
+            f"{spelled(each.trained)} n={each.trained.n}",
+            f"{spelled(each.held)} n={each.held.n}",
+        )
+        for each in cut.at
+    )
+    head = ("rank", "parameters", "energy", "as trained", "other words")
+    subtitle = f"written at rank {cut.rank}; energy: share of the squared norm of all ΔW"
+    show(Table(f"{cut.memory}, cut", head, rows, subtitle=subtitle))
+
+
+COMMANDS = (verify, doctor, trace, ranks)

@@ -15,10 +15,11 @@ from pathlib import Path
 
 from lorewright.adapters.adapter import CONFIG_FILE, inside
 from lorewright.errors import DataError, StorageError, UnknownMemory
-from lorewright.files import slug
+from lorewright.files import load_jsonl, slug
 from lorewright.knowledge.data import Example, Fact, Knowledge, Probe
 from lorewright.knowledge.lesson import Lesson
 from lorewright.memory.folder import Folder, readable
+from lorewright.memory.runs import METRICS_FILE
 from lorewright.models.catalogue import POCKET
 from lorewright.models.model import Model
 from lorewright.recall import diagnose as checks
@@ -85,7 +86,11 @@ def known_of(folder: Folder, name: str) -> Known:
         answered = [p for p in lesson.probes if p.answers]
         facts = tuple(Fact(p.id, p.question, p.answers[0], p.answers[1:]) for p in answered)
     texts = [document.text for document in source.documents]
-    return Known(facts, lesson.examples, lesson.probes, texts)
+    nats: list[float] = []
+    with suppress(DataError, StorageError, KeyError):  # runs of before measured none
+        rows = load_jsonl(folder.run_path(str(entry.get("run"))) / METRICS_FILE)
+        nats = [row["held_out_nats"] for row in rows if row.get("held_out_nats") is not None]
+    return Known(facts, lesson.examples, lesson.probes, texts, nats)
 
 
 def _as_fact(example: Example, n: int) -> Fact:

@@ -18,6 +18,7 @@ from lorewright.memory import (
     forget,
     merge,
     plan,
+    ranks,
     sides,
     supersede,
     trace,
@@ -43,6 +44,8 @@ class Memory(OpenFolder):
     """An Answer from the memories that a question is for, or none."""
     sides = sides.sides
     """One question before the base, the memory, its passages and all of them: Sides."""
+    ranks = ranks.ranks
+    """A memory cut to smaller ranks, and what comes back: Ranks."""
     plan = plan.plan
     """The rank that recalls a wanted share, and what it costs: a Plan."""
     add = add.add

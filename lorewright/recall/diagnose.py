@@ -39,6 +39,8 @@ LOUD = 0.5
 RETAINED_LEAST = 0.8
 """Share of the base's general knowledge below which it counts as forgotten."""
 UNUSUAL_SCALE = 32.0
+RISE_NATS, RISE_SHARE = 0.1, 1.2
+"""Least rise of the held-out loss from its least, and least ratio, that count as overfitting."""
 
 
 @dataclass(frozen=True)
@@ -374,6 +376,23 @@ def undertrained(evidence: Evidence) -> Finding | None:
     )
 
 
+def overfit(evidence: Evidence) -> Finding | None:
+    """Its loss on questions in other words had been lower before training went on."""
+    nats, reworded = evidence.held_out_nats, _share(evidence.paraphrase)
+    if len(nats) < MIN_N or reworded is None or reworded >= HIGH:
+        return None
+    least = min(nats)
+    if nats[-1] - least < RISE_NATS or nats[-1] < RISE_SHARE * least:
+        return None
+    return Finding(
+        f"loss on questions in other words: {least:.2f} nats a token at its least, {nats[-1]:.2f} "
+        f"at the end; answered {reworded:.2f} of {len(evidence.paraphrase)}",
+        "training went on after what carries over to other words was learnt: what was trained "
+        "became surer, and everything near it wrong",
+        "{write} --preset generalise",
+    )
+
+
 def no_stop(evidence: Evidence) -> Finding | None:
     """Answers are right and do not end: the stop token was not trained."""
     rows = _own(evidence)
@@ -455,6 +474,7 @@ CHECKS: dict[str, Check] = {
     "one_form": one_form,
     "too_small": too_small,
     "undertrained": undertrained,
+    "overfit": overfit,
     "no_stop": no_stop,
     "loud": loud,
     "answers_everybody": answers_everybody,

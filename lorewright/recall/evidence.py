@@ -138,6 +138,8 @@ class Evidence:
     strange: Strange | None = None
     retained: tuple[bool, ...] = ()
     """Whether each general question that the base answers right is answered still."""
+    held_out_nats: tuple[float, ...] = ()
+    """Loss on questions in other words, as it was measured on the way."""
 
     @property
     def sound(self) -> bool:
@@ -153,6 +155,8 @@ class Known:
     examples: Sequence[Example] = ()
     probes: Sequence[Probe] = ()
     texts: Sequence[str] = ()
+    held_out_nats: Sequence[float] = ()
+    """Of its training: loss on questions that were not trained, in order."""
     templates: Mapping[str, str] = field(default_factory=dict)
     """Further ways to put a question, by name: texts with {prompt}, the reply after their end."""
 
@@ -178,6 +182,7 @@ def gather(model: Model, place: Path, known: Known | None = None) -> Evidence:
         n_parameters=sum(t.numel() for t in adapter.tensors.values()),
         norms=delta_norms(adapter),
         reason=str(adapter.card.get("reason", "")),
+        held_out_nats=tuple(known.held_out_nats),
         n_merged=len(adapter.card.get("merge", {}).get("sources", ())),
     )
     try:

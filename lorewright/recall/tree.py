@@ -112,6 +112,13 @@ def _trained(e: Evidence) -> str:
     return f"{sum(row.exact for row in rows)} of {len(rows)} reproduced" if rows else ""
 
 
+def _in_time(e: Evidence) -> str:
+    if not e.held_out_nats:
+        return ""
+    least, last = min(e.held_out_nats), e.held_out_nats[-1]
+    return f"held-out loss {least:.2f} at its least, {last:.2f} at the end"
+
+
 def _ending(e: Evidence) -> str:
     rows = [row for row in e.formats.get(OWN, ()) if len(row.right) > 1 and all(row.right[:-1])]
     return f"{sum(row.right[-1] for row in rows)} of {len(rows)} right answers stop" if rows else ""
@@ -147,6 +154,7 @@ QUESTIONS: Mapping[str, tuple[str, Value]] = {
     "one_form": ("Does it answer in other words?", _reworded),
     "too_small": ("Does the rank hold what was written?", _room),
     "undertrained": ("Is what was trained reproduced?", _trained),
+    "overfit": ("Did training end in time?", _in_time),
     "no_stop": ("Do answers end?", _ending),
     "loud": ("Is the change small beside the weights?", _loudness),
     "answers_everybody": ("Are other questions left alone?", _strange),

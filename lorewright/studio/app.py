@@ -3,7 +3,8 @@
     /                    memories          /memory/NAME          verdict
     /write               write live        /memory/NAME/doctor   why it fails
     /ask                 side by side      /budget               does it fit?
-    /sandbox             what if?
+    /sandbox             what if?          /memory/NAME/ranks    what is a rank?
+    /merge               does one hold both?
 
 PAGE.json is the record itself.
 
@@ -40,6 +41,7 @@ from lorewright.errors import ConfigError, Locked, LorewrightError, UnknownMemor
 from lorewright.files import slug
 from lorewright.law.budget import METHODS, REFERENCE
 from lorewright.law.experiments import EXPERIMENTS
+from lorewright.memory.contradictions import contradictions_in
 from lorewright.memory.folder import Folder
 from lorewright.memory.stop import stop
 from lorewright.models.catalogue import POCKET
@@ -54,6 +56,8 @@ BUSY_SECONDS, IDLE_SECONDS = 0.2, 1.0
 """Between two looks at the files while something goes on, and while nothing does."""
 OBJECTIVES = ("sft", "memft_threshold", "memft_window", "distill")
 TARGETS = ("all-linear", "attention", "mlp")
+MERGES = ("auto", "cat", "mean", "task_arithmetic", "ties", "tsv", "dare_ties", "rewrite")
+"""Ways to merge that the page offers; `lore merge` knows more."""
 MOST_PROBES = 100
 """Probes on one page."""
 
@@ -78,6 +82,7 @@ class Studio:
             "interval_chart": charts.interval_chart,
             "token_strip": charts.token_strip,
             "bar_chart": charts.bar_chart,
+            "ranks_chart": charts.ranks_chart,
             "arms_axes": charts.arms_axes,
             "arm_chart": charts.arm_chart,
             "learning_sentence": charts.learning_sentence,
@@ -139,6 +144,13 @@ class Studio:
         """The list of memories."""
         record = await run_in_threadpool(self.memories_record, dict(request.query_params))
         return self.answer(request, "memories", record)
+
+    async def contradictions(self, request: Request) -> Response:
+        """Where memories disagree."""
+        listed = await run_in_threadpool(contradictions_in, self.folder)
+        shown = [each.to_json() for each in listed[:MOST_PROBES]]
+        record = {"contradictions": shown, "n": len(listed)}
+        return self.answer(request, "contradictions", record)
 
     async def memories_events(self, request: Request) -> Response:
         """The list as it changes."""
@@ -286,7 +298,7 @@ class Studio:
                 "ask",
                 question=question,
                 memory=record["memory"],
-                false_activation=_share(record["false_activation"]),
+                false_activation=_number("share", record["false_activation"]),
             )
             record["sides"] = await self.done(order)
         return self.answer(request, "ask", record)
@@ -330,6 +342,40 @@ class Studio:
             chosen = {key: record[key] for key in (*keys, "float32")}
             record["account"] = await self.done(self.worker.submit("count", **chosen))
         return self.answer(request, "budget", record)
+
+    async def ranks(self, request: Request) -> Response:
+        """A memory cut to smaller ranks."""
+        record: dict[str, Any] = {"memory": self._name(request), "cut": None}
+        wanted = request.headers.get("x-fragment") or request.url.path.endswith(".json")
+        if wanted or request.query_params.get("wait"):
+            record["cut"] = await self.done(self.worker.submit("ranks", name=record["memory"]))
+        return self.answer(request, "ranks", record)
+
+    # -- merging ---------------------------------------------------------------------------------
+
+    async def merge(self, request: Request) -> Response:
+        """What can be merged, and how."""
+        listed = await run_in_threadpool(lambda: sorted(self.folder.names))
+        shown = listed[: records.PAGE_ROWS]
+        record = {"names": shown, "n_more": len(listed) - len(shown), "methods": MERGES}
+        return self.answer(request, "merge", record)
+
+    async def start_merge(self, request: Request) -> Response:
+        """Merge memories into a new one, and show what that cost each of them."""
+        form = await self._form(request)
+        names = [name for name in sorted(self.folder.names) if form.get(f"take {name}")]
+        if len(names) < 2:
+            raise ConfigError(f"{len(names)} memories were chosen; choose two at least.")
+        rank = form.get("rank", "").strip()
+        order = self.worker.submit(
+            "merge",
+            names=names,
+            weights=[_number("weight", form.get(f"weight {name}", "1")) for name in names],
+            method=form.get("method", "auto"),
+            into=form.get("into", ""),
+            rank=_whole("rank", rank) if rank else None,
+        )
+        return self.answer(request, "merged", {"merged": await self.done(order)})
 
     # -- experiments -----------------------------------------------------------------------------
 
@@ -411,11 +457,14 @@ def build(folder: Folder, worker: Worker, config: StudioConfig) -> Starlette:
         "/write/{run}": studio.write,
         "/ask": studio.ask,
         "/budget": studio.budget,
+        "/merge": studio.merge,
+        "/contradictions": studio.contradictions,
         "/sandbox": studio.sandbox,
         "/sandbox/{name}": studio.sandbox,
         "/memory/{name}": studio.memory,
         "/memory/{name}/trace": studio.trace,
         "/memory/{name}/doctor": studio.doctor,
+        "/memory/{name}/ranks": studio.ranks,
     }
     gets: dict[str, Handler] = {
         "/": studio.memories,
@@ -428,6 +477,7 @@ def build(folder: Folder, worker: Worker, config: StudioConfig) -> Starlette:
     posts: dict[str, Handler] = {
         "/write": studio.start_write,
         "/write/stop": studio.stop_write,
+        "/merge": studio.start_merge,
         "/sandbox/{name}": studio.start_sandbox,
         "/memory/{name}/verify": studio.verify,
         "/memory/{name}/rename": studio.rename,
@@ -494,11 +544,12 @@ def _suggested(names: list[str]) -> list[str]:
     return [question for name in names if name in WORKED for question in WORKED[name].questions]
 
 
-def _share(text: str) -> float:
+def _number(what: str, text: str) -> float:
+    """A number of a form. Raises ConfigError for anything else."""
     try:
         return float(text)
     except ValueError:
-        raise ConfigError(f"{text!r} is no share; give a number between 0 and 1.") from None
+        raise ConfigError(f"{what} is {text!r}; give a number such as 0.5.") from None
 
 
 def _estimate(row: Mapping[str, Any] | None) -> str:

@@ -20,6 +20,8 @@ NATS_TOP, NATS_BOTTOM = 28, 220
 SHARE_TOP, SHARE_BOTTOM = 268, 356
 HEIGHT = 388
 STOP_SIGN = "⏎"
+MINE = ("memory", "merged")
+"""Arms that are looked at; the others are what they are compared with."""
 
 Points = Sequence[tuple[float, float]]
 Scale = Callable[[float], float]
@@ -149,13 +151,13 @@ def interval_chart(recall: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str
             y += 8 if before else 0
             parts.append(f'<text class="kind" x="0" y="{y + 14}">{escape(kind)}</text>')
             before = kind
-        mine = "memory" if arm == "memory" else "control"
+        mine = "memory" if arm in MINE else "control"
         middle = y + 10
         parts.append(
             f'<g class="{mine}"><text class="arm" x="{left - 12}" y="{y + 14}" text-anchor="end">'
             f'{escape(arm)}</text><line class="interval" x1="{x(row["low"]):.1f}" '
             f'x2="{x(row["high"]):.1f}" y1="{middle}" y2="{middle}"/>'
-            f'<circle cx="{x(row["recall"]):.1f}" cy="{middle}" r="{5 if arm == "memory" else 4}"/>'
+            f'<circle cx="{x(row["recall"]):.1f}" cy="{middle}" r="{5 if arm in MINE else 4}"/>'
             f'<text class="n" x="{right + 12}" y="{y + 14}">{row["recall"]:.2f} n={row["n"]}</text>'
             "</g>"
         )
@@ -185,6 +187,45 @@ def bar_chart(terms: Sequence[tuple[str, float]], unit: str) -> str:
 
 def _amount(number: float) -> str:
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
+def ranks_chart(ranks: Sequence[Mapping[str, Any]]) -> str:
+    """By rank: the share of the norm that is left, and the shares that come back."""
+    top, bottom, left, right = 16, 216, 56, 500
+    last = max(2.0, math.log2(ranks[-1]["rank"]))
+    x = _linear(0.0, last, left, right)
+    y = _linear(0.0, 1.0, bottom, top)
+    parts = []
+    for at in (0.0, 0.25, 0.5, 0.75, 1.0):
+        line = f'x1="{left}" x2="{right}" y1="{y(at):.1f}" y2="{y(at):.1f}"'
+        parts.append(f'<line class="grid" {line}/>{_tick(left - 8, y(at) + 4, f"{at:g}", "end")}')
+    parts += [
+        _tick(x(math.log2(each["rank"])), bottom + 20, str(each["rank"]), "middle")
+        for each in ranks
+    ]
+    parts.append(f'<text class="axis" x="{right + 16}" y="{bottom + 20}">rank</text>')
+    energies = [(x(math.log2(each["rank"])), y(each["energy"])) for each in ranks]
+    parts += _curve(energies, "third", "")
+    for key, kind in (("trained", "train"), ("held", "held")):
+        shares = [
+            (x(math.log2(each["rank"])), y(each[key]["recall"]))
+            for each in ranks
+            if each[key]["recall"] is not None
+        ]
+        parts += _curve(shares, kind, "")
+    names = (("third", "energy left"), ("train", "as trained"), ("held", "other words"))
+    for n, (kind, label) in enumerate(names):
+        at = top + 12 + 24 * n
+        parts.append(
+            f'<line class="curve {kind}" x1="{right + 16}" x2="{right + 40}" y1="{at}" y2="{at}"/>'
+            f'<text class="label {kind}" x="{right + 48}" y="{at + 4}">{label}</text>'
+        )
+    first, own = ranks[0], ranks[-1]
+    sentence = (
+        f"At rank {first['rank']} {first['energy']:.2f} of the squared norm is left, at rank "
+        f"{own['rank']} all of it; what comes back at each rank is in the table."
+    )
+    return _svg(bottom + 32, sentence, parts)
 
 
 def token_strip(tokens: Sequence[Mapping[str, Any]], name: str = "strip") -> str:

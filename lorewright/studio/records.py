@@ -229,7 +229,9 @@ def verdict(folder: Folder, name: str, *, kind: str = "", failed: bool = False) 
     entry = folder.entry(name)
     card = folder.card(entry["adapter"])
     run = str(entry.get("run", ""))
-    report = readable(folder.run_path(run) / REPORT_FILE) or card.get("report", {})
+    report = readable(folder.run_path(run) / REPORT_FILE)
+    if "recall" not in report:  # of a merge, whose report is on its sources
+        report = card.get("report", {})
     outcomes = report.get("outcomes", {})
     base = {row["probe_id"]: row["output"] for row in outcomes.get("base", ())}
     probes = [

@@ -149,6 +149,25 @@ def sandbox(bench: Bench, arguments: Mapping[str, Any], report: Report) -> dict[
     return experiment(bench.memory.model, arguments["name"], watch=watch)
 
 
+def ranks(bench: Bench, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """A memory cut to smaller ranks, as `lore ranks` has it."""
+    return bench.memory.ranks(arguments["name"], watch=Watch(step=report)).to_json()
+
+
+def merge(bench: Bench, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """Several memories in a new one, as `lore merge` makes it, and what that costs each."""
+    merged = bench.memory.merge(
+        arguments["names"],
+        method=arguments["method"],
+        weights=arguments["weights"],
+        into=arguments["into"],
+        rank=arguments["rank"],
+        watch=Watch(step=report, advance=_phase(report)),
+    ).to_json()
+    parts = [{k: v for k, v in part.items() if k != "outcomes"} for part in merged["parts"]]
+    return {**merged, "parts": parts}
+
+
 VERBS: dict[str, Verb] = {
     "warm": warm,
     "write": write,
@@ -158,6 +177,8 @@ VERBS: dict[str, Verb] = {
     "doctor": doctor,
     "count": count,
     "sandbox": sandbox,
+    "ranks": ranks,
+    "merge": merge,
     "forget": forget,
 }
 

@@ -51,7 +51,9 @@ class Order:
     @property
     def error(self) -> str:
         """Why it failed; empty otherwise."""
-        return str(self.future.exception()) if self.state == "failed" else ""
+        if self.state != "failed" or self.future.cancelled():
+            return ""
+        return str(self.future.exception())
 
 
 class Worker:
@@ -106,13 +108,18 @@ class Worker:
 
     def _run(self) -> None:
         while (order := self._queue.get()) is not None:
+            if not order.future.set_running_or_notify_cancel():  # nobody waits for it any more
+                order.state = "failed"
+                continue
             order.state, order.step, order.since = "running", "starting", time.time()
             try:
-                order.future.set_result(self._do(order))
-                order.state, order.step = "done", ""
-            except LorewrightError as error:
+                record = self._do(order)
+            except Exception as error:  # noqa: BLE001  (the thread goes on; the page shows it)
                 order.state, order.step = "failed", ""
                 order.future.set_exception(error)
+            else:
+                order.state, order.step = "done", ""
+                order.future.set_result(record)
 
     def _do(self, order: Order) -> dict[str, Any]:
         try:

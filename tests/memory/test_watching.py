@@ -12,6 +12,7 @@ from lorewright.errors import ConfigError
 from lorewright.files import load_jsonl
 from lorewright.knowledge.data import Fact, Knowledge
 from lorewright.knowledge.lesson import LessonConfig
+from lorewright.memory.diagnose import known_of
 from lorewright.memory.folder import Folder
 from lorewright.memory.memory import Memory
 from lorewright.memory.stop import current_run, stop
@@ -60,6 +61,13 @@ def test_a_stopped_write_is_a_memory_with_a_verdict_and_its_held_out_curve(memor
     assert all(row["held_out_nats"] > 0 for row in rows)
     assert memory.folder.card(memory.names["book"])["reason"] == "stopped"
     assert not (run / "stop").exists()
+
+
+def test_the_doctor_reads_the_held_out_curve_of_the_run(memory: Memory) -> None:
+    (run,) = memory.folder.path.glob("runs/*")
+    rows = load_jsonl(run / "metrics.jsonl")
+    known = known_of(memory.folder, "book")
+    assert list(known.held_out_nats) == [row["held_out_nats"] for row in rows]
 
 
 def test_without_a_write_there_is_nothing_to_stop(memory: Memory, lore: Lore) -> None:

@@ -30,6 +30,7 @@ HEALTHY = Evidence(
     texts=Texts(100, 3.0, 2.0),
     strange=Strange(4, 4, 4, 0),
     retained=(True,) * 4,
+    held_out_nats=(2.0, 0.5, 0.4),
 )
 FAILURES = {
     "damaged": Evidence("a", "pocket", unreadable="no adapter_config.json"),
@@ -37,6 +38,9 @@ FAILURES = {
     "one_form": replace(HEALTHY, paraphrase=(False,) * 4),
     "undertrained": replace(HEALTHY, trained=(WRONG,) * 4, answered=(False,) * 4),
     "loud": replace(HEALTHY, relative={"q": 0.9, "v": 0.8}),
+    "overfit": replace(
+        HEALTHY, held_out_nats=(2.0, 0.5, 0.9), paraphrase=(True, True, True, False)
+    ),
     "forgets": replace(HEALTHY, retained=(True, False, False, False)),
 }
 
@@ -66,6 +70,18 @@ def test_a_failure_lights_its_leaf_with_the_finding(check: str) -> None:
         finding.cause,
         finding.remedy,
     )
+
+
+def test_a_rise_of_the_held_out_loss_counts_where_recall_suffers_and_it_is_large() -> None:
+    def failed(nats: tuple[float, ...], n_answered: int = 3) -> bool:
+        paraphrase = (True,) * n_answered + (False,) * (4 - n_answered)
+        evidence = replace(HEALTHY, held_out_nats=nats, paraphrase=paraphrase)
+        return any(f.check == "overfit" for f in diagnose(evidence).findings)
+
+    assert failed((2.0, 0.5, 0.9))
+    assert not failed((2.0, 0.5, 0.9), n_answered=4)
+    assert not failed((2.0, 0.5, 0.55)) and not failed((0.5, 0.9)) and not failed(())
+    assert not failed((3.0, 2.0, 2.2))  # above the least by a tenth: noise
 
 
 def test_after_files_that_cannot_be_read_nothing_was_measured() -> None:

@@ -42,6 +42,8 @@ PAGES = {
     "memory": ("/memory/tide", "svg.chart"),
     "ask": (f"/ask?question={LEADER.replace(' ', '+')}", ".sides"),
     "doctor": ("/memory/tide/doctor", ".tree"),
+    "ranks": ("/memory/tide/ranks", "#cut svg"),
+    "merge": ("/merge", "fieldset"),
     "budget": ("/budget", "#account svg.chart"),
     "sandbox": ("/sandbox/rank", ".cards"),
     "error": ("/memory/nobody", ".error"),
@@ -300,6 +302,36 @@ def test_pages_are_clean_to_axe_and_fit_and_load_nothing_from_elsewhere(
     assert len(result["passes"]) > 8  # it looked
     assert result["violations"] == [], json.dumps(result["violations"], indent=1)[:3000]
     page.context.close()
+
+
+def test_the_rank_slider_shows_what_was_measured(browser: Any, studio: Opened) -> None:
+    page = visit(browser, studio)
+    page.goto(f"{studio.address}/memory/tide/ranks")
+    page.wait_for_selector("#rank-at")
+    rows = studio.record("/memory/tide/ranks.json")["cut"]["ranks"]
+    page.focus("#rank-at")
+    page.keyboard.press("Home")
+    assert f"rank 1: {rows[0]['energy']:.3f}" in page.inner_text("#rank-about")
+    assert page.locator("#rank-rows tr[aria-current]").count() == 1
+    assert page.inner_text("#rank-rows tr[aria-current] th") == "1"
+    page.keyboard.press("ArrowRight")
+    assert f"{rows[1]['trained']['recall']:.2f}" in page.inner_text("#rank-about")
+    assert page.get_attribute("#rank-at", "aria-valuetext") == page.inner_text("#rank-about")
+    assert page.errors == []
+    page.context.close()
+
+
+def test_a_merge_is_ordered_from_its_form(browser: Any, tmp_path: Path) -> None:
+    with opened(stored(tmp_path)) as studio:
+        page = visit(browser, studio)
+        page.goto(f"{studio.address}/merge")
+        page.select_option("select[name=method]", "cat")
+        page.fill("input[name=into]", "both")
+        page.click("button.action")
+        page.wait_for_selector("#merged h2:has-text('both: cat, rank 4')")
+        assert page.locator("#merged figure").count() == 2 and page.errors == []
+        assert "both" in Folder(studio.folder).names
+        page.context.close()
 
 
 def test_the_page_says_when_the_studio_is_gone(browser: Any, tmp_path: Path) -> None:

@@ -16,14 +16,16 @@ import pytest
 from support.commands import Lore, refused
 from support.studios import Opened, opened, stored
 
-from lorewright.files import load_jsonl, read_object, save_json
+from lorewright.files import dump_jsonl, load_jsonl, read_object, save_json
 from lorewright.law.experiments import EXPERIMENTS
 from lorewright.memory.folder import Folder
+from lorewright.merging.methods import METHODS
 from lorewright.studio.access import POLICY, Gate
+from lorewright.studio.app import MERGES
 from lorewright.studio.config import StudioConfig, read_token
 
 LEADER = "Who leads the Tide Office?"
-PAGES = ("/", "/write", "/ask", "/budget", "/sandbox", "/memory/tide", "/memory/phones")
+PAGES = ("/", "/write", "/ask", "/budget", "/sandbox", "/merge", "/memory/tide", "/memory/phones")
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +162,27 @@ def test_the_list_is_that_of_the_folder(studio: Opened, lore: Lore) -> None:
     assert [each["name"] for each in newest] == ["tide", "phones"]
 
 
+@pytest.mark.slow
+def test_contradictions_are_those_of_the_command_line(tmp_path: Path, lore: Lore) -> None:
+    folder = stored(tmp_path)
+    index = read_object(folder / "memory.json", "")
+    entry = index["memories"]["tide"]
+    source = folder / "sources" / f"{entry['source']}.jsonl"
+    other = json.loads(json.dumps(entry)) | {"source": "0" * 64}
+    rows = [{"id": "f", "question": LEADER, "answer": "Somebody Else"}]
+    dump_jsonl([*load_jsonl(source), {**rows[0], "answer": "Maren Oskold"}], source)
+    dump_jsonl(rows, folder / "sources" / f"{'0' * 64}.jsonl")
+    index["memories"]["other"] = other | {"run": ""}
+    save_json(index, folder / "memory.json")
+    printed = json.loads(lore("contradictions", folder, "--json").out)["contradictions"]
+    with opened(folder) as studio:
+        record = studio.record("/contradictions.json")
+        assert record["contradictions"] == printed and record["n"] == len(printed) > 0
+        html = studio.get("/contradictions").text
+        assert "Somebody Else" in html and ">same<" in html
+        assert "Look for contradictions" in studio.get("/").text
+
+
 def test_probes_are_filtered_and_have_the_sentence_of_their_source(studio: Opened) -> None:
     every = studio.record("/memory/tide.json")
     failed = studio.record("/memory/tide.json", failed="1")
@@ -214,6 +237,44 @@ def test_the_tree_on_the_page_is_that_of_the_doctor(studio: Opened, lore: Lore) 
         assert f'id="check-{branch["check"]}"' in html
 
 
+@pytest.mark.slow
+def test_the_rank_view_equals_the_command_line(studio: Opened, lore: Lore) -> None:
+    cut = studio.record("/memory/tide/ranks.json")["cut"]
+    assert cut == json.loads(lore("ranks", studio.folder, "--name", "tide", "--json").out)
+    html = studio.get("/memory/tide/ranks", params={"wait": "1"}).text
+    for row in cut["ranks"]:
+        assert f"{row['energy']:.3f}" in html and f"{row['n_parameters']:,}" in html
+    assert all(shown in html for shown in numbers(cut))
+
+
+@pytest.mark.slow
+def test_a_merge_shows_what_it_cost_each_source(tmp_path: Path) -> None:
+    with opened(stored(tmp_path)) as studio:
+        wrong = studio.post("/merge", **{"take tide": "1"})
+        assert wrong.status_code == 400 and "choose two" in wrong.text
+        sources = {"take tide": "1", "take phones": "1", "weight tide": "1", "weight phones": "1"}
+        answer = studio.post("/merge", **sources, method="cat", into="both", rank="")
+        assert answer.status_code == 200, answer.text
+        folder = Folder(studio.folder)
+        entry = folder.entry("both")
+        assert sorted(parent["name"] for parent in entry["parents"]) == ["phones", "tide"]
+        report = read_object(folder.run_path(entry["run"]) / "report.json", "")
+        for part in report["parts"]:
+            for shown in numbers(part["recall"]):
+                assert shown in answer.text
+        row = next(m for m in studio.record("/memories.json")["memories"] if m["name"] == "both")
+        assert row["rank"] == 4 and sorted(row["lineage"]) == ["phones", "tide"]
+        card = folder.card(entry["adapter"])
+        assert studio.record("/memory/both.json")["recall"] == card["report"]["recall"] != {}
+        assert "No verdict" not in studio.get("/memory/both").text
+        assert studio.get("/write").status_code == 200
+
+
+def test_the_page_offers_merges_that_there_are() -> None:
+    assert {*MERGES} <= {*METHODS, "auto"}
+
+
+@pytest.mark.slow
 def test_the_budget_is_that_of_the_command_line(studio: Opened, lore: Lore) -> None:
     fields = {"base": "pocket", "method": "qlora", "rank": "16", "tokens": "512", "float32": "1"}
     record = studio.record("/budget.json", **fields)["account"]

@@ -97,7 +97,8 @@ function submit(event) {
   const body = new URLSearchParams(fields);
   const buttons = form.querySelectorAll("button");
   const action = form.getAttribute("action");
-  const request = () => form.method === "post"
+  const post = form.getAttribute("method") === "post"; // a field may be called method
+  const request = () => post
     ? fragment(action, { method: "post", body })
     : fragment(`${action}?${body}`);
   if ("address" in form.dataset) history.replaceState(null, "", `${action}?${body}`);
@@ -142,6 +143,15 @@ document.addEventListener("click", (event) => {
   const token = event.target.closest(".token");
   if (token) choose(token.parentElement, token);
   if (event.target.closest("[data-help]")) document.getElementById("help").showModal();
+});
+document.addEventListener("input", (event) => {
+  const slider = event.target.closest("[data-rows]");
+  if (!slider) return;
+  const rows = [...document.getElementById(slider.dataset.rows).rows];
+  rows.forEach((row, n) => (n === Number(slider.value) ? row.setAttribute("aria-current", "true") : row.removeAttribute("aria-current")));
+  const row = rows[Number(slider.value)];
+  slider.setAttribute("aria-valuetext", row.dataset.about);
+  document.getElementById(slider.dataset.about).textContent = row.dataset.about;
 });
 document.addEventListener("change", async (event) => {
   const input = event.target;

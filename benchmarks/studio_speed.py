@@ -1,0 +1,162 @@
+"""How quick the studio is, and what it takes from a write that goes on.
+
+    python benchmarks/studio_speed.py
+    python benchmarks/studio_speed.py --quick
+
+`up` is from the command to the first page; `page` a page of the list, from this process; `paint` the first contentful paint in a
+Chromium, where there is one, cold (the first page of a new browser) and warm. `list` is a page of 10,000 memories, sorted by recall.
+`share of a write` is the server's CPU time while a page follows a write, over that of the process that trains. `growth` is the
+resident memory of the server over page loads, after the first 100. Medians over repeats, by the clock: other work on the machine
+makes them longer, but for the two that are CPU time and memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from ratio import machine, options
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+from support.studios import STORED, Opened, opened  # noqa: E402
+
+from lorewright.files import read_object, save_json  # noqa: E402
+
+N_MEMORIES = 10_000
+
+
+def clocked(studio: Opened, path: str, repeats: int) -> tuple[float, int]:
+    """Median seconds and bytes of a page."""
+    seconds, n_bytes = [], 0
+    for _ in range(repeats):
+        began = time.perf_counter()
+        n_bytes = len(studio.get(path).content)
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds), n_bytes
+
+
+def paints(studio: Opened, repeats: int) -> tuple[float, float] | None:
+    """Seconds to the first contentful paint, cold and warm; None without a Chromium."""
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        return None
+    path = os.environ.get("LOREWRIGHT_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    if not path:
+        return None
+    with sync_playwright() as driver:
+        context = driver.chromium.launch(executable_path=path, args=["--no-sandbox"]).new_context()
+        (name, value), *_ = studio.client.cookies.items()
+        context.add_cookies([{"name": name, "value": value, "url": studio.address}])
+        page, seconds = context.new_page(), []
+        for _ in range(repeats + 1):
+            page.goto(studio.address)
+            page.wait_for_selector("h1")
+            entries = "performance.getEntriesByName('first-contentful-paint')"
+            for _ in range(100):
+                if page.evaluate(f"{entries}.length"):
+                    break
+                time.sleep(0.02)
+            seconds.append(page.evaluate(f"{entries}[0].startTime") / 1000)
+        return seconds[0], statistics.median(seconds[1:])
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time of a process so far, its own threads included."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def resident_mib(pid: int) -> float:
+    """Resident memory of a process."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def share_of_a_write(studio: Opened, n_facts: int) -> tuple[float, float, int]:
+    """The server's CPU time over the worker's while a page follows a write; seconds; bytes sent at most at once."""
+    rows = [{"question": f"What is the code of room {i}?", "answer": f"{i * 7919 % 9973:04}"} for i in range(n_facts)]
+    text = "\n".join(map(json.dumps, rows))
+    largest, ended = 0, threading.Event()
+
+    def follow() -> None:
+        nonlocal largest
+        with studio.client.stream("GET", "/write/events") as events:
+            for line in events.iter_lines():
+                largest = max(largest, len(line))
+                if ended.is_set():
+                    return
+
+    studio.post("/write", name="codes", suffix=".jsonl", text=text, rank="8", epochs="60")
+    before = cpu_seconds(studio.process.pid), cpu_seconds(studio.worker())
+    began = time.perf_counter()
+    thread = threading.Thread(target=follow)
+    thread.start()
+    while True:  # in the files, so that asking costs the server nothing
+        if any((studio.folder / "runs").glob("*codes/report.json")):
+            break
+        time.sleep(0.2)
+    seconds = time.perf_counter() - began
+    after = cpu_seconds(studio.process.pid), cpu_seconds(studio.worker())
+    ended.set()
+    thread.join()
+    assert studio.record("/write.json")["written"]["state"] == "finished"
+    return (after[0] - before[0]) / (after[1] - before[1]), seconds, largest
+
+
+def growth(studio: Opened, n_loads: int) -> float:
+    """MiB that the server grows by over page loads, after the first 100."""
+    pages = ("/", "/write", "/memory/tide", "/ask", "/budget", "/sandbox", "/memories.json")
+    for i in range(100):
+        studio.get(pages[i % len(pages)])
+    before = resident_mib(studio.process.pid)
+    for i in range(n_loads):
+        studio.get(pages[i % len(pages)])
+    return resident_mib(studio.process.pid) - before
+
+
+def main() -> None:
+    """Measure everything and print a line each."""
+    parser = options(__doc__, quick="few repeats and page loads")
+    given = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = str(given.threads)
+    repeats, n_loads, n_facts = (3, 200, 24) if given.quick else (20, 2000, 64)
+    print(machine(given.threads))
+    with tempfile.TemporaryDirectory() as place:
+        os.environ["LOREWRIGHT_CACHE"] = os.environ.get("LOREWRIGHT_CACHE", f"{place}/cache")
+        folder = Path(place) / "atlas"
+        shutil.copytree(STORED, folder)
+        began = time.perf_counter()
+        with opened(folder) as studio:
+            studio.get("/")
+            print(f"up                {time.perf_counter() - began:6.2f} s")
+            for path in ("/", "/memory/tide", "/write"):
+                seconds, n_bytes = clocked(studio, path, repeats)
+                print(f"page {path:<13}{seconds * 1000:6.0f} ms  {n_bytes / 1000:.1f} KB")
+            if drawn := paints(studio, repeats):
+                print(f"paint             {drawn[0]:6.2f} s cold, {drawn[1]:.2f} s warm")
+            share, seconds, n_bytes = share_of_a_write(studio, n_facts)
+            print(f"share of a write  {100 * share:6.1f} %   of {seconds:.0f} s; {n_bytes / 1000:.1f} KB at once at most")
+            print(f"growth            {growth(studio, n_loads):6.1f} MiB over {n_loads} page loads")
+        index = read_object(folder / "memory.json", "")
+        entry = index["memories"]["tide"]
+        index["memories"] = {f"memory-{n:05}": entry for n in range(N_MEMORIES)}
+        save_json(index, folder / "memory.json")
+        with opened(folder) as studio:
+            before = resident_mib(studio.process.pid)
+            seconds, n_bytes = clocked(studio, "/?sort=recall&page=3", repeats)
+            after = resident_mib(studio.process.pid) - before
+            print(f"list of {N_MEMORIES:,}    {seconds * 1000:6.0f} ms  {n_bytes / 1000:.1f} KB, server + {after:.0f} MiB")
+
+
+if __name__ == "__main__":
+    main()
