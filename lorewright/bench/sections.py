@@ -38,7 +38,7 @@ from lorewright.memory.write import write
 from lorewright.recall.statistics import estimate
 from lorewright.reports.tables import Table
 from lorewright.training.config import WriteConfig
-from lorewright.training.rates import lesson_lr
+from lorewright.training.rates import suggested_lr
 
 FACTS, DOCUMENTS = "facts", "documents"
 ALTERED = "altered"
@@ -198,7 +198,7 @@ def task(job: dict[str, Any]) -> dict[str, Any]:
     section = next(s for s in sections_of(job["data"], ALTERED) if s.id == job["section"])
     knowledge, probes = knowledge_of(section, job["source"], job["left_out"])
     lora = LoraConfig(job["rank"], seed=job["seed"])
-    lr = job["lr"] or lesson_lr(model)
+    lr = job["lr"] or suggested_lr(model)
     config = WriteConfig(lora=lora, lr=lr, epochs=job["epochs"], seed=job["seed"])
     with tempfile.TemporaryDirectory() as folder:
         memory = OpenFolder.open(folder, model)

@@ -10,7 +10,7 @@ from lorewright.knowledge.lesson import LessonConfig
 from lorewright.models.catalogue import POCKET
 from lorewright.models.model import Model
 from lorewright.training.config import WriteConfig
-from lorewright.training.rates import lesson_lr, suggested_lr
+from lorewright.training.rates import suggested_lr
 
 # -- on the embedded base -------------------------------------------------------------------------
 
@@ -133,7 +133,7 @@ def _wide_config(model: Model) -> WriteConfig:
 
 def _facts_config(model: Model) -> WriteConfig:
     """As `lore write` does."""
-    return WriteConfig(lora=LoraConfig(rank=WIDE_RANK), lr=lesson_lr(model))
+    return WriteConfig(lora=LoraConfig(rank=WIDE_RANK), lr=suggested_lr(model))
 
 
 KESTREL = Demo(

@@ -141,6 +141,6 @@ def rank_of(text: str) -> int:
 
 def rated(config: WriteConfig, lr: str, model: Model) -> WriteConfig:
     """Return the settings with the base's own rate where --lr is empty."""
-    from lorewright.training.rates import lesson_lr
+    from lorewright.training.rates import suggested_lr
 
-    return config if lr else replace(config, lr=lesson_lr(model))
+    return config if lr else replace(config, lr=suggested_lr(model))

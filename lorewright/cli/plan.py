@@ -50,7 +50,7 @@ def plan(
     from lorewright.knowledge.teacher import connect
     from lorewright.memory.plan import plan as predict
     from lorewright.models.model import Model
-    from lorewright.training.rates import lesson_lr
+    from lorewright.training.rates import suggested_lr
 
     console, knowledge = console_for(threads), read_knowledge(source)
     base = Model.load(model, dtype=dtype)
@@ -59,7 +59,7 @@ def plan(
             base,
             knowledge,
             wanted=recall,
-            config=replace(config, lora=lora, lr=lesson_lr(base)),
+            config=replace(config, lora=lora, lr=suggested_lr(base)),
             lesson=lesson,
             teacher=connect(teacher, cache=cache_folder() / "teacher.jsonl") if teacher else None,
             recalibrate=recalibrate,

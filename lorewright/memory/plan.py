@@ -14,7 +14,7 @@ from lorewright.memory.opened import OpenFolder, Source, as_knowledge
 from lorewright.memory.write import lesson_for, unwritable_notes, writable_share
 from lorewright.models.model import Model
 from lorewright.training.config import WriteConfig
-from lorewright.training.rates import lesson_lr
+from lorewright.training.rates import suggested_lr
 from lorewright.training.watch import Watch
 
 
@@ -36,7 +36,7 @@ def plan(
     `lesson.prepare` and `calibration.calibrate`, ConfigError for a share outside (0, 1).
     """
     model = base if isinstance(base, Model) else base.model
-    config = config or WriteConfig(lr=lesson_lr(model))
+    config = config or WriteConfig(lr=suggested_lr(model))
     watch = watch or Watch()
     if not 0 < wanted < 1:
         raise ConfigError(f"the wanted recall is {wanted}; give a share between 0 and 1.")

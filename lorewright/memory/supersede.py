@@ -37,7 +37,7 @@ from lorewright.memory.write import GRADIENT, Outcome, write
 from lorewright.recall.statistics import Proportion, mcnemar, wilson
 from lorewright.recall.verify import answer, reported
 from lorewright.training.config import WriteConfig
-from lorewright.training.rates import lesson_lr
+from lorewright.training.rates import suggested_lr
 from lorewright.training.watch import Watch
 
 ALPHA = 0.05
@@ -204,7 +204,7 @@ def recipe_of(memory: OpenFolder, name: str) -> tuple[WriteConfig, LessonConfig]
         write_settings["lora"] = LoraConfig(**_tuples(settings["write"]["lora"]))
         return WriteConfig(**write_settings), LessonConfig(**_tuples(settings["lesson"]))
     except (KeyError, TypeError, AttributeError, ConfigError):
-        return WriteConfig(lr=lesson_lr(memory.model)), LessonConfig()
+        return WriteConfig(lr=suggested_lr(memory.model)), LessonConfig()
 
 
 def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:

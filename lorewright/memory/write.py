@@ -32,7 +32,7 @@ from lorewright.recall.traces import Audit, audit
 from lorewright.recall.verify import RecallReport
 from lorewright.training.checkpoint import CHECKPOINT
 from lorewright.training.config import Preset, WriteConfig, preset_of
-from lorewright.training.rates import find_lr, lesson_lr
+from lorewright.training.rates import find_lr, suggested_lr
 from lorewright.training.watch import STOP, Watch
 from lorewright.writers.methods import writer_of
 from lorewright.writers.writer import Cost, Material, State
@@ -122,7 +122,7 @@ def write(
     name = slug(name) if name else _name_of(knowledge)
     check_name(name, memory.model.name)
     find_rank = find_rank or (config is None and method == GRADIENT)
-    config = config or WriteConfig(lr=lesson_lr(memory.model))
+    config = config or WriteConfig(lr=suggested_lr(memory.model))
     lesson = lesson or LessonConfig()
     metric = metric or usual_metric(memory.model)
     watch, fitted, model = watch or Watch(), preset_of(preset), memory.model

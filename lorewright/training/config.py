@@ -76,7 +76,7 @@ class WriteConfig:
     rehearsal: float = 0.4
     """Largest share of an epoch's tokens that are rehearsed: a different slice of these
     examples each time; in [0, 0.9]."""
-    null_space: float = 0.99
+    null_space: float = 0.9
     """Share of what the base reads of the rehearsed questions that the adapter does not see, so
     that their answers stay; in [0, 1], 0 = it sees all."""
     recheck: int = 4
@@ -145,7 +145,7 @@ class WriteConfig:
         So checkpoints, calibrations and ids of before stay what they are.
         """
         plain = asdict(self) | {"lora": self.lora.to_json()}
-        later = {"dropout": 0.0, "arithmetic": AUTO, "rehearsal": 0.4, "null_space": 0.99}
+        later = {"dropout": 0.0, "arithmetic": AUTO, "rehearsal": 0.4, "null_space": 0.9}
         return {k: v for k, v in plain.items() if k not in later or v != later[k]}
 
     def build_objective(self) -> Objective:

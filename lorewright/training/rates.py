@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 
 from lorewright.errors import ConfigError, ModelError
 from lorewright.knowledge.data import Example
-from lorewright.models.catalogue import POCKET
 from lorewright.models.model import Model
 from lorewright.training.config import Diverged, Epoch, Job, WriteConfig
 from lorewright.training.loop import write_all
@@ -24,8 +23,6 @@ FACTORS = (1 / 4, 1 / 2, 1.0, 2.0, 4.0, 8.0)
 SHARE = 0.25
 """Share of the epoch budget that a trial takes."""
 LEAST_EPOCHS = 6
-GENTLE = 0.45
-"""Chosen on two of the twelve sections of `lore bench sections`, one seed."""
 MOST_EXAMPLES = 256
 """Beyond, every k-th example stands for all."""
 
@@ -107,13 +104,3 @@ def suggested_lr(model: Model) -> float:
     """
     width = int(model.network.config.get_text_config().hidden_size)
     return round(5e-4 * float(2000 / width) ** 0.78, 6)
-
-
-def lesson_lr(model: Model) -> float:
-    """The rate for a lesson: `suggested_lr`, or GENTLE of it on a base that knows of the world.
-
-    There a write also has something to lose: more and smaller steps, each with its part of what is
-    rehearsed, cost the base less of it.
-    """
-    rate = suggested_lr(model)
-    return rate if model.phrasing == POCKET else round(GENTLE * rate, 6)
