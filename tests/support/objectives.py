@@ -50,7 +50,10 @@ class Halved:
     def __init__(self, model: Model, examples: Sequence[Example]) -> None:
         self.rows = [model.render(e.prompt, e.completion).completion_ids for e in examples]
 
-    def costs(self, logits_BCV: Tensor, examples: Sequence[int]) -> Tensor:
+    def cover(self, examples: Sequence[int]) -> bool:
+        return True
+
+    def costs(self, logits_BCV: Tensor, examples: Sequence[int], nats_BC: Tensor) -> Tensor:
         logp_BCV = logits_BCV.log_softmax(-1)
         costs = []
         for logp_CV, i in zip(logp_BCV, examples, strict=True):

@@ -14,12 +14,16 @@ from support.families import llama
 from support.models import letters
 from support.numbers import depth, rounding
 from support.outcomes import outcomes
+from support.writes import tiny
 from torch import Tensor
 
+from lorewright.adapters.config import LoraConfig
 from lorewright.errors import DataError
-from lorewright.knowledge.data import Example
+from lorewright.knowledge.data import REHEARSAL, Example
 from lorewright.models.model import Model, Rendered
-from lorewright.training.distil import SoftTargets, distill_topk, soft_targets, teach
+from lorewright.training.config import WriteConfig
+from lorewright.training.distil import SoftTargets, distill_topk, remind, soft_targets, teach
+from lorewright.training.loop import write
 
 TEXTS = [("red 48\n\nCode of red?", "48"), ("Who?", "nobody at all"), ("x\n\nTeal?", "KX")]
 
@@ -131,3 +135,49 @@ def test_distill_survives_a_teacher_that_is_certain() -> None:
     loss_BT.sum().backward()
     torch.testing.assert_close(loss_BT, torch.full((1, 1), math.log(4)))
     assert student_BTV.grad is not None and torch.isfinite(student_BTV.grad).all()
+
+
+# -- what is rehearsed
+
+
+def test_what_is_rehearsed_is_learnt_from_all_that_the_base_would_have_said(model: Model) -> None:
+    """Nothing is to be learnt there before the first step; the other rows cost what they did."""
+    examples = [
+        Example("Code of red?", "48"),
+        Example("Who is it?", "Ada or Eva", REHEARSAL),
+        Example("Code of blue?", "7.5"),
+        Example("What is it?", "x", REHEARSAL),
+    ]
+    taught = remind(model, examples, [1, 3])
+    assert taught.cover([0, 3]) and not taught.cover([0, 2]) and not taught.cover([])
+    rows = [model.render(e.prompt, e.completion) for e in examples]
+    batch = model.batch(rows)
+    logits_BCV = model.completion_logits(batch)
+    nats_BC = model.completion_nats(batch).loss_BT
+    cost_BC = taught.costs(logits_BCV, range(4), nats_BC)
+    assert torch.equal(cost_BC[[0, 2]], nats_BC[[0, 2]])
+    real = batch.mask_BC[[1, 3]].bool()
+    assert cost_BC[[1, 3]][real].abs().max() < 1e-4
+    moved = logits_BCV.clone()
+    moved[..., 5] += 6
+    assert (taught.costs(moved, range(4), nats_BC)[[1, 3]][real] > 1e-3).all()
+    assert torch.equal(taught.costs(moved, [0, 2, 0, 2], nats_BC), nats_BC)
+
+
+def test_a_write_that_rehearses_moves_the_base_less_than_one_that_learns_the_replies() -> None:
+    """Learning a reply by heart sharpens it; holding the distribution leaves it as unsure."""
+    model = tiny()
+    learnt = [Example("Code of red?", "48"), Example("Code of blue?", "7.5")]
+    general = [("Who is it?", "Ada"), ("What is it?", "x"), ("Where is it?", "b")]
+    config = WriteConfig(lora=LoraConfig(4), lr=5e-3, epochs=12, null_space=0.0, rehearsal=0.6)
+    batch = model.batch([model.render(*pair) for pair in general])
+    with torch.no_grad():
+        before = model.completion_logits(batch).log_softmax(-1)
+    moved = []
+    for kind in (REHEARSAL, "qa"):
+        done = write(model, [*learnt, *(Example(*pair, kind) for pair in general)], config)
+        with torch.no_grad(), model.using(done.adapter):
+            after = model.completion_logits(batch).log_softmax(-1)
+        kl_BC = (before.exp() * (before - after)).sum(-1) * batch.mask_BC
+        moved.append(float(kl_BC.sum()))
+    assert moved[0] < 0.5 * moved[1]
