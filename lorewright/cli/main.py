@@ -25,6 +25,7 @@ from lorewright.cli import (
     forget,
     law,
     merge,
+    methods,
     models,
     plan,
     report,
@@ -42,7 +43,21 @@ USAGE_ERROR: type[Exception] = next(
 """Of the click that typer carries or depends on."""
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 """What a disk refuses with, wherever it happens."""
-FAMILIES = (write, verify, ask, chat, folder, forget, copies, merge, plan, serve, report, demo)
+FAMILIES = (
+    write,
+    verify,
+    ask,
+    chat,
+    folder,
+    forget,
+    copies,
+    merge,
+    plan,
+    serve,
+    report,
+    demo,
+    methods,
+)
 
 app = typer.Typer(
     name="lore",

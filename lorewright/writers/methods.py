@@ -11,13 +11,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lorewright.errors import AdapterError, ConfigError
+from lorewright.models.model import Model
 from lorewright.training.config import WriteConfig
+from lorewright.training.rates import suggested_lr
 from lorewright.writers import adapter
+from lorewright.writers.full import Full
 from lorewright.writers.gradient import Gradient
+from lorewright.writers.in_place import InPlace
 from lorewright.writers.writer import State, Writer
 
-WRITERS: dict[str, Callable[[WriteConfig], Writer]] = {"gradient": Gradient}
+WRITERS: dict[str, Callable[[WriteConfig], Writer]] = {
+    "gradient": Gradient,
+    "full": Full,
+    "in-place": InPlace,
+}
 """By `Writer.name`; each takes of the settings what it has a use for."""
+RATES = {"full": 1 / 3, "in-place": 1 / 300}
+"""The rate that suits a method over that which suits an adapter, where it is another one."""
 STATES: dict[str, Callable[[Path], State]] = {"adapter": adapter.load}
 """By `State.kind`: reads the folder that `State.save` wrote."""
 CARD_FILE, KIND = "card.json", "kind"
@@ -29,6 +39,11 @@ def writer_of(name: str, config: WriteConfig) -> Writer:
     if name not in WRITERS:
         raise ConfigError(f"method {name!r} is unknown; use one of {', '.join(sorted(WRITERS))}.")
     return WRITERS[name](config)
+
+
+def usual_lr(method: str, model: Model) -> float:
+    """The rate of a method on a base of this width, where none is given."""
+    return suggested_lr(model) * RATES.get(method, 1.0)
 
 
 def load_state(folder: Path) -> State:
