@@ -132,6 +132,27 @@ class Reader:
         return [KeysValues(layer.keys, layer.values) for layer in layers]
 
 
+def written_prefix(
+    network: Any, ids_1M: Tensor, embeddings_MD: Tensor | None = None
+) -> list[KeysValues]:
+    """Keys and values of a row of tokens, or of vectors in their place, before position 0.
+
+    Carries gradient to the vectors. Raises ModelError for a network that sees a window only.
+    """
+    _check_windows(network)
+    rotates = "rope_parameters" in network.config.get_text_config().to_dict()
+    reader = Reader(network, first=-ids_1M.shape[1] if rotates else 0)
+    if embeddings_MD is None:
+        return reader.read(ids_1M)
+    vectors_1MD = embeddings_MD[None].to(network.dtype)
+    table = network.get_input_embeddings()
+    handle = table.register_forward_hook(lambda module, args, given: vectors_1MD)
+    try:
+        return reader.read(ids_1M)
+    finally:
+        handle.remove()
+
+
 def _check_windows(network: Any) -> None:
     config: Mapping[str, Any] = network.config.get_text_config().to_dict()
     if windows := [key for key in WINDOWS if config.get(key)]:

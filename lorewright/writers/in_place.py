@@ -34,7 +34,7 @@ from torch.nn import functional as F
 
 from lorewright.adapters.config import PLAIN
 from lorewright.adapters.lowrank import Factors
-from lorewright.adapters.targets import resolve_targets, survey
+from lorewright.adapters.targets import DOWN, named, resolve_targets
 from lorewright.errors import ConfigError, DataError
 from lorewright.models.model import Model
 from lorewright.models.prefix import Reader
@@ -43,9 +43,6 @@ from lorewright.training.watch import Watch
 from lorewright.writers.adapter import AdapterState, reduced
 from lorewright.writers.text import token_rows
 from lorewright.writers.writer import Cost, Material
-
-DOWN = ("down_proj", "fc2", "dense_4h_to_h")
-"""Names of down projections in the model families."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +78,7 @@ class InPlace:
         started = time.monotonic()
         watch.step("reading once")
         rows = token_rows(model, material.knowledge)
-        there = {site.projection.split(".")[-1] for site in survey(model.network)[0]}
-        targets = tuple(name for name in DOWN if name in there) or DOWN[:1]
+        targets = named(model.network, DOWN)
         lora = replace(self.config.lora, targets=targets)
         names = resolve_targets(model.network, targets, lora.layers).names
         fast = FastWeights(self.config.lr, names)
