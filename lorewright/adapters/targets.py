@@ -20,6 +20,7 @@ from lorewright.errors import AdapterError, ConfigError, ModelError, TargetsNotF
 # Parts of dotted names, in the spellings of the model families.
 ATTENTION = ("attn", "attention")
 MLP = ("mlp", "feed_forward", "ffn", "moe", "expert", "fc1", "fc2")
+DOWN = ("down_proj", "fc2", "dense_4h_to_h")
 CROSS_ATTENTION = ("cross_attn", "crossattention", "encoder_attn", "encdecattention")
 TOWERS = ("vision", "visual", "audio", "image", "speech", "multi_modal", "mm_proj", "perceiver")
 ROUTERS = ("gate", "router", "shared_expert_gate", "router_proj")
@@ -124,6 +125,15 @@ def survey(model: nn.Module) -> tuple[tuple[Site, ...], dict[str, str]]:
             place = int(parts[at]), ".".join(parts[at + 1 :]) or parts[at]
             sites.append(Site(name, *place, module.in_features, module.out_features))
     return tuple(sites), skipped
+
+
+def named(model: nn.Module, spellings: Sequence[str]) -> tuple[str, ...]:
+    """Those of some spellings that occur in the decoder; the first where none does.
+
+    `resolve_targets` then says that it is not there.
+    """
+    there = {site.projection.split(".")[-1] for site in survey(model)[0]}
+    return tuple(name for name in spellings if name in there) or tuple(spellings[:1])
 
 
 def text_decoder(model: nn.Module) -> nn.Module:

@@ -26,6 +26,7 @@ from lorewright.cli import (
     forget,
     law,
     merge,
+    methods,
     models,
     plan,
     report,
@@ -61,6 +62,7 @@ FAMILIES = (
     studio,
     report,
     demo,
+    methods,
 )
 
 app = typer.Typer(

@@ -60,7 +60,8 @@ TRAINING = "How it is trained"
 Rate = Annotated[
     str,
     typer.Option(
-        help="Peak learning rate; empty = by the base's width, `find` = by a short search.",
+        help="Peak learning rate; empty = by the base's width and the method, `find` = by a short "
+        "search.",
         rich_help_panel=TRAINING,
     ),
 ]
@@ -74,6 +75,7 @@ WRITE = Group(
         "optimizer": Flag(choices="lorewright.training.optimisers.OPTIMIZERS"),
         "batch_size": Flag("--batch"),
         "max_seconds": Flag("--seconds", least=0),
+        "size": Flag(least=0),
         "rest": Flag(least=0, most=1),
     },
     without=("lora", "trunk", "arithmetic"),
@@ -139,8 +141,8 @@ def rank_of(text: str) -> int:
     return int(text)
 
 
-def rated(config: WriteConfig, lr: str, model: Model) -> WriteConfig:
-    """Return the settings with the base's own rate where --lr is empty."""
-    from lorewright.training.rates import suggested_lr
+def rated(config: WriteConfig, lr: str, model: Model, method: str) -> WriteConfig:
+    """Return the settings with the method's rate on this base where --lr is empty."""
+    from lorewright.writers.methods import usual_lr
 
-    return config if lr else replace(config, lr=suggested_lr(model))
+    return config if lr else replace(config, lr=usual_lr(method, model))

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 GRADIENT = "gradient"
 METHODS = ", ".join(dict_keys("lorewright.writers.methods.WRITERS"))
 PRESETS = ", ".join(dict_keys("lorewright.training.config.PRESETS"))
-Method = Annotated[str, typer.Option(help=f"Way of writing: {METHODS}.")]
+Method = Annotated[str, typer.Option(help=f"Way of writing, see `lore methods`: {METHODS}.")]
 Preset = Annotated[
     str,
     typer.Option(
@@ -98,6 +98,7 @@ def write(
     """
     from lorewright.knowledge.readers.read import read_knowledge
     from lorewright.memory.memory import Memory
+    from lorewright.writers.methods import writer_of
 
     console = console_for(threads)
     knowledge, questions = read_knowledge(source), probes_in(probes)
@@ -105,8 +106,10 @@ def write(
     # A rate of 1 stands for one that is determined below; everything else is checked before that.
     config = replace(config, lora=lora, lr=rate_of(lr))
     memory = Memory.open(into, model or None, dtype=dtype)
-    config = rated(config, lr, memory.model)
-    print_coverage(console, memory.model, config)
+    config = rated(config, lr, memory.model, method)
+    writer = writer_of(method, config)
+    if writer.exports and writer.reads == "lesson":  # others have their own layers
+        print_coverage(console, memory.model, config)
     with watching(console) as watch:
         outcome = memory.write(
             knowledge,

@@ -23,7 +23,8 @@ from lorewright.knowledge.lesson import Lesson
 from lorewright.knowledge.negatives import unrelated_questions
 from lorewright.memory.folder import REPORT_FILE
 from lorewright.memory.opened import OpenFolder
-from lorewright.writers.methods import KIND, load_state
+from lorewright.writers.methods import load_state
+from lorewright.writers.tensors import KIND
 from lorewright.writers.writer import State, prove
 
 PACKAGES = ("torch", "transformers", "safetensors")

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lorewright.adapters.adapter import CONFIG_FILE, inside
-from lorewright.errors import DataError, StorageError, UnknownMemory
+from lorewright.errors import AdapterError, DataError, StorageError, UnknownMemory
 from lorewright.files import load_jsonl, slug
 from lorewright.knowledge.data import Example, Fact, Knowledge, Probe
 from lorewright.knowledge.lesson import Lesson
@@ -48,6 +48,7 @@ def diagnose(
         known, write, merge, source, dtype = Known(), WRITE, MERGE, SOURCE, "auto"
         base = base or str(readable(at / CONFIG_FILE).get("base_model_name_or_path") or POCKET)
     else:
+        _check_kind(folder, name)
         own = folder.index()["base"]
         base, dtype = base or own["id"], str(own.get("dtype", "auto"))
         known = known_of(folder, name)
@@ -64,6 +65,16 @@ def diagnose(
         known = replace(known, probes=probes)
     known = replace(known, templates=templates or {})
     return checks.diagnose(gather(model, at, known), write=write, merge=merge, source=source)
+
+
+def _check_kind(folder: Folder, name: str) -> None:
+    """Raise AdapterError for a memory that has no A and B to look into."""
+    kind = folder.card(folder.entry(name)["adapter"]).get("kind", "adapter")
+    if kind != "adapter":
+        raise AdapterError(
+            f"{name!r} is a state of kind {kind!r}; a diagnosis looks into adapters. What it "
+            f"recalls: lore verify {folder.path} --name {name}"
+        )
 
 
 def _source_of(folder: Folder, name: str) -> str:

@@ -32,9 +32,9 @@ from lorewright.recall.traces import Audit, audit
 from lorewright.recall.verify import RecallReport
 from lorewright.training.checkpoint import CHECKPOINT
 from lorewright.training.config import Preset, WriteConfig, preset_of
-from lorewright.training.rates import find_lr, suggested_lr
+from lorewright.training.rates import find_lr
 from lorewright.training.watch import STOP, Watch
-from lorewright.writers.methods import writer_of
+from lorewright.writers.methods import usual_lr, writer_of
 from lorewright.writers.writer import Cost, Material, State
 
 GRADIENT = "gradient"
@@ -122,7 +122,7 @@ def write(
     name = slug(name) if name else _name_of(knowledge)
     check_name(name, memory.model.name)
     find_rank = find_rank or (config is None and method == GRADIENT)
-    config = config or WriteConfig(lr=suggested_lr(memory.model))
+    config = config or WriteConfig(lr=usual_lr(method, memory.model))
     lesson = lesson or LessonConfig()
     metric = metric or usual_metric(memory.model)
     watch, fitted, model = watch or Watch(), preset_of(preset), memory.model
@@ -188,7 +188,7 @@ def _judge(
         *(checked, report, lesson.notes),
     )
     about = {"method": method, "settings": dict(settings), "training": dict(cost.last)}
-    about |= {"reason": cost.reason, "engine": cost.engine}
+    about |= {"reason": cost.reason, "engine": cost.engine, **dict(cost.about)}
     earlier = [dict(each) for each in lineage if each["adapter"] != stored.id]
     return outcome, about | ({"supersedes": earlier} if earlier else {})
 

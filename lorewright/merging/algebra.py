@@ -33,20 +33,11 @@ from torch import Tensor
 
 from lorewright.adapters.adapter import HALVES, Adapter, content_id, needs_plain
 from lorewright.adapters.config import LoraConfig
+from lorewright.adapters.lowrank import Factors, core_svd, halves, truncate
 from lorewright.adapters.proof import delta_norms
 from lorewright.errors import AdapterError, ConfigError, WrongBase
 
 ROUNDING = 1e-6  # of the largest singular value; below it float32 adapters hold nothing
-
-
-@dataclass(frozen=True, eq=False)
-class Factors:
-    """A weight change as a product B_OR @ A_RI in float64, scale and weight folded into B."""
-
-    B_OR: Tensor
-    A_RI: Tensor
-    share: float = 1.0
-    """Share of the squared Frobenius norm that these factors still have, in [0, 1]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,43 +151,6 @@ def merge(
     return Merged(merged, {name: change.share for name, change in changes.items()}, tuple(notes))
 
 
-def truncate(change: Factors | Tensor, rank: int) -> Factors:
-    """Return the best approximation of at most this rank in the Frobenius norm (Eckart–Young).
-
-    Factors B (O, K), A (K, I) go through the core: QR of both sides, SVD of the K x K product of
-    the triangles, O((O + I) K² + K³) in all. A dense delta_OI goes through the eigenvectors of its
-    smaller Gram matrix in float64: cheaper than its SVD, and at 1e-8 of the largest singular value
-    finer than the float32 of adapters. B and A get equal shares of the singular
-    values. Zero stays zero with share 1.
-
-    Paper: the core is that of Core Space merging, arXiv 2509.17786.
-    """
-    if isinstance(change, Factors):
-        U_OR, sigma_R, V_IR = _core_svd(change)
-        square_R, before = sigma_R.square(), change.share
-    else:
-        flat = change.shape[0] <= change.shape[1]
-        wide = change if flat else change.T
-        square_R, vectors = torch.linalg.eigh(wide @ wide.T)
-        square_R, vectors = square_R.flip(0).clamp(min=0), vectors.flip(1)[:, :rank]
-        other = wide.T @ vectors
-        sigma_R, before = other.norm(dim=0), 1.0
-        other = other / torch.where(sigma_R > 0, sigma_R, 1.0)
-        U_OR, V_IR = (vectors, other) if flat else (other, vectors)
-    total = square_R.sum().item()
-    share = min(1.0, square_R[:rank].sum().item() / total) if total > 0 else 1.0
-    root_R = sigma_R[:rank].sqrt()
-    return Factors(U_OR[:, :rank] * root_R, root_R[:, None] * V_IR[:, :rank].T, before * share)
-
-
-def _core_svd(change: Factors) -> tuple[Tensor, Tensor, Tensor]:
-    """Singular vectors (O, K), values (K) and vectors (I, K) of B A, from thin factors only."""
-    Q_OR, left_RR = torch.linalg.qr(change.B_OR)
-    Q_IR, right_RR = torch.linalg.qr(change.A_RI.T)
-    U_RR, sigma_R, Vh_RR = torch.linalg.svd(left_RR @ right_RR.T, full_matrices=False)
-    return Q_OR @ U_RR, sigma_R, Q_IR @ Vh_RR.T
-
-
 def cat(parts: Parts) -> Factors:
     """Sum of w_n ΔW_n by concatenation: exact, at the sum of the ranks.
 
@@ -261,7 +215,7 @@ def tsv(parts: Parts) -> Factors:
         )
     left, values, right, before = [], [], [], 0.0
     for each in parts.factors:
-        U_OR, sigma_R, V_IR = _core_svd(each)
+        U_OR, sigma_R, V_IR = core_svd(each)
         before += sigma_R.square().sum().item()
         n_solid = int((sigma_R > ROUNDING * sigma_R.max()).sum())
         keep = slice(n_solid if share is None else min(share, n_solid))
@@ -497,9 +451,7 @@ def _assembled(adapters: Sequence[Adapter], changes: Mapping[str, Factors], widt
     """Pad every module to one rank and wrap it up under the widest adapter's target names."""
     tensors: dict[str, Tensor] = {}
     for module, change in changes.items():
-        more = width - len(change.A_RI)
-        A_RI = torch.nn.functional.pad(change.A_RI, (0, 0, 0, more)).float()
-        B_OR = torch.nn.functional.pad(change.B_OR, (0, more)).float()
+        A_RI, B_OR = halves(change, width)
         _check_range(torch.cat([A_RI.flatten(), B_OR.flatten()]), module)
         tensors.update(zip((module + half for half in HALVES), (A_RI, B_OR), strict=True))
     base = next((each for each in adapters if each.base_digest), adapters[0])

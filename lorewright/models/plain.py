@@ -200,7 +200,11 @@ class PlainLlama(nn.Module):
     ) -> Predicted:
         """Logits at all positions, at the last few (a number), or at some (their indices)."""
         hidden_BTD, past = self.model(
-            input_ids, attention_mask, position_ids, past_key_values, use_cache
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
         )
         if isinstance(logits_to_keep, Tensor):
             hidden_BTD = hidden_BTD[:, logits_to_keep]

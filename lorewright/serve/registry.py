@@ -23,6 +23,8 @@ from lorewright.serve.replies import Source
 AUTO = "auto"
 """The model that is whichever memory a question is for."""
 OWNER = "lorewright"
+ADAPTER = "adapter"
+"""The kind of state that is served."""
 ADAPTER_ID = re.compile(r"[0-9a-f]{16}")
 NAME = re.compile(r"[\w.-]{1,100}")
 
@@ -204,13 +206,24 @@ class Registry:
                 "this server was started; start it again."
             )
         reserved = [name for name in (AUTO, self.base) if name in content["memories"]]
-        self.trouble = "".join(
-            f"the memory {name!r} has a reserved name and is not served; rename it. "
+        kinds = {
+            n: str(e.get("card", {}).get("kind", ADAPTER)) for n, e in content["memories"].items()
+        }
+        others = [name for name, kind in kinds.items() if kind != ADAPTER]
+        complaints = [
+            f"the memory {name!r} has a reserved name and is not served; rename it."
             for name in reserved
-        ).strip()
+        ]
+        complaints += [
+            f"the memory {name!r} is of kind {kinds[name]!r} and is not served, for only adapters "
+            "share a batch; ask it with lore ask, or write it by a method that leaves an adapter."
+            for name in others
+        ]
+        self.trouble = " ".join(complaints)
         """Why the folder, or a part of it, is not served as it is now; empty when all is."""
         entries = content["memories"].items()
-        self._folder_names = {n: str(e["adapter"]) for n, e in entries if n not in reserved}
+        hidden = {*reserved, *others}
+        self._folder_names = {n: str(e["adapter"]) for n, e in entries if n not in hidden}
         shown = {str(e["adapter"]): e.get("card", {}).get("report", {}) for _, e in entries}
         self._recall = {adapter: report.get("recall", {}) for adapter, report in shown.items()}
         self._update()

@@ -13,22 +13,20 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
 from lorewright.adapters.adapter import content_id
-from lorewright.adapters.lora import Stack
 from lorewright.errors import ConfigError, StorageError
 from lorewright.files import digest, jsonl, store
 from lorewright.models.model import Model
 from lorewright.training.config import FLOAT32, Epoch, Job
-from lorewright.training.optimisers import Optimizer
 from lorewright.training.state import WriteState
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -52,13 +50,30 @@ def fingerprint(model: Model, jobs: Sequence[Job]) -> str:
     return digest([model.digest, model.template_digest, learned, *more])
 
 
+class Moments(Protocol):
+    """What an optimiser remembers of each write."""
+
+    def tensors(self, n: int) -> Mapping[str, Tensor]:
+        """Those of the n-th write, by name, to be stored and copied back into."""
+
+
+class Weights(Protocol):
+    """What is trained: a `lora.Stack`, or other tensors."""
+
+    def tensors(self, n: int) -> Mapping[str, Tensor]:
+        """Those of the n-th write, by name."""
+
+    def load(self, n: int, tensors: Mapping[str, Tensor]) -> None:
+        """Put those of the n-th write back."""
+
+
 class Checkpoint:
     """The run folder of one call of `write_all`; without a folder nothing is stored."""
 
     def __init__(self, run: Path | None, mark: str) -> None:
         self.run, self.mark, self.saved_at, self.shown_at = run, mark, -math.inf, -math.inf
 
-    def resume(self, states: Sequence[WriteState], stack: Stack, optimizer: Optimizer) -> None:
+    def resume(self, states: Sequence[WriteState], weights: Weights, optimizer: Moments) -> None:
         """Put every write where the checkpoint has it.
 
         Raises ConfigError when the file cannot be read or was saved by a write of another
@@ -73,8 +88,8 @@ class Checkpoint:
                 for name in PLACE:
                     setattr(state, name, member[name])
                 state.arithmetics = member.get("arithmetics", [FLOAT32])  # files of before lack it
-                if weights := parts.get(f"{n}.weight"):
-                    stack.load(n, weights)
+                if stored := parts.get(f"{n}.weight"):
+                    weights.load(n, stored)
                 for part, own in (("optimizer", optimizer.tensors(n)), ("state", state.tensors())):
                     for name, tensor in parts.get(f"{n}.{part}", {}).items():
                         own[name].copy_(tensor)
@@ -106,7 +121,7 @@ class Checkpoint:
         return parts, about["members"]
 
     def save(
-        self, states: Sequence[WriteState], stack: Stack, optimizer: Optimizer, *, force: bool
+        self, states: Sequence[WriteState], weights: Weights, optimizer: Moments, *, force: bool
     ) -> None:
         """Store all that the next step needs, if that was not done a moment ago or is forced.
 
@@ -123,10 +138,12 @@ class Checkpoint:
         tensors: dict[str, Tensor] = {}
         active = [state for state in states if not state.reason]
         for state in states:
-            parts = {"weight": state.adapter.tensors} if state.adapter else {}
+            parts: dict[str, Mapping[str, Tensor]] = {}
+            if state.adapter:
+                parts = {"weight": state.adapter.tensors}
             if not state.reason:
                 n = active.index(state)
-                parts = {"weight": stack.tensors(n), "optimizer": optimizer.tensors(n)}
+                parts = {"weight": weights.tensors(n), "optimizer": optimizer.tensors(n)}
                 parts["state"] = state.tensors()
             for part, named in parts.items():
                 start = f"{state.index}.{part}"

@@ -88,6 +88,9 @@ class WriteConfig:
 
     With it, equal seeds need not give equal bytes.
     """
+    size: int | None = None
+    """Of what is no adapter: vectors of a prompt, positions of a prefix, width of a bottleneck,
+    tokens of a chunk in place; 0 = the method's own."""
     seed: int = 0
     """Seed of all draws: same seed, same machine, same bytes."""
     trunk: bool = True
@@ -124,6 +127,11 @@ class WriteConfig:
             ("dropout", 0 <= self.dropout < 1, "lie in [0, 1)"),
             ("lr", 0 < self.lr < math.inf, "be above 0"),
             ("max_seconds", self.max_seconds is None or self.max_seconds > 0, "be above 0"),
+            (
+                "size",
+                self.size is None or (type(self.size) is int and self.size >= 1),
+                "be a whole number from 1, or nothing",
+            ),
         ]
         least = {"epochs": 1, "batch_size": 1, "recheck": 1, "patience": 0, "seed": 0}
         for name, lowest in least.items():
@@ -145,7 +153,13 @@ class WriteConfig:
         So checkpoints, calibrations and ids of before stay what they are.
         """
         plain = asdict(self) | {"lora": self.lora.to_json()}
-        later = {"dropout": 0.0, "arithmetic": AUTO, "rehearsal": 0.4, "null_space": 0.9}
+        later = {
+            "dropout": 0.0,
+            "arithmetic": AUTO,
+            "rehearsal": 0.4,
+            "null_space": 0.9,
+            "size": None,
+        }
         return {k: v for k, v in plain.items() if k not in later or v != later[k]}
 
     def build_objective(self) -> Objective:

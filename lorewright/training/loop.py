@@ -240,9 +240,9 @@ def _train(
             with torch.no_grad():
                 nats = model.completion_nats(batch, pass_)
             hiding = replace(pass_, dropout=Masks(shares, size))
-            _, cost_BC = _costs(model, batch, hiding, soft)
+            _, cost_BC = costs_of(model, batch, hiding, soft)
         else:
-            nats, cost_BC = _costs(model, batch, pass_, soft)
+            nats, cost_BC = costs_of(model, batch, pass_, soft)
 
         # Weights, the gradient, and the move.
         with torch.no_grad():
@@ -429,7 +429,7 @@ def _targets(model: Model, active: Sequence[WriteState], run: Path | None) -> di
     return targets
 
 
-def _costs(
+def costs_of(
     model: Model, batch: Batch, pass_: Pass, soft: Sequence[tuple[Targets | None, Sequence[int]]]
 ) -> tuple[TokenNats, Tensor]:
     """How the tokens come out, and what is minimised at each (B, C): the same, or by targets.

@@ -1,6 +1,9 @@
 """A LoRA adapter as a `State`: the form that merges, exports and serves.
 
-Knows the adapter's folder and how a model uses it; knows nothing of how it was written.
+Knows the adapter's folder, how a model uses it, and how weight changes become one; knows nothing of
+what changed them.
+
+Shape letters: O out-features, I in-features.
 """
 
 from __future__ import annotations
@@ -11,10 +14,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from lorewright.adapters import adapter as adapters
-from lorewright.adapters.adapter import Adapter
+from lorewright.adapters.adapter import HALVES, Adapter, short_targets
+from lorewright.adapters.config import LoraConfig
+from lorewright.adapters.lowrank import Factors, energies, halves, truncate
 from lorewright.adapters.proof import check_effect, validate
 from lorewright.models.model import Model
+
+RANKS = (1, 2, 4, 8, 16, 32, 64)
+"""Ranks whose share of a weight change is reported."""
 
 
 @dataclass(frozen=True)
@@ -57,3 +67,29 @@ class AdapterState:
 def load(folder: Path) -> AdapterState:
     """Read an adapter's folder; see `adapters.adapter.load`."""
     return AdapterState(adapters.load(folder))
+
+
+def reduced(
+    model: Model, changes: Mapping[str, Factors | Tensor], lora: LoraConfig
+) -> tuple[Adapter, list[dict[str, float]]]:
+    """The adapter of a rank that is nearest to weight changes, and what each rank holds of them.
+
+    Changes by module, as factors or dense (O, I), in float64; `lora` names the rank and exactly
+    these modules. The second value is, by rank, the least share of the squared Frobenius norm of
+    any module. The adapter's scale is 1.
+    """
+    names, rank = tuple(changes), lora.rank
+    tensors = {
+        name + half: each
+        for name, change in changes.items()
+        for half, each in zip(HALVES, halves(truncate(change, rank), rank), strict=True)
+    }
+    shares = [energies(change) for change in changes.values()]
+    ranks = sorted({*RANKS, rank} & {*range(1, 1 + max(map(len, shares)))})
+    held = [
+        {"rank": r, "share": round(min(share[min(r, len(share)) - 1] for share in shares), 6)}
+        for r in ranks
+    ]
+    short = short_targets(model.network, names, lora.layers)
+    config = LoraConfig(rank, rank, lora.targets, lora.layers)
+    return Adapter(config, tensors, model.name, model.digest, {}, short), held

@@ -27,6 +27,8 @@ class Gradient:
     config: WriteConfig
 
     name = "gradient"
+    trains = "A and B of a LoRA or DoRA adapter, until the lesson is recalled"
+    leaves = AdapterState.kind
     reads: Literal["text", "lesson"] = "lesson"
     needs_context = False
     exports = True

@@ -8,20 +8,48 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from lorewright.errors import AdapterError, ConfigError
+from lorewright.models.model import Model
 from lorewright.training.config import WriteConfig
-from lorewright.writers import adapter
+from lorewright.training.rates import suggested_lr
+from lorewright.writers import adapter, tensors
+from lorewright.writers.bottleneck import Bottleneck
+from lorewright.writers.full import Full
 from lorewright.writers.gradient import Gradient
+from lorewright.writers.ia3 import IA3
+from lorewright.writers.in_place import InPlace
+from lorewright.writers.prefix import Prefix, Prompt
+from lorewright.writers.tensors import CARD_FILE, KIND, Tuning
 from lorewright.writers.writer import State, Writer
 
-WRITERS: dict[str, Callable[[WriteConfig], Writer]] = {"gradient": Gradient}
+PROMPT, PREFIX, FACTORS, NETWORKS = Prompt(), Prefix(), IA3(), Bottleneck()
+WRITERS: dict[str, Callable[[WriteConfig], Writer]] = {
+    "gradient": Gradient,
+    "full": Full,
+    "in-place": InPlace,
+    "prompt": lambda config: Tuning(PROMPT, config),
+    "prefix": lambda config: Tuning(PREFIX, config),
+    "ia3": lambda config: Tuning(FACTORS, config),
+    "bottleneck": lambda config: Tuning(NETWORKS, config),
+}
 """By `Writer.name`; each takes of the settings what it has a use for."""
-STATES: dict[str, Callable[[Path], State]] = {"adapter": adapter.load}
+RATES = {"full": 1 / 3, "in-place": 1 / 300, "prompt": 30.0, "prefix": 30.0, "ia3": 10.0}
+"""The rate of a method over that which suits an adapter, where it is another one.
+
+Measured on the embedded base for `full` and `in-place`; the others are in the middle of the ranges
+that their papers give, a start.
+"""
+STATES: dict[str, Callable[[Path], State]] = {
+    "adapter": adapter.load,
+    "prompt": partial(tensors.load, form=PROMPT),
+    "prefix": partial(tensors.load, form=PREFIX),
+    "ia3": partial(tensors.load, form=FACTORS),
+    "bottleneck": partial(tensors.load, form=NETWORKS),
+}
 """By `State.kind`: reads the folder that `State.save` wrote."""
-CARD_FILE, KIND = "card.json", "kind"
-"""Where a folder names its state's kind; without that it is an adapter."""
 
 
 def writer_of(name: str, config: WriteConfig) -> Writer:
@@ -29,6 +57,11 @@ def writer_of(name: str, config: WriteConfig) -> Writer:
     if name not in WRITERS:
         raise ConfigError(f"method {name!r} is unknown; use one of {', '.join(sorted(WRITERS))}.")
     return WRITERS[name](config)
+
+
+def usual_lr(method: str, model: Model) -> float:
+    """The rate of a method on a base of this width, where none is given."""
+    return suggested_lr(model) * RATES.get(method, 1.0)
 
 
 def load_state(folder: Path) -> State:

@@ -50,6 +50,8 @@ class Cost:
     """Tokens of the material, each counted once."""
     last: Mapping[str, Any] = field(default_factory=dict)
     """The last record of the training, for the card; empty when nothing was trained."""
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """What else the card says of it, as how much of a change its rank holds."""
 
 
 class State(Protocol):
@@ -90,6 +92,14 @@ class Writer(Protocol):
     @property
     def name(self) -> str:
         """A key of `methods.WRITERS`."""
+
+    @property
+    def trains(self) -> str:
+        """What it changes or computes, in a few words."""
+
+    @property
+    def leaves(self) -> str:
+        """The kind of its states: a key of `methods.STATES`."""
 
     @property
     def reads(self) -> Literal["text", "lesson"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,13 @@ from support import steering
 from support.models import an_adapter
 from support.writes import CONFIG, tiny
 
+from lorewright.adapters.config import LoraConfig
 from lorewright.errors import AdapterError, ConfigError
 from lorewright.knowledge.data import Fact, Knowledge
 from lorewright.knowledge.lesson import LessonConfig
+from lorewright.memory.diagnose import diagnose
 from lorewright.memory.memory import Memory
+from lorewright.memory.snapshot import restore, take
 from lorewright.reports.results import memories_table
 from lorewright.writers.adapter import AdapterState
 from lorewright.writers.methods import STATES, WRITERS
@@ -80,8 +84,53 @@ def test_what_needs_an_adapter_refuses_a_state_of_another_kind(memory: Memory) -
     assert memory.names.keys() == {"codes", "plain"}
 
 
+def test_whole_weights_go_through_every_verb_as_an_adapter(tmp_path: Path) -> None:
+    """What is written whole is stored as an adapter: it merges, and nothing tells it from one."""
+    memory = Memory.open(tmp_path / "atlas", tiny())
+    rank = LoraConfig(rank=32)
+    whole = replace(CONFIG, lora=rank, lr=1e-3)
+    outcome = memory.write(CODES, name="codes", method="full", config=whole, lesson=AS_GIVEN)
+    assert (outcome.method, outcome.audit.n_exact) == ("full", 1)
+    (card,) = memory.folder.cards()
+    assert (card["method"], card["kind"]) == ("full", "adapter")
+    assert card["energy_by_rank"][-1] == {"rank": 32, "share": 1.0}
+    memory.write(OTHER, name="plain", config=CONFIG, lesson=AS_GIVEN)
+    memory.merge(["codes", "plain"], method="cat", into="both")
+    assert memory.adapter("both").config.rank == 36, "cat is exact: its rank is the sum"
+    take(memory.folder.path, tmp_path / "copy.tar.gz")
+    restore(tmp_path / "copy.tar.gz", tmp_path / "copy")
+    copy = Memory.open(tmp_path / "copy", memory.model)
+    assert copy.ask("Code of red?", "codes", mode="closed").text == "48"
+    assert memory.forget("both").holds and memory.forget("codes").holds
+
+
+def test_a_prefix_goes_through_every_verb_but_those_of_adapters(tmp_path: Path) -> None:
+    memory = Memory.open(tmp_path / "atlas", tiny())
+    config = replace(CONFIG, lora=LoraConfig(), lr=0.1)
+    outcome = memory.write(CODES, name="codes", method="prefix", config=config, lesson=AS_GIVEN)
+    assert (outcome.method, outcome.audit.n_exact) == ("prefix", 1)
+    (card,) = memory.folder.cards()
+    assert (card["method"], card["kind"], card["state"]["size"]) == ("prefix", "prefix", 16)
+    again = Memory.open(memory.folder.path, memory.model)
+    assert again.verify("codes").proportion("memory", "efficacy").mean == 1
+    assert again.ask("Code of red?", "codes", mode="closed").text == "48"
+    take(memory.folder.path, tmp_path / "copy.tar.gz")
+    restore(tmp_path / "copy.tar.gz", tmp_path / "copy")
+    copy = Memory.open(tmp_path / "copy", memory.model)
+    assert copy.ask("Code of red?", "codes", mode="closed").text == "48"
+    with pytest.raises(AdapterError, match="'codes' is a state of kind 'prefix'; this needs an"):
+        memory.adapter("codes")
+    with pytest.raises(AdapterError, match="a diagnosis looks into adapters"):
+        diagnose(memory.folder.path, base=memory.model)
+    changed = Knowledge(facts=(Fact("red", "Code of red?", "9-1"),))
+    result = memory.supersede("codes", changed)
+    assert result.outcome is not None and result.outcome.method == "prefix"
+    assert memory.ask("Code of red?", "codes", mode="closed").text == "9-1"
+    assert memory.forget("codes").holds and memory.names == {}
+
+
 def test_an_unknown_method_is_refused_before_the_folder_is_touched(memory: Memory) -> None:
-    with pytest.raises(ConfigError, match="method 'magic' is unknown; use one of gradient, steer"):
+    with pytest.raises(ConfigError, match=r"method 'magic' is unknown; use one of .*gradient, "):
         memory.write(CODES, name="codes", method="magic")
     with pytest.raises(ConfigError, match="only gradient has them"):
         memory.write(CODES, name="codes", method="steering", find_rate=True)

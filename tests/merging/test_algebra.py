@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from lorewright.adapters.adapter import HALVES, Adapter, content_id, load, save
 from lorewright.adapters.config import LoraConfig
 from lorewright.adapters.lora import attach
+from lorewright.adapters.lowrank import Factors, truncate
 from lorewright.adapters.proof import validate
 from lorewright.errors import AdapterError, ConfigError, WrongBase
-from lorewright.merging.algebra import COMBINATIONS, Factors, Merged, Parts, dare, merge, truncate
+from lorewright.merging.algebra import COMBINATIONS, Merged, Parts, dare, merge
 
 # peft reads a property that transformers 5 is about to rename
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")

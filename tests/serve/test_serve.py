@@ -658,6 +658,18 @@ def test_a_memory_with_a_reserved_name_is_reported_and_not_served(
     assert text_of(ask(client, "pocket")) == UNKNOWN
 
 
+def test_a_memory_that_is_no_adapter_is_reported_and_not_served(
+    own: tuple[Path, str, OpenAI],
+) -> None:
+    folder, url, client = own
+    content = json.loads((folder / INDEX_FILE).read_text())
+    content["memories"]["north"]["card"] = {"kind": "prefix"}
+    (folder / INDEX_FILE).write_text(json.dumps(content))
+    assert sorted(model.id for model in client.models.list()) == ["auto", "pocket", "south"]
+    trouble = httpx.get(f"{url}/health").json()["trouble"]
+    assert "'north' is of kind 'prefix' and is not served" in trouble and "lore ask" in trouble
+
+
 def test_the_index_of_another_base_is_not_served_by_this_one(
     own: tuple[Path, str, OpenAI],
 ) -> None:

@@ -75,6 +75,8 @@ class Steering:
     lr: float = 0.3
 
     name = "steering"
+    trains = "offsets of the embeddings"
+    leaves = "steering"
     reads: Literal["text", "lesson"] = "lesson"
     needs_context = False
     exports = False
