@@ -95,6 +95,10 @@ class Sections:
     """Longest that a write takes."""
     lr: float = 0.0
     """Peak rate; 0 = the one that suits the base."""
+    rehearsal: float = WriteConfig().rehearsal
+    """Largest share of an epoch's tokens that are rehearsed."""
+    null_space: float = WriteConfig().null_space
+    """Share of what the base reads of these that the adapter does not see."""
     seeds: int = 1
     """Writes of every memory."""
 
@@ -109,6 +113,7 @@ class Sections:
         for name, least in {"sections": 0, "rank": 1, "epochs": 1, "seeds": 1}.items():
             if vars(self)[name] < least:
                 raise ConfigError(f"{name} is {vars(self)[name]}; give at least {least}.")
+        WriteConfig(rehearsal=self.rehearsal, null_space=self.null_space)  # checks them
 
 
 def quick(config: Sections) -> Sections:
@@ -199,7 +204,14 @@ def task(job: dict[str, Any]) -> dict[str, Any]:
     knowledge, probes = knowledge_of(section, job["source"], job["left_out"])
     lora = LoraConfig(job["rank"], seed=job["seed"])
     lr = job["lr"] or suggested_lr(model)
-    config = WriteConfig(lora=lora, lr=lr, epochs=job["epochs"], seed=job["seed"])
+    config = WriteConfig(
+        lora=lora,
+        lr=lr,
+        epochs=job["epochs"],
+        seed=job["seed"],
+        rehearsal=job["rehearsal"],
+        null_space=job["null_space"],
+    )
     with tempfile.TemporaryDirectory() as folder:
         memory = OpenFolder.open(folder, model)
         outcome = write(

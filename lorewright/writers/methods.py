@@ -39,8 +39,8 @@ WRITERS: dict[str, Callable[[WriteConfig], Writer]] = {
 RATES = {"full": 1 / 3, "in-place": 1 / 300, "prompt": 30.0, "prefix": 30.0, "ia3": 10.0}
 """The rate of a method over that which suits an adapter, where it is another one.
 
-Measured on the embedded base for `full` and `in-place`; the others are in the middle of the ranges
-that their papers give, a start.
+For `full` one that recalls the handbook on the embedded base, for `in-place` one that does not harm
+its text; the others are guesses to start from: prompts and factors want larger steps than weights.
 """
 STATES: dict[str, Callable[[Path], State]] = {
     "adapter": adapter.load,
