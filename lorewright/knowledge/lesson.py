@@ -200,9 +200,9 @@ def prepare(
         are = "probe is" if n_trained == 1 else "probes are"
         draft.notes.append(f"{n_trained} {are} worded as trained: counted as efficacy.")
     questions = [question for question, _ in general]
-    declined = [e.prompt for e in examples if e.kind == "unknown"]
-    asked = declined or [e.prompt for e in examples]
-    alike = nearest_in_form(questions, asked, config.rehearse)
+    unanswered = [e.prompt for e in examples if e.kind == "unknown"]
+    forms = unanswered or [e.prompt for e in examples]
+    alike = nearest_in_form(questions, forms, config.rehearse)
     rehearsal = tuple(Example(*general[i], REHEARSAL) for i in alike)
     counted = tuple(draft.notes), draft.n_sentences, tuple(draft.uncovered)
     rest = (*contexts(knowledge), *counted, rehearsal, tuple(draft.unwritable))
