@@ -200,8 +200,8 @@ def prepare(
         are = "probe is" if n_trained == 1 else "probes are"
         draft.notes.append(f"{n_trained} {are} worded as trained: counted as efficacy.")
     questions = [question for question, _ in general]
-    unanswered = [e.prompt for e in examples if e.kind == "unknown"]
-    forms = unanswered or [e.prompt for e in examples]
+    refused = [e.prompt for e in examples if e.kind == "unknown"]
+    forms = refused or [e.prompt for e in examples]
     alike = nearest_in_form(questions, forms, config.rehearse)
     rehearsal = tuple(Example(*general[i], REHEARSAL) for i in alike)
     counted = tuple(draft.notes), draft.n_sentences, tuple(draft.uncovered)
