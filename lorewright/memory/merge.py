@@ -173,12 +173,12 @@ def merge(
         def judge(stored: State, moved: float) -> tuple[Merged, dict[str, Any]]:
             sources = zip(names, lessons, map(AdapterState, own), strict=True)
             general = _general(memory, texts_of(knowledge, lesson.probes), watch)
-            rest = stored, general, still_known(memory.model, stored, general, watch), metric, watch
+            after = still_known(memory.model, stored, general, watch)
             outcome = Merged(
                 *(into, stored.id, memory.folder.state_path(stored.id), label, evidence.options),
                 tuple(float(w) for w in weights or [1.0] * len(names)),
                 *(adapter.config.rank, stored.size_bytes),
-                tuple(_part(memory, *source, *rest) for source in sources),
+                tuple(_part(memory, *s, stored, general, after, metric, watch) for s in sources),
                 tuple(replace(trial, adapter=None) for trial in trials),
                 moved,
                 time.monotonic() - began,

@@ -160,8 +160,8 @@ class PlainTokenizer:
                 add_generation_prompt=add_generation_prompt,
                 **settings,
             )
-        given = {"messages": conversation, "tools": None, "documents": None}
-        given |= {"add_generation_prompt": add_generation_prompt}
+        given: dict[str, Any] = {"messages": conversation, "tools": None, "documents": None}
+        given["add_generation_prompt"] = add_generation_prompt
         return self._template.render(**given, **self.special_tokens_map, **settings)
 
     @cached_property

@@ -28,6 +28,7 @@ from lorewright.models.batching import by_length, pass_tokens
 from lorewright.models.model import Model
 from lorewright.training.checkpoint import Checkpoint, fingerprint
 from lorewright.training.config import FLOAT32, NEARLY, Epoch, Job, WriteConfig
+from lorewright.training.distil import remind
 from lorewright.training.loop import costs_of
 from lorewright.training.objectives import StepOutcome, Targets, weighted_mean
 from lorewright.training.optimisers import BETAS, EPS
@@ -159,8 +160,7 @@ class _Training:
         self.table = Table(model, [job])
         (rows,) = self.table.rows_of
         lengths = [self.table.lengths[row] for row in rows]
-        n_completion = [self.table.n_completion[row] for row in rows]
-        self.state = WriteState(0, job, rows, lengths, n_completion, model.device)
+        self.state = WriteState(0, job, rows, lengths, model.device)
         self.state.arithmetics = [FLOAT32]
         self.leaves = _Leaves(start, model.device)
         self.weights = list(self.leaves.by_name.values())
@@ -170,6 +170,8 @@ class _Training:
         self.targets: Targets | None = None
         if (teacher := self.state.objective.teacher) is not None:
             self.targets = teacher(model, tuple(job.examples), tuple(job.contexts), run)
+        elif self.state.rehearsed:
+            self.targets = remind(model, job.examples, self.state.rehearsed)
 
     def run(self, watch: Watch) -> Tuned:
         """Step until a reason to stop applies."""
