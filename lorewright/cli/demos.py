@@ -115,6 +115,8 @@ HANDBOOK = Demo(
 MEMO_TARGETS, MEMO_RANK, MEMO_STEPS = ("q_proj", "v_proj"), 16, 30
 """How the report wrote: query and value, rank 16, so many steps of the whole text."""
 WIDE_RANK, WIDE_EPOCHS = 8, 30
+PATIENCE = 3
+"""Epochs without another example recalled after which questions and answers are learnt enough."""
 OTHER = "other-"
 """Ids of probes in other words than the memo's own begin so."""
 MEMO_TEXT, WIDE_TEXT = "next token, q+v", "next token, all"
@@ -132,8 +134,9 @@ def _wide_config(model: Model) -> WriteConfig:
 
 
 def _facts_config(model: Model) -> WriteConfig:
-    """As `lore write` does."""
-    return WriteConfig(lora=LoraConfig(rank=WIDE_RANK), lr=suggested_lr(model))
+    """As `lore write` does, but that a last stubborn example or two are not waited for."""
+    lora = LoraConfig(rank=WIDE_RANK)
+    return WriteConfig(lora=lora, lr=suggested_lr(model), patience=PATIENCE)
 
 
 KESTREL = Demo(
