@@ -132,8 +132,10 @@ class PlainTokenizer:
         )
         return _Ids(input_ids=[each.ids for each in encoded])
 
-    def decode(self, ids: Any, skip_special_tokens: bool = False) -> str:
+    def decode(self, ids: Any, skip_special_tokens: bool = False, **settings: Any) -> str:
         """The text of some ids, or of one."""
+        if settings not in ({}, {"clean_up_tokenization_spaces": False}):  # nothing is cleaned up
+            return str(self._theirs.decode(ids, skip_special_tokens, **settings))
         listed = [ids] if isinstance(ids, int) else list(map(int, ids))
         return str(self.backend_tokenizer.decode(listed, skip_special_tokens=skip_special_tokens))
 

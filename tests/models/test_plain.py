@@ -178,6 +178,10 @@ def test_what_the_tokenizer_has_not_that_of_transformers_does(folder: Path) -> N
     cut = {"truncation": True, "max_length": 2, "add_special_tokens": False}
     assert ours("Who leads it?", **cut)["input_ids"] == theirs("Who leads it?", **cut)["input_ids"]
     assert ours.all_special_ids == theirs.all_special_ids
+    ids = ours("it 's , no")["input_ids"]
+    for cleaned in (True, False):
+        said = [t.decode(ids, clean_up_tokenization_spaces=cleaned) for t in (theirs, ours)]
+        assert said[0] == said[1]
     with pytest.raises(AttributeError):
         ours.no_such_thing  # noqa: B018
 

@@ -227,7 +227,7 @@ def test_a_strip_is_one_stop_and_arrows_move_through_it(browser: Any, studio: Op
     page = visit(browser, studio)
     page.goto(f"{studio.address}/memory/tide")
     answer = studio.record("/memory/tide.json")["probes"][0]["answers"][0]
-    page.fill("#own ~ *, form[data-into=own] input[name=question]", LEADER)
+    page.fill("form[data-into=own] input[name=question]", LEADER)
     page.fill("form[data-into=own] input[name=answer]", answer)
     page.press("form[data-into=own] input[name=answer]", "Enter")
     page.wait_for_selector("#own .strip")
