@@ -231,7 +231,7 @@ class PlainLlama(nn.Module):
                 "a decoder with hooks draws no replies here; remove them, or load the base with "
                 "implementation='transformers'."
             )
-        ids_BT, mask_BT, cache = input_ids, attention_mask, empty_cache()
+        ids_BT, mask_BT, cache = input_ids, attention_mask, cache_for(self.config)
         stops = torch.tensor(generation_config.eos_token_id, device=ids_BT.device)
         pad = generation_config.pad_token_id
         position_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)
@@ -280,7 +280,7 @@ class Decoder(nn.Module):
         scores (B, 1, T, K).
         """
         if use_cache and past_key_values is None:
-            past_key_values = empty_cache()
+            past_key_values = cache_for(self.config)
         seen = 0 if past_key_values is None else past_key_values.get_seq_length()
         hidden_BTD = self.embed_tokens(input_ids)
         if position_ids is None:
@@ -298,11 +298,11 @@ class Decoder(nn.Module):
         return Decoded(self.norm(hidden_BTD), past_key_values)
 
 
-def empty_cache() -> Cache:
-    """Keys and values of no token yet, as transformers keeps them for callers that have it."""
+def cache_for(config: Any) -> Cache:
+    """Keys and values of no token yet, as transformers keeps them for such a network."""
     from transformers.cache_utils import DynamicCache
 
-    return DynamicCache()
+    return DynamicCache() if isinstance(config, PlainConfig) else DynamicCache(config=config)
 
 
 def visible(ids_BT: Tensor, attention_mask: Tensor | None, seen: int) -> Tensor | None:

@@ -14,15 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import DynamicCache
 
 from lorewright.adapters.targets import text_decoder
 from lorewright.errors import ModelError
 from lorewright.models.backends.network import WINDOWS
+from lorewright.models.plain import cache_for
 
 
 class KeysValues(NamedTuple):
@@ -32,27 +33,42 @@ class KeysValues(NamedTuple):
     values_1GME: Tensor
 
 
-class Prefixed(DynamicCache):
-    """A cache whose layers begin with a prefix, which its length does not count."""
+@cache
+def _prefixed() -> type[Any]:
+    """The class of caches whose layers begin with a prefix; made when first needed.
 
-    def __init__(self, prefix: Sequence[KeysValues], inner: DynamicCache) -> None:
-        super().__init__()
-        self.prefix, self.inner = prefix, inner
+    Importing what it is made from takes longer than a question does without one.
+    """
+    from transformers.cache_utils import DynamicCache
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Append a pass's keys and values; return the prefix and all of them, (B, G, M + K, E)."""
-        both = self.inner.update(key_states, value_states, layer_idx, *args, **kwargs)
-        first, second = (
-            torch.cat([own.to(every).expand(len(every), -1, -1, -1), every], 2)
-            for own, every in zip(self.prefix[layer_idx], both, strict=True)
-        )
-        return first, second
+    class Prefixed(DynamicCache):
+        """A cache whose layers begin with a prefix, which its length does not count."""
 
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Tokens of the rows so far."""
-        return int(self.inner.get_seq_length(layer_idx))
+        def __init__(self, prefix: Sequence[KeysValues], inner: DynamicCache) -> None:
+            super().__init__()
+            self.prefix, self.inner = prefix, inner
+
+        def update(
+            self,
+            key_states: Tensor,
+            value_states: Tensor,
+            layer_idx: int,
+            *args: Any,
+            **kwargs: Any,
+        ) -> tuple[Tensor, Tensor]:
+            """Append a pass's keys and values; return prefix and all of them, (B, G, M + K, E)."""
+            both = self.inner.update(key_states, value_states, layer_idx, *args, **kwargs)
+            first, second = (
+                torch.cat([own.to(every).expand(len(every), -1, -1, -1), every], 2)
+                for own, every in zip(self.prefix[layer_idx], both, strict=True)
+            )
+            return first, second
+
+        def get_seq_length(self, layer_idx: int = 0) -> int:
+            """Tokens of the rows so far."""
+            return int(self.inner.get_seq_length(layer_idx))
+
+    return Prefixed
 
 
 @contextmanager
@@ -61,7 +77,7 @@ def behind(network: Any, prefix: Sequence[KeysValues]) -> Iterator[None]:
 
     The prefix carries gradient. Raises ModelError for a network that sees a window only.
     """
-    body = text_decoder(network)
+    body, Prefixed = text_decoder(network), _prefixed()
     _check_windows(network)
     n_before = prefix[0].keys_1GME.shape[2]
 
@@ -75,7 +91,7 @@ def behind(network: Any, prefix: Sequence[KeysValues]) -> Iterator[None]:
         if isinstance(inner, Prefixed):  # what generate handed back of the pass before
             inner = inner.inner
         if inner is None:
-            inner = DynamicCache(config=network.config)
+            inner = cache_for(network.config)
         tokens = kwargs.get("input_ids")
         entering = kwargs["inputs_embeds"] if tokens is None else tokens
         shape, seen = entering.shape[:2], inner.get_seq_length()
@@ -115,7 +131,7 @@ class Reader:
     def __init__(self, network: Any, *, first: int = 0) -> None:
         """`first` is the position of the first token; below 0 where positions rotate."""
         self.network, self.body, self.at = network, text_decoder(network), first
-        self.cache = DynamicCache(config=network.config)
+        self.cache = cache_for(network.config)
 
     def read(self, ids_1M: Tensor) -> list[KeysValues]:
         """Read a piece; return keys and values of all tokens so far, layer by layer."""

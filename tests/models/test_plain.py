@@ -18,7 +18,10 @@ from support.families import llama
 from support.models import saved
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
+from lorewright.adapters.lora import Rows
 from lorewright.errors import ConfigError, ModelError
+from lorewright.models.backends.backend import Pass
+from lorewright.models.backends.network import Transformers
 from lorewright.models.catalogue import POCKET_FOLDER
 from lorewright.models.model import Model
 from lorewright.models.plain import PlainLlama, read_plain
@@ -253,6 +256,21 @@ def test_both_networks_make_the_same_model(folder: Path) -> None:
     for name in ("digest", "template_digest", "context", "phrasing", "device", "dtype"):
         assert getattr(theirs, name) == getattr(ours, name), name
     assert theirs.runs_in() == ours.runs_in()
+
+
+def test_what_rows_share_runs_once_in_it_as_well(folder: Path) -> None:
+    """Its cache goes on as transformers' own does, or every row would run whole."""
+    body = Model.load(str(folder)).network.model
+    backend, ids = Transformers(body), some_ids(4, 12)
+    ids[:, :7] = ids[0, :7]
+    position = torch.full((4, 1), 11)
+    with torch.no_grad():
+        whole = backend.hidden(ids, position, Pass(Rows()))
+        n_read: list[int] = []
+        body.embed_tokens.register_forward_hook(lambda m, args, out: n_read.append(args[0].numel()))
+        once = backend.hidden(ids, position, Pass(Rows(), n_shared=7))
+    assert sum(n_read[-2:]) == 7 + 4 * 5
+    torch.testing.assert_close(once, whole, rtol=1e-4, atol=1e-4)
 
 
 # --- read only where that is so

@@ -19,6 +19,7 @@ from lorewright.adapters.lora import Rows, Stacked
 from lorewright.adapters.targets import layer_list
 from lorewright.models.backends.backend import Entering, Losses, Pass
 from lorewright.models.nats import TokenNats, chunked_nats, rows_at_once
+from lorewright.models.plain import cache_for
 
 WINDOWS = ("sliding_window", "attention_chunk_size")
 """Settings of a network that say how far it sees."""
@@ -70,9 +71,7 @@ class Transformers:
         rows = pass_.rows or (layer.binding.rows if (layer := self._adapted) else Rows())
         n_blocks = len(rows.blocks)
         block_rows = len(ids_BT) // n_blocks
-        from transformers.cache_utils import DynamicCache  # takes longer than a pass
-
-        cache = DynamicCache(config=self.body.config)
+        cache = cache_for(self.body.config)
         first = replace(pass_, rows=rows.by_block())
         with self._bound(first):
             first_KP = ids_BT[::block_rows, : pass_.n_shared]
@@ -89,7 +88,7 @@ class Transformers:
     def _caches(self) -> bool:
         """Whether rows go on from a cache as they do without one, tried on a few tokens.
 
-        A cache of another form than `DynamicCache` fails in ways of its own.
+        A cache of another form than transformers' own fails in ways of its own.
         """
         device = next(self.body.parameters()).device
         ids_BT = torch.arange(1, 7, device=device).repeat(2, 1)
