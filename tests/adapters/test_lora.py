@@ -9,7 +9,7 @@ import pytest
 import torch
 from support.families import FAMILIES, llama, logits, token_ids
 from support.losses import answer_loss
-from support.numbers import assert_close, depth
+from support.numbers import assert_close, depth, rounding
 from torch import Tensor, nn
 
 from lorewright.adapters.config import LoraConfig
@@ -209,8 +209,10 @@ def test_a_stack_of_mixed_ranks_trains_as_each_adapter_alone(build: Build) -> No
             train(model, stack, [batches[n]])
             alone = stack.tensors(0)
         assert alone.keys() == together[n].keys()
+        # Adam's steps are of the size of the rate and as uncertain as the gradient.
+        apart = 3 * 1e-2 * rounding(torch.float32, depth(model, batches[n].shape[1]), 8.0)
         for key, tensor in alone.items():
-            torch.testing.assert_close(together[n][key], tensor, rtol=0, atol=1e-5, msg=key)
+            torch.testing.assert_close(together[n][key], tensor, rtol=0, atol=apart, msg=key)
 
 
 @pytest.mark.parametrize("rows", [[0, 0, 1, 1, 2, 2], [0, 1, 2, 0, 1, 2], [2, 2, 2, 0, 1, 1]])
