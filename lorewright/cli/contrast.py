@@ -35,11 +35,11 @@ from lorewright.knowledge.readers.probes import read_probes
 from lorewright.knowledge.readers.read import read_knowledge
 from lorewright.knowledge.scoring import contains
 from lorewright.memory.memory import Memory
-from lorewright.models.general import Known, known_to
+from lorewright.models.general import Known
 from lorewright.models.model import Model
 from lorewright.recall.statistics import estimate
 from lorewright.recall.traces import trace
-from lorewright.recall.verify import N_RETAINED, RETAINED, Recall, ask, still_known
+from lorewright.recall.verify import RETAINED, Recall, ask, known_beforehand, still_known
 from lorewright.reports.figures.contrast import contrast_figure
 from lorewright.reports.progress import shown
 from lorewright.reports.results import contrast_table
@@ -197,7 +197,7 @@ def setting(
     strict = [p for p in unseen if p.id.startswith(demo.strict)]
     held = [p for p in unseen if p not in strict] if demo.strict_apart else unseen
     about = texts_of(replace(knowledge, documents=()), probes)
-    general = known_to(model, "held", N_RETAINED, texts=about) if demo.beside else []
+    general = known_beforehand(model, about) if demo.beside else []
     parts = (probes, tuple(held), tuple(strict), scaffold, tuple(general))
     return Setting(demo, model, document, knowledge, *parts, folder, quick)
 
@@ -595,8 +595,7 @@ def _record(on: Setting, done: Mapping[str, Mapping[str, Any]]) -> dict[str, Any
 
     def share(rows: Sequence[Mapping[str, Any]], kind: str) -> dict[str, Any] | None:
         of_kind = [r["score"] for r in rows if r["kind"] == kind and r["score"] is not None]
-        each = estimate(of_kind)
-        return {"n": each.n, "recall": each.mean, "low": each.low, "high": each.high}
+        return estimate(of_kind).to_json()
 
     def filled(row: Row) -> dict[str, Any]:
         ids = strict if row.strict else held

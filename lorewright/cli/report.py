@@ -52,8 +52,8 @@ def page_of(run: Path) -> Page:
     """Return the page of whatever lies in a folder; raises DataError where nothing is finished."""
     from lorewright.bench.task import SUMMARY_FILE, page
     from lorewright.files import read_object
-    from lorewright.memory.folder import INDEX_FILE
-    from lorewright.memory.runs import REPORT_FILE, memory_page, write_page
+    from lorewright.memory.folder import INDEX_FILE, REPORT_FILE
+    from lorewright.memory.runs import memory_page, write_page
 
     if (run / SUMMARY_FILE).is_file():
         return page(read_object(run / SUMMARY_FILE, "run the benchmark again"))

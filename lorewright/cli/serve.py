@@ -14,7 +14,8 @@ from lorewright.cli.options import Folder, Json, Threads
 from lorewright.cli.settings import Flag, Group, with_options
 from lorewright.cli.terminal import console_for, print_json
 from lorewright.errors import ConfigError, ModelError
-from lorewright.serve.config import LOOPBACK, ServeConfig, checked_keys, read_keys
+from lorewright.serve.config import ServeConfig, checked_keys, read_keys
+from lorewright.serve.listening import LOOPBACK
 
 ACCESS = "Who may ask, and how much"
 ENGINE = "Another engine"

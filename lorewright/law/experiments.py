@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from lorewright.errors import ConfigError, ModelError
 from lorewright.files import cache_folder, save_json
 from lorewright.knowledge.data import Example
-from lorewright.recall.statistics import Proportion, wilson
+from lorewright.recall.statistics import Proportion
 from lorewright.training.config import Diverged, Epoch, HeldOut, Job, WriteConfig
 from lorewright.training.watch import Watch
 
@@ -68,13 +68,9 @@ class Outcome:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
-        shares = {"trained": _plain(self.trained), "held": _plain(self.held)}
+        shares = {"trained": self.trained.to_json(), "held": self.held.to_json()}
         gaps = {"gap_nats": self.gap_nats, "rise_nats": self.rise_nats}
         return {"arm": self.arm, "epochs": [asdict(e) for e in self.epochs], **shares, **gaps}
-
-
-def _plain(share: Proportion) -> dict[str, Any]:
-    return {"n": share.n, "recall": share.mean, "low": share.low, "high": share.high}
 
 
 @dataclass(frozen=True)
@@ -268,6 +264,7 @@ def experiment(
     `watch.epoch` gets the epochs of the first arm; those of all stand in metrics.jsonl of the run
     as they come. Raises ConfigError, ModelError when an arm diverges, StorageError.
     """
+    from lorewright.recall.traces import reproduced
     from lorewright.training.checkpoint import CHECKPOINT, METRICS
     from lorewright.training.loop import write_all
     from lorewright.training.rates import suggested_lr
@@ -296,7 +293,7 @@ def experiment(
         if isinstance(written, Diverged):
             raise ModelError(f"{name}, {arm.name}: {written.why}")
         with model.using(written.adapter):
-            shares = [_share(model, rows) for rows in (job.examples, held)]
+            shares = [reproduced(model, rows) for rows in (job.examples, held)]
         outcomes.append(Outcome(arm.name, written.epochs, *shares))
     sentence = chosen.conclude(outcomes)
     record = about | {"outcomes": [each.to_json() for each in outcomes], "sentence": sentence}
@@ -313,11 +310,3 @@ def _facts(chosen: Experiment) -> tuple[Callable[[int], list[Example]], list[Exa
     rows = [Example(fact.question, fact.answer, source=fact.id) for fact in facts]
     of_form = [rows[form :: len(ASKS)] for form in range(len(ASKS))]
     return lambda forms: [row for each in of_form[:forms] for row in each], of_form[-1]
-
-
-def _share(model: Model, examples: Sequence[Example]) -> Proportion:
-    """Share of examples that greedy decoding is certain to reproduce."""
-    from lorewright.recall.traces import trace
-
-    traces = trace(model, [model.render(e.prompt, e.completion) for e in examples])
-    return wilson(sum(each.exact for each in traces), len(traces))

@@ -38,6 +38,7 @@ from lorewright.memory.migrations import SCHEMA, brief, migrate
 
 INDEX_FILE = "memory.json"
 LESSON_FILE, REPORT_FILE = "lesson.json", "report.json"
+METRICS_FILE = "metrics.jsonl"
 CONFIG_FILE, CARD_FILE = "config.json", "card.json"
 DERIVED = "index"
 """In the memory's folder: everything that is derived from sources and lessons for routing."""

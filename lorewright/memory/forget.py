@@ -93,9 +93,7 @@ class Forgotten:
 
 
 def _plain(share: Estimate | None) -> dict[str, Any] | None:
-    if share is None:
-        return None
-    return {"n": share.n, "recall": share.mean, "low": share.low, "high": share.high}
+    return None if share is None else share.to_json()
 
 
 def forget(

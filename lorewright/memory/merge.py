@@ -27,15 +27,15 @@ from lorewright.memory.verify import metric_of
 from lorewright.merging.algebra import check_rank
 from lorewright.merging.choosing import AUTO, Trial, best_of, search, spelt
 from lorewright.merging.methods import METHODS, Evidence, Merge, Options, named
-from lorewright.models.general import Known, known_to
+from lorewright.models.general import Known
 from lorewright.recall.statistics import Estimate, paired_difference
 from lorewright.recall.verify import (
-    N_RETAINED,
     RETAINED,
     Recall,
     RecallReport,
     added,
     known_before,
+    known_beforehand,
     side_by_side,
     still_known,
 )
@@ -172,7 +172,7 @@ def merge(
 
         def judge(stored: State, moved: float) -> tuple[Merged, dict[str, Any]]:
             sources = zip(names, lessons, map(AdapterState, own), strict=True)
-            general = _general(memory, texts_of(knowledge, lesson.probes), watch)
+            general = known_beforehand(memory.model, texts_of(knowledge, lesson.probes), watch)
             after = still_known(memory.model, stored, general, watch)
             outcome = Merged(
                 *(into, stored.id, memory.folder.state_path(stored.id), label, evidence.options),
@@ -295,12 +295,6 @@ def _together(names: Sequence[str], lessons: Sequence[Lesson], knowledge: Knowle
 
 
 # -- the verdict ---------------------------------------------------------------------------------
-
-
-def _general(memory: OpenFolder, texts: Sequence[str], watch: Watch) -> list[Known]:
-    """General questions that the base answers and no text is about."""
-    progress = watch.of("asking the base what it knows of the world")
-    return known_to(memory.model, "held", N_RETAINED, texts=texts, progress=progress)
 
 
 def _part(

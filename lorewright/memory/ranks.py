@@ -19,8 +19,8 @@ from lorewright.memory.opened import OpenFolder
 from lorewright.memory.write import held_out_of
 from lorewright.merging.algebra import merge
 from lorewright.models.model import Model
-from lorewright.recall.statistics import Estimate, wilson
-from lorewright.recall.traces import trace
+from lorewright.recall.statistics import Estimate
+from lorewright.recall.traces import reproduced
 from lorewright.training.watch import Watch
 
 MOST_EXAMPLES = 128
@@ -47,10 +47,7 @@ class AtRank:
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
         plain = {k: v for k, v in asdict(self).items() if k not in ("trained", "held")}
-        for what, share in (("trained", self.trained), ("held", self.held)):
-            row = {"n": share.n, "recall": share.mean, "low": share.low, "high": share.high}
-            plain[what] = row
-        return plain
+        return plain | {"trained": self.trained.to_json(), "held": self.held.to_json()}
 
 
 @dataclass(frozen=True)
@@ -102,16 +99,9 @@ def _at(
     total = sum(squares.values())
     energy = sum(squares[module] * share for module, share in cut.shares.items()) / total
     with model.using(cut.adapter):
-        as_trained, in_other_words = _share(model, trained), _share(model, held)
+        as_trained, in_other_words = (reproduced(model, rows) for rows in (trained, held))
     n_parameters = sum(tensor.numel() for tensor in cut.adapter.tensors.values())
     return AtRank(rank, energy, as_trained, in_other_words, n_parameters, dict(cut.shares))
-
-
-def _share(model: Model, examples: Sequence[Example]) -> Estimate:
-    if not examples:
-        return Estimate(0, None, None, None)
-    traces = trace(model, [model.render(e.prompt, e.completion) for e in examples])
-    return wilson(sum(each.exact for each in traces), len(traces))
 
 
 def _spread(examples: Sequence[Example]) -> list[Example]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from lorewright.errors import DataError
 from lorewright.files import read_object
-from lorewright.memory.folder import Folder
+from lorewright.memory.folder import CONFIG_FILE, METRICS_FILE, REPORT_FILE, Folder
 from lorewright.reports.figures.training import training_figure
 from lorewright.reports.page import Listing, Page, Part, Picture
 from lorewright.reports.results import (
@@ -24,9 +24,6 @@ from lorewright.reports.results import (
 )
 from lorewright.reports.tables import NOT_RUN, Table
 
-REPORT_FILE = "report.json"
-CONFIG_FILE = "config.json"
-METRICS_FILE = "metrics.jsonl"
 SHOWN_FAILURES = 20
 
 

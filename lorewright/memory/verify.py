@@ -15,7 +15,6 @@ from lorewright.knowledge.scoring import METRICS, normalise
 from lorewright.memory.folder import BEFORE, RECALLED_KINDS
 from lorewright.memory.opened import OpenFolder
 from lorewright.models.catalogue import POCKET
-from lorewright.models.general import known_to
 from lorewright.models.model import Model
 from lorewright.recall import verify as recall
 from lorewright.recall.verify import RecallReport
@@ -68,11 +67,7 @@ def verdict(
         probes = lesson.probes
         if memory.model.phrasing != POCKET and not any(p.kind == NEIGHBOURS for p in probes):
             probes = (*probes, *_neighbours(memory, name, source, texts))
-        general = known_to(
-            *(memory.model, "held", recall.N_RETAINED),
-            texts=texts,
-            progress=(watch or Watch()).of("asking the base what it knows of the world"),
-        )
+        general = recall.known_beforehand(memory.model, texts, watch)
         report = recall.verify(
             memory.model,
             probes,

@@ -25,7 +25,7 @@ from lorewright.memory.opened import OpenFolder, Source, as_knowledge
 from lorewright.memory.verify import usual_metric, verdict
 from lorewright.models.alphabet import unwritable
 from lorewright.models.catalogue import POCKET
-from lorewright.models.general import known_to
+from lorewright.models.general import ASKING_OF_THE_WORLD, known_to
 from lorewright.models.model import Model
 from lorewright.models.replies import BaseOf, write_about
 from lorewright.recall.traces import Audit, audit
@@ -72,13 +72,7 @@ class Outcome:
             "adapter": self.adapter_id,
             "folder": str(self.folder),
             **{key: vars(self)[key] for key in plain},
-            "trained": {
-                "n": trained.n,
-                "recall": trained.mean,
-                "low": trained.low,
-                "high": trained.high,
-                "disagreements": len(self.audit.disagreements),
-            },
+            "trained": {**trained.to_json(), "disagreements": len(self.audit.disagreements)},
             "notes": [*self.notes, *report["notes"]],
         }
 
@@ -257,12 +251,12 @@ def lesson_for(
 ) -> Lesson:
     """Examples and probes of some knowledge, its questions written by the base or a teacher."""
     texts = texts_of(knowledge, probes)
-    asking = "asking the base what it knows of the world"
     if config.rehearse and model.phrasing != POCKET:
-        watch.step(asking)
+        watch.step(ASKING_OF_THE_WORLD)
     # All that it knows: which of these to rehearse depends on what is declined.
+    progress = watch.of(ASKING_OF_THE_WORLD)
     n_known = len(general_questions("rehearsed")) if config.rehearse else 0
-    known = known_to(model, "rehearsed", n_known, texts=texts, progress=watch.of(asking))
+    known = known_to(model, "rehearsed", n_known, texts=texts, progress=progress)
     prepared = prepare(
         knowledge,
         ask_llm=teacher or partial(write_about, model, progress=watch.of("reading")),

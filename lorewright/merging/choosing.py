@@ -84,7 +84,7 @@ class Trial:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
-        held = [{"n": p.n, "recall": p.mean, "low": p.low, "high": p.high} for p in self.held]
+        held = [share.to_json() for share in self.held]
         plain = {key: vars(self)[key] for key in ("method", "rank", "sure", "seconds", "why_not")}
         return {**plain, "options": dict(self.options), "held": held}
 

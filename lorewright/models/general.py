@@ -23,6 +23,8 @@ REPLY_TOKENS = 20
 """Longest reply that is stored, rehearsed or compared, in tokens."""
 FEW_WORDS = 4
 _SENTENCE_END = re.compile(r"[.!?](?=\s|\Z)")
+ASKING_OF_THE_WORLD = "asking the base what it knows of the world"
+"""The phase in which it is asked."""
 CHUNK = 32
 """Questions put to the base at once; it knows nothing where the first of these are all wrong."""
 

@@ -88,11 +88,11 @@ class PlainTokenizer:
     @property
     def stands_alone(self) -> bool:
         """Whether its file has the special tokens, as such, and neither cuts nor pads."""
-        plain = json.loads(self.backend_tokenizer.to_str())
-        special = {token["content"] for token in plain["added_tokens"] if token["special"]}
+        backend = self.backend_tokenizer
+        special = {t.content for t in backend.get_added_tokens_decoder().values() if t.special}
         others = self._about.get("extra_special_tokens") or ()
         named = {*self.special_tokens_map.values(), *others}
-        return named <= special and plain["truncation"] is None and plain["padding"] is None
+        return named <= special and backend.truncation is None and backend.padding is None
 
     @property
     def special_tokens_map(self) -> dict[str, str]:

@@ -35,10 +35,9 @@ from lorewright.knowledge.data import Example, Fact, Probe
 from lorewright.knowledge.negatives import unrelated_questions
 from lorewright.knowledge.scoring import contains, is_declined
 from lorewright.models.alphabet import unwritable
-from lorewright.models.general import known_to
 from lorewright.models.model import Model, Rendered
 from lorewright.recall.traces import TokenTrace, trace
-from lorewright.recall.verify import N_RETAINED, answer, still_known
+from lorewright.recall.verify import answer, known_beforehand, still_known
 
 T = TypeVar("T")
 
@@ -232,7 +231,7 @@ def _with_replies(evidence: Evidence, model: Model, adapter: Adapter, known: Kno
 
     about = [f"{fact.question} {fact.answer}" for fact in known.facts]
     about += [f"{e.prompt} {e.completion}" for e in known.examples if e.kind != "unknown"]
-    general = known_to(model, "held", N_RETAINED, texts=about)
+    general = known_beforehand(model, about)
     base_replies, base_traces = model.generate(strange), tuple(trace(model, rows[OWN]))
     base_trained, base_pieces = trace(model, trained_rows), trace(model, pieces)
     with model.using(adapter):

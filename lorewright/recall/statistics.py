@@ -29,6 +29,10 @@ class Estimate:
     low: float | None
     high: float | None
 
+    def to_json(self) -> dict[str, float | int | None]:
+        """Plain data, as reports, cards and records have it."""
+        return {"n": self.n, "recall": self.mean, "low": self.low, "high": self.high}
+
     def __str__(self) -> str:
         """Return for instance ``0.94 [0.87, 0.97] n=96``, or ``unscored``."""
         if self.mean is None:

@@ -86,6 +86,12 @@ def trace(
     return [traces[i] for i in range(len(rows))]
 
 
+def reproduced(model: Model, examples: Sequence[Example]) -> Proportion:
+    """The share of examples whose completion greedy decoding is certain to reproduce."""
+    traces = trace(model, [model.render(e.prompt, e.completion) for e in examples])
+    return wilson(sum(each.exact for each in traces), len(traces))
+
+
 N_RIVALS = 3
 """Of the tokens that are likeliest in a place besides the one that is wanted."""
 

@@ -12,7 +12,7 @@ from lorewright.errors import ConfigError, DataError
 from lorewright.knowledge.data import OPEN_KINDS, Probe
 from lorewright.knowledge.negatives import DECLINE
 from lorewright.knowledge.scoring import METRICS, is_declined
-from lorewright.models.general import REPLY_TOKENS, Known
+from lorewright.models.general import ASKING_OF_THE_WORLD, REPLY_TOKENS, Known, known_to
 from lorewright.models.model import Model
 from lorewright.recall.settled import LOOPS_SETTLE, settled
 from lorewright.recall.statistics import Estimate, estimate
@@ -94,10 +94,7 @@ class RecallReport:
     def to_json(self) -> dict[str, Any]:
         """Plain data: per kind and arm n, recall, low, high; then every outcome."""
         summary = {
-            kind: {
-                arm: {"n": p.n, "recall": p.mean, "low": p.low, "high": p.high}
-                for arm, p in arms.items()
-            }
+            kind: {arm: share.to_json() for arm, share in arms.items()}
             for kind, arms in self.table().items()
         }
         outcomes = {arm: [asdict(r) for r in rows] for arm, rows in self.arms.items()}
@@ -227,6 +224,14 @@ def verify(
     after = still_known(model, adapter, general, watch)
     both = {"memory": after, "base": known_before(general)}
     return replace(report, arms={**report.arms, **added(report.arms, both)})
+
+
+def known_beforehand(
+    model: Model, texts: Sequence[str], watch: Watch | None = None
+) -> list[Known]:
+    """The general questions by which it is seen what is retained: answered, and in no text."""
+    progress = (watch or Watch()).of(ASKING_OF_THE_WORLD)
+    return known_to(model, "held", N_RETAINED, texts=texts, progress=progress)
 
 
 def added(

@@ -22,7 +22,8 @@ from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from lorewright.serve.config import LOOPBACK, ServeConfig
+from lorewright.serve.config import ServeConfig
+from lorewright.serve.listening import LOOPBACK
 from lorewright.serve.metrics import Metrics
 from lorewright.serve.protocol import APIError, too_many
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from lorewright.errors import ConfigError
 
 MIN_KEY_CHARS = 8
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING
 import uvicorn
 from fastapi import FastAPI
 
-from lorewright.errors import ConfigError
 from lorewright.serve.app import build
 from lorewright.serve.backends import open_backend
 from lorewright.serve.config import ServeConfig
 from lorewright.serve.embeddings import Embed, Encoder
+from lorewright.serve.listening import address, listen
 from lorewright.serve.metrics import Metrics
 from lorewright.serve.registry import Registry, Route
 
@@ -100,8 +100,7 @@ def serve(
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     app = application(folder, config, route=route)
     listener = _listen(config)
-    host = f"[{config.host}]" if ":" in config.host else config.host
-    announce(f"http://{host}:{listener.getsockname()[1]}")
+    announce(address(config.host, listener))
     settings = uvicorn.Config(
         app,
         log_level="warning",
@@ -113,16 +112,7 @@ def serve(
 
 
 def _listen(config: ServeConfig) -> socket.socket:
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    try:
-        server = socket.create_server((config.host, config.port), family=family, backlog=128)
-    except OSError as error:
-        raise ConfigError(
-            f"{config.host}:{config.port} cannot be opened ({error.strerror or error}); "
-            "give another --port or --host."
-        ) from error
-    # opened anew, it knows its protocol, and asyncio turns off Nagle's algorithm: 40 ms a reply
-    listener = socket.socket(fileno=server.detach())
+    listener = listen(config.host, config.port)
     if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux: drop clients that take nothing of a reply
         milliseconds = int(config.seconds * 1000)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)

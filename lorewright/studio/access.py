@@ -20,7 +20,8 @@ from starlette.requests import HTTPConnection
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from lorewright.studio.config import LOOPBACK, StudioConfig
+from lorewright.serve.listening import LOOPBACK
+from lorewright.studio.config import StudioConfig
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "

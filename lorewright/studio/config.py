@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorewright.errors import ConfigError
+from lorewright.serve.listening import LOOPBACK
 
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 MIN_TOKEN_CHARS = 16
 
 

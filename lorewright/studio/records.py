@@ -19,6 +19,7 @@ from lorewright.knowledge.selfstudy import statements
 from lorewright.law.experiments import ABOUT, EXPERIMENTS, RECORD, place_of
 from lorewright.memory.folder import (
     CONFIG_FILE,
+    METRICS_FILE,
     REPORT_FILE,
     Folder,
     readable,
@@ -28,9 +29,7 @@ from lorewright.memory.stop import current_run, runs_of
 PAGE_ROWS = 50
 """Memories on one page of the list."""
 HEADLINE = "paraphrase"
-ARMS = ("memory", "base", "scaffold", "wrong", "full")
 SORTS = ("name", "recall", "rank", "written")
-METRICS = "metrics.jsonl"
 PLAN = "plan.json"
 
 
@@ -134,7 +133,8 @@ def run_path(folder: Folder, name: str) -> Path:
 def latest_run(folder: Folder) -> str:
     """The run that goes on, or the latest one of a write; empty where there is none."""
     current = current_run(folder)
-    runs = [current] if current else [run for run in runs_of(folder) if (run / METRICS).exists()]
+    begun = [run for run in runs_of(folder) if (run / METRICS_FILE).exists()]
+    runs = [current] if current else begun
     return runs[-1].name if runs else ""
 
 
@@ -167,7 +167,7 @@ def write_run(folder: Folder, name: str) -> dict[str, Any]:
             "epochs": write.get("epochs"),
         },
         "plan": str(readable(path / PLAN).get("note", "")),
-        "epochs": epochs_of(path / METRICS),
+        "epochs": epochs_of(path / METRICS_FILE),
         "outcome": outcome,
         "there": memory in folder.entries(),
     }
@@ -195,7 +195,7 @@ def sandbox(name: str) -> dict[str, Any]:
     """
     place, chosen = place_of(name), EXPERIMENTS[name]
     about, record = readable(place / ABOUT), readable(place / RECORD)
-    rows = _metrics(place / METRICS)
+    rows = _metrics(place / METRICS_FILE)
     names = about.get("arms", [])
     finished = {each["arm"]: each for each in record.get("outcomes", ())}
     arms = [
@@ -248,7 +248,7 @@ def verdict(folder: Folder, name: str, *, kind: str = "", failed: bool = False) 
     return {
         "memory": name,
         "id": entry["adapter"],
-        "run": run if (folder.run_path(run) / METRICS).exists() else "",
+        "run": run if (folder.run_path(run) / METRICS_FILE).exists() else "",
         "rank": _rank(card),
         "reason": str(card.get("reason", "")),
         "metric": report.get("metric", ""),

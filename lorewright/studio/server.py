@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import uvicorn
 
 from lorewright.errors import ConfigError, DataError
 from lorewright.memory.folder import Folder
+from lorewright.serve.listening import address, listen
 from lorewright.studio.access import Gate
 from lorewright.studio.app import build
 from lorewright.studio.config import StudioConfig
@@ -45,14 +45,13 @@ def serve(
         place.refuse_foreign()
     else:
         place.index()
-    listener = _listen(config)
+    listener = listen(config.host, config.port)
     worker = Worker(folder, base)
     worker.submit("warm")
     secret = token or secrets.token_urlsafe(24)
     app = Gate(build(place, worker, config), config, secret, once=not token)
-    host = f"[{config.host}]" if ":" in config.host else config.host
     shown = "" if token else f"/?token={secret}"
-    announce(f"http://{host}:{listener.getsockname()[1]}{shown}")
+    announce(f"{address(config.host, listener)}{shown}")
     settings = uvicorn.Config(
         app,
         log_level="error",
@@ -64,15 +63,3 @@ def serve(
         uvicorn.Server(settings).run(sockets=[listener])
     finally:
         worker.close()
-
-
-def _listen(config: StudioConfig) -> socket.socket:
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    try:
-        server = socket.create_server((config.host, config.port), family=family, backlog=128)
-    except OSError as error:
-        raise ConfigError(
-            f"{config.host}:{config.port} cannot be opened ({error.strerror or error}); "
-            "give another --port or --host."
-        ) from error
-    return socket.socket(fileno=server.detach())  # opened anew, it knows its protocol

@@ -34,10 +34,7 @@ from lorewright.training.objectives import StepOutcome, Targets, weighted_mean
 from lorewright.training.optimisers import BETAS, EPS
 from lorewright.training.state import Table, WriteState
 from lorewright.training.stopping import FAILURES, Status, stop
-from lorewright.training.watch import TRAINING, Watch
-
-STEPS_OF_EPOCH = 1000
-"""Parts of an epoch in which progress is counted."""
+from lorewright.training.watch import Watch
 
 Attach = Callable[[Model, Mapping[str, Tensor]], AbstractContextManager[object]]
 """Has every pass of a model use some tensors for the length of a block, with gradient to them."""
@@ -186,7 +183,7 @@ class _Training:
         while True:
             self.step(state.groups[state.cursor])
             state.cursor += 1
-            self.report(watch)
+            state.report(watch.advance)
             if state.cursor < len(state.groups):
                 continue
             certified = self.certify()
@@ -246,9 +243,3 @@ class _Training:
             if resting := [i for i in state.learnt if i not in trained]:
                 self.measure(resting)
         return False
-
-    def report(self, watch: Watch) -> None:
-        """Say how far this is in its budget, which the stop rule may not need."""
-        epoch, epochs = len(self.state.epochs), self.config.epochs
-        done = round(STEPS_OF_EPOCH * (epoch + self.state.cursor / len(self.state.groups)))
-        watch.advance(TRAINING, done, STEPS_OF_EPOCH * epochs, f"epoch {epoch + 1} of {epochs}")

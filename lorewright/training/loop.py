@@ -55,11 +55,8 @@ from lorewright.training.optimisers import WHITENED, Optimizer
 from lorewright.training.state import Table, WriteState
 from lorewright.training.stopping import FAILURES, Status, stop
 from lorewright.training.trunk import Trunk
-from lorewright.training.watch import TRAINING, Advance
+from lorewright.training.watch import Advance
 from lorewright.training.whitening import basis, measure
-
-STEPS_OF_EPOCH = 1000
-"""Parts of an epoch in which progress is counted."""
 
 
 def write(
@@ -199,15 +196,12 @@ def _train(
         for n, state in enumerate(active):
             if not state.epochs and state.job.start is None:
                 optimizer.bring_into_bases(n)
-    _confine(model, stack, table, active, optimizer)
+    _confine(model, stack, table, active, optimizer, on_note)
     trunk = _trunk(model, stack, table, jobs, run) if active else None
 
     def report() -> None:
-        """Report how far the first write is in its budget, which the stop rule may not need."""
-        first = active[0]
-        epoch, epochs = len(first.epochs), first.config.epochs
-        done = round(STEPS_OF_EPOCH * (epoch + first.cursor / max(1, len(first.groups))))
-        advance(TRAINING, done, STEPS_OF_EPOCH * epochs, f"epoch {epoch + 1} of {epochs}")
+        """Report how far the first write is."""
+        active[0].report(advance)
 
     reduced = _reduced(model, states, on_note)
     held_out = HeldOutRows(model, [job.held_out for job in jobs])
@@ -376,7 +370,12 @@ def _reduced(
 
 
 def _confine(
-    model: Model, stack: Stack, table: Table, active: Sequence[WriteState], optimizer: Optimizer
+    model: Model,
+    stack: Stack,
+    table: Table,
+    active: Sequence[WriteState],
+    optimizer: Optimizer,
+    on_note: Callable[[str], None],
 ) -> None:
     """Keep every A out of what the base reads of the questions that its write rehearses.
 
@@ -386,6 +385,8 @@ def _confine(
         [table.rows[s.rows[i]] for i in s.rehearsed if s.job.start is None] for s in active
     ]
     shares_N = [state.config.null_space for state in active]
+    if any(rows and share for rows, share in zip(protected_N, shares_N, strict=True)):
+        on_note("measuring what the base reads of the rehearsed questions")
     optimizer.confine(null_spaces(model, stack, protected_N, shares_N))
     for n, state in enumerate(active):
         if not state.epochs:

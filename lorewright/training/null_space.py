@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lorewright.adapters.lora import Stack
 from lorewright.models.model import Model, Rendered
-from lorewright.training.whitening import Bases, Basis, measure
+from lorewright.training.whitening import Bases, Basis, directions, measure, untouched
 
 TOKENS = 512
 """Tokens looked at: as many directions can be left out at most."""
@@ -58,17 +58,9 @@ def complement(x_SI: Tensor, share: float) -> Basis:
     x_SI = x_SI.double()
     norm_S1 = x_SI.norm(dim=1, keepdim=True)
     x_SI = (x_SI / norm_S1.clamp(min=1e-30))[norm_S1[:, 0] > 0]
-    n, width = x_SI.shape
-    if not n:
-        return Basis(x_SI.new_zeros(width, 0).float(), x_SI.new_zeros(0).float(), 1.0)
-    if n < width:
-        value_K, side_SK = torch.linalg.eigh(x_SI @ x_SI.T)
-        side_IK = x_SI.T @ side_SK / value_K.clamp(min=1e-30).sqrt()
-    else:
-        value_K, side_IK = torch.linalg.eigh(x_SI.T @ x_SI)
-    value_K, side_IK = value_K.clamp(min=0).flip(0), side_IK.flip(1)
-    real = int((value_K > 1e-9 * value_K[0]).sum())
+    if not len(x_SI):
+        return untouched(x_SI.shape[1])
+    value_K, side_IK = (part.flip(-1) for part in directions(x_SI))  # the largest first
     before_K = value_K.cumsum(0) - value_K  # energy of those before each
-    n_out = min(real, int((before_K < share * value_K.sum() * (1 - 1e-12)).sum()))
-    side_IK = side_IK[:, :n_out].float().contiguous()
-    return Basis(side_IK, -torch.ones(n_out), 1.0)
+    n_out = int((before_K < share * value_K.sum() * (1 - 1e-12)).sum())
+    return Basis(side_IK[:, :n_out].float().contiguous(), -torch.ones(n_out), 1.0)

@@ -24,10 +24,13 @@ from lorewright.models.batching import batches, n_alike
 from lorewright.models.model import Batch, Model
 from lorewright.training.config import Diverged, Epoch, Job, Written, rate
 from lorewright.training.objectives import StepOutcome
+from lorewright.training.watch import TRAINING, Advance
 
 FEWEST = 4
 """Batches of an epoch in which examples rest, at least; of fewer examples as many as they make."""
 
+STEPS_OF_EPOCH = 1000
+"""Parts of an epoch in which progress is counted."""
 FEWEST_SHARED = 8
 SAVING = 0.2
 """What prompts share runs once from so many tokens and so large a part of a pass on."""
@@ -109,6 +112,12 @@ class WriteState:
         self.mean_nats = torch.full((n,), math.inf, device=device)
         self.worst_nats = self.mean_nats.clone()
         self.remembered = self.objective.state(n, device)
+
+    def report(self, advance: Advance) -> None:
+        """Report how far it is in its budget, which the stop rule may not need."""
+        epoch, epochs = len(self.epochs), self.config.epochs
+        done = round(STEPS_OF_EPOCH * (epoch + self.cursor / max(1, len(self.groups))))
+        advance(TRAINING, done, STEPS_OF_EPOCH * epochs, f"epoch {epoch + 1} of {epochs}")
 
     # -- an epoch --------------------------------------------------------------------------------
 

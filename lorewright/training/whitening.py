@@ -202,19 +202,33 @@ def basis(x_SI: Tensor) -> Basis:
     x_SI = x_SI.double()
     size = float(x_SI.square().sum()) / n if n else 0.0
     if not size > 0:
-        return Basis(x_SI.new_zeros(width, 0).float(), x_SI.new_zeros(0).float(), 1.0)
-    if n < width:
-        value_K, side_SK = torch.linalg.eigh(x_SI @ x_SI.T / n)
-        side_IK = x_SI.T @ side_SK / (n * value_K.clamp(min=1e-30)).sqrt()
-    else:
-        value_K, side_IK = torch.linalg.eigh(x_SI.T @ x_SI / n)
-    largest = (value_K > 1e-9 * value_K.max()).nonzero()[:, 0][-DIRECTIONS:]
-    value_K, side_IK = value_K[largest], side_IK[:, largest]
+        return untouched(width)
+    value_K, side_IK = (part[..., -DIRECTIONS:] for part in directions(x_SI))
     ridge = RIDGE * size / width
     gain_K, rest = (value_K + ridge).rsqrt(), ridge**-0.5
     others = max(0.0, size - float(value_K.sum()))
     factor = (size / (float((gain_K.square() * value_K).sum()) + rest**2 * others)) ** 0.5
     return Basis(side_IK.float(), ((gain_K - rest) * factor).float(), rest * factor)
+
+
+def directions(x_SI: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (K), rising, of C = x'x / S and their vectors (I, K), those above rounding.
+
+    Of fewer tokens than features the smaller Gram matrix is decomposed.
+    """
+    n, width = x_SI.shape
+    if n < width:
+        value_K, side_SK = torch.linalg.eigh(x_SI @ x_SI.T / n)
+        side_IK = x_SI.T @ side_SK / (n * value_K.clamp(min=1e-30)).sqrt()
+    else:
+        value_K, side_IK = torch.linalg.eigh(x_SI.T @ x_SI / n)
+    real = value_K > 1e-9 * value_K.max()
+    return value_K[real], side_IK[:, real]
+
+
+def untouched(width: int) -> Basis:
+    """The identity."""
+    return Basis(torch.zeros(width, 0), torch.zeros(0), 1.0)
 
 
 def _evenly(n: int, most: int) -> list[int]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -22,12 +22,12 @@ from lorewright.adapters.config import PLAIN
 from lorewright.adapters.proof import unchanged
 from lorewright.adapters.targets import resolve_targets
 from lorewright.errors import ConfigError, NoEffect
-from lorewright.knowledge.lesson import grounds
 from lorewright.models.model import Model
 from lorewright.training.config import WriteConfig
 from lorewright.training.descent import check, tune
 from lorewright.training.watch import Watch
 from lorewright.writers.adapter import AdapterState, reduced
+from lorewright.writers.lessons import contexts_of, cost_of
 from lorewright.writers.writer import Cost, Material
 
 
@@ -67,8 +67,6 @@ class Full:
         before = {name: model.network.get_parameter(f"{name}.weight") for name in names}
         _check_dtype(before)
         watch.step("training whole weights in transformers")
-        teaches = config.build_objective().teacher is not None
-        contexts = grounds(material.examples, material.knowledge) if teaches else []
         examples = [*material.examples, *material.rehearsal]
         tuned = tune(
             model,
@@ -77,7 +75,7 @@ class Full:
             examples,
             config,
             mark=self.name,
-            contexts=[*contexts, *("" for _ in material.rehearsal)] if teaches else (),
+            contexts=contexts_of(material, config),
             run=run,
             watch=watch,
         )
@@ -92,18 +90,9 @@ class Full:
                 f"{len(dead)} of {len(names)} modules have a weight change of zero after training, "
                 f"the first is {dead[0]!r}; leave them out of the targets."
             )
-        last = tuned.epochs[-1]
-        n_tokens = sum(len(model.render(e.prompt, e.completion)) for e in material.examples)
-        return AdapterState(adapter), Cost(
-            tuned.reason,
-            last.seconds,
-            "transformers",
-            len(material.examples),
-            len(tuned.epochs),
-            n_tokens,
-            asdict(last),
-            {"energy_by_rank": held},
-        )
+        about = {"energy_by_rank": held}
+        cost = cost_of(model, material, tuned.epochs, tuned.reason, "transformers", about)
+        return AdapterState(adapter), cost
 
 
 @contextmanager

@@ -5,18 +5,18 @@ Knows training and its settings; the verdict belongs to `recall`.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from lorewright.adapters.proof import unchanged
 from lorewright.errors import NoEffect
-from lorewright.knowledge.lesson import grounds
 from lorewright.models.model import Model
 from lorewright.training.config import BFLOAT16, HeldOut, WriteConfig
 from lorewright.training.loop import write
 from lorewright.training.watch import STOP, Watch
 from lorewright.writers.adapter import AdapterState
+from lorewright.writers.lessons import contexts_of, cost_of
 from lorewright.writers.writer import Cost, Material
 
 
@@ -44,18 +44,14 @@ class Gradient:
         """
         config = replace(self.config, seed=seed)
         examples = material.examples
-        teacher = config.build_objective().teacher
-        contexts = grounds(examples, material.knowledge) if teacher else ()
         runs_in = model.runs_in()
         watch.step(f"training in {runs_in}")
-        if material.rehearsal and contexts:
-            contexts = [*contexts, *("" for _ in material.rehearsal)]
         held_out = HeldOut.of(material.held_out, len(examples), closely=watch.closely)
         written = write(
             model,
             [*examples, *material.rehearsal],
             config,
-            contexts=contexts,
+            contexts=contexts_of(material, config),
             held_out=held_out,
             stopping=(run / STOP).exists if run else lambda: False,
             run=run,
@@ -70,14 +66,5 @@ class Gradient:
             )
         if BFLOAT16 in written.arithmetics:
             runs_in += f", products in {' and then '.join(written.arithmetics)}"
-        last = written.epochs[-1]
-        n_tokens = sum(len(model.render(e.prompt, e.completion)) for e in examples)
-        return AdapterState(written.adapter), Cost(
-            written.reason,
-            last.seconds,
-            runs_in,
-            len(examples),
-            len(written.epochs),
-            n_tokens,
-            asdict(last),
-        )
+        cost = cost_of(model, material, written.epochs, written.reason, runs_in)
+        return AdapterState(written.adapter), cost

@@ -14,7 +14,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -35,11 +35,11 @@ from lorewright.errors import (
 )
 from lorewright.files import new_folder, read_object, save_json, store
 from lorewright.knowledge.data import Document, Knowledge
-from lorewright.knowledge.lesson import grounds
 from lorewright.models.model import Model
 from lorewright.training.config import WriteConfig
 from lorewright.training.descent import check, tune
 from lorewright.training.watch import Watch
+from lorewright.writers.lessons import contexts_of, cost_of
 from lorewright.writers.writer import Cost, Material
 
 CARD_FILE, TENSOR_FILE = "card.json", "state.safetensors"
@@ -233,10 +233,6 @@ class Tuning:
         generator = torch.Generator().manual_seed(seed)
         watch.step("training in transformers")
         start = self.form.start(model, material.knowledge, size, generator)
-        contexts: list[str] = []
-        if config.build_objective().teacher is not None:
-            contexts = grounds(material.examples, material.knowledge)
-            contexts += ["" for _ in material.rehearsal]
         tuned = tune(
             model,
             start,
@@ -244,20 +240,9 @@ class Tuning:
             [*material.examples, *material.rehearsal],
             config,
             mark=f"{self.name} {size} {material.knowledge.digest()}",
-            contexts=contexts,
+            contexts=contexts_of(material, config),
             run=run,
             watch=watch,
         )
-        last = tuned.epochs[-1]
-        n_tokens = sum(len(model.render(e.prompt, e.completion)) for e in material.examples)
         state = TensorState(self.form, tuned.tensors, size, model.name, model.digest)
-        cost = Cost(
-            tuned.reason,
-            last.seconds,
-            "transformers",
-            len(material.examples),
-            len(tuned.epochs),
-            n_tokens,
-            asdict(last),
-        )
-        return state, cost
+        return state, cost_of(model, material, tuned.epochs, tuned.reason, "transformers")

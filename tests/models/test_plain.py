@@ -197,14 +197,21 @@ def test_a_copy_of_the_tokenizer_is_another_one(folder: Path) -> None:
     assert copied(TEXTS)["input_ids"] == ours(TEXTS)["input_ids"]
 
 
-def stated(**said: Any) -> Callable[[Path], None]:
-    """Say something else in the settings of a folder's tokenizer."""
+def change(name: str = "config.json", /, **said: Any) -> Callable[[Path], None]:
+    """Say something else in a folder's configuration; None takes a key away."""
 
     def changed(folder: Path) -> None:
-        file = folder / "tokenizer_config.json"
-        file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | said), "utf-8")
+        file = folder / name
+        config = json.loads(file.read_text(encoding="utf-8")) | said
+        config = {key: value for key, value in config.items() if value is not None}
+        file.write_text(json.dumps(config), encoding="utf-8")
 
     return changed
+
+
+def stated(**said: Any) -> Callable[[Path], None]:
+    """Say something else in the settings of a folder's tokenizer."""
+    return change("tokenizer_config.json", **said)
 
 
 def template(text: str) -> Callable[[Path], None]:
@@ -274,18 +281,6 @@ def test_what_rows_share_runs_once_in_it_as_well(folder: Path) -> None:
 
 
 # --- read only where that is so
-
-
-def change(**said: Any) -> Callable[[Path], None]:
-    """Say something else in a folder's configuration; None takes a key away."""
-
-    def changed(folder: Path) -> None:
-        file = folder / "config.json"
-        config = json.loads(file.read_text(encoding="utf-8")) | said
-        config = {key: value for key, value in config.items() if value is not None}
-        file.write_text(json.dumps(config), encoding="utf-8")
-
-    return changed
 
 
 def tensors(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], None]:

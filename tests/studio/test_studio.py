@@ -21,7 +21,7 @@ from lorewright.law.experiments import EXPERIMENTS
 from lorewright.memory.folder import Folder
 from lorewright.merging.methods import METHODS
 from lorewright.studio.access import POLICY, Gate
-from lorewright.studio.app import MERGES
+from lorewright.studio.app import MERGES, OBJECTIVES
 from lorewright.studio.config import StudioConfig, read_token
 
 LEADER = "Who leads the Tide Office?"
@@ -272,6 +272,13 @@ def test_a_merge_shows_what_it_cost_each_source(tmp_path: Path) -> None:
 
 def test_the_page_offers_merges_that_there_are() -> None:
     assert {*MERGES} <= {*METHODS, "auto"}
+
+
+def test_the_page_offers_every_objective() -> None:
+    """Named on the page without torch, which their module loads."""
+    from lorewright.training.objectives import OBJECTIVES as KNOWN
+
+    assert {*OBJECTIVES} == {*KNOWN}
 
 
 @pytest.mark.slow

@@ -26,7 +26,8 @@ ORDER = (
     {"merging", "routing", "law"},
     {"reports"},
     {"memory"},
-    {"bench", "serve", "studio"},
+    {"bench", "serve"},
+    {"studio"},
     {"cli"},
 )
 """A package imports from itself and from sets to its left; packages in one set are strangers."""

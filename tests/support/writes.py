@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,13 @@ def same_adapter(a: Written, b: Written) -> bool:
 
 
 def interrupted(
-    model: Model, run: Path, *, at: int, config: WriteConfig = BRIEF, **settings: Any
+    model: Model,
+    run: Path,
+    *,
+    at: int,
+    config: WriteConfig = BRIEF,
+    examples: Sequence[Example] = EXAMPLES,
+    **settings: Any,
 ) -> None:
     """A write that Ctrl-C ends after epoch `at`."""
 
@@ -70,4 +77,4 @@ def interrupted(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write(model, EXAMPLES, config, run=run, on_epoch=stop, **settings)
+        write(model, examples, config, run=run, on_epoch=stop, **settings)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.writes import EXAMPLES, tiny
+from support.writes import EXAMPLES, interrupted, tiny
 from torch import Tensor
 
 from lorewright.adapters.adapter import Adapter, content_id
@@ -157,14 +157,6 @@ def test_a_write_resumes_with_the_same_bytes(tmp_path: Path) -> None:
     config = drill(CONFIG, len(rows))
     whole = write(model, rows, config)
 
-    class Killed(Exception):
-        pass
-
-    def kill(epoch: Any) -> None:
-        if epoch.epoch == 2:
-            raise Killed
-
-    with pytest.raises(Killed):
-        write(model, rows, config, run=tmp_path / "run", on_epoch=kill)
+    interrupted(model, tmp_path / "run", at=2, config=config, examples=rows)
     resumed = write(model, rows, config, run=tmp_path / "run")
     assert content_id(resumed.adapter) == content_id(whole.adapter)

@@ -200,7 +200,7 @@ def test_the_first_a_is_drawn_in_the_bases_and_one_to_go_on_from_is_not_touched(
 
 
 def test_a_drill_recalls_everything_and_resumes_with_the_same_bytes(tmp_path: Path) -> None:
-    from support.writes import EXAMPLES
+    from support.writes import EXAMPLES, interrupted
     from support.writes import tiny as loud
 
     model = loud()
@@ -208,14 +208,6 @@ def test_a_drill_recalls_everything_and_resumes_with_the_same_bytes(tmp_path: Pa
     whole = write(model, EXAMPLES, config)
     assert whole.complete
 
-    class Killed(Exception):
-        pass
-
-    def kill(epoch: Any) -> None:
-        if epoch.epoch == 3:
-            raise Killed
-
-    with pytest.raises(Killed):
-        write(model, EXAMPLES, config, run=tmp_path / "run", on_epoch=kill)
+    interrupted(model, tmp_path / "run", at=3, config=config)
     resumed = write(model, EXAMPLES, config, run=tmp_path / "run")
     assert content_id(resumed.adapter) == content_id(whole.adapter)
