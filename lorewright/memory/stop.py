@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lorewright.errors import ConfigError
+from lorewright.errors import ConfigError, UnknownMemory
 from lorewright.files import is_locked, store
 from lorewright.memory.folder import CONFIG_FILE, REPORT_FILE, Folder
 from lorewright.training.watch import STOP
@@ -16,8 +16,11 @@ from lorewright.training.watch import STOP
 def stop(folder: Folder) -> str:
     """Have the write that goes on end after its epoch; the name of its run.
 
-    Raises ConfigError where nothing is being written, StorageError.
+    Raises UnknownMemory where there is no folder, ConfigError where nothing is being written,
+    StorageError.
     """
+    if not folder.path.is_dir():
+        raise UnknownMemory(f"there is no folder {folder.path}, so nothing is written in it.")
     run = current_run(folder)
     if run is None:
         raise ConfigError(

@@ -76,14 +76,21 @@ def sizes_in(
     about: Mapping[str, Any], targets: Sequence[str] = ("all-linear",), *, name: str = "config.json"
 ) -> Sizes:
     """The sizes of a base from the content of its config.json. Raises as `sizes_of`."""
-    from transformers import AutoConfig
+    from transformers import CONFIG_MAPPING, AutoConfig
 
+    family = about.get("model_type")
+    if family not in CONFIG_MAPPING:
+        raise DataError(
+            f"{name!r} is no config.json of a base: its model_type is {family!r}, a family that "
+            "transformers does not know; give that of a base."
+        )
     rest = {key: value for key, value in about.items() if key not in ("model_type", "auto_map")}
     try:
-        config = AutoConfig.for_model(str(about.get("model_type")), **rest)
+        config = AutoConfig.for_model(family, **rest)
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{name} is no config.json that transformers knows: {first_line(error)}."
+            f"the config.json of {name!r} is not as its family {family!r} has it: "
+            f"{first_line(error)}; give the config.json of a base."
         ) from error
     return _counted(config, targets, name)
 

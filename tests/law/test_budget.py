@@ -88,6 +88,10 @@ def test_what_cannot_be_counted_is_refused(llama: Sizes, tmp_path: Path, lore: L
         sizes_in({**LLAMA_65B, "num_hidden_layers": 10**6})
     (tmp_path / "config.json").write_text("[]")
     refused(lore("budget", tmp_path / "config.json"), "DataError")
+    (tmp_path / "config.json").write_text('{"a": 1}')
+    ran = lore("budget", tmp_path / "config.json")
+    refused(ran, "DataError", "model_type is None")
+    assert len(ran.err) < 300, "no list of all families"
     refused(lore("budget", "pocket", "--target", "nowhere"), "TargetsNotFound")
 
 

@@ -75,6 +75,7 @@ def test_without_a_write_there_is_nothing_to_stop(memory: Memory, lore: Lore) ->
     with pytest.raises(ConfigError, match="nothing is being written"):
         stop(memory.folder)
     refused(lore("stop", memory.folder.path, "--json"), "ConfigError")
+    refused(lore("stop", memory.folder.path / "nowhere"), "UnknownMemory")
     with memory.folder.writing(memory.base()), pytest.raises(ConfigError):
         stop(memory.folder)  # somebody writes, and it is no write that could be stopped
 
