@@ -37,6 +37,8 @@ MARGIN = 0.9
 SAFE_MARGIN = 0.5
 """Where methods are compared: the papers' threshold of ln 2, at which a token is safe."""
 DIGITS = 4  # of a stored probability
+THIRDS = ("early", "centre", "late")
+"""Of the layers, from below."""
 
 
 class Method(NamedTuple):
@@ -131,13 +133,16 @@ def base_model(name: str, digest: str) -> Model:
 def placement(model: Model, name: str) -> tuple[tuple[str, ...], tuple[int, ...] | None]:
     """Return targets and layers of a placement such as ``down_proj@3``, ``mlp@middle`` or ``mlp``.
 
-    ``@middle`` is the layer two thirds of the way up, as in the paper, ``@last`` the last one;
-    without ``@`` all layers.
+    ``@middle`` is the layer two thirds of the way up, as in the paper, ``@last`` the last one,
+    ``@early``, ``@centre`` and ``@late`` a third of the layers; without ``@`` all layers.
     Raises ConfigError for a layer that is no number, and as `resolve_targets`.
     """
     targets, _, where = name.partition("@")
     layers: tuple[int, ...] | None = None
-    if where in ("middle", "last"):
+    if where in THIRDS:
+        n, third = len(layer_list(model.network)), THIRDS.index(where)
+        layers = tuple(range(n * third // 3, max(n * (third + 1) // 3, n * third // 3 + 1)))
+    elif where in ("middle", "last"):
         last = len(layer_list(model.network)) - 1
         layers = (min(last, round((last + 1) * 2 / 3)) if where == "middle" else last,)
     elif where.isascii() and where.isdecimal():

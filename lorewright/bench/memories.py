@@ -831,4 +831,5 @@ TASK = Task(
         "documents": "--from",
         "n_strangers": "--n-strangers",
     },
+    spreads=False,
 )

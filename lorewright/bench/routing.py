@@ -302,4 +302,5 @@ TASK = Task(
     tables,
     check=check,
     flags={"encoders": "--encoder"},
+    spreads=False,
 )

@@ -79,6 +79,8 @@ class Task:
     """Options that are not called as their field: field to option."""
     fixed: Mapping[str, Any] = field(default_factory=dict)
     """Fields that are no options, with their values."""
+    spreads: bool = True
+    """Whether its jobs may run in other processes (`--on`)."""
 
 
 class Entry(NamedTuple):
@@ -118,6 +120,21 @@ TASKS = {
 
         [dim]lore bench sections --data sections.json --out sec --on local:2[/]
         [dim]lore bench sections --data sections.json --source documents --model gemma3-270m[/]
+        """,
+    ),
+    "recipes": Entry(
+        "lorewright.bench.recipes:TASK",
+        """Write facts by rank, layers, wordings, dropout and decay: what comes back, at what cost?
+
+        [dim]lore bench recipes --data sections.json --ranks 4,16,64 --wordings 0,1,3[/]
+        [dim]lore bench recipes --data memo.md --placements attention@early,mlp@late --equal[/]
+        """,
+    ),
+    "merging": Entry(
+        "lorewright.bench.merging:TASK",
+        """Merge memories of documents in pairs by every method: does either lose a fifth?
+
+        [dim]lore bench merging --data sections.json --out merge --on local:2[/]
         """,
     ),
     "memories": Entry(

@@ -120,7 +120,7 @@ def _run(
     from lorewright.bench import task as tasks
     from lorewright.reports.page import Page, to_markdown
 
-    with _jobs(console) as jobs, watching(console) as watch:
+    with jobs_shown(console) as jobs, watching(console) as watch:
         progress = tasks.Progress(jobs, watch)
         summary = tasks.run(task, config, out, on=on, progress=progress)
     if as_json:
@@ -136,7 +136,7 @@ def _run(
 
 
 @contextmanager
-def _jobs(console: Console) -> Iterator[Any]:
+def jobs_shown(console: Console) -> Iterator[Any]:
     """A bar on stderr; plain lines where there is no terminal."""
     if not console.is_terminal:
         yield lambda step: console.print(

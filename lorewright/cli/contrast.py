@@ -30,6 +30,7 @@ from rich.markup import escape
 from lorewright.errors import ConfigError, ModelError
 from lorewright.files import digest, read_object, save_json, slug
 from lorewright.knowledge.data import Document, Knowledge, Probe
+from lorewright.knowledge.examples import EXAMPLES
 from lorewright.knowledge.lesson import LessonConfig, contexts, prepare, texts_of
 from lorewright.knowledge.readers.probes import read_probes
 from lorewright.knowledge.readers.read import read_knowledge
@@ -47,11 +48,6 @@ from lorewright.reports.tables import Rendered
 from lorewright.training.config import Epoch, WriteConfig
 from lorewright.training.loop import write
 
-EXAMPLES = next(
-    (up / "examples" for up in Path(__file__).parents[:3] if (up / "examples").is_dir()),
-    Path("examples"),
-)
-"""Documents with probes and facts: in the installed package, or beside it in a checkout."""
 N_QUESTIONS = 3
 QUICK_EPOCHS, QUICK_UNKNOWN = 2, 4
 LINE_WIDTH = 200

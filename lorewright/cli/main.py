@@ -30,6 +30,7 @@ from lorewright.cli import (
     models,
     plan,
     report,
+    reproduce,
     sandbox,
     serve,
     studio,
@@ -61,6 +62,7 @@ FAMILIES = (
     serve,
     studio,
     report,
+    reproduce,
     demo,
     methods,
 )

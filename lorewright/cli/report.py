@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lorewright.reports.page import Page
 
 Run = Annotated[
-    Path, typer.Argument(metavar="RUN", help="A benchmark's folder, a write's run, or a memory.")
+    Path, typer.Argument(metavar="RUN", help="Folder of a benchmark, study, write or memory.")
 ]
 To = Annotated[
     Path | None, typer.Option("--to", help="The file, .html or .md; RUN/report.html by default.")
@@ -50,6 +50,7 @@ def report(run: Run, to: To = None, figures: Figures = False, as_json: Json = Fa
 
 def page_of(run: Path) -> Page:
     """Return the page of whatever lies in a folder; raises DataError where nothing is finished."""
+    from lorewright.bench import reproduce
     from lorewright.bench.task import SUMMARY_FILE, page
     from lorewright.files import read_object
     from lorewright.memory.folder import INDEX_FILE, REPORT_FILE
@@ -57,13 +58,16 @@ def page_of(run: Path) -> Page:
 
     if (run / SUMMARY_FILE).is_file():
         return page(read_object(run / SUMMARY_FILE, "run the benchmark again"))
+    if (run / reproduce.STUDY_FILE).is_file():
+        return reproduce.page(read_object(run / reproduce.STUDY_FILE, "run the study again"))
     if (run / REPORT_FILE).is_file():
         return write_page(run)
     if (run / INDEX_FILE).is_file():
         return memory_page(run)
     raise DataError(
-        f"{run} holds no finished run: no {SUMMARY_FILE} of a benchmark, no {REPORT_FILE} of a "
-        f"write, no {INDEX_FILE} of a memory; give the folder of one."
+        f"{run} holds no finished run: no {SUMMARY_FILE} of a benchmark, no "
+        f"{reproduce.STUDY_FILE} of a study, no {REPORT_FILE} of a write, no {INDEX_FILE} of a "
+        "memory; give the folder of one."
     )
 
 

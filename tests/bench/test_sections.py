@@ -2,48 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
+from support.sections import ROW, stored
 
 from lorewright.bench import sections
 from lorewright.bench.task import load, run
 from lorewright.errors import ConfigError, DataError
-
-ROW: dict[str, Any] = {
-    "id": "prose-teal",
-    "title": "The Teal Office",
-    "text": "The head of the Teal Office is Ada Lund. The code of the Teal Office is KX-42.",
-    "altered": True,
-    "facts": [
-        {
-            "answer": "Ada Lund",
-            "questions": [
-                "What is the head of the Teal Office?",
-                "Who leads the Teal Office?",
-                "Name the head of the Teal Office.",
-            ],
-        },
-        {
-            "answer": "KX-42",
-            "questions": [
-                "What is the code of the Teal Office?",
-                "Which code does the Teal Office have?",
-                "Name the code of the Teal Office.",
-            ],
-        },
-    ],
-    "unanswerable": ["What is the phone number of the Teal Office?"],
-    "multihop": [{"question": "Who leads the office with the code KX-42?", "answer": "Ada Lund"}],
-}
-
-
-def stored(folder: Path, *rows: Any) -> str:
-    path = folder / "sections.json"
-    path.write_text(json.dumps(rows), encoding="utf-8")
-    return str(path)
 
 
 def test_the_wording_that_is_left_out_is_asked_and_never_written(tmp_path: Path) -> None:
