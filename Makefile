@@ -33,6 +33,7 @@ demo: $(STAMP) ## watch the embedded model learn a document, offline
 
 demo-real: $(STAMP) ## the same on a pretrained base of 135 million parameters, fetched once
 	$(BIN)/lore models get $(REAL)
+	$(BIN)/lore models get minilm
 	$(OFFLINE) OMP_NUM_THREADS=$(THREADS) $(BIN)/lore demo --model $(REAL) --jobs 2 $(DEMO)
 
 RUN_TESTS = $(if $(LOREWRIGHT_NETWORK),,$(OFFLINE)) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile

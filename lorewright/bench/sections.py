@@ -36,6 +36,7 @@ from lorewright.knowledge.scoring import contains, normalise
 from lorewright.memory.opened import OpenFolder
 from lorewright.memory.write import write
 from lorewright.recall.statistics import estimate
+from lorewright.recall.verify import MEMORY, OWN_ARMS
 from lorewright.reports.tables import Table
 from lorewright.training.config import WriteConfig
 from lorewright.training.rates import suggested_lr
@@ -45,9 +46,10 @@ ALTERED = "altered"
 """Key that sections of this benchmark have beside the usual ones."""
 KINDS = ("paraphrase", "unknown", "multihop", "retained")
 MEANING = (
-    "asked: questions in a wording that was not trained; declined: questions that the section does "
-    "not answer; two steps: questions that join two statements; retained: general questions that "
-    "the base answers; full: the base with the section in its prompt."
+    "asked: questions in a wording that was not trained; supported: without replies behind which "
+    "no trained question stands; declined: questions that the section does not answer; two steps: "
+    "questions that join two statements; retained: general questions that the base answers; full: "
+    "the base with the section in its prompt."
 )
 
 
@@ -290,14 +292,17 @@ def tables(summary: Summary) -> Iterator[Table]:
     """Questions by group and arm; then what else is to hold."""
     config = summary["config"]
     title = f"{config['source']} of {config['data'].rpartition('/')[2]} on {config['model']}"
-    arms = ("memory", "base", "full")
+    measured = {arm for kinds in summary["groups"].values() for arm in kinds.get("unknown", ())}
+    own = tuple(arm for arm in OWN_ARMS if arm == MEMORY or arm in measured)
+    arms = (*own, "base", "full")
     rows = []
     for name, kinds in summary["groups"].items():
         asked = kinds.get("paraphrase", {})
         n = str(asked.get("memory", {}).get("n", 0))
         cells = [spelt(asked.get(arm)) if asked else NOTHING for arm in arms]
-        others = [spelt(kinds.get(kind, {}).get("memory")) for kind in KINDS[1:]]
-        rows.append((name, n, *cells, *others))
+        declined = [spelt(kinds.get("unknown", {}).get(arm)) for arm in own]
+        others = [spelt(kinds.get(kind, {}).get(MEMORY)) for kind in KINDS[2:]]
+        rows.append((name, n, *cells, *declined, *others))
     coverage, writing = summary["coverage"], summary["writing"]
     notes = [
         MEANING,
@@ -306,7 +311,9 @@ def tables(summary: Summary) -> Iterator[Table]:
         f"{writing['n']} writes took {writing['seconds']:.0f} s together; {writing['n_recalled']} "
         "ended with every example recalled.",
     ]
-    head = ("sections", "n", "asked", "base", "full", "declined", "two steps", "retained")
+    beside = [f"declined, {arm}" for arm in own[1:]]
+    head = ("sections", "n", "asked", *own[1:], "base", "full", "declined", *beside)
+    head += ("two steps", "retained")
     yield Table(title, head, tuple(rows), tuple(notes), n_keys=2, stacked=("arm", "mean"))
 
 

@@ -40,7 +40,14 @@ from lorewright.models.general import Known
 from lorewright.models.model import Model
 from lorewright.recall.statistics import estimate
 from lorewright.recall.traces import trace
-from lorewright.recall.verify import RETAINED, Recall, ask, known_beforehand, still_known
+from lorewright.recall.verify import (
+    RETAINED,
+    SUPPORTED,
+    Recall,
+    ask,
+    known_beforehand,
+    still_known,
+)
 from lorewright.reports.figures.contrast import contrast_figure
 from lorewright.reports.progress import shown
 from lorewright.reports.results import contrast_table
@@ -608,12 +615,15 @@ def _record(on: Setting, done: Mapping[str, Mapping[str, Any]]) -> dict[str, Any
             about["retained"] = share(rows, RETAINED) if n_general else None
         return {**about, **(share(rows, row.kind) or {})}
 
+    def there_are(row: Row) -> bool:
+        return row.arm != SUPPORTED or SUPPORTED in done[row.condition]["arms"]
+
     return {
         "title": demo.title,
         "base": {"id": on.model.name, "digest": on.model.digest},
         "n_probes": len(on.held),
-        "rows": [filled(row) for row in demo.rows],
-        "extra": [filled(row) for row in demo.extra],
+        "rows": [filled(row) for row in demo.rows if there_are(row)],
+        "extra": [filled(row) for row in demo.extra if there_are(row)],
         "outcomes": {name: record["arms"] for name, record in done.items()},
         "curves": {name: record["curve"] for name, record in done.items()},
         "commands": [demo.command],

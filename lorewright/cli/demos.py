@@ -9,6 +9,7 @@ from lorewright.cli.contrast import PROMPTED, Control, Demo, QuestionWrite, Row,
 from lorewright.knowledge.lesson import LessonConfig
 from lorewright.models.catalogue import POCKET
 from lorewright.models.model import Model
+from lorewright.recall.verify import SUPPORTED
 from lorewright.training.config import WriteConfig
 from lorewright.training.rates import suggested_lr
 
@@ -181,6 +182,12 @@ KESTREL = Demo(
             f"write: {QUESTIONS}",
             f"memory trained on questions in three other wordings, rank {WIDE_RANK}",
             QUESTIONS,
+        ),
+        Row(
+            "the same, supported",
+            "replies withheld behind which no trained question stands (needs an encoder)",
+            QUESTIONS,
+            SUPPORTED,
         ),
         Row("full", "the whole memo in the prompt, no memory", QUESTIONS, "full"),
     ),

@@ -10,18 +10,32 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
-from lorewright.errors import ConfigError, DataError
+from lorewright.errors import ConfigError, DataError, StorageError
 from lorewright.files import slug
 from lorewright.knowledge.negatives import DECLINE
+from lorewright.knowledge.scoring import LEAST_SUPPORT
+from lorewright.memory.calibration import trained_questions
 from lorewright.memory.modes import stored_comparison
 from lorewright.memory.opened import OpenFolder
 from lorewright.memory.route import FALSE_ACTIVATION, TOP, FolderRouter, source_text
+from lorewright.models.catalogue import POCKET
 from lorewright.models.model import Model
+from lorewright.recall.support import support as support_of_reply
 from lorewright.recall.verify import MAX_ANSWER_TOKENS
-from lorewright.routing.ask import MODES, Answer, Candidate, ask_each, prompt_of, readings_of
+from lorewright.routing.ask import (
+    MODES,
+    Answer,
+    Candidate,
+    Reading,
+    ask_each,
+    nothing_known,
+    prompt_of,
+    readings_of,
+)
 from lorewright.routing.casing import recased
 from lorewright.routing.config import AskConfig
 from lorewright.routing.courtesy import without_courtesy
@@ -60,6 +74,7 @@ def ask(
     mode: str = AUTO,
     top: int = TOP,
     false_activation: float = FALSE_ACTIVATION,
+    support: float = LEAST_SUPPORT,
     watch: Watch | None = None,
 ) -> Answer:
     """Answer from the memory that is named, or from those that the question is for.
@@ -84,6 +99,7 @@ def ask(
         name=name,
         top=top,
         false_activation=false_activation,
+        support=support,
         watch=watch,
     )
     return replace(answer, note="; ".join(filter(None, (note, answer.note))))
@@ -97,6 +113,7 @@ def ask_as(
     name: str = "",
     top: int = TOP,
     false_activation: float = FALSE_ACTIVATION,
+    support: float = LEAST_SUPPORT,
     watch: Watch | None = None,
 ) -> list[Answer]:
     """Answer questions in this mode, whatever was measured, in a few batches; see `ask`."""
@@ -120,16 +137,47 @@ def ask_as(
     def state_of(name: str) -> State:
         return memory.cached(name, router.ids[name])
 
-    answers = iter(ask_each(memory.model, flat, state_of, mode=mode))
+    if memory.model.phrasing == POCKET:
+        support = 0.0
+    support_of = partial(_support_of, memory, router, {}) if support else nothing_known
+    answers = iter(
+        ask_each(
+            memory.model,
+            flat,
+            state_of,
+            mode=mode,
+            support_of=support_of,
+            least_support=support,
+        )
+    )
     joined = []
     for question, plan in zip(map(str.strip, questions), plans, strict=True):
         own = [next(answers) for _ in plan.parts]
         declined = Answer(question, DECLINE, "", True, 0.0, 0.0, mode, "")
         answer = _joined(question, own) if own else declined
-        joined.append(
-            replace(answer, question=question, considered=plan.considered, note=plan.note)
-        )
+        note = "; ".join(filter(None, (plan.note, answer.note)))
+        joined.append(replace(answer, question=question, considered=plan.considered, note=note))
     return joined
+
+
+def _support_of(
+    memory: OpenFolder,
+    router: FolderRouter,
+    pairs: dict[str, list[tuple[str, str]]],
+    reading: Reading,
+    reply: str,
+) -> float | None:
+    """How near the question is to those that its memory was trained to answer so.
+
+    `pairs` has what each memory was trained on, as far as it was read.
+    """
+    name = reading.memory
+    near = router.index.nearness(reading.question, router.ids[name])
+    if name not in pairs:
+        pairs[name] = []
+        with suppress(DataError, StorageError):  # a lesson that is gone says nothing
+            pairs[name] = trained_questions(memory.folder, memory.folder.entry(name))
+    return support_of_reply(reply, near, pairs[name]) if near and pairs[name] else None
 
 
 def check_mode(mode: str, known: Collection[str] = (AUTO, *MODES)) -> None:
@@ -240,4 +288,5 @@ def _joined(question: str, answers: Sequence[Answer]) -> Answer:
         probability=min(probabilities, default=None),
         passages=tuple(text for each in answers for text in each.passages),
         replies=tuple(reply for each in answers for reply in each.replies),
+        note="; ".join(dict.fromkeys(each.note for each in answers if each.note)),
     )

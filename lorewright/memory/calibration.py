@@ -34,6 +34,7 @@ from lorewright.knowledge.near_misses import strangers
 from lorewright.knowledge.negatives import unrelated_questions
 from lorewright.knowledge.scoring import normalise
 from lorewright.memory.folder import Folder
+from lorewright.recall.support import trained_pairs
 from lorewright.routing.gate import (
     BY_MEANING,
     N_CANDIDATES,
@@ -92,8 +93,7 @@ def fitted_gate(folder: Folder, by_id: Mapping[str, Any], index: Index) -> Gate 
 
 def trained_questions(folder: Folder, entry: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return the questions that a memory was trained to answer, with the answers."""
-    examples = folder.lesson(entry).examples
-    return [(e.prompt, e.completion) for e in examples if e.kind == "qa" and e.prompt.strip()]
+    return trained_pairs(folder.lesson(entry).examples)
 
 
 def _strangers(questions: Sequence[str]) -> list[str]:

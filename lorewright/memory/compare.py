@@ -10,6 +10,7 @@ import random
 
 from lorewright.errors import ConfigError
 from lorewright.knowledge.data import Probe
+from lorewright.knowledge.negatives import DECLINE
 from lorewright.knowledge.scoring import METRICS
 from lorewright.memory.ask import ask_as
 from lorewright.memory.folder import Folder
@@ -73,5 +74,6 @@ def _right(probe: Probe, answer: Answer, mode: str, metric: str) -> float:
     """Score of a mode's own reply, of which an answer in mode hybrid holds all."""
     text, declined = answer.text, answer.declined
     if own := [reply for reply in answer.replies if reply.way == mode]:
-        text, declined = best(own).text, best(own).declined
+        text, declined = best(own).text, not best(own).answers
+        text = DECLINE if declined else text
     return float(declined) if probe.kind == "unknown" else METRICS[metric](text, probe.answers)

@@ -214,6 +214,10 @@ class LiveRouter:
             self._state = (stamp, _up_to_date(self.folder, stamp, name, encoder, step))
         return self._state[1]
 
+    def in_use(self, step: Callable[[str], None] = lambda text: None) -> Encoder | None:
+        """What questions are compared by, loaded now; None = by their words alone."""
+        return self._encoder(step)[1]
+
     def _encoder(self, step: Callable[[str], None]) -> tuple[str, Encoder | None]:
         """The encoder, and the name by which it was requested; empty for `auto`."""
         if isinstance(self.encoder, Encoder):

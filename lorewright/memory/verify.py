@@ -17,6 +17,7 @@ from lorewright.memory.opened import OpenFolder
 from lorewright.models.catalogue import POCKET
 from lorewright.models.model import Model
 from lorewright.recall import verify as recall
+from lorewright.recall.support import Support, by_encoder, trained_pairs
 from lorewright.recall.verify import RecallReport
 from lorewright.training.watch import Watch
 from lorewright.writers.writer import State
@@ -77,6 +78,7 @@ def verdict(
             wrong=_unrelated(memory, name, state.id, source, step),
             metric=metric,
             general=general,
+            support=_support(memory, lesson, step),
             watch=watch,
         )
     else:
@@ -87,6 +89,15 @@ def verdict(
         n_covered = lesson.n_sentences - len(lesson.uncovered)
         about |= {"n_sentences": lesson.n_sentences, "n_covered": n_covered}
     return replace(report, notes=(*report.notes, *_over_documents(report, lesson)), context=about)
+
+
+def _support(
+    memory: OpenFolder, lesson: Lesson, step: Callable[[str], None]
+) -> Support | None:
+    """What stands behind replies, where there is an encoder; the embedded base declines itself."""
+    pairs = trained_pairs(lesson.examples)
+    encoder = memory.router.in_use(step) if pairs and memory.model.phrasing != POCKET else None
+    return by_encoder(pairs, encoder) if encoder else None
 
 
 def _over_documents(report: RecallReport, lesson: Lesson) -> tuple[str, ...]:

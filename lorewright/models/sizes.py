@@ -79,7 +79,7 @@ def sizes_in(
     from transformers import CONFIG_MAPPING, AutoConfig
 
     family = about.get("model_type")
-    if family not in CONFIG_MAPPING:
+    if not isinstance(family, str) or family not in CONFIG_MAPPING:
         raise DataError(
             f"{name!r} is no config.json of a base: its model_type is {family!r}, a family that "
             "transformers does not know; give that of a base."

@@ -11,17 +11,20 @@ from lorewright.adapters.adapter import Adapter
 from lorewright.errors import ConfigError, DataError
 from lorewright.knowledge.data import OPEN_KINDS, Probe
 from lorewright.knowledge.negatives import DECLINE
-from lorewright.knowledge.scoring import METRICS, is_declined
+from lorewright.knowledge.scoring import LEAST_SUPPORT, METRICS, is_declined
 from lorewright.models.general import ASKING_OF_THE_WORLD, REPLY_TOKENS, Known, known_to
 from lorewright.models.model import Model
 from lorewright.recall.settled import LOOPS_SETTLE, settled
 from lorewright.recall.statistics import Estimate, estimate
+from lorewright.recall.support import Support
 from lorewright.training.watch import Watch
 from lorewright.writers.writer import State
 
-ARMS = ("memory", "base", "scaffold", "wrong", "full")
-"""The memory and its controls: the base alone, with part of the source in the prompt, with another
-memory, with all of the source in the prompt."""
+OWN_ARMS = MEMORY, SUPPORTED = "memory", "supported"
+ARMS = (*OWN_ARMS, "base", "scaffold", "wrong", "full")
+"""The memory, the same without replies that lack support (see `support`), and its controls: the
+base alone, with part of the source in the prompt, with another memory, with all of the source in
+the prompt."""
 MAX_ANSWER_TOKENS = 64
 """Most tokens of an answer with a text before the question, which chat models quote at length."""
 CLOSED_BOOK_TOKENS = 32
@@ -183,9 +186,12 @@ def verify(
     wrong: Adapter | State | None = None,
     metric: str = "exact_match",
     general: Sequence[Known] = (),
+    support: Support | None = None,
     watch: Watch | None = None,
 ) -> RecallReport:
     """Ask every probe of the memory and of each control, free-running and greedy.
+
+    With `support` the arm `supported` is the memory without the replies that have too little of it.
 
     `general` are questions about the world that the base answers right: the memory's share of them
     is what is retained. They are put to the memory alone.
@@ -217,6 +223,8 @@ def verify(
         notes.append("wrong: there is no other memory.")
     arms = ["base", *(arm for arm, each in memories.items() if each is not None), *contexts]
     outputs = _ask(model, probes, arms, memories, contexts, metric, watch or Watch())
+    if support is not None and adapter is not None:
+        outputs[SUPPORTED] = withheld(probes, outputs[MEMORY], support)
     ordered = {arm: outputs[arm] for arm in ARMS if arm in outputs}
     report = _report(probes, ordered, metric, notes)
     if adapter is None or not general:
@@ -224,6 +232,15 @@ def verify(
     after = still_known(model, adapter, general, watch)
     both = {"memory": after, "base": known_before(general)}
     return replace(report, arms={**report.arms, **added(report.arms, both)})
+
+
+def withheld(probes: Sequence[Probe], outputs: Sequence[str], support: Support) -> list[str]:
+    """The outputs, DECLINE in place of those that have less support than LEAST_SUPPORT."""
+    stand = []
+    for probe, output in zip(probes, outputs, strict=True):
+        sure = None if is_declined(output) else support(probe.question, output)
+        stand.append(DECLINE if sure is not None and sure < LEAST_SUPPORT else output)
+    return stand
 
 
 def known_beforehand(

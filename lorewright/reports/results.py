@@ -62,24 +62,27 @@ def recall_table(report: Record, title: str = "") -> Table:
     Where arms scored different numbers of a kind, n is a range. Raises DataError for a record of
     another shape.
     """
-    from lorewright.recall.verify import ARMS  # here, as figures of a record need no torch
+    # here, as figures of a record need no torch
+    from lorewright.recall.verify import ARMS, OWN_ARMS, SUPPORTED
 
     with checked_record():
         rows = []
+        measured = {arm for arms in report["recall"].values() for arm in arms}
+        shown = tuple(arm for arm in ARMS if arm != SUPPORTED or arm in measured)
         for kind, arms in report["recall"].items():
             ns = sorted({row["n"] for row in arms.values()}) or [0]
             n = f"{ns[0]}–{ns[-1]}" if len(ns) > 1 else f"{ns[0]}"
-            rows.append((kind, n, *(spelled(arms.get(arm)) for arm in ARMS)))
+            rows.append((kind, n, *(spelled(arms.get(arm)) for arm in shown)))
         title = title or f"Recall of {report.get('context', {}).get('memory', 'the probes')}"
         return Table(
             title,
-            ("probes", "n", *ARMS),
+            ("probes", "n", *shown),
             tuple(rows),
             (*report.get("notes", ()), *_unscored(report)),
             subtitle=f"{report['metric']}, {INTERVALS}",
             n_keys=2,
             stacked=("arm", "recall"),
-            dim=ARMS[1:],
+            dim=tuple(arm for arm in shown if arm not in OWN_ARMS),
             bold=tuple(i for i, row in enumerate(rows) if row[0] == HEADLINE),
         )
 

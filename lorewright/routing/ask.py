@@ -21,7 +21,8 @@ import torch
 
 from lorewright.adapters.adapter import Adapter
 from lorewright.errors import ConfigError, DataError
-from lorewright.knowledge.scoring import is_declined, normalise
+from lorewright.knowledge.negatives import DECLINE
+from lorewright.knowledge.scoring import LEAST_SUPPORT, is_declined, normalise
 from lorewright.models.model import Model, Rendered
 from lorewright.recall.traces import trace
 from lorewright.recall.verify import MAX_ANSWER_TOKENS
@@ -31,6 +32,10 @@ from lorewright.writers.writer import State
 STACK = 32
 """At most so many memories are attached at once."""
 UNNAMED = "unnamed"
+WITHHELD = (
+    "the memory's reply was withheld: no question that was trained with this answer is near enough "
+    "to the one asked (support {support:.2f}); --support 0 shows it"
+)
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,23 @@ class Reply:
     """Smallest of these probabilities: below 1/2, another token was close."""
     passages: tuple[str, ...] = ()
     """What was read."""
+    support: float | None = None
+    """How near the question is to those that were trained with this answer; None = unknown."""
+    withheld: bool = False
+    """Whether it has too little support to count."""
+
+    @property
+    def answers(self) -> bool:
+        """Whether it says something that counts."""
+        return not (self.declined or self.withheld)
+
+
+SupportOf = Callable[[Reading, str], float | None]
+"""A reading and the reply to the reply's support; None where nothing can be said."""
+
+
+def nothing_known(reading: Reading, reply: str) -> None:
+    """No reply's support is known, and none is withheld."""
 
 
 @dataclass(frozen=True)
@@ -240,9 +262,11 @@ def agreed(replies: Sequence[Reply], *, trained: bool = False) -> Reply:
     Equal answers add up, and so do all that decline. The most confident alone would often be the
     base that declines, in forms of text or question that it does not know. Of the readers who gave
     the answer, the most confident is returned. Readers that decline do not outvote the memory on a
-    question that it was `trained` to answer. `lore modes` measures the rule on a folder.
+    question that it was `trained` to answer; a reply that is withheld has no vote. `lore modes`
+    measures the rule on a folder.
     """
-    if trained and any(reply.way == "closed" and not reply.declined for reply in replies):
+    replies = [reply for reply in replies if not reply.withheld] or replies
+    if trained and any(reply.way == "closed" and reply.answers for reply in replies):
         replies = [reply for reply in replies if not reply.declined]
     total: dict[str, float] = {}
     for reply in replies:
@@ -261,7 +285,7 @@ def best(replies: Sequence[Reply]) -> Reply:
 
     A memory that lacks the answer is very sure in declining, so declining does not count here.
     """
-    answering = [reply for reply in replies if not reply.declined]
+    answering = [reply for reply in replies if reply.answers]
     return max(answering, key=lambda reply: reply.confidence, default=replies[0])
 
 
@@ -272,10 +296,13 @@ def ask_each(
     *,
     mode: str = "closed",
     max_new_tokens: int = MAX_ANSWER_TOKENS,
+    support_of: SupportOf = nothing_known,
+    least_support: float = LEAST_SUPPORT,
 ) -> list[Answer]:
     """Answer questions from their candidates, all in a few batches; none = the base alone.
 
-    Of one memory's readers what is `agreed` counts, of several memories the `best`. Raises
+    Of one memory's readers what is `agreed` counts, of several memories the `best`. What a memory
+    says without a text to read is withheld where it has less than `least_support`. Raises
     ConfigError for an empty question or an unknown mode, DataError for one that leaves no space
     for a reply.
     """
@@ -287,7 +314,11 @@ def ask_each(
         alone = [[Reading(question, "", "open")]]
         plans.append([readings_of(question, c, mode) for c in candidates] or alone)
     flat = [reading for plan in plans for group in plan for reading in group]
-    replies = iter(read(model, flat, state_of, max_new_tokens=max_new_tokens))
+    heard = read(model, flat, state_of, max_new_tokens=max_new_tokens)
+    replies = iter(
+        _weighed(reading, reply, support_of, least_support)
+        for reading, reply in zip(flat, heard, strict=True)
+    )
     answers = []
     for (question, candidates), plan in zip(questions, plans, strict=True):
         groups = [[next(replies) for _ in group] for group in plan]
@@ -295,6 +326,15 @@ def ask_each(
         chosen = best([agreed(g, trained=t) for g, t in zip(groups, trained, strict=True)])
         answers.append(_answer(question.strip(), chosen, groups, candidates, mode))
     return answers
+
+
+def _weighed(reading: Reading, reply: Reply, support_of: SupportOf, least_support: float) -> Reply:
+    """A reply with its support, where it is a memory's own."""
+    if reply.declined or not reading.reader or reading.before:
+        return reply
+    support = support_of(reading, reply.text)
+    withheld = support is not None and support < least_support
+    return replace(reply, support=support, withheld=withheld)
 
 
 def _answer(
@@ -307,9 +347,9 @@ def _answer(
     probability = {each.memory: each.probability for each in candidates}
     return Answer(
         question,
-        chosen.text,
+        DECLINE if chosen.withheld else chosen.text,
         chosen.memory,
-        chosen.declined,
+        chosen.declined or chosen.withheld,
         chosen.confidence,
         chosen.least,
         mode,
@@ -318,6 +358,7 @@ def _answer(
         chosen.passages,
         tuple(reply for group in groups for reply in group),
         tuple(candidates),
+        WITHHELD.format(support=chosen.support) if chosen.withheld else "",
     )
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lorewright.errors import ConfigError
+from lorewright.knowledge.scoring import LEAST_SUPPORT
+
 
 @dataclass(frozen=True)
 class AskConfig:
@@ -16,3 +19,11 @@ class AskConfig:
     """At most so many memories for one question."""
     false_activation: float = 0.05
     """Share of questions no memory is for that may be answered from one all the same."""
+    support: float = LEAST_SUPPORT
+    """Least cosine of a question with a trained one of the same answer; what a memory says with
+    less is withheld; 0 = nothing is. Needs an encoder; the embedded base declines by itself."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is no cosine."""
+        if not 0 <= self.support <= 1:
+            raise ConfigError(f"support is {self.support}; give a cosine from 0 to 1.")

@@ -213,6 +213,18 @@ class Index:
         """Return the keys of a memory. Raises UnknownMemory if it has none."""
         return self.keys[self._slice(memory)]
 
+    def nearness(self, question: str, memory: str) -> dict[str, float] | None:
+        """Cosines of a question with the trained ones among a memory's keys; None without vectors.
+
+        Empty for a memory without keys.
+        """
+        cosine_N = dense_scores(self, question)
+        if cosine_N is None:
+            return None
+        own = self._slices.get(memory, slice(0, 0))
+        pairs = zip(self.keys[own], cosine_N[own].tolist(), strict=True)
+        return {key.text: cosine for key, cosine in pairs if key.kind == "question"}
+
     def _picked(
         self, keys: Sequence[Key], terms: Sequence[Terms], vectors: Vectors, order: Sequence[int]
     ) -> Index:
