@@ -9,7 +9,7 @@ from support.records import card, merge, outcomes, record, verdict
 
 from lorewright.adapters.targets import Coverage, Site
 from lorewright.errors import DataError
-from lorewright.recall.verify import ARMS, SUPPORTED, SUPPORTED
+from lorewright.recall.verify import ARMS, SUPPORTED
 from lorewright.reports.results import (
     contrast_table,
     coverage_table,
