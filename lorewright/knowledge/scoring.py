@@ -18,8 +18,7 @@ from lorewright.errors import DataError
 SAFE_NATS = math.log(2)
 """A token with less loss has p > 1/2: no other can win under greedy decoding."""
 LEAST_SUPPORT = 0.5
-"""A memory's reply counts where the question is at least so near (cosine) to one that was trained
-with this answer; see `recall.support`."""
+"""A memory's reply counts where it has at least so much support; see `recall.support`."""
 Metric = Callable[[str, tuple[str, ...]], float]
 """Output and acceptable answers to a number in [0, 1]."""
 

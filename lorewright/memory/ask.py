@@ -24,15 +24,15 @@ from lorewright.memory.opened import OpenFolder
 from lorewright.memory.route import FALSE_ACTIVATION, TOP, FolderRouter, source_text
 from lorewright.models.catalogue import POCKET
 from lorewright.models.model import Model
-from lorewright.recall.support import support as support_of_reply
+from lorewright.recall.support import nearness
 from lorewright.recall.verify import MAX_ANSWER_TOKENS
 from lorewright.routing.ask import (
     MODES,
     Answer,
     Candidate,
     Reading,
+    Standard,
     ask_each,
-    nothing_known,
     prompt_of,
     readings_of,
 )
@@ -137,19 +137,10 @@ def ask_as(
     def state_of(name: str) -> State:
         return memory.cached(name, router.ids[name])
 
-    if memory.model.phrasing == POCKET:
-        support = 0.0
-    support_of = partial(_support_of, memory, router, {}) if support else nothing_known
-    answers = iter(
-        ask_each(
-            memory.model,
-            flat,
-            state_of,
-            mode=mode,
-            support_of=support_of,
-            least_support=support,
-        )
-    )
+    standard: Standard | None = Standard(partial(_nearness_of, memory, router, {}), support)
+    if memory.model.phrasing == POCKET or not support:  # the embedded base declines by itself
+        standard = None
+    answers = iter(ask_each(memory.model, flat, state_of, mode=mode, standard=standard))
     joined = []
     for question, plan in zip(map(str.strip, questions), plans, strict=True):
         own = [next(answers) for _ in plan.parts]
@@ -160,7 +151,7 @@ def ask_as(
     return joined
 
 
-def _support_of(
+def _nearness_of(
     memory: OpenFolder,
     router: FolderRouter,
     pairs: dict[str, list[tuple[str, str]]],
@@ -177,7 +168,7 @@ def _support_of(
         pairs[name] = []
         with suppress(DataError, StorageError):  # a lesson that is gone says nothing
             pairs[name] = trained_questions(memory.folder, memory.folder.entry(name))
-    return support_of_reply(reply, near, pairs[name]) if near and pairs[name] else None
+    return nearness(reply, near, pairs[name]) if near and pairs[name] else None
 
 
 def check_mode(mode: str, known: Collection[str] = (AUTO, *MODES)) -> None:

@@ -17,7 +17,7 @@ from lorewright.memory.opened import OpenFolder
 from lorewright.models.catalogue import POCKET
 from lorewright.models.model import Model
 from lorewright.recall import verify as recall
-from lorewright.recall.support import Support, by_encoder, trained_pairs
+from lorewright.recall.support import Nearness, by_encoder, trained_pairs
 from lorewright.recall.verify import RecallReport
 from lorewright.training.watch import Watch
 from lorewright.writers.writer import State
@@ -78,7 +78,7 @@ def verdict(
             wrong=_unrelated(memory, name, state.id, source, step),
             metric=metric,
             general=general,
-            support=_support(memory, lesson, step),
+            nearness=_nearness(memory, lesson, step),
             watch=watch,
         )
     else:
@@ -91,9 +91,7 @@ def verdict(
     return replace(report, notes=(*report.notes, *_over_documents(report, lesson)), context=about)
 
 
-def _support(
-    memory: OpenFolder, lesson: Lesson, step: Callable[[str], None]
-) -> Support | None:
+def _nearness(memory: OpenFolder, lesson: Lesson, step: Callable[[str], None]) -> Nearness | None:
     """What stands behind replies, where there is an encoder; the embedded base declines itself."""
     pairs = trained_pairs(lesson.examples)
     encoder = memory.router.in_use(step) if pairs and memory.model.phrasing != POCKET else None

@@ -16,7 +16,7 @@ from lorewright.models.general import ASKING_OF_THE_WORLD, REPLY_TOKENS, Known, 
 from lorewright.models.model import Model
 from lorewright.recall.settled import LOOPS_SETTLE, settled
 from lorewright.recall.statistics import Estimate, estimate
-from lorewright.recall.support import Support
+from lorewright.recall.support import Nearness, Weighed, weigh
 from lorewright.training.watch import Watch
 from lorewright.writers.writer import State
 
@@ -186,12 +186,12 @@ def verify(
     wrong: Adapter | State | None = None,
     metric: str = "exact_match",
     general: Sequence[Known] = (),
-    support: Support | None = None,
+    nearness: Nearness | None = None,
     watch: Watch | None = None,
 ) -> RecallReport:
     """Ask every probe of the memory and of each control, free-running and greedy.
 
-    With `support` the arm `supported` is the memory without the replies that have too little of it.
+    With `nearness` the arm `supported` is the memory where only replies with support stand.
 
     `general` are questions about the world that the base answers right: the memory's share of them
     is what is retained. They are put to the memory alone.
@@ -223,8 +223,11 @@ def verify(
         notes.append("wrong: there is no other memory.")
     arms = ["base", *(arm for arm, each in memories.items() if each is not None), *contexts]
     outputs = _ask(model, probes, arms, memories, contexts, metric, watch or Watch())
-    if support is not None and adapter is not None:
-        outputs[SUPPORTED] = withheld(probes, outputs[MEMORY], support)
+    if nearness is not None and adapter is not None:
+        prompts = [_with_context(probe.context, probe.question) for probe in probes]
+        with switched_on(model, adapter):
+            weighed = weigh(model, prompts, outputs[MEMORY], [nearness] * len(prompts))
+        outputs[SUPPORTED] = supported(outputs[MEMORY], weighed)
     ordered = {arm: outputs[arm] for arm in ARMS if arm in outputs}
     report = _report(probes, ordered, metric, notes)
     if adapter is None or not general:
@@ -234,13 +237,12 @@ def verify(
     return replace(report, arms={**report.arms, **added(report.arms, both)})
 
 
-def withheld(probes: Sequence[Probe], outputs: Sequence[str], support: Support) -> list[str]:
-    """The outputs, DECLINE in place of those that have less support than LEAST_SUPPORT."""
-    stand = []
-    for probe, output in zip(probes, outputs, strict=True):
-        sure = None if is_declined(output) else support(probe.question, output)
-        stand.append(DECLINE if sure is not None and sure < LEAST_SUPPORT else output)
-    return stand
+def supported(outputs: Sequence[str], weighed: Sequence[Weighed]) -> list[str]:
+    """The replies that have support, DECLINE for the others; as they are where it is unknown."""
+    return [
+        own if each.support is None else each.text if each.support >= LEAST_SUPPORT else DECLINE
+        for own, each in zip(outputs, weighed, strict=True)
+    ]
 
 
 def known_beforehand(

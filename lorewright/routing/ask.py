@@ -13,9 +13,10 @@ memories may answer, and where passages come from, is decided elsewhere.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
 
 import torch
 
@@ -24,6 +25,7 @@ from lorewright.errors import ConfigError, DataError
 from lorewright.knowledge.negatives import DECLINE
 from lorewright.knowledge.scoring import LEAST_SUPPORT, is_declined, normalise
 from lorewright.models.model import Model, Rendered
+from lorewright.recall.support import Weighed, geometric_mean, weigh
 from lorewright.recall.traces import trace
 from lorewright.recall.verify import MAX_ANSWER_TOKENS
 from lorewright.writers.adapter import AdapterState
@@ -33,8 +35,8 @@ STACK = 32
 """At most so many memories are attached at once."""
 UNNAMED = "unnamed"
 WITHHELD = (
-    "the memory's reply was withheld: no question that was trained with this answer is near enough "
-    "to the one asked (support {support:.2f}); --support 0 shows it"
+    "the memory's reply was withheld: it is not sure enough of it, or no question that was trained "
+    "with this answer is near to this one (support {support:.2f}); --support 0 shows it"
 )
 
 
@@ -88,7 +90,7 @@ class Reply:
     passages: tuple[str, ...] = ()
     """What was read."""
     support: float | None = None
-    """How near the question is to those that were trained with this answer; None = unknown."""
+    """Its nearness times confidence, see `recall.support`; None = unknown."""
     withheld: bool = False
     """Whether it has too little support to count."""
 
@@ -98,12 +100,15 @@ class Reply:
         return not (self.declined or self.withheld)
 
 
-SupportOf = Callable[[Reading, str], float | None]
-"""A reading and the reply to the reply's support; None where nothing can be said."""
+NearnessOf = Callable[[Reading, str], float | None]
+"""A reading and the reply to the reply's nearness; None where nothing can be said."""
 
 
-def nothing_known(reading: Reading, reply: str) -> None:
-    """No reply's support is known, and none is withheld."""
+class Standard(NamedTuple):
+    """How much support a memory's own replies need."""
+
+    nearness_of: NearnessOf
+    least: float = LEAST_SUPPORT
 
 
 @dataclass(frozen=True)
@@ -144,11 +149,13 @@ def read(
     state_of: Callable[[str], Adapter | State],
     *,
     max_new_tokens: int = MAX_ANSWER_TOKENS,
+    standard: Standard | None = None,
 ) -> list[Reply]:
     """Put every reading before its reader; greedy replies in the order given.
 
-    Adapters are attached in stacks, states of other kinds one by one, and a memory's questions are
-    one batch. Raises DataError for a prompt that leaves no space for a reply.
+    What memories say without a text to read is weighed where there is a `standard`. Adapters are
+    attached in stacks, states of other kinds one by one, and a memory's questions are one batch.
+    Raises DataError for a prompt that leaves no space for a reply.
     """
     replies: dict[int, Reply] = {}
     by_reader: dict[str, list[int]] = {}
@@ -159,6 +166,10 @@ def read(
         own = by_reader[name]
         texts = _replies(model, [readings[i] for i in own], max_new_tokens)
         replies.update(zip(own, texts, strict=True))
+        bare = [i for i in own if name and standard and not readings[i].before]
+        if standard and bare:
+            pairs = [(readings[i], replies[i]) for i in bare]
+            replies.update(zip(bare, _weighed(model, pairs, standard), strict=True))
 
     if "" in by_reader:
         hear("")
@@ -196,18 +207,46 @@ def _replies(model: Model, readings: Sequence[Reading], max_new_tokens: int) -> 
     ]
 
 
+def _weighed(
+    model: Model, pairs: Sequence[tuple[Reading, Reply]], standard: Standard
+) -> list[Reply]:
+    """Replies of whoever is attached, or what it would say in place of declining, with support."""
+    weighed = weigh(
+        model,
+        [reading.question for reading, _ in pairs],
+        [reply.text for _, reply in pairs],
+        [partial(_nearness, standard, reading) for reading, _ in pairs],
+    )
+    return [_by(standard, reply, each) for (_, reply), each in zip(pairs, weighed, strict=True)]
+
+
+def _nearness(standard: Standard, reading: Reading, question: str, reply: str) -> float | None:
+    return standard.nearness_of(reading, reply)
+
+
+def _by(standard: Standard, reply: Reply, weighed: Weighed) -> Reply:
+    """A reply that has its support, or another in its place; withheld where that is too little."""
+    if weighed.support is None:
+        return reply
+    stands = weighed.support >= standard.least
+    if not reply.declined:
+        return replace(reply, support=weighed.support, withheld=not stands)
+    if not stands:
+        return reply
+    sure, least = geometric_mean(weighed.p), min(weighed.p)
+    about = {"text": weighed.text, "declined": False, "support": weighed.support}
+    return replace(reply, **about, confidence=sure, least=least)  # type: ignore[arg-type]
+
+
 def prompt_of(reading: Reading) -> str:
     """What stands before the question and the question, as probes with a context have them."""
     return "\n\n".join([*reading.before, reading.question])
 
 
 def _reply(reading: Reading, text: str, probabilities: Sequence[float]) -> Reply:
-    p = [
-        min(value, 1.0) for value in probabilities
-    ]  # rounding of the loss may leave one a hair above
-    mean = math.exp(sum(math.log(max(x, 1e-30)) for x in p) / len(p)) if p else 0.0
+    p = [min(value, 1.0) for value in probabilities]  # rounding may leave one a hair above
     declined = not text or is_declined(text)
-    sure, least = min(mean, 1.0), min(p, default=0.0)
+    sure, least = geometric_mean(p), min(p, default=0.0)
     return Reply(reading.memory, reading.way, text, declined, sure, least, reading.before)
 
 
@@ -296,15 +335,14 @@ def ask_each(
     *,
     mode: str = "closed",
     max_new_tokens: int = MAX_ANSWER_TOKENS,
-    support_of: SupportOf = nothing_known,
-    least_support: float = LEAST_SUPPORT,
+    standard: Standard | None = None,
 ) -> list[Answer]:
     """Answer questions from their candidates, all in a few batches; none = the base alone.
 
-    Of one memory's readers what is `agreed` counts, of several memories the `best`. What a memory
-    says without a text to read is withheld where it has less than `least_support`. Raises
-    ConfigError for an empty question or an unknown mode, DataError for one that leaves no space
-    for a reply.
+    Of one memory's readers what is `agreed` counts, of several memories the `best`. With a
+    `standard` what a memory says without a text to read needs support, see `recall.support`.
+    Raises ConfigError for an empty question or an unknown mode, DataError for one that leaves no
+    space for a reply.
     """
     plans: list[list[list[Reading]]] = []
     for question, candidates in questions:
@@ -314,11 +352,7 @@ def ask_each(
         alone = [[Reading(question, "", "open")]]
         plans.append([readings_of(question, c, mode) for c in candidates] or alone)
     flat = [reading for plan in plans for group in plan for reading in group]
-    heard = read(model, flat, state_of, max_new_tokens=max_new_tokens)
-    replies = iter(
-        _weighed(reading, reply, support_of, least_support)
-        for reading, reply in zip(flat, heard, strict=True)
-    )
+    replies = iter(read(model, flat, state_of, max_new_tokens=max_new_tokens, standard=standard))
     answers = []
     for (question, candidates), plan in zip(questions, plans, strict=True):
         groups = [[next(replies) for _ in group] for group in plan]
@@ -326,15 +360,6 @@ def ask_each(
         chosen = best([agreed(g, trained=t) for g, t in zip(groups, trained, strict=True)])
         answers.append(_answer(question.strip(), chosen, groups, candidates, mode))
     return answers
-
-
-def _weighed(reading: Reading, reply: Reply, support_of: SupportOf, least_support: float) -> Reply:
-    """A reply with its support, where it is a memory's own."""
-    if reply.declined or not reading.reader or reading.before:
-        return reply
-    support = support_of(reading, reply.text)
-    withheld = support is not None and support < least_support
-    return replace(reply, support=support, withheld=withheld)
 
 
 def _answer(

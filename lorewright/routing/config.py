@@ -20,10 +20,10 @@ class AskConfig:
     false_activation: float = 0.05
     """Share of questions no memory is for that may be answered from one all the same."""
     support: float = LEAST_SUPPORT
-    """Least cosine of a question with a trained one of the same answer; what a memory says with
-    less is withheld; 0 = nothing is. Needs an encoder; the embedded base declines by itself."""
+    """Least nearness to a question that was trained with the answer, times confidence in it, with
+    which a memory's reply stands; 0 = any does. Needs an encoder; pocket declines by itself."""
 
     def __post_init__(self) -> None:
-        """Refuse what is no cosine."""
+        """Refuse what no reply can have."""
         if not 0 <= self.support <= 1:
-            raise ConfigError(f"support is {self.support}; give a cosine from 0 to 1.")
+            raise ConfigError(f"support is {self.support}; give a number from 0 to 1.")

@@ -20,7 +20,15 @@ from lorewright.memory.ask import ask, ask_as
 from lorewright.memory.opened import OpenFolder
 from lorewright.memory.verify import verify
 from lorewright.models.model import Model
-from lorewright.recall.support import by_encoder, support, trained_pairs
+from lorewright.recall.support import (
+    by_encoder,
+    geometric_mean,
+    nearness,
+    probabilities,
+    second_replies,
+    trained_pairs,
+    weigh,
+)
 from lorewright.recall.verify import MEMORY, SUPPORTED
 from lorewright.reports.results import recall_table
 from lorewright.routing.ask import Reply, agreed, best
@@ -34,22 +42,15 @@ PAIRS = [("Who leads the Tide Office?", "Maren Oskold"), ("What opens the Sail L
 
 def test_a_reply_is_supported_by_questions_with_its_answer_and_by_no_others() -> None:
     near = {PAIRS[0][0]: 0.9, PAIRS[1][0]: 0.4}
-    assert (
-        support("Maren Oskold", near, PAIRS) == support("It is Maren Oskold.", near, PAIRS) == 0.9
-    )
-    assert support("Oskold", near, PAIRS) == 0.9, "a part of the answer is of it"
-    assert support("KX-41", near, PAIRS) == 0.4, "another question's answer has that one's nearness"
-    assert (
-        support("KX-4", near, PAIRS)
-        == support("teal", near, PAIRS)
-        == support("", near, PAIRS)
-        == 0
-    )
+    for text in ("Maren Oskold", "It is Maren Oskold.", "Oskold"):
+        assert nearness(text, near, PAIRS) == 0.9, "the whole answer, or a part of it"
+    assert nearness("KX-41", near, PAIRS) == 0.4, "of another question's answer that one's"
+    assert not any(nearness(text, near, PAIRS) for text in ("KX-4", "teal", ""))
 
 
 @given(st.dictionaries(st.text(min_size=1), st.floats(0, 1), min_size=1), st.text())
-def test_support_is_a_nearness_that_there_is_or_nothing(near: dict[str, float], reply: str) -> None:
-    value = support(reply, near, [(question, "teal") for question in near])
+def test_nearness_is_one_that_there_is_or_none(near: dict[str, float], reply: str) -> None:
+    value = nearness(reply, near, [(question, "teal") for question in near])
     assert value == (max(near.values()) if value else 0)
 
 
@@ -61,6 +62,21 @@ def test_an_encoder_measures_it_and_without_trained_questions_nothing_is_known()
     assert by_encoder([], HASHING)(asked, "anything") is None
     examples = [Example("q?", "a", "qa"), Example("u?", DECLINE, "unknown"), Example("", "t", "qa")]
     assert trained_pairs(examples) == [("q?", "a")]
+
+
+def test_what_is_weighed_is_the_whole_reply_and_what_stands_in_place_of_declining() -> None:
+    model = Model.load()
+    whole, nothing = probabilities(model, ["a", "b"], ["teal", ""])
+    assert len(whole) == len(model.render("a", "teal").completion_ids) and nothing == ()
+    assert geometric_mean([1.0, 0.25]) == 0.5 and geometric_mean([]) == 0.0
+    question = "What is the head of the Tide Office?"
+    (second,) = second_replies(model, [question])
+    assert second and not second.startswith(DECLINE.split()[0])
+    half = [lambda question, reply: 0.5] * 2
+    own, other = weigh(model, [question] * 2, ["teal", DECLINE], half)
+    assert own.text == "teal" and other.text == second
+    assert own.support == pytest.approx(0.5 * geometric_mean(own.p))
+    assert weigh(model, [question], ["teal"], [lambda q, r: None])[0].support is None
 
 
 def reply(way: str, text: str, sure: float, **more: bool) -> Reply:
@@ -93,7 +109,7 @@ TRAINED, FAR = "What is the head of the Tide Office?", "Is it raining?"
 def test_asking_withholds_what_no_trained_question_stands_behind(folder: OpenFolder) -> None:
     answer = ask(folder, TRAINED, "harbour", mode="closed")
     assert (answer.text, answer.declined, answer.note) == ("Maren Oskold", False, "")
-    assert answer.replies[0].support == pytest.approx(1.0, abs=1e-4)
+    assert (answer.replies[0].support or 0) > 0.6, "recalled means p above it; nearness is 1"
     (far,) = ask_as(folder, [FAR], mode="closed", name="harbour")
     (bare,) = ask_as(folder, [FAR], mode="closed", name="harbour", support=0.0)
     assert not bare.declined and bare.replies[0].support is None, "the memory itself answers it"
@@ -121,6 +137,6 @@ def test_the_embedded_base_declines_by_itself(folder: OpenFolder, tmp_path: Path
     assert answer.note == "" and answer.replies[0].support is None
 
 
-def test_a_threshold_is_a_cosine() -> None:
-    with pytest.raises(ConfigError, match="a cosine from 0 to 1"):
+def test_a_threshold_is_a_share() -> None:
+    with pytest.raises(ConfigError, match="a number from 0 to 1"):
         AskConfig(support=2.0)
