@@ -5,7 +5,8 @@ declines questions that it knows in other words: on a small base probabilities a
 apart. What it was trained on does better:
 
     nearness    the largest cosine between the question and the trained questions whose answer the
-                reply gives; 0 for a reply that is no trained answer
+                reply gives, less where a question with another answer is nearer: times the one
+                cosine over the other; 0 for a reply that is no trained answer
     support     nearness times the geometric mean of the probabilities of the reply's tokens, the
                 stop token included
 
@@ -50,11 +51,15 @@ def trained_pairs(examples: Iterable[Example]) -> list[tuple[str, str]]:
 
 
 def nearness(reply: str, cosines: Mapping[str, float], pairs: Sequence[tuple[str, str]]) -> float:
-    """The largest cosine of a trained question whose answer the reply gives, whole or in part.
+    """How near a question is to the trained ones whose answer the reply gives, whole or in part.
 
-    `cosines` are those of trained questions with the one that was replied to.
+    `cosines` are those of trained questions with the one that was replied to. The largest of them,
+    times its share of the largest with another answer where that is larger.
     """
-    return max((cosines.get(q, 0.0) for q, answer in pairs if _gives(reply, answer)), default=0.0)
+    gives = [(cosines.get(question, 0.0), _gives(reply, answer)) for question, answer in pairs]
+    own = max((cosine for cosine, its in gives if its), default=0.0)
+    other = max((cosine for cosine, its in gives if not its), default=0.0)
+    return own * own / other if 0 < own < other else own
 
 
 def _gives(reply: str, answer: str) -> bool:

@@ -44,7 +44,7 @@ def test_a_reply_is_supported_by_questions_with_its_answer_and_by_no_others() ->
     near = {PAIRS[0][0]: 0.9, PAIRS[1][0]: 0.4}
     for text in ("Maren Oskold", "It is Maren Oskold.", "Oskold"):
         assert nearness(text, near, PAIRS) == 0.9, "the whole answer, or a part of it"
-    assert nearness("KX-41", near, PAIRS) == 0.4, "of another question's answer that one's"
+    assert nearness("KX-41", near, PAIRS) == pytest.approx(0.4 * 0.4 / 0.9), "another is nearer"
     assert not any(nearness(text, near, PAIRS) for text in ("KX-4", "teal", ""))
 
 
@@ -52,6 +52,15 @@ def test_a_reply_is_supported_by_questions_with_its_answer_and_by_no_others() ->
 def test_nearness_is_one_that_there_is_or_none(near: dict[str, float], reply: str) -> None:
     value = nearness(reply, near, [(question, "teal") for question in near])
     assert value == (max(near.values()) if value else 0)
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_nearness_is_no_more_than_the_cosine_and_less_where_another_is_nearer(
+    own: float, other: float
+) -> None:
+    value = nearness("teal", {"own": own, "other": other}, [("own", "teal"), ("other", "red")])
+    assert 0 <= value <= own
+    assert (value < own) == (0 < own < other and own * own / other < own)
 
 
 def test_an_encoder_measures_it_and_without_trained_questions_nothing_is_known() -> None:
