@@ -35,7 +35,7 @@ STACK = 32
 """At most so many memories are attached at once."""
 UNNAMED = "unnamed"
 WITHHELD = (
-    "the memory's reply was withheld: it is not sure enough of it, or no question that was trained "
+    "the reply was withheld: the memory is not sure enough of it, or no question that was trained "
     "with this answer is near to this one (support {support:.2f}); --support 0 shows it"
 )
 
