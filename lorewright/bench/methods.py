@@ -37,7 +37,7 @@ from lorewright.models.model import Model
 from lorewright.recall.statistics import clustered_interval, mcnemar, wilson
 from lorewright.reports.tables import Table
 from lorewright.training.config import WriteConfig
-from lorewright.writers import reading as readers
+from lorewright.writers import queries
 from lorewright.writers.methods import WRITERS, writer_of
 
 LORA = "gradient"
@@ -108,9 +108,9 @@ class Methods:
     """Ways of writing whose weight changes are cut to every rank."""
     read_facts: int = 24
     """Facts of a source that stays in the prompt."""
-    read_steps: int = readers.STEPS
+    read_steps: int = queries.STEPS
     """Spans that query projections are tuned on."""
-    read_lr: float = readers.RATE
+    read_lr: float = queries.RATE
     """Rate of that tuning."""
     data: str = ""
     """A file of documents with facts, or of sections; empty = the packaged one."""
@@ -123,7 +123,7 @@ class Methods:
             Spec.of(text)
         if not self.parts or not {*self.parts} <= {*PART_NAMES}:
             raise ConfigError(f"parts are {list(self.parts)}; use some of {', '.join(PART_NAMES)}.")
-        readers.Tuning(self.read_steps, lr=self.read_lr)  # checks them
+        queries.Tuning(self.read_steps, lr=self.read_lr)  # checks them
         if unknown := [name for name in self.controls if name not in (SHUFFLED, BLANK)]:
             raise ConfigError(f"control {unknown[0]!r} is unknown; use {SHUFFLED} or {BLANK}.")
         least = {"sources": 1, "questions": 1, "epochs": 1, "seeds": 1, "skip": 0}

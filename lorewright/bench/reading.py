@@ -20,9 +20,9 @@ from lorewright.bench.tables import spelt
 from lorewright.bench.written import ANSWER_TOKENS, Spec, replies, score, written
 from lorewright.models.model import Model
 from lorewright.reports.tables import Table
+from lorewright.writers.queries import Tuning
 from lorewright.writers.reading import (
     Answering,
-    Tuning,
     answering,
     plain,
     prefilled,

@@ -12,8 +12,8 @@ Readers differ in what is switched on while they answer:
 
 Paper: qTTT, arXiv 2512.13898. N times a span of k tokens starts anywhere in the prompt; its
 next-token loss, seen from the stored keys and values before it, moves the query projections alone
-(AdamW, clip 1). Departures: rates are for narrower bases, see RATE; the span's own keys and values
-are computed anew, as the lower layers' queries change what enters.
+(AdamW, clip 1). Departures: rates are for narrower bases, see `queries`; the span's own keys and
+values are computed anew, as the lower layers' queries change what enters.
 
 Knows a prompt of tokens; nothing of where the text comes from, or whether the reply is right.
 
@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -37,11 +37,9 @@ from lorewright.models.model import Model
 from lorewright.models.plain import cache_for
 from lorewright.training.config import WriteConfig
 from lorewright.training.descent import AdamW
+from lorewright.writers.queries import Tuning
 
 QUERIES = ("q_proj",)
-RATE = 1e-4
-"""Chosen on sources that are in no table; the paper's 1e-6 to 1e-5 are for widths from 2,560."""
-STEPS, SPAN = 32, 128
 DECAY = 0.01
 
 
@@ -119,28 +117,6 @@ def reply(model: Model, prefill: Prefill, max_new_tokens: int) -> str:
 # -- readers -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Tuning:
-    """How query projections are tuned on a prompt."""
-
-    steps: int = STEPS
-    """Spans that are read; 0 = none, which is reading as the base does."""
-    span: int = SPAN
-    """Tokens of a span; a shorter prompt is one as a whole."""
-    lr: float = RATE
-    """Rate of AdamW."""
-    seed: int = 0
-    """Of where the spans start."""
-
-    def __post_init__(self) -> None:
-        """Check ranges."""
-        if self.steps < 0 or self.span < 2 or not self.lr > 0 or self.seed < 0:
-            raise ConfigError(
-                f"steps is {self.steps}, span {self.span}, lr {self.lr}, seed {self.seed}; give at "
-                "least 0 steps, a span of 2, a rate above 0 and a seed from 0."
-            )
-
-
 def plain(model: Model, prefill: Prefill) -> AbstractContextManager[object]:
     """Nothing is on."""
     return nullcontext()
@@ -158,13 +134,32 @@ def answering(on: Callable[[Model], AbstractContextManager[object]]) -> Answerin
     return lambda model, prefill: on(model)
 
 
-READERS: dict[str, Answering] = {"plain": plain, "qttt": qttt}
-"""By name: what is on while a reply is made."""
+READERS: dict[str, Callable[[Tuning], Answering]] = {
+    "plain": lambda tuning: plain,
+    "qttt": lambda tuning: partial(qttt, tuning=tuning),
+}
+"""By name: settings, of which each takes what it has a use for, to what is on for a reply."""
+
+
+def reader_of(name: str, tuning: Tuning) -> Answering:
+    """A built-in reader with settings. Raises ConfigError with the names there are."""
+    if name not in READERS:
+        raise ConfigError(f"reader {name!r} is unknown; use one of {', '.join(READERS)}.")
+    return READERS[name](tuning)
 
 
 def read(model: Model, prompt: str, answers_with: Answering, *, max_new_tokens: int = 64) -> str:
-    """Answer a prompt with the text in it, by a reader."""
+    """Answer a prompt with the text in it, by a reader.
+
+    Raises DataError for one that leaves no space for a reply.
+    """
     prefill = prefilled(model, model.render(prompt).prompt_ids)
+    if (n_left := model.context - len(prefill.prompt_ids)) < 1:
+        raise DataError(
+            f"the prompt has {len(prefill.prompt_ids)} tokens and {model.name!r} reads at most "
+            f"{model.context}; give a shorter text, or write it into a memory: lore write."
+        )
+    max_new_tokens = min(max_new_tokens, n_left)
     with answers_with(model, prefill):
         return reply(model, prefill, max_new_tokens)
 

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 import pytest
 import torch
+from support.commands import Lore
 
 from lorewright.errors import ConfigError, DataError
 from lorewright.models.model import Model
+from lorewright.writers.queries import Tuning
 from lorewright.writers.reading import (
     READERS,
-    Tuning,
+    answering,
     first_logits,
     plain,
     prefilled,
     qttt,
     read,
+    reader_of,
     reply,
     tuned_queries,
     using_queries,
@@ -36,7 +43,8 @@ def model() -> Model:
 
 def test_reading_plainly_is_the_base_with_the_text_in_its_prompt(model: Model) -> None:
     (expected,) = model.generate([PROMPT], max_new_tokens=16)
-    assert read(model, PROMPT, READERS["plain"], max_new_tokens=16) == expected == "6044"
+    plainly = reader_of("plain", Tuning())
+    assert read(model, PROMPT, plainly, max_new_tokens=16) == expected == "6044"
 
 
 def test_without_a_step_qttt_is_reading_plainly_bit_for_bit(model: Model) -> None:
@@ -92,3 +100,33 @@ def test_what_cannot_be_read_is_refused(model: Model) -> None:
         Tuning(lr=0)
     with pytest.raises(DataError, match="nothing to read"):
         prefilled(model, [1])
+    with pytest.raises(ConfigError, match="use one of plain, qttt"):
+        reader_of("magic", Tuning())
+    with pytest.raises(DataError, match="tokens"):
+        read(model, "Candle Unit. " * 400, plain)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_every_reader_reads(model: Model, name: str) -> None:
+    assert read(model, PROMPT, reader_of(name, TUNING), max_new_tokens=16) == "6044"
+
+
+def test_a_state_for_the_answer_alone_changes_nothing_of_what_was_read(model: Model) -> None:
+    seen = []
+
+    @contextmanager
+    def on(model: Model) -> Iterator[None]:
+        seen.append(model)
+        yield
+
+    assert read(model, PROMPT, answering(on), max_new_tokens=16) == "6044" and seen == [model]
+
+
+def test_lore_read_answers_from_the_text_and_says_how(tmp_path: Path, lore: Lore) -> None:
+    (tmp_path / "page.md").write_text(TEXT)
+    ran = lore("read", tmp_path / "page.md", QUESTION, "--reader", "qttt", "--steps", 1, "--json")
+    assert ran.code == 0 and ran.json["answer"] == "6044" and ran.json["reader"] == "qttt"
+    plainly = lore("read", tmp_path / "page.md", QUESTION)
+    assert "6044" in plainly.out and "nothing was written" in plainly.out
+    wrong = lore("read", tmp_path / "page.md", QUESTION, "--reader", "magic")
+    assert wrong.code == 2 and "use one of plain, qttt" in wrong.err
