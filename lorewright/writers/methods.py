@@ -46,9 +46,9 @@ RATES = {
 }
 """The rate of a method over that which suits an adapter, where it is another one.
 
-Measured on the embedded base, on sources of four facts that are in no table (LOG, 2026-11-30): the
-least rate at which all is recalled as trained, as far as it leaves reading alone. For `in-place` one
-that does not harm its text.
+Measured on the embedded base, on sources of four facts that are in no table (LOG, 2026-11-30): near
+the least rate at which all is recalled as trained, for higher ones cost what the base could do. For
+`in-place` one that does not harm its text.
 """
 STATES: dict[str, Callable[[Path], State]] = {
     "adapter": adapter.load,
