@@ -44,14 +44,17 @@ LORA = "gradient"
 BASE, FULL = "base", "text in the prompt"
 """Rows without a write: nothing known, and the source read with every question."""
 USUAL: dict[str, tuple[str, ...]] = {
-    LORA: ("gradient@8", "gradient@1", "gradient@1/down_proj", "gradient@8:1s"),
+    LORA: ("gradient@8", "gradient@64", "gradient@1", "gradient@1/down_proj", "gradient@8:1s"),
     "full": ("full@64",),
     "in-place": ("in-place@8",),
     "prompt": ("prompt@16",),
-    "prefix": ("prefix@16",),
+    "prefix": ("prefix@8",),
     "bottleneck": ("bottleneck@4",),
 }
-"""How a method is written where nobody says; LoRA at several budgets, as what is compared with."""
+"""How a method is written where nobody says; LoRA at several budgets, as what is compared with.
+
+Sizes are such that most have a LoRA row of about as many bytes.
+"""
 PARTS = ("held", "trained", "other", "declined", "retained")
 """Of a sheet, with intervals."""
 WRITE, OVERWRITE, CUT, READ = "write", "overwrite", "cut", "read"
