@@ -109,6 +109,8 @@ class Methods:
     """Facts of a source that is written twice."""
     cut: tuple[str, ...] = ("full@192", "gradient@8", "in-place@192")
     """Ways of writing whose weight changes are cut to every rank."""
+    cut_facts: tuple[int, ...] = (1, 8, 24)
+    """Facts of the sources that these are of."""
     read_facts: int = 24
     """Facts of a source that stays in the prompt."""
     read_steps: int = queries.STEPS
@@ -120,8 +122,9 @@ class Methods:
 
     def __post_init__(self) -> None:
         """Refuse what is unknown or out of range before anything is written."""
-        if not self.facts or min(self.facts) < 1:
-            raise ConfigError(f"facts are {list(self.facts)}; give numbers from 1.")
+        for name in ("facts", "cut_facts"):
+            if not vars(self)[name] or min(vars(self)[name]) < 1:
+                raise ConfigError(f"{name} are {list(vars(self)[name])}; give numbers from 1.")
         for text in (*self.specs, *self.cut):
             Spec.of(text)
         if not self.parts or not {*self.parts} <= {*PART_NAMES}:
@@ -153,6 +156,7 @@ def quick(config: Methods) -> Methods:
         config,
         facts=(2,),
         control_facts=(2,),
+        cut_facts=(2,),
         overwrite_facts=2,
         read_facts=2,
         read_steps=2,
@@ -164,7 +168,7 @@ def quick(config: Methods) -> Methods:
 
 def check(settings: Methods) -> None:
     """Read the facts; raises DataError for too few."""
-    for n in {*settings.facts, settings.overwrite_facts, settings.read_facts}:
+    for n in sorted({n for part in settings.parts for n in SIZES[part](settings)}):
         if settings.n_sources(n) < 2:
             raise DataError(
                 f"sources of {n} facts are wanted and the file has {settings.n_sources(n)} after "
@@ -230,7 +234,7 @@ def _reads(config: Methods, n_facts: int) -> Own:
 SIZES: dict[str, Callable[[Methods], Sequence[int]]] = {
     WRITE: lambda config: config.facts,
     OVERWRITE: lambda config: (config.overwrite_facts,),
-    CUT: lambda config: config.facts,
+    CUT: lambda config: config.cut_facts,
     READ: lambda config: (config.read_facts,),
 }
 ROWS: dict[str, Callable[[Methods, int], Own]] = {

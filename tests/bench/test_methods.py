@@ -60,6 +60,20 @@ def test_values_of_a_text_are_exchanged_at_once_and_not_one_after_another() -> N
     assert source.with_answers((b, a)).with_answers((a, b)).text == source.text
 
 
+def test_a_section_is_a_source_whose_last_wording_is_left_for_the_questions(tmp_path: Path) -> None:
+    facts = [{"answer": f"{n} m", "questions": [f"{n} a?", f"{n} b?", f"{n} c?"]} for n in (4, 5)]
+    row = {"id": "prose-x", "title": "X", "text": "It is 4 m, then 5 m.", "facts": facts}
+    path = tmp_path / "sections.json"
+    path.write_text(json.dumps([row, {**row, "id": "prose-y", "facts": facts[:1]}]))
+    (only,) = sources(str(path), 2)
+    assert [(fact.forms, fact.held) for fact in only.facts] == [
+        (("4 a?", "4 b?"), "4 c?"),
+        (("5 a?", "5 b?"), "5 c?"),
+    ]
+    assert only.with_answers(("5 m", "4 m")).text == "It is 5 m, then 4 m."
+    assert len(sources(str(path), 1)) == 2
+
+
 def test_a_spec_is_read_whole_or_refused() -> None:
     spec = Spec.of("gradient@1/down_proj*0.5:2s")
     assert spec == Spec("gradient", 1, ("down_proj",), 0.5, 2.0)
@@ -174,8 +188,8 @@ def test_each_way_of_overwriting_is_for_the_states_that_can() -> None:
 
 @pytest.mark.slow
 def test_the_other_parts_have_their_tables(tmp_path: Path) -> None:
-    config = methods.quick(Methods(parts=("overwrite", "cut", "read"), methods=("gradient@2",)))
-    summary = run(TASK, replace(config, epochs=10), tmp_path / "out")
+    config = methods.quick(Methods(parts=("overwrite", "cut", "read"), methods=("gradient@8",)))
+    summary = run(TASK, replace(config, epochs=25), tmp_path / "out")
     titles = [table.title for table in TASK.tables(summary)]
     assert titles == [
         "X is A, then X is B; 2 facts",
