@@ -16,7 +16,7 @@ from typing import Any
 from lorewright.adapters.adapter import HALVES
 from lorewright.adapters.lowrank import Factors, energies
 from lorewright.bench.sources import sources
-from lorewright.bench.tables import spelt
+from lorewright.bench.tables import counted, spelt
 from lorewright.bench.written import Share, Spec, scores, sentence, sheet_of, written
 from lorewright.errors import AdapterError, ConfigError, ModelError
 from lorewright.merging.algebra import merge
@@ -107,7 +107,7 @@ def table(entries: Sequence[Mapping[str, Any]]) -> Table:
     )
     notes = [MEANING]
     for entry in {(e["method"], e["facts"]): e for e in entries}.values():
-        where = f"{entry['method']}, {entry['facts']} facts"
+        where = f"{entry['method']}, {counted(entry['facts'], 'fact')}"
         if "why" in entry:
             notes.append(f"{where}: nothing was written. {entry['why'][0]}")
         else:

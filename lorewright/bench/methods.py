@@ -29,7 +29,7 @@ from typing import Any
 from lorewright.bench import cutting, exact, overwriting, reading
 from lorewright.bench.sets import located
 from lorewright.bench.sources import sources
-from lorewright.bench.tables import NOTHING, figure, spelt
+from lorewright.bench.tables import NOTHING, counted, figure, spelt
 from lorewright.bench.task import Done, Figure, Summary, Task, sweep
 from lorewright.bench.written import BLANK, OWN, SHUFFLED, Spec, attempt, marked, sheet_of
 from lorewright.errors import ConfigError, DataError
@@ -442,9 +442,8 @@ def _table(summary: Summary, entries: Sequence[Mapping[str, Any]], n_facts: int)
         *("method", "reads", "n", "recall", "as trained", SHUFFLED, BLANK, "other", "declined"),
         *("retained", "seconds", "kB", "like bytes", "like seconds"),
     )
-    counted = "1 fact" if n_facts == 1 else f"{n_facts} facts"
     n_sources = max(entry["n_writes"] for entry in own)
-    title = f"{counted}, {n_sources} sources, on {summary['config']['model']}"
+    title = f"{counted(n_facts, 'fact')}, {n_sources} sources, on {summary['config']['model']}"
     notes = (MEANING, COMPARED, *_missing(entries))
     return Table(title, head, tuple(rows), notes, n_keys=3, stacked=("", "share"))
 
@@ -505,7 +504,7 @@ def figures(summary: Summary) -> Iterator[Figure]:
     from lorewright.reports.figures.writers import rank_figure, recall_figure
 
     base = summary["base"]["id"]
-    about = f"{base}; the question alone in the prompt; bars: 95 %, resampled by source"
+    about = f"{base}; the question alone in the prompt; intervals: 95 %, resampled by source"
     own = [e for e in summary["entries"] if e["control"] == OWN and e["held"]["mean"] is not None]
     if own:
         shown = [{**entry, "recall": entry["held"]} for entry in own]

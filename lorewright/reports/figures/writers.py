@@ -11,12 +11,21 @@ from lorewright.reports.results import checked_record
 
 MARKS = ("o", "s", "^", "D")
 """One for each round through the colours."""
+BAND = 0.1
+"""Opacity of an interval as a band, where bars of many lines would stand too close."""
+DODGE = 0.42
+"""Over how much of an octave lines that share their places are spread."""
 
 
 def look_of(names: Sequence[str], ink: Palette) -> dict[str, tuple[str, str]]:
     """Colour and mark of each name; no two share both."""
     n = len(ink.lines)
     return {name: (ink.lines[i % n], MARKS[i // n % len(MARKS)]) for i, name in enumerate(names)}
+
+
+def beside(places: Sequence[float], i: int, n: int) -> list[float]:
+    """Places on a logarithmic axis, moved a little for the i-th of n lines, so that bars show."""
+    return [place * 2 ** (DODGE * (i - (n - 1) / 2) / n) for place in places]
 
 
 def recall_figure(
@@ -43,11 +52,12 @@ def recall_figure(
             style_axes(by_bytes, ink, f"recall by bytes, {counted}", "bytes of the state")
             style_axes(by_seconds, ink, f"recall by seconds, {counted}", "seconds of the write")
             look = look_of(names, ink)
-            for name in names:
+            for i, name in enumerate(names):
                 colour, mark = look[name]
                 mine = sorted((e for e in entries if e["method"] == name), key=_facts)
                 line = "-" if all(entry["bytes"] for entry in mine) else "--"
-                shares, at = [e["recall"] for e in mine], [e["facts"] for e in mine]
+                shares = [entry["recall"] for entry in mine]
+                at = beside([entry["facts"] for entry in mine], i, len(names))
                 draw_intervals(by_facts, at, shares, colour, f"{line}{mark}", label=name)
                 for ax, key in ((by_bytes, "bytes"), (by_seconds, "seconds")):
                     last = [e for e in mine if e["facts"] == most and e[key]]
@@ -86,8 +96,8 @@ def rank_figure(
 ) -> None:
     """Draw recall and the least share of the norm by the rank that weight changes are cut to.
 
-    An entry has method, facts, rank, held as mean and interval, and energy. Raises DataError for
-    another shape.
+    Bands are intervals. An entry has method, facts, rank, held as mean and interval, and energy.
+    Raises DataError for another shape.
     """
     with checked_record():
         lines = list(dict.fromkeys((entry["method"], entry["facts"]) for entry in entries))
@@ -103,14 +113,11 @@ def rank_figure(
                 colour, mark = look[names[line]]
                 ranks, style = [entry["rank"] for entry in mine], f"-{mark}"
                 shares = [entry["held"] for entry in mine]
-                draw_intervals(left, ranks, shares, colour, style, label=names[line])
-                right.plot(
-                    *(ranks, [e["energy"] for e in mine], style),
-                    color=colour,
-                    linewidth=1.8,
-                    markersize=5,
-                    mew=0,
-                )
+                plain = {"color": colour, "linewidth": 1.8, "markersize": 5, "mew": 0}
+                left.plot(ranks, [e["mean"] for e in shares], style, label=names[line], **plain)
+                ends = [[e[end] for e in shares] for end in ("low", "high")]
+                left.fill_between(ranks, *ends, color=colour, alpha=BAND, linewidth=0)
+                right.plot(ranks, [entry["energy"] for entry in mine], style, **plain)
             ticks = sorted({entry["rank"] for entry in entries})
             for ax in (left, right):
                 ax.set_xscale("log", base=2)
