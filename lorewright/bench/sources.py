@@ -45,6 +45,8 @@ class Source:
 
     facts: tuple[Asked, ...]
     text: str
+    unanswerable: tuple[str, ...] = ()
+    """Questions that its text does not answer, where the file has some."""
 
     @property
     def answers(self) -> tuple[str, ...]:
@@ -73,7 +75,8 @@ class Source:
         longest_first = sorted(map(re.escape, other), key=len, reverse=True)
         text = re.sub("|".join(longest_first), lambda value: other[value[0]], self.text)
         pairs = zip(self.facts, answers, strict=True)
-        return Source(tuple(replace(fact, answer=answer) for fact, answer in pairs), text)
+        facts = tuple(replace(fact, answer=answer) for fact, answer in pairs)
+        return replace(self, facts=facts, text=text)
 
 
 @functools.lru_cache(maxsize=4)
@@ -112,6 +115,7 @@ def sources(data: str, n_facts: int, skip: int = 0) -> tuple[Source, ...]:
             Source(
                 tuple(Asked(forms[:2], forms[-1], a) for a, forms in section.facts[:n_facts]),
                 section.document.text,
+                section.unanswerable,
             )
             for section in sections_of(data)[skip:]
             if len(section.facts) >= n_facts and all(len(forms) > 2 for _, forms in section.facts)

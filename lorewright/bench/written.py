@@ -144,10 +144,9 @@ def sheet_of(model: Model, data: str, n_facts: int, number: int, skip: int) -> S
     """
     every = sources(data, n_facts, skip)
     source, other = every[number], every[(number + 1) % len(every)]
-    unknown = [
-        p for p in lesson_of(model, source, 0).probes if p.kind in ("unknown", "neighborhood")
-    ]
-    declined = tuple(Question(p.question, ()) for p in unknown[:N_DECLINED])
+    probes = lesson_of(model, source, 0).probes
+    unknown = [p.question for p in probes if p.kind in ("unknown", "neighborhood")]
+    declined = (source.unanswerable or tuple(unknown))[:N_DECLINED]
     if model.phrasing == POCKET:
         page = _elsewhere(data, n_facts, (number + 1) * n_facts + skip)
         general = [
@@ -163,7 +162,7 @@ def sheet_of(model: Model, data: str, n_facts: int, number: int, skip: int) -> S
         tuple(Question(fact.held, (fact.answer,)) for fact in source.facts),
         tuple(Question(fact.forms[0], (fact.answer,)) for fact in source.facts),
         tuple(Question(fact.held, (fact.answer,)) for fact in other.facts),
-        declined,
+        tuple(Question(question, ()) for question in declined),
         tuple(each for each, score in zip(general, right, strict=True) if score == 1),
     )
 

@@ -62,7 +62,13 @@ def test_values_of_a_text_are_exchanged_at_once_and_not_one_after_another() -> N
 
 def test_a_section_is_a_source_whose_last_wording_is_left_for_the_questions(tmp_path: Path) -> None:
     facts = [{"answer": f"{n} m", "questions": [f"{n} a?", f"{n} b?", f"{n} c?"]} for n in (4, 5)]
-    row = {"id": "prose-x", "title": "X", "text": "It is 4 m, then 5 m.", "facts": facts}
+    row: dict[str, Any] = {
+        "id": "prose-x",
+        "title": "X",
+        "text": "It is 4 m, then 5 m.",
+        "facts": facts,
+    }
+    row["unanswerable"] = ["Why?"]
     path = tmp_path / "sections.json"
     path.write_text(json.dumps([row, {**row, "id": "prose-y", "facts": facts[:1]}]))
     (only,) = sources(str(path), 2)
@@ -70,7 +76,8 @@ def test_a_section_is_a_source_whose_last_wording_is_left_for_the_questions(tmp_
         (("4 a?", "4 b?"), "4 c?"),
         (("5 a?", "5 b?"), "5 c?"),
     ]
-    assert only.with_answers(("5 m", "4 m")).text == "It is 5 m, then 4 m."
+    moved = only.with_answers(("5 m", "4 m"))
+    assert moved.text == "It is 5 m, then 4 m." and moved.unanswerable == ("Why?",)
     assert len(sources(str(path), 1)) == 2
 
 
