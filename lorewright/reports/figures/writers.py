@@ -45,17 +45,18 @@ def recall_figure(
         names = list(dict.fromkeys(entry["method"] for entry in entries))
         most = max(entry["facts"] for entry in entries)
         with canvas(path, title, about, size=(12, 4.8), dark=dark) as (figure, ink):
-            margins = {"left": 0.05, "right": 0.82, "top": 0.76, "bottom": 0.13, "wspace": 0.2}
+            margins = {"left": 0.05, "right": 0.805, "top": 0.76, "bottom": 0.13, "wspace": 0.2}
             by_facts, by_bytes, by_seconds = panels(figure, 1, 3, margins)[0]
             counted = f"at {most} fact{'' if most == 1 else 's'}"
             style_axes(by_facts, ink, "recall by facts of a source", "facts")
             style_axes(by_bytes, ink, f"recall by bytes, {counted}", "bytes of the state")
             style_axes(by_seconds, ink, f"recall by seconds, {counted}", "seconds of the write")
-            look = look_of(names, ink)
+            unwritten = [e["method"] for e in entries if not e["bytes"]]
+            look = look_of([name for name in names if name not in unwritten], ink)
             for i, name in enumerate(names):
-                colour, mark = look[name]
+                colour, mark = look.get(name, (ink.muted, MARKS[i % len(MARKS)]))
                 mine = sorted((e for e in entries if e["method"] == name), key=_facts)
-                line = "-" if all(entry["bytes"] for entry in mine) else "--"
+                line = "--" if name in unwritten else "-"
                 shares = [entry["recall"] for entry in mine]
                 at = beside([entry["facts"] for entry in mine], i, len(names))
                 draw_intervals(by_facts, at, shares, colour, f"{line}{mark}", label=name)
@@ -78,7 +79,7 @@ def recall_figure(
                 labelcolor=ink.text,
                 fontsize=9.5,
                 loc="center left",
-                bbox_to_anchor=(0.83, 0.46),
+                bbox_to_anchor=(0.812, 0.46),
             )
 
 
