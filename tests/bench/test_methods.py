@@ -130,6 +130,20 @@ def test_every_row_has_n_and_an_interval(swept: tuple[Path, dict[str, Any]]) -> 
     assert rival["with"] == "gradient@2" and rival["n"] == 2
 
 
+def test_its_tables_name_every_method_and_its_figure_is_drawn(
+    swept: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    overview, one = TASK.tables(swept[1])
+    for table in (overview, one):
+        assert [row[0] for row in table.rows] == [BASE, FULL, *SMALL.methods]
+    assert one.title == "1 fact, 2 sources, on pocket"
+    (figure,) = TASK.figures(swept[1])
+    for dark in (False, True):
+        figure.draw(tmp_path / f"{dark}.svg", dark=dark)
+    light, night = ((tmp_path / f"{dark}.svg").read_text() for dark in (False, True))
+    assert "<svg" in light and light != night
+
+
 def test_a_swept_folder_again_does_nothing_and_gives_the_same(
     swept: tuple[Path, dict[str, Any]],
 ) -> None:
