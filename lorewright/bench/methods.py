@@ -313,7 +313,7 @@ def grouped(done: Done, *keys: str) -> dict[tuple[Any, ...], Pairs]:
 
 
 def _read_entries(done: Done) -> list[dict[str, Any]]:
-    """An entry for every reading, compared with reading plainly."""
+    """An entry for every reading, compared with reading plainly and with the memory alone."""
     entries = []
     for (n_facts,), own in grouped(done, "facts").items():
         by_name = {
@@ -321,7 +321,11 @@ def _read_entries(done: Done) -> list[dict[str, Any]]:
             for name in reading.READINGS
         }
         for name, pairs in by_name.items():
-            compared = against(pairs, by_name[reading.PLAIN]) if name != reading.PLAIN else None
+            compared = {
+                other: against(pairs, by_name[other])
+                for other in (reading.PLAIN, reading.MEMORY)
+                if other != name
+            }
             shared = {"reading": name, "facts": n_facts, "compared": compared}
             entries.append(shared | {"held": share([record["held"] for _, record in pairs])})
     return entries

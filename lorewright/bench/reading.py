@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lorewright.bench.sources import sources
-from lorewright.bench.tables import spelt
+from lorewright.bench.tables import NOTHING, spelt
 from lorewright.bench.written import ANSWER_TOKENS, Spec, replies, score, written
 from lorewright.models.model import Model
 from lorewright.reports.tables import Table
@@ -86,22 +86,30 @@ def _tuned(model: Model, prompt: str, question: str, tuning: Tuning) -> tuple[st
 
 
 def table(entries: Sequence[Mapping[str, Any]]) -> Table:
-    """A row for every reading; each against reading plainly, on the same questions."""
+    """A row for every reading; against reading plainly and the memory, on the same questions."""
     rows = tuple(
         (
             *(entry["reading"], "no" if entry["reading"] in WITHOUT else "yes"),
             *(str(entry["facts"]), str(entry["held"]["n"]), spelt(entry["held"])),
-            _against(entry["compared"]),
+            *(_against(entry["compared"].get(other)) for other in (PLAIN, MEMORY)),
         )
         for entry in entries
     )
-    head = ("reading", "text in the prompt", "facts", "n", "right", "against plain")
+    head = (
+        "reading",
+        "text in the prompt",
+        "facts",
+        "n",
+        "right",
+        "against plain",
+        "against memory",
+    )
     return Table("With the source in the prompt", head, rows, (MEANING,), n_keys=4)
 
 
 def _against(compared: Mapping[str, Any] | None) -> str:
     if not compared or compared["difference"] is None:
-        return "–"
+        return NOTHING
     return (
         f"{compared['difference']:+.3f} ({compared['gained']} gained, {compared['lost']} lost, "
         f"p {compared['p']:.2g})"
