@@ -42,6 +42,8 @@ def recall_figure(
     without a write, which is a line in the first plot only). Raises DataError for another shape.
     """
     with checked_record():
+        from matplotlib.ticker import FuncFormatter, LogLocator
+
         names = list(dict.fromkeys(entry["method"] for entry in entries))
         most = max(entry["facts"] for entry in entries)
         with canvas(path, title, about, size=(12, 4.8), dark=dark) as (figure, ink):
@@ -49,7 +51,7 @@ def recall_figure(
             by_facts, by_bytes, by_seconds = panels(figure, 1, 3, margins)[0]
             counted = f"at {most} fact{'' if most == 1 else 's'}"
             style_axes(by_facts, ink, "recall by facts of a source", "facts")
-            style_axes(by_bytes, ink, f"recall by bytes, {counted}", "bytes of the state")
+            style_axes(by_bytes, ink, f"recall by bytes, {counted}", "kB of the state")
             style_axes(by_seconds, ink, f"recall by seconds, {counted}", "seconds of the write")
             unwritten = [e["method"] for e in entries if not e["bytes"]]
             look = look_of([name for name in names if name not in unwritten], ink)
@@ -60,17 +62,19 @@ def recall_figure(
                 shares = [entry["recall"] for entry in mine]
                 at = beside([entry["facts"] for entry in mine], i, len(names))
                 draw_intervals(by_facts, at, shares, colour, f"{line}{mark}", label=name)
-                for ax, key in ((by_bytes, "bytes"), (by_seconds, "seconds")):
-                    last = [e for e in mine if e["facts"] == most and e[key]]
-                    draw_intervals(
-                        ax, [e[key] for e in last], [e["recall"] for e in last], colour, mark
-                    )
+                last = [e for e in mine if e["facts"] == most and e["bytes"]]
+                shares = [e["recall"] for e in last]
+                draw_intervals(by_bytes, [e["bytes"] / 1000 for e in last], shares, colour, mark)
+                draw_intervals(by_seconds, [e["seconds"] for e in last], shares, colour, mark)
             by_facts.set_xscale("log", base=2)
             sizes = sorted({entry["facts"] for entry in entries})
             by_facts.set_xticks(sizes, [str(size) for size in sizes])
             by_facts.minorticks_off()
-            for ax in (by_bytes, by_seconds):
+            for ax, steps in ((by_bytes, (1.0,)), (by_seconds, (1.0, 3.0))):
                 ax.set_xscale("log")
+                ax.xaxis.set_major_locator(LogLocator(subs=steps))
+                ax.xaxis.set_major_formatter(FuncFormatter(lambda value, at: f"{value:g}"))
+                ax.minorticks_off()
             for ax in (by_facts, by_bytes, by_seconds):
                 ax.set_ylim(-0.03, 1.03)
             figure.legend(
