@@ -145,6 +145,14 @@ TASKS = {
         [dim]lore bench memories --out mem --markdown[/]
         """,
     ),
+    "methods": Entry(
+        "lorewright.bench.methods:TASK",
+        """Write the same facts in every way there is: recall by facts, bytes and seconds, controls.
+
+        [dim]lore bench methods --quick[/]
+        [dim]lore bench methods --facts 1,8,24 --questions 96 --out methods --on local:2[/]
+        """,
+    ),
     "routing": Entry(
         "lorewright.bench.routing:TASK",
         """Ask sections of real prose without naming one, in wordings that no key has.

@@ -5,6 +5,7 @@ Listing the commands imports no benchmark; using one imports that one.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -13,7 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from typer.core import TyperCommand, TyperGroup
 
 from lorewright.bench.task import TASKS
@@ -27,6 +35,8 @@ if TYPE_CHECKING:
     from lorewright.bench.scale import Step
     from lorewright.bench.task import Task
 
+FEW_JOBS = 3
+"""Done in this run before the rest is estimated."""
 On = Annotated[str, typer.Option(help="here, local:K, ray, or ray://host:port.")]
 Quick = Annotated[bool, typer.Option("--quick", help="A minute; shows that it works, no result.")]
 
@@ -135,16 +145,31 @@ def _run(
         say(f"records and summary in {out}; lore report {out}", "dim")
 
 
+def time_left(step: Step, seconds: float) -> str:
+    """About how long the rest takes if jobs go on as in these seconds; nothing before the third."""
+    n_now = step.n_done - step.n_stored
+    if n_now < FEW_JOBS or step.n_done == step.n_jobs:
+        return ""
+    rest = seconds / n_now * (step.n_jobs - step.n_done)
+    spelled = f"{rest:.0f} s" if rest < 100 else f"{rest / 60:.0f} min"
+    return f", about {spelled} left"
+
+
 @contextmanager
 def jobs_shown(console: Console) -> Iterator[Any]:
-    """A bar on stderr; plain lines where there is no terminal."""
+    """A bar on stderr; plain lines where there is no terminal; both with the time that is left."""
     if not console.is_terminal:
+        began = time.monotonic()
         yield lambda step: console.print(
-            f"[dim]{step.n_done} of {step.n_jobs} jobs done, {step.n_stored} stored[/]",
+            f"[dim]{step.n_done} of {step.n_jobs} jobs done, {step.n_stored} stored"
+            f"{time_left(step, time.monotonic() - began)}[/]",
             highlight=False,
         )
         return
-    columns = (TextColumn("jobs"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        *(TextColumn("jobs"), BarColumn(), MofNCompleteColumn()),
+        *(TimeElapsedColumn(), TimeRemainingColumn()),
+    )
     bar, shown = Progress(*columns, console=console), None
 
     def show_step(step: Step) -> None:

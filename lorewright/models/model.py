@@ -199,6 +199,11 @@ class Model:
         start = self.tokenizer.bos_token_id
         return int(start if start is not None else self._stop_ids[0])
 
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end a reply."""
+        return tuple(self._stop_ids)
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of the ids without special tokens, stripped."""
         text = self.tokenizer.decode(list(ids), skip_special_tokens=True)

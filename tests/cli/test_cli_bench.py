@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from lorewright.bench.scale import Step
+from lorewright.cli.bench import time_left
+
 
 def rule(out: Path) -> list[object]:
     """The smallest sweep there is."""
@@ -31,6 +34,13 @@ def test_a_sweep_ends_in_tables_resumes_and_is_reported(lore: Any, tmp_path: Pat
     assert "lore bench linear-rule" in html and html.count("<svg") == 2 and "torch" in html
     shown = lore("report", out, "--to", tmp_path / "r.md")
     assert shown.code == 0 and "| memory | 1 | 2 |" in (tmp_path / "r.md").read_text()
+
+
+def test_what_is_left_of_a_sweep_goes_by_the_jobs_of_this_run() -> None:
+    assert time_left(Step(12, 30, 10), 60) == ""  # two jobs say too little
+    assert time_left(Step(13, 30, 10), 60) == ", about 6 min left"
+    assert time_left(Step(14, 15, 10), 60) == ", about 15 s left"
+    assert time_left(Step(30, 30, 10), 60) == ""
 
 
 def test_a_text_of_ones_own_is_recited(lore: Any, tmp_path: Path) -> None:
