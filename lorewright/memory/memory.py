@@ -15,9 +15,11 @@ from lorewright.memory import (
     add,
     ask,
     compare,
+    failures,
     forget,
     merge,
     plan,
+    plane,
     ranks,
     sides,
     supersede,
@@ -52,6 +54,10 @@ class Memory(OpenFolder):
     """An adapter that was made elsewhere, as a memory: Added, with proof and verdict."""
     merge = merge.merge
     """Several memories in one: Merged, with what that cost each of them."""
+    plane = plane.plane
+    """Memories as arrows in one plane, and where each way of merging lands: a Plane."""
+    fail = failures.fail
+    """A page written so that it fails in a known way: an Outcome."""
     forget = forget.forget
     """A memory and all that came of its source, gone: Forgotten, with the proof."""
     supersede = supersede.supersede

@@ -40,7 +40,7 @@ from starlette.staticfiles import StaticFiles
 from lorewright.errors import ConfigError, Locked, LorewrightError, UnknownMemory
 from lorewright.files import slug
 from lorewright.law.budget import METHODS, REFERENCE
-from lorewright.law.experiments import EXPERIMENTS
+from lorewright.memory.experiments import EXPERIMENTS
 from lorewright.memory.contradictions import contradictions_in
 from lorewright.memory.folder import Folder
 from lorewright.memory.stop import stop

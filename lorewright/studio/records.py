@@ -16,7 +16,7 @@ from typing import Any
 from lorewright.errors import DataError, StorageError, UnknownMemory
 from lorewright.knowledge.markdown import with_tables_as_sentences
 from lorewright.knowledge.selfstudy import statements
-from lorewright.law.experiments import ABOUT, EXPERIMENTS, RECORD, place_of
+from lorewright.memory.experiments import ABOUT, EXPERIMENTS, RECORD, place_of
 from lorewright.memory.folder import (
     CONFIG_FILE,
     METRICS_FILE,

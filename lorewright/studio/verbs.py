@@ -17,7 +17,7 @@ from lorewright.adapters.config import LoraConfig
 from lorewright.errors import DataError
 from lorewright.knowledge.readers.read import read_knowledge
 from lorewright.law.budget import account
-from lorewright.law.experiments import experiment
+from lorewright.memory.experiments import experiment
 from lorewright.law.plan import FIXED_RANK
 from lorewright.memory.diagnose import diagnose
 from lorewright.memory.memory import Memory

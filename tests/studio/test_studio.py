@@ -17,7 +17,7 @@ from support.commands import Lore, refused
 from support.studios import Opened, opened, stored
 
 from lorewright.files import dump_jsonl, load_jsonl, read_object, save_json
-from lorewright.law.experiments import EXPERIMENTS
+from lorewright.memory.experiments import EXPERIMENTS
 from lorewright.memory.folder import Folder
 from lorewright.merging.methods import METHODS
 from lorewright.studio.access import POLICY, Gate
