@@ -1,4 +1,4 @@
-"""`lore costs`: what every memory took and recalls, beside what papers say of its way of writing."""
+"""`lore costs`: what every memory took and recalls, beside what papers say of its method."""
 
 from __future__ import annotations
 
@@ -26,9 +26,11 @@ def costs(
     [dim]lore costs atlas --small 0.5 --json[/]
     """
     from lorewright.memory.costs import costs as measured
+    from lorewright.memory.costs import parameters_of
     from lorewright.memory.folder import Folder as MemoryFolder
 
-    compared = measured(MemoryFolder(folder), small=small)
+    place = MemoryFolder(folder)
+    compared = measured(place, small=small, n_base=parameters_of(place))
     if as_json:
         print_json(compared.to_json())
     else:

@@ -151,8 +151,8 @@ def failure(
     """
     from lorewright.memory.diagnose import diagnose as examine
     from lorewright.memory.failures import fail
-    from lorewright.memory.mend import account
     from lorewright.memory.memory import Memory
+    from lorewright.memory.mend import account
 
     console = console_for(threads)
     memory = Memory.open(folder, model or None)

@@ -4,7 +4,7 @@ A point is a memory: the share of the base's parameters that its state has, the 
 write, its recall in words that were never trained, and what the base still knows. A claim is what a
 paper states, with its source; nothing here says that both were measured on the same thing.
 
-Reads the folder's cards and the sizes in the base's config.json; loads no weights.
+Reads the folder's cards; loads no weights.
 """
 
 from __future__ import annotations
@@ -163,26 +163,27 @@ class Costs:
         }
 
 
-def costs(folder: Folder, *, small: float = 0.0) -> Costs:
+def costs(folder: Folder, *, small: float = 0.0, n_base: int | None = None) -> Costs:
     """The memories of a folder as points, best first.
 
-    The order is by (1 - small) recall + small s, where s falls from 1 at the smallest state to 0 at
+    `n_base` is the number of the base's parameters, of which shares are; None leaves them open. The
+    order is by (1 - small) recall + small s, where s falls from 1 at the smallest state to 0 at
     the largest, linearly in the logarithm of its size. Raises ConfigError for a share outside
     [0, 1].
     """
     if not 0 <= small <= 1:
         raise ConfigError(f"small is {small}; give a share from 0 to 1.")
     entries = sorted(folder.entries().items())
-    n_base = _parameters(folder)
     points = [_point(folder, name, entry, n_base) for name, entry in entries[:MOST]]
     score = _scores(points, small)
-    order = sorted(range(len(points)), key=lambda n: -math.inf if score[n] is None else -score[n])
-    order.sort(key=lambda n: score[n] is None)
+    known = [-math.inf if each is None else each for each in score]
+    order = sorted(range(len(points)), key=lambda n: -known[n])
     ranked = tuple(points[n] for n in order)
     return Costs(small, n_base, ranked, tuple(score[n] for n in order), len(entries[MOST:]))
 
 
-def _parameters(folder: Folder) -> int | None:
+def parameters_of(folder: Folder) -> int | None:
+    """Parameters of a folder's base, by its config.json; None where they cannot be counted."""
     from lorewright.models.sizes import sizes_of
 
     if folder.started:

@@ -5,9 +5,9 @@
     merging  does one hold what three hold?
 
 Each arm learns the same made-up facts and is measured on them as trained and in a wording that no
-arm was trained on; under `merging` three arms learn facts of their own, and the others are merges
-of the three, asked for the facts of all. What a textbook expects is stated beforehand; the closing sentence is computed
-from what happened, also where the expected effect is not there.
+arm was trained on; under `merging` three arms learn facts of their own, and the others are
+merges of the three, asked for the facts of all. What a textbook expects is stated beforehand; the
+closing sentence is computed from what happened, also where the expected effect is not there.
 """
 
 from __future__ import annotations

@@ -66,7 +66,9 @@ class Failure:
 
 
 FAILURES: Mapping[str, Failure] = {
-    SOUND: Failure("All linear layers at rank 4, in several wordings: it recalls.", "", LoraConfig(4)),
+    SOUND: Failure(
+        "All linear layers at rank 4, in several wordings: it recalls.", "", LoraConfig(4)
+    ),
     "rank": Failure(
         "Rank 1 in the values of one layer: a page takes more than it holds.",
         "too_small",

@@ -96,7 +96,9 @@ def mend(
     watch.step(command)
     run(command)
     words = shlex.split(command)
-    named = next((words[n + 1] for n, word in enumerate(words) if word == "--into-name"), place.name)
+    named = next(
+        (words[n + 1] for n, word in enumerate(words) if word == "--into-name"), place.name
+    )
     watch.step("examining what came of it")
     after = diagnose(place.with_name(named), base=base)
     return Mended(command, named, before, after)

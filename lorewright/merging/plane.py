@@ -1,6 +1,6 @@
 """Weight changes as arrows in one plane, and where a merge of them lands.
 
-    G_nm = <ΔW_n, ΔW_m> = Σ_modules tr((B_n A_n)ᵀ B_m A_m)        coordinates from the eigenvectors of G
+    G_nm = <ΔW_n, ΔW_m> = Σ_modules tr((B_n A_n)ᵀ B_m A_m)     coordinates: eigenvectors of G
 
 Of three arrows the plane is the one that shortens all of them alike: three that are orthogonal, as
 those of disjoint memories nearly are, stand 120° apart. Two have a plane of their own; of more it

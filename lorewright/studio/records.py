@@ -138,6 +138,12 @@ def latest_run(folder: Folder) -> str:
     return runs[-1].name if runs else ""
 
 
+def run_of(folder: Folder, memory: str) -> str:
+    """The latest run that writes a memory of this name; empty where there is none."""
+    runs = [run for run in runs_of(folder) if readable(run / CONFIG_FILE).get("name") == memory]
+    return runs[-1].name if runs else ""
+
+
 def write_run(folder: Folder, name: str) -> dict[str, Any]:
     """A write: its settings, plan and epochs, whether it goes on, and what it came to.
 
@@ -201,6 +207,7 @@ def sandbox(name: str) -> dict[str, Any]:
     arms = [
         {
             "arm": arm,
+            "trains": arm not in chosen.merges,
             "epochs": [row for row in rows if row.get("job", 0) == job],
             "trained": finished.get(arm, {}).get("trained"),
             "held": finished.get(arm, {}).get("held"),
