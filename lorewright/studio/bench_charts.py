@@ -14,10 +14,8 @@ LEFT, TOP, RIGHT, BOTTOM = 52, 16, 540, 276
 SIZE, HALF = 440, 220
 """Of the square in which arrows are drawn."""
 MARGIN = 64
-REACH = 1.6
+REACH = 1.4
 """Largest weight that the square has room for."""
-NAMES: Mapping[str, str] = {"task_arithmetic": "sum"}
-"""What a drawing calls a method, where it is short of space."""
 
 
 def points_chart(points: Sequence[Mapping[str, Any]], claims: Sequence[Mapping[str, Any]]) -> str:
@@ -42,7 +40,7 @@ def points_chart(points: Sequence[Mapping[str, Any]], claims: Sequence[Mapping[s
         parts.append(tick(x(10.0**power), BOTTOM + 18, f"{100 * 10.0**power:g} %", "middle"))
     for point in shown:
         parts += _point(point, x(point["share"]), y, stated.get(point["method"]), x)
-    parts.append(f'<text class="axis" x="{RIGHT + 12}" y="{BOTTOM + 18}">of the base</text>')
+    parts.append(f'<text class="axis" x="{RIGHT + 28}" y="{BOTTOM + 18}">of base</text>')
     best = shown[0]
     sentence = (
         f"Recall against size of {len(shown)} memories; first is {best['memory']}, recall "
@@ -99,7 +97,7 @@ def timeline(claims: Sequence[Mapping[str, Any]], points: Sequence[Mapping[str, 
         parts.append(f'<path class="grid" d="M{x(month):.1f} 60v8"/>')
     for n, (claim, month) in enumerate(zip(dated, months, strict=True)):
         here = "here" if claim["method"] in own else "elsewhere"
-        up = 40 if n % 2 else 90
+        up = (90, 44, 90, 24)[n % 4]
         parts.append(
             f'<circle class="event {here}" cx="{x(month):.1f}" cy="64" r="6"/>'
             f'<text class="arm" x="{x(month):.1f}" y="{up}" text-anchor="middle">'
@@ -183,7 +181,7 @@ def _landings(landings: Mapping[str, Sequence[float]], unit: float) -> list[str]
         x, y = _place(at, unit)
         parts.append(
             f'<g class="landing" data-landing="{method}" transform="translate({x:.1f} {y:.1f})">'
-            f'<path d="M0 -7 7 0 0 7 -7 0z"/><text x="10" y="{12 + 12 * (n % 3)}">'
-            f"{NAMES.get(method, method.replace('_', ' '))}</text></g>"
+            f'<path d="M0 -10 10 0 0 10 -10 0z"/><text y="4" text-anchor="middle">{n + 1}</text>'
+            f"<title>{method}</title></g>"
         )
     return parts

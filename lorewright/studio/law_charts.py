@@ -25,7 +25,7 @@ def families_chart(
     families: Sequence[Mapping[str, Any]], points: Sequence[Mapping[str, Any]]
 ) -> str:
     """By rank, a curve of the law for every length, and the runs as points."""
-    width, bottom, right = 640, 260, 548
+    width, bottom, right = 520, 260, 412
     ranks = families[0]["ranks"]
     top = max([*(p["measured"] for p in points), *(v for f in families for v in f["values"])])
     x = logarithmic(ranks[0], ranks[-1], LEFT, right)
@@ -67,6 +67,7 @@ def _apart(ends: Sequence[float], least: float = 14.0) -> list[float]:
     for before, n in pairwise(order):
         placed[n] = max(placed[n], placed[before] + least)
     over = max(0.0, placed[order[-1]] - ends[order[-1]]) / 2
+    over = min(over, placed[order[0]] - TOP)
     return [each - over for each in placed]
 
 
@@ -94,7 +95,7 @@ def plane_chart(plane: Mapping[str, Any], points: Sequence[Mapping[str, Any]]) -
     """The law over rank and length as a plane of shades; runs as discs in the same scale."""
     ranks, lengths, values = plane["ranks"], plane["lengths"], plane["values"]
     top = max([max(map(max, values)), *(p["measured"] for p in points)])
-    width, right, bottom = 640, 560, 276
+    width, right, bottom = 520, 432, 276
     x = linear(0, len(ranks), LEFT + 24, right)
     y = linear(0, len(lengths), bottom, TOP)
     wide, high = x(1) - x(0), y(0) - y(1)
@@ -121,7 +122,11 @@ def plane_chart(plane: Mapping[str, Any], points: Sequence[Mapping[str, Any]]) -
         for rank in shown
         if math.log2(rank).is_integer()
     ]
-    parts += [tick(LEFT + 12, along(n) + 4, f"{n:,}", "end") for n in sorted({n for _, n in means})]
+    last = math.inf
+    for n in sorted({n for _, n in means}):
+        if last - along(n) >= 14:
+            last = along(n)
+            parts.append(tick(LEFT + 16, last + 4, f"{n:,}", "end"))
     parts.append(f'<text class="axis" x="{right + 8}" y="{bottom + 18}">rank</text>')
     parts += _key(right + 24, top)
     sentence = (

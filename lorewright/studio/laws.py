@@ -243,7 +243,7 @@ def chosen(tables: Tables, query: Mapping[str, str]) -> dict[str, Any]:
     usual = {
         "rank": ranks[len(ranks) // 2],
         "tokens": lengths[len(lengths) // 2],
-        "wanted": 0.95 if form == "recall" else round(0.5 * top, 2),
+        "wanted": 0.95 if form == "recall" else round(10 * top) / 20,
         "above_rank": 0,
     }
     numbers = {key: _number(key, query.get(key, ""), value) for key, value in usual.items()}
