@@ -12,17 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lorewright.adapters.config import LoraConfig
 from lorewright.errors import ConfigError
 from lorewright.knowledge.data import Document, Knowledge
 from lorewright.knowledge.lesson import LessonConfig
-from lorewright.memory.opened import OpenFolder
-from lorewright.memory.write import Outcome, write
 from lorewright.training.config import WriteConfig
-from lorewright.training.rates import suggested_lr
 from lorewright.training.watch import Watch
+
+if TYPE_CHECKING:
+    from lorewright.memory.opened import OpenFolder
+    from lorewright.memory.write import Outcome
 
 SOUND = "sound"
 """The write that the others are compared with."""
@@ -99,6 +100,9 @@ def fail(memory: OpenFolder, failure: str, *, watch: Watch | None = None) -> Out
 
     `SOUND` is the write that they are compared with. Raises ConfigError for an unknown one.
     """
+    from lorewright.memory.write import write
+    from lorewright.training.rates import suggested_lr
+
     if failure not in FAILURES:
         raise ConfigError(f"there is no failure {failure!r}; take one of {', '.join(FAILURES)}.")
     chosen = FAILURES[failure]

@@ -44,7 +44,6 @@ from starlette.responses import (
 from lorewright.errors import ConfigError, Locked, LorewrightError, UnknownMemory
 from lorewright.files import slug
 from lorewright.law.budget import METHODS, REFERENCE
-from lorewright.memory.contradictions import contradictions_in
 from lorewright.memory.experiments import EXPERIMENTS
 from lorewright.memory.folder import Folder
 from lorewright.memory.snapshot import take
@@ -57,7 +56,7 @@ from lorewright.studio.worker import Order, Worker
 from lorewright.training.config import PRESETS
 
 HERE = Path(__file__).parent
-BUSY_SECONDS, IDLE_SECONDS = 0.2, 1.0
+BUSY_SECONDS, IDLE_SECONDS = 0.25, 1.0
 """Between two looks at the files while something goes on, and while nothing does."""
 OBJECTIVES = ("sft", "memft_threshold", "memft_window", "distill")
 TARGETS = ("all-linear", "attention", "mlp")
@@ -172,6 +171,8 @@ class Studio:
 
     async def contradictions(self, request: Request) -> Response:
         """Where memories disagree."""
+        from lorewright.memory.contradictions import contradictions_in  # slow to import
+
         listed = await run_in_threadpool(contradictions_in, self.folder)
         shown = [each.to_json() for each in listed[:MOST_PROBES]]
         record = {"contradictions": shown, "n": len(listed)}
@@ -228,11 +229,17 @@ class Studio:
         """A write as it goes on."""
         run = request.path_params.get("run", "")
 
+        drawn: dict[str, str] = {}
+        of: tuple[str, int] = ("", -1)
+
         def fragments() -> dict[str, str]:
+            nonlocal drawn, of
             record = self.write_record(run)
-            parts = ("state", "chart", "points", "controls")
-            drawn = {part: self.render(f"_write_{part}.html", **record) for part in parts}
             epochs = record["written"]["epochs"] if record["written"] else []
+            now = (record["written"]["run"] if record["written"] else "", len(epochs))
+            parts = ("state", "controls") if now == of else ("state", "controls", "chart", "points")
+            of = now  # curves are drawn when there is another epoch, not at every look
+            drawn = drawn | {part: self.render(f"_write_{part}.html", **record) for part in parts}
             step = record["order"]["step"] if record["order"] else ""
             return drawn | {"spoken": f"{step} {charts.learning_sentence(epochs)}".strip()}
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -187,8 +188,16 @@ def epochs_of(path: Path) -> list[dict[str, Any]]:
 def _metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl; none where it is not there or is being replaced."""
     with suppress(OSError, ValueError):
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+        about = path.stat()
+        return list(_lines(path, about.st_mtime_ns, about.st_size))
     return []
+
+
+@lru_cache(maxsize=8)
+def _lines(path: Path, changed: int, size: int) -> tuple[dict[str, Any], ...]:
+    """The lines of a file as it was at a time; a page looks several times a second."""
+    text = path.read_text(encoding="utf-8")
+    return tuple(json.loads(line) for line in text.splitlines() if line)
 
 
 # -- experiments ------------------------------------------------------------------------------

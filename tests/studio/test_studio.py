@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from html import escape
@@ -14,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 from support.commands import Lore, refused
-from support.studios import Opened, opened, stored
+from support.studios import ROOT, Opened, opened, stored
 
 from lorewright.adapters.adapter import load
 from lorewright.adapters.proof import delta_norms
@@ -118,6 +121,13 @@ def test_another_host_needs_a_token_file_that_cannot_be_guessed(lore: Lore, tmp_
 def test_a_folder_of_something_else_is_refused(lore: Lore, tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("private")
     refused(lore("studio", tmp_path), "DataError", "other files")
+
+
+def test_the_server_loads_no_torch_and_no_index(tmp_path: Path) -> None:
+    code = "import sys; import lorewright.studio.server\n"
+    code += "assert not {'torch', 'transformers', 'bm25s', 'scipy'} & sys.modules.keys()"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, cwd=tmp_path)
 
 
 # -- what pages say -------------------------------------------------------------------------------
