@@ -56,7 +56,11 @@ def paints(studio: Opened, repeats: int) -> tuple[float, float] | None:
         from playwright.sync_api import sync_playwright
     except ImportError:
         return None
-    path = os.environ.get("LOREWRIGHT_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    path = (
+        os.environ.get("LOREWRIGHT_CHROMIUM")
+        or shutil.which("chromium")
+        or shutil.which("google-chrome")
+    )
     if not path:
         return None
     with sync_playwright() as driver:
@@ -84,7 +88,11 @@ def page_of(studio: Opened) -> Iterator[Any]:
     except ImportError:
         yield None
         return
-    path = os.environ.get("LOREWRIGHT_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    path = (
+        os.environ.get("LOREWRIGHT_CHROMIUM")
+        or shutil.which("chromium")
+        or shutil.which("google-chrome")
+    )
     if not path:
         yield None
         return
@@ -99,7 +107,13 @@ def page_of(studio: Opened) -> Iterator[Any]:
 
 def facts(n: int, at: int = 0) -> str:
     """Facts as JSON lines, others for each `at`."""
-    rows = [{"question": f"What is the code of room {at + i}?", "answer": f"{(at + i) * 7919 % 9973:04}"} for i in range(n)]
+    rows = [
+        {
+            "question": f"What is the code of room {at + i}?",
+            "answer": f"{(at + i) * 7919 % 9973:04}",
+        }
+        for i in range(n)
+    ]
     return "\n".join(map(json.dumps, rows))
 
 
@@ -117,7 +131,10 @@ def first_point(page: Any, studio: Opened, n_facts: int) -> float:
     page.click("form.fields button.action")
     page.wait_for_selector("#state h2:has-text('first')")
     page.wait_for_selector("#chart svg")
-    return time.perf_counter() - began
+    seconds = time.perf_counter() - began
+    studio.post("/write/stop")
+    studio.wait("/write.json", lambda r: not r["order"])
+    return seconds
 
 
 DRAG = """() => new Promise((done) => {
@@ -155,10 +172,17 @@ def drag(page: Any, studio: Opened, n_facts: int) -> float:
     """Median milliseconds of a step of a tip, drawn, while a write trains."""
     page.goto(f"{studio.address}/merge")
     page.wait_for_selector("[data-arrows]")
-    studio.post("/write", name="dragged", suffix=".jsonl", text=facts(n_facts, 7000), rank="8", epochs="60")
-    studio.wait("/write.json", lambda r: r["written"] and r["written"]["memory"] == "dragged" and r["written"]["epochs"])
+    studio.post(
+        "/write", name="dragged", suffix=".jsonl", text=facts(n_facts, 7000), rank="8", epochs="60"
+    )
+    studio.wait(
+        "/write.json",
+        lambda r: r["written"] and r["written"]["memory"] == "dragged" and r["written"]["epochs"],
+    )
     median = statistics.median(page.evaluate(DRAG))
-    assert studio.record("/write.json")["written"]["state"] == "running", "the write ended too early; give it more facts"
+    assert studio.record("/write.json")["written"]["state"] == "running", (
+        "the write ended too early; give it more facts"
+    )
     studio.post("/write/stop")
     studio.wait("/write.json", lambda r: not r["order"])
     return median
@@ -215,7 +239,18 @@ def share_of_a_write(studio: Opened, n_facts: int) -> tuple[float, float, int]:
 
 def growth(studio: Opened, n_loads: int) -> float:
     """MiB that the server grows by over page loads, after the first 100."""
-    pages = ("/", "/write", "/memory/tide", "/ask", "/budget", "/sandbox", "/doctor", "/compare", "/merge", "/memories.json")
+    pages = (
+        "/",
+        "/write",
+        "/memory/tide",
+        "/ask",
+        "/budget",
+        "/sandbox",
+        "/doctor",
+        "/compare",
+        "/merge",
+        "/memories.json",
+    )
     for i in range(100):
         studio.get(pages[i % len(pages)])
     before = resident_mib(studio.process.pid)
@@ -247,10 +282,14 @@ def main() -> None:
             with page_of(studio) as page:
                 if page:
                     print(f"first point       {first_point(page, studio, n_facts):6.2f} s")
-                    print(f"drag              {drag(page, studio, 3 * n_facts):6.0f} ms a step, while a write trains")
+                    print(
+                        f"drag              {drag(page, studio, 3 * n_facts):6.0f} ms a step, while a write trains"
+                    )
                     print(f"slider            {slider(page, studio):6.0f} ms a step")
             share, seconds, n_bytes = share_of_a_write(studio, n_facts)
-            print(f"share of a write  {100 * share:6.1f} %   of {seconds:.0f} s; {n_bytes / 1000:.1f} KB at once at most")
+            print(
+                f"share of a write  {100 * share:6.1f} %   of {seconds:.0f} s; {n_bytes / 1000:.1f} KB at once at most"
+            )
             print(f"growth            {growth(studio, n_loads):6.1f} MiB over {n_loads} page loads")
         index = read_object(folder / "memory.json", "")
         entry = index["memories"]["tide"]
@@ -264,8 +303,12 @@ def main() -> None:
             with page_of(studio) as page:
                 if page:
                     page.goto(f"{studio.address}/?sort=recall&page=3")
-                    heap = f", heap {page.evaluate('performance.memory.usedJSHeapSize') / 1e6:.0f} MB"
-            print(f"list of {N_MEMORIES:,}    {seconds * 1000:6.0f} ms  {n_bytes / 1000:.1f} KB, server + {after:.0f} MiB{heap}")
+                    heap = (
+                        f", heap {page.evaluate('performance.memory.usedJSHeapSize') / 1e6:.0f} MB"
+                    )
+            print(
+                f"list of {N_MEMORIES:,}    {seconds * 1000:6.0f} ms  {n_bytes / 1000:.1f} KB, server + {after:.0f} MiB{heap}"
+            )
 
 
 if __name__ == "__main__":

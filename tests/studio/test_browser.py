@@ -229,27 +229,61 @@ def test_a_strip_is_one_stop_and_arrows_move_through_it(browser: Any, studio: Op
 
 
 @slow
-def test_keyboard_alone_asks_and_examines(browser: Any, studio: Opened) -> None:
-    page = visit(browser, studio)
-    page.goto(studio.address)
-    page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.className") == "skip"
-    page.keyboard.press("?")
-    assert page.is_visible("#help")
-    page.keyboard.press("Escape")
-    _tab_to(page, "Ask")
-    page.keyboard.press("Enter")
-    page.wait_for_url("**/ask")
-    page.keyboard.press("/")
-    page.keyboard.type(LEADER)
-    page.keyboard.press("Enter")
-    page.wait_for_selector(".side.closed .reply")
-    page.goto(f"{studio.address}/memory/tide")
-    _tab_to(page, "Examine it")
-    page.keyboard.press("Enter")
-    page.wait_for_selector(".tree")
-    assert page.errors == []
-    page.context.close()
+def test_keyboard_alone_writes_verifies_asks(browser: Any, tmp_path: Path) -> None:
+    with opened(stored(tmp_path)) as studio:
+        page = visit(browser, studio)
+        page.set_default_timeout(120_000)
+        page.goto(studio.address)
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.className") == "skip"
+        page.keyboard.press("?")
+        assert page.is_visible("#help")
+        page.keyboard.press("Escape")
+        _tab_to(page, "Write")
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/write")
+        _tab_to(page, "A new memory")
+        page.keyboard.press("Enter")
+        for name, text in (("name", "typed"), ("text", "The Grain Mill is owned by Bram Vell.")):
+            _tab_to_field(page, name)
+            page.keyboard.type(text)
+        _tab_to_field(page, "rank")
+        page.keyboard.type("4")
+        page.keyboard.press("Enter")  # from a field of the form
+        page.wait_for_selector("#state h2:has-text('typed') >> text=finished")
+        page.goto(f"{studio.address}/memory/typed")
+        _tab_to(page, "Take the verdict again")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#again svg")
+        _tab_to_backwards(page, "Ask it")
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/ask?memory=typed")
+        page.keyboard.press("/")
+        page.keyboard.type("Who owns the Grain Mill?")
+        page.keyboard.press("Enter")
+        page.wait_for_selector(".side.closed .reply")
+        page.goto(f"{studio.address}/memory/tide")
+        _tab_to(page, "Examine it")
+        page.keyboard.press("Enter")
+        page.wait_for_selector(".tree")
+        assert page.errors == []
+        page.context.close()
+
+
+def _tab_to_backwards(page: Any, text: str) -> None:
+    for _ in range(80):
+        page.keyboard.press("Shift+Tab")
+        if page.evaluate("document.activeElement.textContent.trim()") == text:
+            return
+    raise AssertionError(f"shift and tab do not reach {text!r}")
+
+
+def _tab_to_field(page: Any, name: str) -> None:
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.name || ''") == name:
+            return
+    raise AssertionError(f"the tab key does not reach the field {name!r}")
 
 
 def _tab_to(page: Any, text: str) -> None:

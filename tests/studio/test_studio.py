@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from html import escape
+from html import escape, unescape
 from pathlib import Path
 from typing import Any
 
@@ -166,11 +166,11 @@ def test_every_page_equals_its_json(studio: Opened, page: str, twin: str) -> Non
     for shown in numbers(record):
         assert shown in html
     for claim in record.get("claims", ()):
-        assert escape(claim["says"]) in html
+        assert claim["says"] in unescape(html)
     for name in record.get("names", ()):
         assert name in html
     for each in record.get("failures", ()):
-        assert escape(each["about"]) in html
+        assert each["about"] in unescape(html)
     for point in record.get("points", ()):
         assert f"{point['n_values']:,}" in html and point["method"] in html
     for method, at in record.get("sketch", {}).get("points", {}).items():
@@ -344,16 +344,18 @@ def test_four_experiments_conclude(studio: Opened) -> None:
     for name, each in EXPERIMENTS.items():
         assert studio.post(f"/sandbox/{name}").status_code == 303
         began = time.monotonic()
-        chosen = studio.wait(f"/sandbox/{name}.json", lambda r: not r["chosen"]["order"])["chosen"]
-        assert time.monotonic() - began < 60 * 4  # on a machine that does other things as well
+        page = f"/sandbox/{name}.json"
+        chosen = studio.wait(page, lambda r: not r["chosen"]["order"], 60 * 6)["chosen"]
+        assert time.monotonic() - began < 60 * 6  # on a machine that does other things as well
         assert chosen["sentence"] and chosen["expected"] == each.expected
         rows = load_jsonl(studio.cache / "sandbox" / name / "metrics.jsonl")
         for job, arm in enumerate(chosen["arms"]):
             own = [row for row in rows if row["job"] == job]
-            assert own and arm["epochs"] == own and arm["held"]["n"] == own[-1]["n_held_out"]
+            assert arm["epochs"] == own and bool(own) == arm["trains"] and arm["held"]["n"]
+            assert not own or arm["held"]["n"] == own[-1]["n_held_out"]
         html = studio.get(f"/sandbox/{name}").text
         assert escape(chosen["sentence"]) in html and html.count('class="chart small"') == len(
-            chosen["arms"]
+            [arm for arm in chosen["arms"] if arm["trains"]]
         )
 
 
