@@ -26,6 +26,8 @@ from support.browsers import CHROMIUM  # noqa: E402
 from support.studios import Opened, opened  # noqa: E402
 
 PATIENCE_MS = 600_000
+EPOCHS_SHOWN = 4
+"""After which the write is photographed."""
 LEADER = "Who is in charge of the Tide Office?"
 STRANGE = "What is the capital of France?"
 
@@ -66,10 +68,9 @@ def newcomer(camera: Camera) -> None:
     page.click("text=Write the handbook")
     page.wait_for_selector("#chart svg")
     camera.took("the first epoch is on the page")
-    page.wait_for_selector("#state .figures dd:has-text('of 60') >> nth=0")
-    page.wait_for_selector("#chart polyline.train >> nth=0")
-    page.wait_for_timeout(4000)
-    camera.picture("write")
+    while int(page.inner_text("#state .figures dd >> nth=0").split()[0]) < EPOCHS_SHOWN:
+        page.wait_for_timeout(200)
+    camera.picture("write", "#state h2")
     page.wait_for_selector("text=Ask it")
     camera.took("it is written, proved and verified")
     camera.picture("written")
