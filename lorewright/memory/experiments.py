@@ -6,7 +6,7 @@
 
 Each arm learns the same made-up facts and is measured on them as trained and in a wording that no
 arm was trained on; under `merging` three arms learn facts of their own, and the others are
-merges of the three, asked for the facts of all. What a textbook expects is stated beforehand; the
+merges of the three, probed for the facts of all. What a textbook expects is stated beforehand; the
 closing sentence is computed from what happened, also where the expected effect is not there.
 """
 
@@ -92,7 +92,7 @@ class Experiment:
     arms: Callable[[WriteConfig], Sequence[Arm]]
     conclude: Callable[[Sequence[Outcome]], str]
     merges: tuple[str, ...] = ()
-    """Ways to merge what the arms have learnt; each is an arm after these, and asked for all."""
+    """Ways to merge what the arms have learnt; each is an arm after these, and probed for all."""
 
 
 # -- what is compared -----------------------------------------------------------------------------

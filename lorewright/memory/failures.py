@@ -1,4 +1,4 @@
-"""Failures made on purpose, so that one sees how they come about and how they are found.
+"""Failures made on purpose, so that one sees how they come about and are diagnosed.
 
     rank      rank 1 in one module of one layer: less capacity than what is written takes
     layers    queries and keys alone: capacity enough, in layers that do not learn it

@@ -63,7 +63,7 @@ def account(diagnosis: Diagnosis) -> dict[str, Any]:
 
 
 def command_of(diagnosis: Diagnosis) -> str:
-    """The command that mends what was found; empty where none can be run as it stands."""
+    """The command of the first finding that has one; empty where none runs as it stands."""
     for finding in diagnosis.findings:
         words = shlex.split(finding.remedy)
         if len(words) > 2 and words[1] in RUNS and not PLACEHOLDERS & {*words}:
@@ -105,9 +105,9 @@ def mend(
 
 
 def run_command(command: str) -> None:
-    """Run a `lore` command to its end. Raises ModelError with what it said where it failed."""
+    """Run a `lore` command to its end. Raises ModelError with its last line where it failed."""
     _, *words = shlex.split(command)
     done = subprocess.run([*LORE, *words], capture_output=True, text=True, check=False)
     if done.returncode not in VERDICTS:
-        said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise ModelError(f"the command that mends ended with {done.returncode}: {said}")
+        last = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
+        raise ModelError(f"the command that mends ended with {done.returncode}: {last}")

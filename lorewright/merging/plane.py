@@ -4,7 +4,7 @@
 
 Of three arrows the plane is the one that shortens all of them alike: three that are orthogonal, as
 those of disjoint memories nearly are, stand 120° apart. Two have a plane of their own; of more it
-is the plane with most of what is left. What a merge has outside of it is said as a share, for a
+is the plane with most of what is left. What a merge has outside of it is given as a share, for a
 drawing in a plane cannot show it. With free vectors of two numbers in place of weight changes the
 same combinations run as a sketch.
 

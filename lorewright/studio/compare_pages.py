@@ -68,8 +68,8 @@ def methods_record(records: str) -> dict[str, Any] | None:
         return None
     place = Path(records)
     for path in sorted({*place.glob(RECORD), *place.glob(f"*/{RECORD}")}):
-        found = readable(path)
-        if found.get("bench") == "methods":
+        summary = readable(path)
+        if summary.get("bench") == "methods":
             keys = ("command", "entries", "base")
-            return {key: found.get(key) for key in keys}
+            return {key: summary.get(key) for key in keys}
     return None

@@ -37,7 +37,7 @@ def families_chart(
         if math.log2(rank).is_integer()
     ]
     parts.append(f'<text class="axis" x="{right + 8}" y="{bottom + 18}">rank</text>')
-    ends = _apart([y(family["values"][-1]) for family in families])
+    ends = _apart([y(family["values"][-1]) for family in families], bottom)
     for n, (family, end) in enumerate(zip(families, ends, strict=True)):
         shade = _shade(n / max(1, len(families) - 1))
         line = " ".join(
@@ -60,14 +60,14 @@ def families_chart(
     return svg(bottom + 28, sentence, parts, width)
 
 
-def _apart(ends: Sequence[float], least: float = 14.0) -> list[float]:
+def _apart(ends: Sequence[float], bottom: float, least: float = 14.0) -> list[float]:
     """Heights of labels, moved so that none overlaps the next."""
     order = sorted(range(len(ends)), key=lambda n: ends[n])
     placed = list(ends)
     for before, n in pairwise(order):
         placed[n] = max(placed[n], placed[before] + least)
     over = max(0.0, placed[order[-1]] - ends[order[-1]]) / 2
-    over = min(over, placed[order[0]] - TOP)
+    over = max(min(over, placed[order[0]] - TOP), placed[order[-1]] - bottom)
     return [each - over for each in placed]
 
 

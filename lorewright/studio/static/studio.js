@@ -122,7 +122,7 @@ function choose(strip, token) {
   document.querySelector(`[data-strip-about="${strip.dataset.strip}"]`).textContent = token.dataset.about;
 }
 
-// -- sliders: what they mean is asked while they move, one question at a time -------------------
+// -- sliders: one request at a time while they move -------------------
 
 const sliding = new WeakMap();
 
@@ -142,7 +142,7 @@ async function slide(form) {
   state.busy = false;
 }
 
-// -- arrows: a tip is a slider; what is a sum of arrows moves with it, the rest is asked for ------
+// -- arrows: a tip is a slider; what is a sum of arrows moves with it, the rest is requested ------
 
 const HALF = 220, STEP = 0.05;
 
