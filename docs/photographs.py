@@ -101,8 +101,6 @@ def others(camera: Camera) -> None:
         studio.post(f"/failure/{name}")
         studio.wait(f"/failure/{name}.json", lambda r: r["there"])
     camera.visit("/failure/wording", ".tree")
-    camera.picture("failure")
-    camera.visit("/memory/failure-wording/doctor", ".tree")
     camera.picture("doctor")
     camera.visit("/law", ".family")
     camera.picture("law")

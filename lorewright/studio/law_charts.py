@@ -14,6 +14,8 @@ from lorewright.studio.charts import Scale, linear, svg, tick
 from lorewright.studio.charts import log as logarithmic
 
 N_SHADES = 10
+DEEP = 8
+"""Shade above which a number stands in the colour of the paper."""
 LEFT, TOP = 52, 12
 CELL_WIDTH, CELL_HEIGHT = 62, 26
 TOKEN_WIDTH, TOKEN_HEIGHT = 4, 12
@@ -238,7 +240,7 @@ def heat_chart(grid: Sequence[Mapping[str, Any]], key: str, what: str, *, rising
         i, j = ranks.index(cell["rank"]), lengths.index(cell["length"])
         share = cell[key] / top if rising else 1 - cell[key] / top
         x, y = LEFT + CELL_WIDTH * i, 22 + CELL_HEIGHT * j
-        ink = "deep" if _shade(share) > N_SHADES // 2 else "light"
+        ink = "deep" if _shade(share) > DEEP else "light"
         size = f'width="{CELL_WIDTH - 2}" height="{CELL_HEIGHT - 2}"'
         parts.append(f'<rect class="shade-{_shade(share)}" x="{x}" y="{y}" {size}/>')
         parts.append(
