@@ -134,6 +134,7 @@ def _drag(page: Any, tip: str, dx: float, dy: float) -> None:
     page.mouse.up()
 
 
+@slow
 def test_drag_equals_fields_equals_cli(browser: Any, studio: Opened, lore: Lore) -> None:
     page = visit(browser, studio, viewport={"width": 1120, "height": 900})
     page.goto(f"{studio.address}/merge")
@@ -157,6 +158,7 @@ def test_drag_equals_fields_equals_cli(browser: Any, studio: Opened, lore: Lore)
     page.context.close()
 
 
+@slow
 def test_a_sketch_runs_the_same_algebra(browser: Any, studio: Opened, lore: Lore) -> None:
     page = visit(browser, studio)
     page.goto(f"{studio.address}/merge/sketch")
@@ -220,6 +222,7 @@ def test_each_broken_adapter_lights_its_leaf_and_mend_button_mends(
 # -- compare ---------------------------------------------------------------------------------------
 
 
+@slow
 def test_points_are_those_of_the_command_line(studio: Opened, lore: Lore) -> None:
     studio.wait("/compare.json", lambda r: r["n_base"])
     for small in ("0", "0.9"):

@@ -163,7 +163,8 @@ def test_a_killed_worker_resumes_to_the_same_adapter(tmp_path: Path) -> None:
         )
         assert "goes on where it was" in record["order"]["error"]
         assert record["written"]["state"] == "interrupted"
-        studio.post("/write", **fields)
+        assert record["resumes"] and "Resume it" in studio.get("/write").text
+        assert studio.post("/write/resume").status_code == 303
         studio.wait("/write.json", over)
         assert Folder(studio.folder).names["codes"] == whole
 

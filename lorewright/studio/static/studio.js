@@ -131,15 +131,19 @@ async function slide(form) {
   sliding.set(form, state);
   if (state.busy) { state.again = true; return; }
   state.busy = true;
-  do {
-    state.again = false;
-    const place = document.getElementById(form.dataset.sliding);
-    const response = await fragment(`${form.getAttribute("action")}?${new URLSearchParams(new FormData(form))}`);
-    const html = await response.text();
-    place.innerHTML = html;
-    begin(place);
-  } while (state.again);
-  state.busy = false;
+  const place = document.getElementById(form.dataset.sliding);
+  try {
+    do {
+      state.again = false;
+      const response = await fragment(`${form.getAttribute("action")}?${new URLSearchParams(new FormData(form))}`);
+      place.innerHTML = await response.text();
+      begin(place);
+    } while (state.again);
+  } catch (error) {
+    place.innerHTML = '<div class="error" role="alert"><p>The studio does not answer.</p></div>';
+  } finally {
+    state.busy = false;
+  }
 }
 
 // -- arrows: a tip is a slider; what is a sum of arrows moves with it, the rest is requested ------
@@ -216,6 +220,10 @@ function board(svg) {
   async function ask() {
     if (asking) { again = true; return; }
     asking = true;
+    try { await request(); } finally { asking = false; }
+  }
+
+  async function request() {
     do {
       again = false;
       const query = free
@@ -228,7 +236,6 @@ function board(svg) {
       const landings = free ? record.sketch.points : Object.fromEntries(record.plane.landings.map((each) => [each.method, each.at]));
       if (!again) for (const [method, v] of Object.entries(landings)) land(method, v);
     } while (again);
-    asking = false;
   }
 
   tips.forEach((tip, n) => {
