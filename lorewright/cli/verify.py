@@ -261,4 +261,30 @@ def ranks(
     show(Table(f"{cut.memory}, cut", head, rows, subtitle=subtitle))
 
 
-COMMANDS = (verify, doctor, failure, trace, ranks)
+def layer(
+    folder: Folder,
+    name: Name = "",
+    module: Annotated[str, typer.Option(help="Which layer; else the first.")] = "",
+    rank: Annotated[int, typer.Option(min=0, help="Cut to this rank; 0 = its own.")] = 0,
+    model: Base = "",
+    as_json: Json = False,
+    threads: Threads = 0,
+) -> None:
+    """Show one layer of a memory by hand: W, A, B and BA at a rank, and what the rank holds.
+
+    [dim]lore layer atlas --name handbook --rank 2[/]
+    """
+    from lorewright.reports.tables import Table
+
+    console_for(threads)
+    shown = open_memory(folder, model).layer(name, module=module, rank=rank)
+    if as_json:
+        print_json(shown.to_json())
+        return
+    rows = tuple((p.name, f"{p.shape[0]} × {p.shape[1]}", f"{p.norm:.3f}") for p in shown.pictures)
+    held = ", ".join(f"rank {n} {share:.3f}" for n, share in enumerate(shown.energies, 1))
+    title = f"{shown.memory}, {shown.module}, rank {shown.rank} of {shown.own}"
+    show(Table(title, ("matrix", "shape", "norm"), rows, (f"Squared norm of BA held: {held}.",)))
+
+
+COMMANDS = (verify, doctor, failure, trace, ranks, layer)

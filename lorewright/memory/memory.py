@@ -17,6 +17,7 @@ from lorewright.memory import (
     compare,
     failures,
     forget,
+    layer,
     merge,
     plan,
     plane,
@@ -48,6 +49,8 @@ class Memory(OpenFolder):
     """One question before the base, the memory, its passages and all of them: Sides."""
     ranks = ranks.ranks
     """A memory cut to smaller ranks, and what comes back: Ranks."""
+    layer = layer.layer
+    """One layer of a memory by hand, W, A, B and BA at a rank: a Layer."""
     plan = plan.plan
     """The rank that recalls a wanted share, and what it costs: a Plan."""
     add = add.add

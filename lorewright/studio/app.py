@@ -104,6 +104,7 @@ class Studio:
             "points_chart": bench_charts.points_chart,
             "timeline": bench_charts.timeline,
             "arrows": bench_charts.arrows,
+            "matrix": bench_charts.matrix,
             "sketch_arrows": bench_charts.sketch_arrows,
             "read_only": config.read_only,
             "folder_name": folder.path.name or str(folder.path),
@@ -420,6 +421,17 @@ class Studio:
         if wanted or request.query_params.get("wait"):
             record["cut"] = await self.done(self.worker.submit("ranks", name=record["memory"]))
         return self.answer(request, "ranks", record)
+
+    async def layer(self, request: Request) -> Response:
+        """One layer of a memory by hand."""
+        query, rank = request.query_params, request.query_params.get("rank", "")
+        order = self.worker.submit(
+            "layer",
+            name=self.name_in(request),
+            module=query.get("module", ""),
+            rank=whole("rank", rank) if rank else 0,
+        )
+        return self.answer(request, "layer", {"layer": await self.done(order)})
 
     # -- merging ---------------------------------------------------------------------------------
 

@@ -107,6 +107,26 @@ def timeline(claims: Sequence[Mapping[str, Any]], points: Sequence[Mapping[str, 
     return svg(120, f"Ways of writing by the month of their papers: {listed}.", parts)
 
 
+def matrix(picture: Mapping[str, Any], side: int = 9) -> str:
+    """A matrix in blocks, the largest darkest."""
+    rows = picture["blocks"]
+    top = max(map(max, rows)) or 1.0
+    parts = [
+        f'<rect class="shade-{round(10 * value / top)}" x="{side * i}" y="{side * j}" '
+        f'width="{side}" height="{side}"/>'
+        for j, row in enumerate(rows)
+        for i, value in enumerate(row)
+    ]
+    height, width = picture["shape"]
+    sentence = f"{picture['name']}, {height} by {width}, norm {picture['norm']:.3f}"
+    size = f"{side * len(rows[0])} {side * len(rows)}"
+    return (
+        f'<svg class="chart matrix" viewBox="0 0 {size}" width="{side * len(rows[0])}" '
+        f'height="{side * len(rows)}" role="img" aria-label="{escape(sentence)}">{"".join(parts)}'
+        "</svg>"
+    )
+
+
 # -- arrows -----------------------------------------------------------------------------------
 
 

@@ -37,6 +37,7 @@ def build(folder: Folder, worker: Worker, config: StudioConfig) -> Starlette:
         "/memory/{name}/trace": studio.trace,
         "/memory/{name}/doctor": studio.doctor,
         "/memory/{name}/ranks": studio.ranks,
+        "/memory/{name}/layer": studio.layer,
         "/merge/plane": studio.plane,
         "/merge/sketch": studio.sketch,
         "/law": law.law,

@@ -238,6 +238,12 @@ def ranks(bench: Bench, arguments: Mapping[str, Any], report: Report) -> dict[st
     return bench.memory.ranks(arguments["name"], watch=Watch(step=report)).to_json()
 
 
+def layer(bench: Bench, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """One layer of a memory by hand, as `lore layer` has it."""
+    rank = int(arguments["rank"])
+    return bench.memory.layer(arguments["name"], module=arguments["module"], rank=rank).to_json()
+
+
 def merge(bench: Bench, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
     """Several memories in a new one, as `lore merge` makes it, and what that costs each."""
     merged = bench.memory.merge(
@@ -262,6 +268,7 @@ VERBS: dict[str, Verb] = {
     "count": count,
     "sandbox": sandbox,
     "ranks": ranks,
+    "layer": layer,
     "merge": merge,
     "forget": forget,
     "mend": mend,

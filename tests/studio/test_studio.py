@@ -278,6 +278,13 @@ def test_rank_view_equals_truncated_merge_and_the_command_line(studio: Opened, l
     whole = sum(norm**2 for norm in delta_norms(adapter).values())
     energy = sum(norm**2 for norm in norms.values()) / whole
     assert cut["ranks"][0]["energy"] == pytest.approx(energy, rel=1e-4)
+    one = studio.record("/memory/tide/layer.json", rank="1")["layer"]
+    assert one == lore("layer", studio.folder, "--name", "tide", "--rank", 1, "--json").json
+    own = merge([adapter], method="svd", rank=1).adapter
+    assert one["pictures"][3]["norm"] == pytest.approx(delta_norms(own)[one["module"]], rel=1e-5)
+    assert one["energies"][-1] == pytest.approx(1.0) and len(one["energies"]) == one["own"]
+    for wrong in ({"rank": "99"}, {"module": "model.norm"}):
+        assert studio.get("/memory/tide/layer.json", params=wrong).status_code == 400
     html = studio.get("/memory/tide/ranks", params={"wait": "1"}).text
     for row in cut["ranks"]:
         assert f"{row['energy']:.3f}" in html and f"{row['n_parameters']:,}" in html

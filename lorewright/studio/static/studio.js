@@ -302,7 +302,7 @@ document.addEventListener("input", (event) => {
   const form = event.target.closest("form[data-sliding]");
   if (form) {
     const shown = event.target.parentElement.querySelector("output");
-    if (shown) shown.textContent = event.target.value;
+    if (shown && event.target.type === "range") shown.textContent = event.target.value;
     slide(form);
     return;
   }
