@@ -6,7 +6,10 @@
 `up` is from the command to the first page; `page` a page of the list, from this process; `paint` the first contentful paint in a
 Chromium, where there is one, cold (the first page of a new browser) and warm. `list` is a page of 10,000 memories, sorted by recall.
 `share of a write` is the server's CPU time while a page follows a write, over that of the process that trains. `growth` is the
-resident memory of the server over page loads, after the first 100. Medians over repeats, by the clock: other work on the machine
+resident memory of the server over page loads, after the first 100. `first point` is from the click on Write, of facts, to the first
+epoch on the page, the base already loaded; `drag` the time that the page takes to follow a tip of the merge bench by one step while a
+write trains; `slider` from a step of the rank on the law page to the new prediction; `heap` the browser's JavaScript heap on the list of
+10,000 memories. These need a Chromium. Medians over repeats, by the clock: other work on the machine
 makes them longer, but for the two that are CPU time and memory.
 """
 
@@ -20,7 +23,10 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ratio import machine, options
 
@@ -50,7 +56,11 @@ def paints(studio: Opened, repeats: int) -> tuple[float, float] | None:
         from playwright.sync_api import sync_playwright
     except ImportError:
         return None
-    path = os.environ.get("LOREWRIGHT_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    path = (
+        os.environ.get("LOREWRIGHT_CHROMIUM")
+        or shutil.which("chromium")
+        or shutil.which("google-chrome")
+    )
     if not path:
         return None
     with sync_playwright() as driver:
@@ -70,6 +80,121 @@ def paints(studio: Opened, repeats: int) -> tuple[float, float] | None:
         return seconds[0], statistics.median(seconds[1:])
 
 
+@contextmanager
+def page_of(studio: Opened) -> Iterator[Any]:
+    """A page of a Chromium that has entered; None without one."""
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        yield None
+        return
+    path = (
+        os.environ.get("LOREWRIGHT_CHROMIUM")
+        or shutil.which("chromium")
+        or shutil.which("google-chrome")
+    )
+    if not path:
+        yield None
+        return
+    with sync_playwright() as driver:
+        context = driver.chromium.launch(executable_path=path, args=["--no-sandbox"]).new_context()
+        (name, value), *_ = studio.client.cookies.items()
+        context.add_cookies([{"name": name, "value": value, "url": studio.address}])
+        page = context.new_page()
+        page.set_default_timeout(120_000)
+        yield page
+
+
+def facts(n: int, at: int = 0) -> str:
+    """Facts as JSON lines, others for each `at`."""
+    rows = [
+        {
+            "question": f"What is the code of room {at + i}?",
+            "answer": f"{(at + i) * 7919 % 9973:04}",
+        }
+        for i in range(n)
+    ]
+    return "\n".join(map(json.dumps, rows))
+
+
+def first_point(page: Any, studio: Opened, n_facts: int) -> float:
+    """Seconds from the click to the first point of the curve, of a text and name that are new."""
+    studio.wait("/write.json", lambda r: not r["order"])
+    page.goto(f"{studio.address}/write")
+    if not page.is_visible("textarea[name=text]"):
+        page.click("text=A new memory")
+    page.fill("form.fields input[name=name]", "first")
+    page.select_option("select[name=suffix]", ".jsonl")
+    page.fill("textarea[name=text]", facts(n_facts, 5000))
+    page.fill("input[name=rank]", "8")
+    began = time.perf_counter()
+    page.click("form.fields button.action")
+    page.wait_for_selector("#state h2:has-text('first')")
+    page.wait_for_selector("#chart svg")
+    seconds = time.perf_counter() - began
+    studio.post("/write/stop")
+    studio.wait("/write.json", lambda r: not r["order"])
+    return seconds
+
+
+DRAG = """() => new Promise((done) => {
+  const tip = document.querySelector("[data-tip='0']"), times = [];
+  let n = 0;
+  const step = () => {
+    const began = performance.now();
+    tip.dispatchEvent(new KeyboardEvent("keydown", { key: n % 2 ? "ArrowLeft" : "ArrowRight", bubbles: true }));
+    requestAnimationFrame(() => setTimeout(() => {
+      times.push(performance.now() - began);
+      if (++n < 60) step(); else done(times);
+    }));
+  };
+  step();
+})"""
+SLIDE = """() => new Promise((done) => {
+  const input = document.querySelector("form.sliders input[name=rank]"), place = document.getElementById("predicted"), times = [];
+  let n = 0;
+  const step = () => {
+    const began = performance.now();
+    const seen = new MutationObserver(() => {
+      seen.disconnect();
+      times.push(performance.now() - began);
+      if (++n < 20) setTimeout(step, 20); else done(times);
+    });
+    seen.observe(place, { childList: true });
+    input.value = 1 + n;
+    input.dispatchEvent(new Event("input", { bubbles: true }));
+  };
+  step();
+})"""
+
+
+def drag(page: Any, studio: Opened, n_facts: int) -> float:
+    """Median milliseconds of a step of a tip, drawn, while a write trains."""
+    page.goto(f"{studio.address}/merge")
+    page.wait_for_selector("[data-arrows]")
+    studio.post(
+        "/write", name="dragged", suffix=".jsonl", text=facts(n_facts, 7000), rank="8", epochs="60"
+    )
+    studio.wait(
+        "/write.json",
+        lambda r: r["written"] and r["written"]["memory"] == "dragged" and r["written"]["epochs"],
+    )
+    median = statistics.median(page.evaluate(DRAG))
+    assert studio.record("/write.json")["written"]["state"] == "running", (
+        "the write ended too early; give it more facts"
+    )
+    studio.post("/write/stop")
+    studio.wait("/write.json", lambda r: not r["order"])
+    return median
+
+
+def slider(page: Any, studio: Opened) -> float:
+    """Median milliseconds from a step of a slider to what it means."""
+    page.goto(f"{studio.address}/law")
+    page.wait_for_selector("#predicted dd[data-value]")
+    return statistics.median(page.evaluate(SLIDE))
+
+
 def cpu_seconds(pid: int) -> float:
     """CPU time of a process so far, its own threads included."""
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
@@ -84,8 +209,7 @@ def resident_mib(pid: int) -> float:
 
 def share_of_a_write(studio: Opened, n_facts: int) -> tuple[float, float, int]:
     """The server's CPU time over the worker's while a page follows a write; seconds; bytes sent at most at once."""
-    rows = [{"question": f"What is the code of room {i}?", "answer": f"{i * 7919 % 9973:04}"} for i in range(n_facts)]
-    text = "\n".join(map(json.dumps, rows))
+    text = facts(n_facts)
     largest, ended = 0, threading.Event()
 
     def follow() -> None:
@@ -115,7 +239,18 @@ def share_of_a_write(studio: Opened, n_facts: int) -> tuple[float, float, int]:
 
 def growth(studio: Opened, n_loads: int) -> float:
     """MiB that the server grows by over page loads, after the first 100."""
-    pages = ("/", "/write", "/memory/tide", "/ask", "/budget", "/sandbox", "/memories.json")
+    pages = (
+        "/",
+        "/write",
+        "/memory/tide",
+        "/ask",
+        "/budget",
+        "/sandbox",
+        "/doctor",
+        "/compare",
+        "/merge",
+        "/memories.json",
+    )
     for i in range(100):
         studio.get(pages[i % len(pages)])
     before = resident_mib(studio.process.pid)
@@ -144,8 +279,17 @@ def main() -> None:
                 print(f"page {path:<13}{seconds * 1000:6.0f} ms  {n_bytes / 1000:.1f} KB")
             if drawn := paints(studio, repeats):
                 print(f"paint             {drawn[0]:6.2f} s cold, {drawn[1]:.2f} s warm")
+            with page_of(studio) as page:
+                if page:
+                    print(f"first point       {first_point(page, studio, n_facts):6.2f} s")
+                    print(
+                        f"drag              {drag(page, studio, 3 * n_facts):6.0f} ms a step, while a write trains"
+                    )
+                    print(f"slider            {slider(page, studio):6.0f} ms a step")
             share, seconds, n_bytes = share_of_a_write(studio, n_facts)
-            print(f"share of a write  {100 * share:6.1f} %   of {seconds:.0f} s; {n_bytes / 1000:.1f} KB at once at most")
+            print(
+                f"share of a write  {100 * share:6.1f} %   of {seconds:.0f} s; {n_bytes / 1000:.1f} KB at once at most"
+            )
             print(f"growth            {growth(studio, n_loads):6.1f} MiB over {n_loads} page loads")
         index = read_object(folder / "memory.json", "")
         entry = index["memories"]["tide"]
@@ -155,7 +299,16 @@ def main() -> None:
             before = resident_mib(studio.process.pid)
             seconds, n_bytes = clocked(studio, "/?sort=recall&page=3", repeats)
             after = resident_mib(studio.process.pid) - before
-            print(f"list of {N_MEMORIES:,}    {seconds * 1000:6.0f} ms  {n_bytes / 1000:.1f} KB, server + {after:.0f} MiB")
+            heap = ""
+            with page_of(studio) as page:
+                if page:
+                    page.goto(f"{studio.address}/?sort=recall&page=3")
+                    heap = (
+                        f", heap {page.evaluate('performance.memory.usedJSHeapSize') / 1e6:.0f} MB"
+                    )
+            print(
+                f"list of {N_MEMORIES:,}    {seconds * 1000:6.0f} ms  {n_bytes / 1000:.1f} KB, server + {after:.0f} MiB{heap}"
+            )
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from lorewright.errors import ConfigError
 
 if TYPE_CHECKING:
     from lorewright.memory.merge import Merged
+    from lorewright.merging.plane import Plane
 
 Names = Annotated[list[str], typer.Argument(help="Memories to merge: two, or one and --rank.")]
 METHODS = [
@@ -20,6 +21,8 @@ METHODS = [
     *dict_keys("lorewright.merging.methods.METHODS"),
 ]
 Method = Annotated[str, typer.Option(help=f"{', '.join(METHODS)}.")]
+COMBINED = dict_keys("lorewright.merging.algebra.COMBINATIONS")
+PLANAR = [name for name in COMBINED if name != "regmean"]
 Into = Annotated[str, typer.Option("--into-name", help="Name of the new memory; else all joined.")]
 Rank = Annotated[int, typer.Option(min=0, help="Rank; 0 = the sum of the ranks.")]
 Weights = Annotated[
@@ -70,6 +73,77 @@ def merge(
         _print_merged(merged)
     if merged.recalls is False:
         raise typer.Exit(Exit.FAILED)
+
+
+def plane(
+    folder: Folder,
+    names: Names,
+    weights: Weights = "",
+    method: Annotated[
+        list[str] | None, typer.Option(help=f"{', '.join(PLANAR)}; repeatable, all by default.")
+    ] = None,
+    model: Base = "",
+    as_json: Json = False,
+    threads: Threads = 0,
+) -> None:
+    """Show memories as arrows in their common plane, and where each way of merging lands.
+
+    Nothing is written; what a merge recalls is measured by `lore merge`.
+
+    [dim]lore plane atlas a b c --weights 1,0.8,-0.5[/]
+    """
+    from lorewright.merging.plane import PLANAR as KNOWN
+
+    console_for(threads)
+    drawn = open_memory(folder, model).plane(
+        names, weights=weights_of(weights), methods=tuple(method or KNOWN)
+    )
+    if as_json:
+        print_json(drawn.to_json())
+    else:
+        _print_plane(drawn)
+
+
+def _print_plane(drawn: Plane) -> None:
+    from lorewright.reports.tables import Table
+
+    sources = zip(drawn.names, drawn.weights, drawn.norms, drawn.at, drawn.in_plane, strict=True)
+    rows = [
+        (name, f"{weight:g}", f"{norm:.3f}", f"{x:.3f}, {y:.3f}", f"{share:.0%}", "")
+        for name, weight, norm, (x, y), share in sources
+    ]
+    rows += [
+        (
+            each.method,
+            "",
+            f"{each.norm:.3f}",
+            f"{each.at[0]:.3f}, {each.at[1]:.3f}",
+            f"{each.in_plane:.0%}",
+            f"{each.in_span:.0%}",
+        )
+        for each in drawn.landings
+    ]
+    head = ("arrow", "weight", "norm", "at", "in the plane", "a sum of the sources")
+    show(Table("", head, tuple(rows), sections=(len(drawn.names) - 1,)))
+
+
+def sketch(
+    vectors: Annotated[list[str], typer.Argument(help="Vectors of two numbers, like 1,0.5.")],
+    weights: Weights = "",
+    as_json: Json = False,
+) -> None:
+    """Merge free vectors by every combination of weight changes: what TIES does to two arrows.
+
+    [dim]lore sketch 1,0.2 0.3,1 -- -0.5,0.4[/]
+    """
+    from lorewright.merging.plane import sketch as draw
+
+    points = draw([weights_of(text) or [] for text in vectors], weights=weights_of(weights))
+    if as_json:
+        print_json({"points": points})
+        return
+    for method, (x, y) in points.items():
+        say(f"{method:<18}{x:.4f}, {y:.4f}")
 
 
 def weights_of(text: str) -> list[float] | None:
@@ -125,4 +199,4 @@ def _print_merged(merged: Merged) -> None:
     say(f"adapter {merged.adapter_id} in {merged.folder}")
 
 
-COMMANDS = (merge,)
+COMMANDS = (merge, plane, sketch)

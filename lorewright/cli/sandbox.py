@@ -13,7 +13,7 @@ from lorewright.cli.terminal import console_for, print_json, say, show, watching
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-NAMES = ", ".join(dict_keys("lorewright.law.experiments.EXPERIMENTS"))
+NAMES = ", ".join(dict_keys("lorewright.memory.experiments.EXPERIMENTS"))
 
 
 def sandbox(
@@ -30,8 +30,8 @@ def sandbox(
     [dim]lore sandbox rank[/]
     [dim]lore sandbox overfitting --json[/]
     """
-    from lorewright.law.experiments import experiment as run
-    from lorewright.law.experiments import place_of
+    from lorewright.memory.experiments import experiment as run
+    from lorewright.memory.experiments import place_of
     from lorewright.models.model import Model
 
     console = console_for(threads)
@@ -47,14 +47,14 @@ def sandbox(
 
 def _print_record(record: Mapping[str, Any]) -> None:
     from lorewright.reports.results import spelled
-    from lorewright.reports.tables import Table
+    from lorewright.reports.tables import NOT_RUN, Table
 
     rows = tuple(
         (
             each["arm"],
             str(len(each["epochs"])),
-            f"{each['epochs'][-1]['loss_nats']:.3f}",
-            f"{each['epochs'][-1]['held_out_nats']:.3f}",
+            f"{each['epochs'][-1]['loss_nats']:.3f}" if each["epochs"] else NOT_RUN,
+            f"{each['epochs'][-1]['held_out_nats']:.3f}" if each["epochs"] else NOT_RUN,
             f"{spelled(each['trained'])} n={each['trained']['n']}",
             f"{spelled(each['held'])} n={each['held']['n']}",
         )

@@ -20,10 +20,16 @@ from lorewright.cli.options import (
     open_memory,
     probes_in,
 )
+from lorewright.cli.settings import dict_keys
 from lorewright.cli.terminal import Exit, console_for, print_json, say, show, watching
+from lorewright.errors import ConfigError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from lorewright.recall.diagnose import Diagnosis
+
+FAILURES = ", ".join(dict_keys("lorewright.memory.failures.FAILURES"))
 
 
 def verify(
@@ -73,6 +79,9 @@ def doctor(
     template: Annotated[
         Path | None, typer.Option(help="A prompt format to try: a text file with {prompt} in it.")
     ] = None,
+    mend: Annotated[
+        bool, typer.Option("--mend", help="Run the command that mends it, and examine it again.")
+    ] = False,
     as_json: Json = False,
     threads: Threads = 0,
 ) -> None:
@@ -82,14 +91,20 @@ def doctor(
 
     [dim]lore doctor atlas[/]
     [dim]lore doctor atlas/handbook --json[/]
+    [dim]lore doctor atlas/handbook --mend[/]
     [dim]lore doctor checkpoints/my-lora --model Qwen/Qwen3-0.6B --facts facts.jsonl[/]
     """
     from lorewright.files import read_text
     from lorewright.knowledge.readers.read import read_knowledge
     from lorewright.memory.diagnose import diagnose as examine
-    from lorewright.recall.tree import tree
+    from lorewright.memory.mend import account
 
-    console_for(threads)
+    console = console_for(threads)
+    if mend:
+        if facts or probes or template or name:
+            raise ConfigError("--mend goes by what the folder knows; give FOLDER/NAME and no more.")
+        _mend(console, Path(place), model, as_json)
+        return
     diagnosis = examine(
         place,
         name=name,
@@ -99,9 +114,55 @@ def doctor(
         templates={f"the template in {template}": read_text(template)} if template else {},
     )
     if as_json:
-        branches = [branch.to_json() for branch in tree(diagnosis)]
-        print_json({**diagnosis.to_json(), "tree": branches})
+        print_json(account(diagnosis))
     else:
+        _print_diagnosis(diagnosis)
+    if diagnosis.findings:
+        raise typer.Exit(Exit.FAILED)
+
+
+def _mend(console: Console, place: Path, model: str, as_json: bool) -> None:
+    from lorewright.memory.mend import mend
+
+    with watching(console) as watch:
+        mended = mend(place, base=model or None, watch=watch)
+    if as_json:
+        print_json(mended.to_json())
+    else:
+        say(mended.command, "bold")
+        _print_diagnosis(mended.after)
+    if not mended.healthy:
+        raise typer.Exit(Exit.FAILED)
+
+
+def failure(
+    folder: Folder,
+    which: Annotated[str, typer.Argument(help=f"Which one: {FAILURES}.")],
+    model: Base = "",
+    as_json: Json = False,
+    threads: Threads = 0,
+) -> None:
+    """Write a page so that it fails in a known way, and diagnose it: how failures come about.
+
+    Exit code 1 when it fails, as it should.
+
+    [dim]lore failure atlas wording[/]
+    [dim]lore doctor atlas/failure-wording --mend[/]
+    """
+    from lorewright.memory.diagnose import diagnose as examine
+    from lorewright.memory.failures import fail
+    from lorewright.memory.memory import Memory
+    from lorewright.memory.mend import account
+
+    console = console_for(threads)
+    memory = Memory.open(folder, model or None)
+    with watching(console) as watch:
+        outcome = fail(memory, which, watch=watch)
+    diagnosis = examine(folder / outcome.name, base=memory.model)
+    if as_json:
+        print_json({"memory": outcome.name, **account(diagnosis)})
+    else:
+        say(f"{outcome.name}: ended by {outcome.reason} after {outcome.epochs} epochs", "bold")
         _print_diagnosis(diagnosis)
     if diagnosis.findings:
         raise typer.Exit(Exit.FAILED)
@@ -200,4 +261,30 @@ def ranks(
     show(Table(f"{cut.memory}, cut", head, rows, subtitle=subtitle))
 
 
-COMMANDS = (verify, doctor, trace, ranks)
+def layer(
+    folder: Folder,
+    name: Name = "",
+    module: Annotated[str, typer.Option(help="Which layer; else the first.")] = "",
+    rank: Annotated[int, typer.Option(min=0, help="Cut to this rank; 0 = its own.")] = 0,
+    model: Base = "",
+    as_json: Json = False,
+    threads: Threads = 0,
+) -> None:
+    """Show one layer of a memory by hand: W, A, B and BA at a rank, and what the rank holds.
+
+    [dim]lore layer atlas --name handbook --rank 2[/]
+    """
+    from lorewright.reports.tables import Table
+
+    console_for(threads)
+    shown = open_memory(folder, model).layer(name, module=module, rank=rank)
+    if as_json:
+        print_json(shown.to_json())
+        return
+    rows = tuple((p.name, f"{p.shape[0]} × {p.shape[1]}", f"{p.norm:.3f}") for p in shown.pictures)
+    held = ", ".join(f"rank {n} {share:.3f}" for n, share in enumerate(shown.energies, 1))
+    title = f"{shown.memory}, {shown.module}, rank {shown.rank} of {shown.own}"
+    show(Table(title, ("matrix", "shape", "norm"), rows, (f"Squared norm of BA held: {held}.",)))
+
+
+COMMANDS = (verify, doctor, failure, trace, ranks, layer)

@@ -5,10 +5,15 @@
 P parameters of the base, L of them in linear layers, T trained ones, N tokens a batch. Weights of a
 frozen base take 2 bytes each (bfloat16), or under QLoRA 4.127 bits in linear layers: NF4 with the
 scales quantised too, arXiv 2305.14314, section 3. What is trained takes 12: 2 for the weight, 2 for
-its gradient, 8 for Adam's two moments. (A and B in float32, as this library trains them, take 16.)
+its gradient, 8 for Adam's two moments.
 With checkpointed activations a token leaves one hidden state a layer, and the inside of one layer
 at a time with its gradient; its logits take 6 bytes a word. DoRA, arXiv 2402.09353, trains a length
 for each output besides, and norms one layer's weight at a time.
+
+In float32, as this library trains on a CPU, a weight takes 4 bytes and what is trained 16; a token
+leaves the inside of every layer and five hidden states more (what norms keep, attention's output,
+keys and values repeated for all heads, the gate after its nonlinearity), and 128 positions have
+logits at a time, with their exponentials and their gradient.
 
 Pure arithmetic: knows no model, only its sizes.
 """
@@ -41,6 +46,12 @@ TRAINED = 12
 """Bytes of a trained value in mixed precision: weight, gradient, two moments of Adam."""
 OWN_TRAINED = 16
 """The same in float32, as A and B are trained here."""
+FULL_WIDTH = 4
+"""Bytes of a value in float32."""
+KEPT_WIDTHS = 5
+"""Hidden states a layer that a token leaves here besides what enters and leaves linear layers."""
+LOGIT_ROWS = 128
+"""Positions that have logits at a time here."""
 USABLE = 0.92
 """Share of a GPU's memory that training may have; the rest is the driver's and fragments."""
 GPUS: Mapping[str, float] = {
@@ -115,14 +126,14 @@ def budget(
         )
     n_all, n_linear, n_rest = sizes.n_parameters, sizes.n_linear, sizes.n_rest
     n_trained = n_all if method == FULL else rank * sizes.n_values
+    each = HALF if bytes_trained == TRAINED else FULL_WIDTH
     terms: list[Term] = []
     if method in (QLORA, QDORA):
         packed = NF4_BITS / 8 * n_linear
         terms.append(Term("linear layers, frozen", f"{NF4_BITS} bit × {n_linear:,}", packed))
-        terms.append(Term("the rest, frozen", f"2 B × {n_rest:,}", HALF * n_rest))
+        terms.append(Term("the rest, frozen", f"{each} B × {n_rest:,}", each * n_rest))
     elif method != FULL:
-        terms.append(Term("weights, frozen", f"2 B × {n_all:,}", HALF * n_all))
-    each = HALF if bytes_trained == TRAINED else 4
+        terms.append(Term("weights, frozen", f"{each} B × {n_all:,}", each * n_all))
     parts = {"trained": each, "their gradients": each, "Adam's moments": bytes_trained - 2 * each}
     for what, n in parts.items():
         terms.append(Term(what, f"{n} B × {n_trained:,}", n * n_trained))
@@ -130,9 +141,12 @@ def budget(
         n_rows, n_layer = sizes.n_rows, sizes.largest_layer
         lengths = bytes_trained * n_rows
         terms.append(Term("lengths", f"{bytes_trained} B × {n_rows:,}", lengths))
-        terms.append(Term("one layer's norm", f"2 B × {n_layer:,}", HALF * n_layer))
+        terms.append(Term("one layer's norm", f"{each} B × {n_layer:,}", each * n_layer))
         n_trained += n_rows
-    terms.append(_activations(sizes, n_tokens, checkpointing))
+    if each == HALF:
+        terms.append(_activations(sizes, n_tokens, checkpointing))
+    else:
+        terms += _activations_here(sizes, n_tokens, checkpointing)
     return Budget(sizes.name, method, rank, n_tokens, n_all, n_trained, tuple(terms))
 
 
@@ -140,10 +154,23 @@ def _activations(sizes: Sizes, n_tokens: int, checkpointing: bool) -> Term:
     inside, logits = HALF * sizes.n_inside, (HALF + 4) * sizes.n_vocab
     if checkpointing:
         each = HALF * sizes.width * sizes.n_layers + 2 * inside + logits
-        what = "activations, checkpointed"
     else:
         each = inside * sizes.n_layers + logits
-        what = "activations"
+    return _of_tokens(each, n_tokens, checkpointing)
+
+
+def _activations_here(sizes: Sizes, n_tokens: int, checkpointing: bool) -> list[Term]:
+    """The same in float32, and the logits of some positions."""
+    layer = sizes.width if checkpointing else sizes.n_inside + KEPT_WIDTHS * sizes.width
+    each = FULL_WIDTH * (layer * sizes.n_layers + 2 * sizes.n_inside)
+    n_rows = min(LOGIT_ROWS, n_tokens)
+    logits = 3 * FULL_WIDTH * n_rows * sizes.n_vocab
+    formula = f"3 × {FULL_WIDTH} B × {n_rows} × {sizes.n_vocab:,}"
+    return [_of_tokens(each, n_tokens, checkpointing), Term("logits", formula, logits)]
+
+
+def _of_tokens(each: float, n_tokens: int, checkpointing: bool) -> Term:
+    what = "activations, checkpointed" if checkpointing else "activations"
     return Term(what, f"{each / 1e6:.2f} MB × {n_tokens:,} tokens", each * n_tokens)
 
 

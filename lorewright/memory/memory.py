@@ -15,9 +15,12 @@ from lorewright.memory import (
     add,
     ask,
     compare,
+    failures,
     forget,
+    layer,
     merge,
     plan,
+    plane,
     ranks,
     sides,
     supersede,
@@ -46,12 +49,18 @@ class Memory(OpenFolder):
     """One question before the base, the memory, its passages and all of them: Sides."""
     ranks = ranks.ranks
     """A memory cut to smaller ranks, and what comes back: Ranks."""
+    layer = layer.layer
+    """One layer of a memory by hand, W, A, B and BA at a rank: a Layer."""
     plan = plan.plan
     """The rank that recalls a wanted share, and what it costs: a Plan."""
     add = add.add
     """An adapter that was made elsewhere, as a memory: Added, with proof and verdict."""
     merge = merge.merge
     """Several memories in one: Merged, with what that cost each of them."""
+    plane = plane.plane
+    """Memories as arrows in one plane, and where each way of merging lands: a Plane."""
+    fail = failures.fail
+    """A page written so that it fails in a known way: an Outcome."""
     forget = forget.forget
     """A memory and all that came of its source, gone: Forgotten, with the proof."""
     supersede = supersede.supersede

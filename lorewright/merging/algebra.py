@@ -119,12 +119,12 @@ def merge(
             f"there is no method {method!r}; choose one of {', '.join(COMBINATIONS)}."
         )
     check_options(combine, options)
-    factors_of = checked_weights(len(adapters), weights)
+    own_weights = checked_weights(len(adapters), weights)
     check_rank(rank)
     notes = _check_bases(adapters)
     changes: dict[str, Factors] = {}
     for module in dict.fromkeys(name for adapter in adapters for name in adapter.modules):
-        parts = _parts(module, adapters, factors_of, rank)
+        parts = _parts(module, adapters, own_weights, rank)
         change = combine(parts, **options)
         limit = rank or parts.total_rank
         if isinstance(change, Tensor) or len(change.A_RI) > limit:
@@ -137,14 +137,14 @@ def merge(
     merged = _assembled(adapters, changes, width)
     record = {
         "method": method if isinstance(method, str) else method.__name__,
-        "weights": factors_of,
+        "weights": own_weights,
         "rank": merged.config.rank,
         "options": {k: v for k, v in options.items() if isinstance(v, int | float | str)},
         "sources": [content_id(adapter) for adapter in adapters],
         "kept": min(change.share for change in changes.values()),
     }
     merged = replace(merged, card={"merge": record})
-    sizes = [(abs(w), delta_norms(each)) for w, each in zip(factors_of, adapters, strict=True)]
+    sizes = [(abs(w), delta_norms(each)) for w, each in zip(own_weights, adapters, strict=True)]
     noise = {name: ROUNDING * sum(w * by.get(name, 0.0) for w, by in sizes) for name in changes}
     if dead := [name for name, norm in delta_norms(merged).items() if not norm > noise[name]]:
         notes.append(f"{len(dead)} of {len(changes)} modules change nothing, such as {dead[0]!r}.")
@@ -388,6 +388,11 @@ def checked_weights(n: int, weights: Sequence[float] | None) -> list[float]:
     if len(factors) != n or not numbers:
         raise ConfigError(f"weights must be {n} finite numbers; they are {factors}.")
     return [float(weight) for weight in factors]
+
+
+def factors_of(adapter: Adapter) -> dict[str, Factors]:
+    """An adapter's weight change in every module it covers, checked, in float64."""
+    return {m: _parts(m, [adapter], [1.0], None).factors[0] for m in adapter.modules}
 
 
 def check_rank(rank: int | None) -> None:

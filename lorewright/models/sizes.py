@@ -86,7 +86,7 @@ def sizes_in(
         )
     rest = {key: value for key, value in about.items() if key not in ("model_type", "auto_map")}
     try:
-        config = AutoConfig.for_model(family, **rest)
+        config = AutoConfig.for_model(str(family), **rest)
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"the config.json of {name!r} is not as its family {family!r} has it: "

@@ -39,6 +39,8 @@ LOUD = 0.5
 RETAINED_LEAST = 0.8
 """Share of the base's general knowledge below which it counts as forgotten."""
 UNUSUAL_SCALE = 32.0
+NARROW = 0.5
+"""Share of the linear layers below which an adapter that was not learnt counts as misplaced."""
 RISE_NATS, RISE_SHARE = 0.1, 1.2
 """Least rise of the held-out loss from its least, and least ratio, that count as overfitting."""
 
@@ -357,11 +359,30 @@ def too_small(evidence: Evidence) -> Finding | None:
     )
 
 
+def wrong_layers(evidence: Evidence) -> Finding | None:
+    """What was trained is not reproduced, in few layers that have the capacity for it."""
+    exact, n_adapted = _exact(evidence.trained), len(evidence.norms)
+    if exact is None or exact >= 1 - 0.1 or n_adapted >= NARROW * evidence.n_linear:
+        return None
+    if too_small(evidence) or unwritable(evidence):
+        return None
+    kinds = sorted({name.rsplit(".", 1)[-1] for name in evidence.norms})
+    return Finding(
+        f"{n_adapted} of {evidence.n_linear} linear layers are adapted ({', '.join(kinds)}); "
+        f"reproduced {exact:.2f}",
+        "the capacity is there, and these layers do not learn it in the time: facts are held "
+        "best where all linear layers are adapted, the MLPs above all",
+        "{write} --target all-linear",
+    )
+
+
 def undertrained(evidence: Evidence) -> Finding | None:
     """What was trained is not reproduced: tokens with p < 1/2 are left."""
     rows = evidence.trained
     exact = _exact(rows)
-    if exact is None or exact >= 1 - 0.1 or too_small(evidence) or unwritable(evidence):
+    if exact is None or exact >= 1 - 0.1:
+        return None
+    if too_small(evidence) or wrong_layers(evidence) or unwritable(evidence):
         return None
     stubborn = sum(len(row.stubborn) for row in rows)
     n_tokens = sum(len(row.p) for row in rows)
@@ -473,6 +494,7 @@ CHECKS: dict[str, Check] = {
     "recites": recites,
     "one_form": one_form,
     "too_small": too_small,
+    "wrong_layers": wrong_layers,
     "undertrained": undertrained,
     "overfit": overfit,
     "no_stop": no_stop,

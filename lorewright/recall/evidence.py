@@ -109,6 +109,8 @@ class Evidence:
     n_parameters: int = 0
     norms: Mapping[str, float] = field(default_factory=dict)
     """Frobenius norm of each module's weight change."""
+    n_linear: int = 0
+    """Linear layers of the base's decoder, which an adapter may change."""
     relative: Mapping[str, float] = field(default_factory=dict)
     """The same over the norm of the weight."""
     moved: float | None = None
@@ -188,7 +190,12 @@ def gather(model: Model, place: Path, known: Known | None = None) -> Evidence:
         validate(adapter, model.network, model.digest)
     except LorewrightError as error:
         return replace(evidence, unbound=str(error), wrong_base=isinstance(error, WrongBase))
-    evidence = replace(evidence, relative=_relative(model, adapter), moved=_moved(model, adapter))
+    evidence = replace(
+        evidence,
+        n_linear=len(survey(model.network)[0]),
+        relative=_relative(model, adapter),
+        moved=_moved(model, adapter),
+    )
     return _with_replies(evidence, model, adapter, known) if evidence.sound else evidence
 
 

@@ -107,6 +107,10 @@ def _room(e: Evidence) -> str:
     return f"{e.needed_bits:,.0f} bits into room for {room:,.0f}"
 
 
+def _placed(e: Evidence) -> str:
+    return f"{len(e.norms)} of {e.n_linear} linear layers" if e.n_linear and e.trained else ""
+
+
 def _trained(e: Evidence) -> str:
     rows = e.trained
     return f"{sum(row.exact for row in rows)} of {len(rows)} reproduced" if rows else ""
@@ -153,6 +157,7 @@ QUESTIONS: Mapping[str, tuple[str, Value]] = {
     "recites": ("Does it answer, and not only recite?", _recited),
     "one_form": ("Does it answer in other words?", _reworded),
     "too_small": ("Does the rank hold what was written?", _room),
+    "wrong_layers": ("Does it sit where it can learn?", _placed),
     "undertrained": ("Is what was trained reproduced?", _trained),
     "overfit": ("Did training end in time?", _in_time),
     "no_stop": ("Do answers end?", _ending),

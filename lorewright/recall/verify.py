@@ -245,9 +245,7 @@ def supported(outputs: Sequence[str], weighed: Sequence[Weighed]) -> list[str]:
     ]
 
 
-def known_beforehand(
-    model: Model, texts: Sequence[str], watch: Watch | None = None
-) -> list[Known]:
+def known_beforehand(model: Model, texts: Sequence[str], watch: Watch | None = None) -> list[Known]:
     """The general questions by which it is seen what is retained: answered, and in no text."""
     progress = (watch or Watch()).of(ASKING_OF_THE_WORLD)
     return known_to(model, "held", N_RETAINED, texts=texts, progress=progress)

@@ -5,6 +5,8 @@
     /ask                 side by side      /budget               does it fit?
     /sandbox             what if?          /memory/NAME/ranks    what is a rank?
     /merge               does one hold both?
+    /law                 which rank?       /compare              which method?
+    /doctor              three failures    /failure/NAME         one of them, made
 
 PAGE.json is the record itself.
 
@@ -17,47 +19,53 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
+import shutil
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from starlette.applications import Starlette
+from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import (
+    FileResponse,
     HTMLResponse,
     JSONResponse,
     RedirectResponse,
     Response,
     StreamingResponse,
 )
-from starlette.routing import Mount, Route
-from starlette.staticfiles import StaticFiles
 
 from lorewright.errors import ConfigError, Locked, LorewrightError, UnknownMemory
 from lorewright.files import slug
 from lorewright.law.budget import METHODS, REFERENCE
-from lorewright.law.experiments import EXPERIMENTS
-from lorewright.memory.contradictions import contradictions_in
+from lorewright.memory.experiments import EXPERIMENTS
 from lorewright.memory.folder import Folder
+from lorewright.memory.snapshot import take
 from lorewright.memory.stop import stop
 from lorewright.models.catalogue import POCKET
-from lorewright.studio import charts, records
+from lorewright.studio import bench_charts, charts, law_charts, records
 from lorewright.studio.config import StudioConfig
-from lorewright.studio.sources import HANDBOOK, SUFFIXES, WORKED
+from lorewright.studio.sources import HANDBOOK, SUFFIXES, THREE, WORKED
 from lorewright.studio.worker import Order, Worker
 from lorewright.training.config import PRESETS
 
 HERE = Path(__file__).parent
-BUSY_SECONDS, IDLE_SECONDS = 0.2, 1.0
+BUSY_SECONDS, IDLE_SECONDS = 0.25, 1.0
 """Between two looks at the files while something goes on, and while nothing does."""
 OBJECTIVES = ("sft", "memft_threshold", "memft_window", "distill")
 TARGETS = ("all-linear", "attention", "mlp")
 MERGES = ("auto", "cat", "mean", "task_arithmetic", "ties", "tsv", "dare_ties", "rewrite")
 """Ways to merge that the page offers; `lore merge` knows more."""
+MOST_ARROWS = 6
+"""Memories in one plane."""
+SKETCH = "0.9,0.25 -0.2,0.8 -0.55,-0.6"
+"""Vectors that a sketch begins with."""
 MOST_PROBES = 100
 """Probes on one page."""
 
@@ -86,10 +94,27 @@ class Studio:
             "arms_axes": charts.arms_axes,
             "arm_chart": charts.arm_chart,
             "learning_sentence": charts.learning_sentence,
+            "families_chart": law_charts.families_chart,
+            "plane_chart": law_charts.plane_chart,
+            "predicted_chart": law_charts.predicted_chart,
+            "prediction_chart": law_charts.prediction_chart,
+            "heat_chart": law_charts.heat_chart,
+            "tokens_chart": law_charts.tokens_chart,
+            "failures_chart": law_charts.failures_chart,
+            "points_chart": bench_charts.points_chart,
+            "timeline": bench_charts.timeline,
+            "arrows": bench_charts.arrows,
+            "matrix": bench_charts.matrix,
+            "sketch_arrows": bench_charts.sketch_arrows,
             "read_only": config.read_only,
             "folder_name": folder.path.name or str(folder.path),
         }
-        self.pages.filters |= {"estimate": _estimate, "bytes": _bytes, "query": urlencode}
+        self.pages.filters |= {
+            "mean": _mean,
+            "estimate": _estimate,
+            "bytes": _bytes,
+            "query": urlencode,
+        }
 
     # -- how an answer leaves --------------------------------------------------------------------
 
@@ -147,6 +172,8 @@ class Studio:
 
     async def contradictions(self, request: Request) -> Response:
         """Where memories disagree."""
+        from lorewright.memory.contradictions import contradictions_in  # slow to import
+
         listed = await run_in_threadpool(contradictions_in, self.folder)
         shown = [each.to_json() for each in listed[:MOST_PROBES]]
         record = {"contradictions": shown, "n": len(listed)}
@@ -176,7 +203,14 @@ class Studio:
             keys = ("verb", "state", "step", "error")
             about = {key: getattr(order, key) for key in keys}
             about["name"] = str(order.arguments["name"])
-        return {"order": about, "written": written}
+        resumes = bool(
+            order is not None
+            and written
+            and written["state"] == "interrupted"
+            and order.state == "failed"
+            and order.arguments["name"] == written["memory"]
+        )
+        return {"order": about, "written": written, "resumes": resumes}
 
     async def write(self, request: Request) -> Response:
         """The form, and the write that goes on or was the latest."""
@@ -196,11 +230,17 @@ class Studio:
         """A write as it goes on."""
         run = request.path_params.get("run", "")
 
+        drawn: dict[str, str] = {}
+        of: tuple[str, int] = ("", -1)
+
         def fragments() -> dict[str, str]:
+            nonlocal drawn, of
             record = self.write_record(run)
-            parts = ("state", "chart", "points", "controls")
-            drawn = {part: self.render(f"_write_{part}.html", **record) for part in parts}
             epochs = record["written"]["epochs"] if record["written"] else []
+            now = (record["written"]["run"] if record["written"] else "", len(epochs))
+            parts = ("state", "controls") if now == of else ("state", "controls", "chart", "points")
+            of = now  # curves are drawn when there is another epoch, not at every look
+            drawn = drawn | {part: self.render(f"_write_{part}.html", **record) for part in parts}
             step = record["order"]["step"] if record["order"] else ""
             return drawn | {"spoken": f"{step} {charts.learning_sentence(epochs)}".strip()}
 
@@ -209,15 +249,40 @@ class Studio:
 
         return self.events(fragments, busy)
 
+    async def resume_write(self, request: Request) -> Response:
+        """Order the write that was interrupted once more: it goes on where it was."""
+        await self.form(request)
+        order = self.worker.last("write")
+        if order is None or order.state in ("waiting", "running"):
+            raise ConfigError("there is no write to resume here; write the same text again.")
+        self.worker.submit("write", **order.arguments)
+        return RedirectResponse("/write", 303)
+
+    async def snapshot(self, request: Request) -> Response:
+        """The folder in one file, as `lore snapshot` packs it."""
+        place = Path(tempfile.mkdtemp(prefix="lorewright-"))
+        path = place / f"{self.folder.path.name or 'atlas'}.tar.gz"
+        try:
+            await run_in_threadpool(take, self.folder.path, path)
+        except BaseException:
+            shutil.rmtree(place, ignore_errors=True)
+            raise
+        return FileResponse(
+            path,
+            filename=path.name,
+            media_type="application/gzip",
+            background=BackgroundTask(shutil.rmtree, place, ignore_errors=True),
+        )
+
     async def start_write(self, request: Request) -> Response:
         """Order a write."""
-        form = await self._form(request)
+        form = await self.form(request)
         self.worker.submit("write", **write_arguments(form))
         return RedirectResponse("/write", 303)
 
     async def stop_write(self, request: Request) -> Response:
         """Have the write that goes on end after its epoch."""
-        await self._form(request)
+        await self.form(request)
         await run_in_threadpool(stop, self.folder)
         return RedirectResponse("/write", 303)
 
@@ -242,7 +307,7 @@ class Studio:
         query = request.query_params
         order = self.worker.submit(
             "trace",
-            name=self._name(request),
+            name=self.name_in(request),
             question=query.get("question", ""),
             answer=query.get("answer", ""),
         )
@@ -251,27 +316,27 @@ class Studio:
 
     async def verify(self, request: Request) -> Response:
         """A memory's verdict, taken again."""
-        await self._form(request)
-        name = self._name(request)
+        await self.form(request)
+        name = self.name_in(request)
         record = await self.done(self.worker.submit("verify", name=name))
         return self.answer(request, "verified", {"memory": name, "report": record})
 
     async def rename(self, request: Request) -> Response:
         """Give a memory another name."""
-        form, name = await self._form(request), self._name(request)
+        form, name = await self.form(request), self.name_in(request)
         new = slug(str(form.get("name", "")))
         await run_in_threadpool(self.folder.rename, name, new)
         return RedirectResponse(f"/memory/{new}", 303)
 
     async def forget(self, request: Request) -> Response:
         """Remove a memory whose name was typed."""
-        form, name = await self._form(request), self._name(request)
+        form, name = await self.form(request), self.name_in(request)
         if form.get("typed") != name:
             raise ConfigError(f"forgetting cannot be undone; type the name, {name}, to confirm.")
         record = await self.done(self.worker.submit("forget", name=name))
         return self.answer(request, "forgotten", {"memory": name, "forgotten": record})
 
-    def _name(self, request: Request) -> str:
+    def name_in(self, request: Request) -> str:
         """The memory that an address names. Raises UnknownMemory."""
         name = str(request.path_params["name"])
         self.folder.entry(name)
@@ -298,19 +363,25 @@ class Studio:
                 "ask",
                 question=question,
                 memory=record["memory"],
-                false_activation=_number("share", record["false_activation"]),
+                false_activation=number("share", record["false_activation"]),
             )
             record["sides"] = await self.done(order)
         return self.answer(request, "ask", record)
 
     async def doctor(self, request: Request) -> Response:
         """Why a memory does not recall."""
-        record: dict[str, Any] = {"memory": self._name(request), "diagnosis": None}
+        record: dict[str, Any] = {"memory": self.name_in(request), "diagnosis": None}
         wanted = request.headers.get("x-fragment") or request.url.path.endswith(".json")
         if wanted or request.query_params.get("wait"):
             order = self.worker.submit("doctor", name=record["memory"])
             record["diagnosis"] = await self.done(order)
-        return self.answer(request, "doctor", record)
+        return self.answer(request, "examined", record)
+
+    async def mend(self, request: Request) -> Response:
+        """Run the command that mends a memory, and examine it again."""
+        await self.form(request)
+        order = self.worker.submit("mend", name=self.name_in(request))
+        return self.answer(request, "mended", {"mended": await self.done(order)})
 
     async def budget(self, request: Request) -> Response:
         """What training a base takes; counted when the form was sent."""
@@ -324,8 +395,8 @@ class Studio:
             "base": query.get("base", REFERENCE),
             "config": query.get("config", ""),
             "method": query.get("method", "qlora"),
-            "rank": _whole("rank", query.get("rank", "64")),
-            "tokens": _whole("tokens", query.get("tokens", "2048"), most=10**9),
+            "rank": whole("rank", query.get("rank", "64")),
+            "tokens": whole("tokens", query.get("tokens", "2048"), most=10**9),
             "targets": query.get("targets", "all-linear"),
             "checkpointing": query.get("checkpointing", "" if "base" in query else "1"),
             "float32": query.get("float32", ""),
@@ -345,11 +416,22 @@ class Studio:
 
     async def ranks(self, request: Request) -> Response:
         """A memory cut to smaller ranks."""
-        record: dict[str, Any] = {"memory": self._name(request), "cut": None}
+        record: dict[str, Any] = {"memory": self.name_in(request), "cut": None}
         wanted = request.headers.get("x-fragment") or request.url.path.endswith(".json")
         if wanted or request.query_params.get("wait"):
             record["cut"] = await self.done(self.worker.submit("ranks", name=record["memory"]))
         return self.answer(request, "ranks", record)
+
+    async def layer(self, request: Request) -> Response:
+        """One layer of a memory by hand."""
+        query, rank = request.query_params, request.query_params.get("rank", "")
+        order = self.worker.submit(
+            "layer",
+            name=self.name_in(request),
+            module=query.get("module", ""),
+            rank=whole("rank", rank) if rank else 0,
+        )
+        return self.answer(request, "layer", {"layer": await self.done(order)})
 
     # -- merging ---------------------------------------------------------------------------------
 
@@ -357,12 +439,64 @@ class Studio:
         """What can be merged, and how."""
         listed = await run_in_threadpool(lambda: sorted(self.folder.names))
         shown = listed[: records.PAGE_ROWS]
-        record = {"names": shown, "n_more": len(listed) - len(shown), "methods": MERGES}
+        order = self.worker.last("three")
+        three = [name for name in THREE if name in listed]
+        about = None
+        if order is not None and order.state in ("waiting", "running", "failed"):
+            about = {key: getattr(order, key) for key in ("state", "step", "error")}
+        record = {
+            "names": shown,
+            "taken": three if len(three) == len(THREE) else shown[:3],
+            "n_more": len(listed) - len(shown),
+            "methods": MERGES,
+            "three": about,
+        }
         return self.answer(request, "merge", record)
+
+    async def merge_events(self, request: Request) -> Response:
+        """Whether the three are being written."""
+
+        def fragments() -> dict[str, str]:
+            order = self.worker.last("three")
+            step = order.step if order is not None and order.state != "done" else ""
+            done = order is not None and order.state == "done"
+            html = self.render("_three.html", step=step, done=done)
+            return {"three": html, "spoken": step}
+
+        return self.events(fragments, lambda: self.worker.busy)
+
+    async def start_three(self, request: Request) -> Response:
+        """Write three short texts, to be merged."""
+        await self.form(request)
+        self.worker.submit("three")
+        return RedirectResponse("/merge", 303)
+
+    async def plane(self, request: Request) -> Response:
+        """Memories as arrows in their plane, and where merges of them are."""
+        names = [name for name in request.query_params.get("names", "").split(",") if name]
+        for name in names:
+            self.folder.entry(name)
+        if not 2 <= len(names) <= MOST_ARROWS:
+            raise ConfigError(
+                f"{len(names)} memories were chosen; a plane is drawn of 2 to {MOST_ARROWS}."
+            )
+        weights = numbers(request.query_params.get("weights", ""), len(names))
+        record = await self.done(self.worker.submit("plane", names=names, weights=weights))
+        return self.answer(request, "plane", {"plane": record})
+
+    async def sketch(self, request: Request) -> Response:
+        """Free vectors, merged by the same algebra."""
+        query = request.query_params
+        vectors = [numbers(each, 2) for each in query.get("vectors", SKETCH).split(" ") if each]
+        if not 2 <= len(vectors) <= MOST_ARROWS:
+            raise ConfigError(f"{len(vectors)} vectors were given; give 2 to {MOST_ARROWS}.")
+        weights = numbers(query.get("weights", ""), len(vectors))
+        order = self.worker.submit("sketch", vectors=vectors, weights=weights)
+        return self.answer(request, "sketch", {"sketch": await self.done(order)})
 
     async def start_merge(self, request: Request) -> Response:
         """Merge memories into a new one, and show what that cost each of them."""
-        form = await self._form(request)
+        form = await self.form(request)
         names = [name for name in sorted(self.folder.names) if form.get(f"take {name}")]
         if len(names) < 2:
             raise ConfigError(f"{len(names)} memories were chosen; choose two at least.")
@@ -370,10 +504,10 @@ class Studio:
         order = self.worker.submit(
             "merge",
             names=names,
-            weights=[_number("weight", form.get(f"weight {name}", "1")) for name in names],
+            weights=[number("weight", form.get(f"weight {name}", "1")) for name in names],
             method=form.get("method", "auto"),
             into=form.get("into", ""),
-            rank=_whole("rank", rank) if rank else None,
+            rank=whole("rank", rank) if rank else None,
         )
         return self.answer(request, "merged", {"merged": await self.done(order)})
 
@@ -399,7 +533,7 @@ class Studio:
 
     async def start_sandbox(self, request: Request) -> Response:
         """Order an experiment."""
-        await self._form(request)
+        await self.form(request)
         name = request.path_params["name"]
         await run_in_threadpool(records.sandbox, name)
         self.worker.submit("sandbox", name=name)
@@ -419,7 +553,7 @@ class Studio:
 
     # -- forms and events ------------------------------------------------------------------------
 
-    async def _form(self, request: Request) -> dict[str, str]:
+    async def form(self, request: Request) -> dict[str, str]:
         """The fields of a form that changes something. Raises ConfigError where nothing may."""
         if self.config.read_only:
             raise ConfigError("this studio was opened with --read-only; it changes nothing.")
@@ -448,53 +582,6 @@ class Studio:
         return StreamingResponse(stream(), media_type="text/event-stream")
 
 
-def build(folder: Folder, worker: Worker, config: StudioConfig) -> Starlette:
-    """The application, without its gate."""
-    studio = Studio(folder, worker, config)
-    routes: list[Route | Mount] = [Mount("/static", StaticFiles(directory=HERE / "static"))]
-    twins: dict[str, Handler] = {
-        "/write": studio.write,
-        "/write/{run}": studio.write,
-        "/ask": studio.ask,
-        "/budget": studio.budget,
-        "/merge": studio.merge,
-        "/contradictions": studio.contradictions,
-        "/sandbox": studio.sandbox,
-        "/sandbox/{name}": studio.sandbox,
-        "/memory/{name}": studio.memory,
-        "/memory/{name}/trace": studio.trace,
-        "/memory/{name}/doctor": studio.doctor,
-        "/memory/{name}/ranks": studio.ranks,
-    }
-    gets: dict[str, Handler] = {
-        "/": studio.memories,
-        "/memories.json": studio.memories,
-        "/memories/events": studio.memories_events,
-        "/write/events": studio.write_events,
-        "/sandbox/{name}/events": studio.sandbox_events,
-        "/write/{run}/events": studio.write_events,
-    }
-    posts: dict[str, Handler] = {
-        "/write": studio.start_write,
-        "/write/stop": studio.stop_write,
-        "/merge": studio.start_merge,
-        "/sandbox/{name}": studio.start_sandbox,
-        "/memory/{name}/verify": studio.verify,
-        "/memory/{name}/rename": studio.rename,
-        "/memory/{name}/forget": studio.forget,
-    }
-    routes += [Route(path, handler) for path, handler in gets.items()]
-    routes += [Route(path, handler, methods=["POST"]) for path, handler in posts.items()]
-    for path, handler in twins.items():
-        routes += [Route(f"{path}.json", handler), Route(path, handler)]
-
-    async def failed(request: Request, error: Exception) -> Response:
-        return studio.fail(request, error)
-
-    kinds: tuple[type[Exception], ...] = (LorewrightError, HTTPException)
-    return Starlette(routes=routes, exception_handlers=dict.fromkeys(kinds, failed))
-
-
 def write_arguments(form: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `verbs.write` from a form. Raises ConfigError for what cannot be."""
     example, text = str(form.get("example", "")), str(form.get("text", ""))
@@ -511,7 +598,7 @@ def write_arguments(form: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError("a memory needs a name; give it one.")
     rank, epochs = str(form.get("rank", "")).strip(), str(form.get("epochs", "60")).strip()
     for what, given in (("rank", rank or "1"), ("epochs", epochs)):
-        _whole(what, given)
+        whole(what, given)
     chosen = {
         "preset": (str(form.get("preset", "exact")), tuple(PRESETS)),
         "objective": (str(form.get("objective", "sft")), OBJECTIVES),
@@ -532,11 +619,24 @@ def write_arguments(form: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _whole(what: str, given: str, most: int = 4096) -> int:
+def whole(what: str, given: str, most: int = 4096) -> int:
     """A whole number of a form. Raises ConfigError for anything else."""
     if not (given.isascii() and given.isdigit() and 0 < int(given[:12]) <= most):
         raise ConfigError(f"{what} is {given!r}; give a whole number from 1 to {most:,}.")
     return int(given)
+
+
+def numbers(text: str, n: int) -> list[float] | None:
+    """Numbers with commas between, or nothing. Raises ConfigError for others than n of them."""
+    if not text:
+        return None
+    try:
+        listed = [float(each) for each in text.split(",")]
+    except ValueError:
+        listed = []
+    if len(listed) != n or not all(map(math.isfinite, listed)):
+        raise ConfigError(f"{text!r} was given; give {n} numbers with commas between.")
+    return listed
 
 
 def _suggested(names: list[str]) -> list[str]:
@@ -544,7 +644,7 @@ def _suggested(names: list[str]) -> list[str]:
     return [question for name in names if name in WORKED for question in WORKED[name].questions]
 
 
-def _number(what: str, text: str) -> float:
+def number(what: str, text: str) -> float:
     """A number of a form. Raises ConfigError for anything else."""
     try:
         return float(text)
@@ -557,6 +657,15 @@ def _estimate(row: Mapping[str, Any] | None) -> str:
     if row is None or row.get("recall") is None:
         return "–"
     return f"{row['recall']:.2f} [{row['low']:.2f}, {row['high']:.2f}] n={row['n']}"
+
+
+def _mean(row: Mapping[str, Any] | None) -> str:
+    """The same of a record of a benchmark, which calls it a mean."""
+    if row is None or row.get("mean") is None:
+        return "–"
+    low, high = row.get("low"), row.get("high")
+    around = "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
+    return f"{row['mean']:.2f}{around} n={row['n']}"
 
 
 def _bytes(number: int | None) -> str:

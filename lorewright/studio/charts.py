@@ -40,20 +40,27 @@ def thinned(points: Points, most: int = MOST_POINTS) -> list[tuple[float, float]
     return chosen
 
 
-def learning_chart(epochs: Sequence[Mapping[str, Any]]) -> str:
-    """Nats by epoch on a logarithmic axis, and below it the share recalled; held out beside both.
+def learning_chart(
+    epochs: Sequence[Mapping[str, Any]], behind: Sequence[Mapping[str, Any]] = ()
+) -> str:
+    """Nats by epoch on a logarithmic axis, and below it shares; held out beside both.
 
-    `epochs` are lines of metrics.jsonl. Empty text where there is no epoch yet.
+    `epochs` are lines of metrics.jsonl, `behind` those of a write to compare with, drawn faintly.
+    Below stand the share recalled and, dotted, that of tokens with p below one half. Empty text
+    where there is no epoch yet.
     """
     if not epochs:
         return ""
-    last = max(2.0, float(epochs[-1]["epoch"]))
+    every = [*epochs, *behind]
+    last = max(2.0, *(float(e["epoch"]) for e in every))
     held = _measured(epochs)
-    low, high = _powers([*(e["loss_nats"] for e in epochs), *(e["held_out_nats"] for e in held)])
-    x = _linear(1.0, last, LEFT, WIDTH - RIGHT)
-    y = _log(low, high, NATS_BOTTOM, NATS_TOP)
-    share = _linear(0.0, 1.0, SHARE_BOTTOM, SHARE_TOP)
+    nats = [*(e["loss_nats"] for e in every), *(e["held_out_nats"] for e in _measured(every))]
+    low, high = _powers(nats)
+    x = linear(1.0, last, LEFT, WIDTH - RIGHT)
+    y = log(low, high, NATS_BOTTOM, NATS_TOP)
+    share = linear(0.0, 1.0, SHARE_BOTTOM, SHARE_TOP)
     parts = [*_nats_axis(low, high, y), *_share_axis(share), *_epoch_axis(last, x)]
+    parts += _behind(behind, x, y, share, low)
     trained = [(x(e["epoch"]), y(max(e["loss_nats"], low))) for e in epochs]
     parts += _curve(trained, "train", "trained")
     recalled = [(x(e["epoch"]), share(e["n_recalled"] / e["n_examples"])) for e in epochs]
@@ -62,7 +69,32 @@ def learning_chart(epochs: Sequence[Mapping[str, Any]]) -> str:
         parts += _curve([(x(e["epoch"]), y(max(e["held_out_nats"], low))) for e in held], *_HELD)
         shares = [(x(e["epoch"]), share(e["held_out_recalled"] / e["n_held_out"])) for e in held]
         parts += _curve(shares, "held", "")
-    return _svg(HEIGHT, learning_sentence(epochs), parts)
+    if counted := [e for e in epochs if e.get("n_tokens")]:
+        doubtful = [(x(e["epoch"]), share(e["n_doubtful"] / e["n_tokens"])) for e in counted]
+        parts += _curve(doubtful, "third", "p < ½")
+    return svg(HEIGHT, learning_sentence(epochs), parts)
+
+
+def _behind(
+    epochs: Sequence[Mapping[str, Any]], x: Scale, y: Scale, share: Scale, low: float
+) -> list[str]:
+    """The curves of a write to compare with."""
+    if not epochs:
+        return []
+    curves = [
+        ("train", [(x(e["epoch"]), y(max(e["loss_nats"], low))) for e in epochs]),
+        ("train", [(x(e["epoch"]), share(e["n_recalled"] / e["n_examples"])) for e in epochs]),
+    ]
+    if held := _measured(epochs):
+        curves += [
+            ("held", [(x(e["epoch"]), y(max(e["held_out_nats"], low))) for e in held]),
+            (
+                "held",
+                [(x(e["epoch"]), share(e["held_out_recalled"] / e["n_held_out"])) for e in held],
+            ),
+        ]
+    parts = [part for kind, points in curves for part in _curve(points, kind, "")]
+    return [f'<g class="behind">{"".join(parts)}</g>']
 
 
 def arms_axes(arms: Sequence[Mapping[str, Any]]) -> tuple[float, float, float]:
@@ -79,14 +111,14 @@ def arm_chart(arm: Mapping[str, Any], axes: tuple[float, float, float]) -> str:
     """An arm's loss, trained and held out, on the axes of all arms."""
     (low, high, last), rows = axes, arm["epochs"]
     width, top, bottom, left = 300, 8, 128, 52
-    x = _linear(1.0, last, left, width - 8)
-    y = _log(low, high, bottom, top)
+    x = linear(1.0, last, left, width - 8)
+    y = log(low, high, bottom, top)
     parts = [
         f'<line class="grid" x1="{left}" x2="{width - 8}" y1="{y(p):.1f}" y2="{y(p):.1f}"/>'
-        + _tick(left - 8, y(p) + 4, f"{p:g}", "end")
+        + tick(left - 8, y(p) + 4, f"{p:g}", "end")
         for p in (10.0**n for n in range(round(math.log10(low)), round(math.log10(high)) + 1))
     ]
-    parts += [_tick(x(at), bottom + 18, f"{at:g}", "middle") for at in (1, last)]
+    parts += [tick(x(at), bottom + 18, f"{at:g}", "middle") for at in (1, last)]
     if rows:
         parts += _curve([(x(e["epoch"]), y(max(e["loss_nats"], low))) for e in rows], "train", "")
         held = _measured(rows)
@@ -128,6 +160,8 @@ def learning_sentence(epochs: Sequence[Mapping[str, Any]]) -> str:
             f"; of questions in other words, never trained, {e['held_out_recalled']} of "
             f"{e['n_held_out']}, at {e['held_out_nats']:.3f} nats a token"
         )
+    if last.get("n_tokens"):
+        text += f"; {last['n_doubtful']} of {last['n_tokens']} trained tokens have p below ½"
     return f"{text}."
 
 
@@ -142,10 +176,10 @@ def interval_chart(recall: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str
     if not rows:
         return ""
     step, left, right = 22, 208, 560
-    x, parts, y, before = _linear(0.0, 1.0, left, right), [], 20, ""
+    x, parts, y, before = linear(0.0, 1.0, left, right), [], 20, ""
     for at in (0.0, 0.5, 1.0):
         parts.append(f'<line class="grid" x1="{x(at):.1f}" x2="{x(at):.1f}" y1="14" y2="BOTTOM"/>')
-        parts.append(_tick(x(at), 10, f"{at:g}", "middle"))
+        parts.append(tick(x(at), 10, f"{at:g}", "middle"))
     for kind, arm, row in rows:
         if kind != before:
             y += 8 if before else 0
@@ -164,7 +198,7 @@ def interval_chart(recall: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str
         y += step
     drawn = [part.replace("BOTTOM", str(y + 4)) for part in parts]
     arms = ", ".join(dict.fromkeys(arm for _, arm, _ in rows))
-    return _svg(y + 8, f"Recall with 95 % intervals, by kind of probe, of: {arms}.", drawn)
+    return svg(y + 8, f"Recall with 95 % intervals, by kind of probe, of: {arms}.", drawn)
 
 
 def bar_chart(terms: Sequence[tuple[str, float]], unit: str) -> str:
@@ -182,7 +216,7 @@ def bar_chart(terms: Sequence[tuple[str, float]], unit: str) -> str:
             "</text>"
         )
     listed = ", ".join(f"{what} {_amount(amount)} {unit}" for what, amount in terms)
-    return _svg(len(terms) * step, f"Parts: {listed}.", parts)
+    return svg(len(terms) * step, f"Parts: {listed}.", parts)
 
 
 def _amount(number: float) -> str:
@@ -193,15 +227,14 @@ def ranks_chart(ranks: Sequence[Mapping[str, Any]]) -> str:
     """By rank: the share of the norm that is left, and the shares that come back."""
     top, bottom, left, right = 16, 216, 56, 500
     last = max(2.0, math.log2(ranks[-1]["rank"]))
-    x = _linear(0.0, last, left, right)
-    y = _linear(0.0, 1.0, bottom, top)
+    x = linear(0.0, last, left, right)
+    y = linear(0.0, 1.0, bottom, top)
     parts = []
     for at in (0.0, 0.25, 0.5, 0.75, 1.0):
         line = f'x1="{left}" x2="{right}" y1="{y(at):.1f}" y2="{y(at):.1f}"'
-        parts.append(f'<line class="grid" {line}/>{_tick(left - 8, y(at) + 4, f"{at:g}", "end")}')
+        parts.append(f'<line class="grid" {line}/>{tick(left - 8, y(at) + 4, f"{at:g}", "end")}')
     parts += [
-        _tick(x(math.log2(each["rank"])), bottom + 20, str(each["rank"]), "middle")
-        for each in ranks
+        tick(x(math.log2(each["rank"])), bottom + 20, str(each["rank"]), "middle") for each in ranks
     ]
     parts.append(f'<text class="axis" x="{right + 16}" y="{bottom + 20}">rank</text>')
     energies = [(x(math.log2(each["rank"])), y(each["energy"])) for each in ranks]
@@ -225,7 +258,7 @@ def ranks_chart(ranks: Sequence[Mapping[str, Any]]) -> str:
         f"At rank {first['rank']} {first['energy']:.2f} of the squared norm is left, at rank "
         f"{own['rank']} all of it; what comes back at each rank is in the table."
     )
-    return _svg(bottom + 32, sentence, parts)
+    return svg(bottom + 32, sentence, parts)
 
 
 def token_strip(tokens: Sequence[Mapping[str, Any]], name: str = "strip") -> str:
@@ -278,19 +311,22 @@ def _cell(piece: str) -> str:
 # -- parts of a drawing -----------------------------------------------------------------------
 
 
-def _svg(height: int, sentence: str, parts: Sequence[str]) -> str:
+def svg(height: float, sentence: str, parts: Sequence[str], width: float = WIDTH) -> str:
+    """A drawing with a sentence for those who do not see it."""
     return (
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {height}" role="img" '
+        f'<svg class="chart" viewBox="0 0 {width:g} {height:g}" role="img" '
         f'aria-label="{escape(sentence)}">{"".join(parts)}</svg>'
     )
 
 
-def _linear(low: float, high: float, start: float, end: float) -> Scale:
+def linear(low: float, high: float, start: float, end: float) -> Scale:
+    """From values to places."""
     return lambda value: start + (value - low) / (high - low) * (end - start)
 
 
-def _log(low: float, high: float, start: float, end: float) -> Scale:
-    scale = _linear(math.log10(low), math.log10(high), start, end)
+def log(low: float, high: float, start: float, end: float) -> Scale:
+    """From values to places, evenly in their logarithms."""
+    scale = linear(math.log10(low), math.log10(high), start, end)
     return lambda value: scale(math.log10(value))
 
 
@@ -312,7 +348,8 @@ def _point(kind: str, x: float, y: float) -> str:
     return f'<circle class="point {kind}" cx="{x:.1f}" cy="{y:.1f}" r="2.5"/>'
 
 
-def _tick(x: float, y: float, text: str, anchor: str) -> str:
+def tick(x: float, y: float, text: str, anchor: str) -> str:
+    """A small label."""
     return f'<text class="tick" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{text}</text>'
 
 
@@ -321,7 +358,7 @@ def _nats_axis(low: float, high: float, y: Scale) -> list[str]:
     for power in range(round(math.log10(low)), round(math.log10(high)) + 1):
         at = y(10.0**power)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at}" y2="{at}"/>')
-        parts.append(_tick(LEFT - 8, at + 4, f"{10.0**power:g}", "end"))
+        parts.append(tick(LEFT - 8, at + 4, f"{10.0**power:g}", "end"))
     return [*parts, '<text class="axis" x="0" y="12">nats a token</text>']
 
 
@@ -330,13 +367,13 @@ def _share_axis(share: Scale) -> list[str]:
     for at in (0.0, 0.5, 1.0):
         y = share(at)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
-        parts.append(_tick(LEFT - 8, y + 4, f"{at:g}", "end"))
+        parts.append(tick(LEFT - 8, y + 4, f"{at:g}", "end"))
     return [*parts, f'<text class="axis" x="0" y="{SHARE_TOP - 16}">share recalled</text>']
 
 
 def _epoch_axis(last: float, x: Scale) -> list[str]:
     step = max(1, 5 * math.ceil(last / 50)) if last > 12 else max(1, math.ceil(last / 8))
     ticks = [1, *range(step if step > 1 else 2, int(last) + 1, step)]
-    parts = [_tick(x(at), SHARE_BOTTOM + 18, str(at), "middle") for at in ticks]
+    parts = [tick(x(at), SHARE_BOTTOM + 18, str(at), "middle") for at in ticks]
     end = WIDTH - RIGHT + 16
     return [*parts, f'<text class="axis" x="{end}" y="{SHARE_BOTTOM + 18}">epoch</text>']

@@ -23,6 +23,8 @@ class StudioConfig:
     """Offer nothing that changes the folder."""
     max_upload_bytes: int = 4 << 20
     """Largest text that may be written, in bytes."""
+    records: str = ""
+    """Folder of `lore bench` records, whose table of methods the page Compare shows."""
 
     def __post_init__(self) -> None:
         """Raise ConfigError for values out of range."""

@@ -10,13 +10,14 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from lorewright.errors import DataError, StorageError, UnknownMemory
 from lorewright.knowledge.markdown import with_tables_as_sentences
 from lorewright.knowledge.selfstudy import statements
-from lorewright.law.experiments import ABOUT, EXPERIMENTS, RECORD, place_of
+from lorewright.memory.experiments import ABOUT, EXPERIMENTS, RECORD, place_of
 from lorewright.memory.folder import (
     CONFIG_FILE,
     METRICS_FILE,
@@ -138,6 +139,12 @@ def latest_run(folder: Folder) -> str:
     return runs[-1].name if runs else ""
 
 
+def run_of(folder: Folder, memory: str) -> str:
+    """The latest run that writes a memory of this name; empty where there is none."""
+    runs = [run for run in runs_of(folder) if readable(run / CONFIG_FILE).get("name") == memory]
+    return runs[-1].name if runs else ""
+
+
 def write_run(folder: Folder, name: str) -> dict[str, Any]:
     """A write: its settings, plan and epochs, whether it goes on, and what it came to.
 
@@ -181,8 +188,16 @@ def epochs_of(path: Path) -> list[dict[str, Any]]:
 def _metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl; none where it is not there or is being replaced."""
     with suppress(OSError, ValueError):
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+        about = path.stat()
+        return list(_lines(path, about.st_mtime_ns, about.st_size))
     return []
+
+
+@lru_cache(maxsize=8)
+def _lines(path: Path, changed: int, size: int) -> tuple[dict[str, Any], ...]:
+    """The lines of a file as it was at a time; a page looks several times a second."""
+    text = path.read_text(encoding="utf-8")
+    return tuple(json.loads(line) for line in text.splitlines() if line)
 
 
 # -- experiments ------------------------------------------------------------------------------
@@ -201,6 +216,7 @@ def sandbox(name: str) -> dict[str, Any]:
     arms = [
         {
             "arm": arm,
+            "trains": arm not in chosen.merges,
             "epochs": [row for row in rows if row.get("job", 0) == job],
             "trained": finished.get(arm, {}).get("trained"),
             "held": finished.get(arm, {}).get("held"),

@@ -12,8 +12,8 @@ from lorewright.errors import ConfigError, DataError
 from lorewright.memory.folder import Folder
 from lorewright.serve.listening import address, listen
 from lorewright.studio.access import Gate
-from lorewright.studio.app import build
 from lorewright.studio.config import StudioConfig
+from lorewright.studio.routes import build
 from lorewright.studio.worker import Worker
 
 DRAIN_SECONDS = 1

@@ -58,6 +58,24 @@ WORKED = {
 """By name."""
 
 
+THREE = {
+    "ferry": "The Heron Ferry",
+    "clinic": "The Driftwood Clinic",
+    "archive": "The Northgate Archive",
+}
+"""Memories to merge, and the section of the handbook that each is written from."""
+THREE_RANK = 4
+DRAWN = ("task_arithmetic", "mean", "ties", "tsv", "dare_ties", "magnitude_prune")
+"""Ways to merge that the merge bench draws; `lore plane` knows them all."""
+
+
+def three_texts() -> dict[str, str]:
+    """Three short texts by the name of the memory that is written from each."""
+    title, *sections = HANDBOOK.text.split("\n## ")
+    by_head = {section.split("\n", 1)[0].strip(): section for section in sections}
+    return {name: f"{title.strip()}\n\n## {by_head[head]}" for name, head in THREE.items()}
+
+
 def as_file(folder: Path, name: str, suffix: str, text: str) -> Path:
     """A text as a file of a folder, for a reader. Raises DataError for another kind of text."""
     if suffix not in SUFFIXES:

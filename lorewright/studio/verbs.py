@@ -8,24 +8,32 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from lorewright.adapters.config import LoraConfig
-from lorewright.errors import DataError
+from lorewright.errors import DataError, LorewrightError
+from lorewright.knowledge.data import Document, Knowledge
 from lorewright.knowledge.readers.read import read_knowledge
-from lorewright.law.budget import account
-from lorewright.law.experiments import experiment
+from lorewright.law.budget import account as budgeted
 from lorewright.law.plan import FIXED_RANK
 from lorewright.memory.diagnose import diagnose
+from lorewright.memory.experiments import experiment
 from lorewright.memory.memory import Memory
-from lorewright.recall.tree import tree
-from lorewright.studio.sources import as_file
+from lorewright.memory.mend import account
+from lorewright.memory.mend import mend as mended_by
+from lorewright.memory.plan import plan as planned
+from lorewright.merging.plane import LINEAR
+from lorewright.merging.plane import sketch as sketched
+from lorewright.models.sizes import sizes_of
+from lorewright.studio.sources import DRAWN, THREE, THREE_RANK, as_file, three_texts
 from lorewright.training.config import WriteConfig
 from lorewright.training.rates import suggested_lr
 from lorewright.training.watch import Watch
+from lorewright.writers.methods import usual_lr
 
 Report = Callable[[str], None]
 """Called with what is done next, in a few words."""
@@ -50,7 +58,10 @@ def warm(bench: Bench, arguments: Mapping[str, Any], report: Report) -> dict[str
     """Load the base, so that the next order need not wait for it."""
     report("loading the base")
     model = bench.memory.model
-    return {"base": model.name, "runs_in": model.runs_in()}
+    n_base = None
+    with suppress(LorewrightError):  # of no known family: shares of it stay open
+        n_base = sizes_of(model.name).n_parameters
+    return {"base": model.name, "runs_in": model.runs_in(), "n_base": n_base}
 
 
 def write(bench: Bench, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
@@ -108,8 +119,81 @@ def doctor(bench: Bench, arguments: Mapping[str, Any], report: Report) -> dict[s
     """Why a memory does not recall, as `lore doctor` has it."""
     report("measuring the memory and what it does")
     diagnosis = diagnose(bench.folder / arguments["name"], base=bench.memory.model)
-    branches = [branch.to_json() for branch in tree(diagnosis)]
-    return {"memory": arguments["name"], **diagnosis.to_json(), "tree": branches}
+    return {"memory": arguments["name"], **account(diagnosis)}
+
+
+def mend(bench: Bench, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """Run what mends a memory and examine it again, as `lore doctor --mend` does."""
+    place, base = bench.folder / arguments["name"], bench.memory.model
+    mended = mended_by(place, base=base, watch=Watch(step=report))
+    bench.memory.loaded.clear()
+    return mended.to_json()
+
+
+def fail(bench: Bench, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """Write a page so that it fails, as `lore failure` does."""
+    report("loading the base")
+    watch = Watch(step=report, advance=_phase(report), closely=True)
+    return bench.memory.fail(arguments["failure"], watch=watch).to_json()
+
+
+def measure(bench: Bench, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """Write a memory's source by another method and take the verdict, as `lore write` does."""
+    report("loading the base")
+    memory, method = bench.memory, arguments["method"]
+    knowledge = memory.folder.knowledge(memory.folder.entry(arguments["source"]))
+    config = WriteConfig(lr=usual_lr(method, memory.model))
+    outcome = memory.write(
+        knowledge,
+        name=arguments["name"],
+        method=method,
+        config=config,
+        watch=Watch(step=report, advance=_phase(report)),
+    )
+    return outcome.to_json()
+
+
+def three(bench: Bench, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """Write three short texts, a memory each, to be merged: `lore write` three times."""
+    report("loading the base")
+    memory = bench.memory
+    written = []
+    for number, (name, text) in enumerate(three_texts().items(), 1):
+        if name in memory.names:
+            continue
+        config = WriteConfig(lora=LoraConfig(rank=THREE_RANK), lr=suggested_lr(memory.model))
+        watch = Watch(step=_numbered(report, number), closely=True)
+        source = Knowledge((Document(name, text),))
+        memory.write(source, name=name, config=config, watch=watch)
+        written.append(name)
+    return {"written": written}
+
+
+def plane(bench: Bench, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """Memories in their common plane, as `lore plane` has them."""
+    names, weights = arguments["names"], arguments["weights"]
+    return bench.memory.plane(names, weights=weights, methods=DRAWN).to_json()
+
+
+def sketch(bench: Bench, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """Free vectors merged by the same algebra, as `lore sketch` has it."""
+    vectors, weights = arguments["vectors"], arguments["weights"]
+    points = sketched(vectors, weights=weights, methods=DRAWN)
+    return {"vectors": vectors, "weights": weights, "points": points, "linear": dict(LINEAR)}
+
+
+def plan(bench: Bench, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """The rank for a text, as `lore plan` has it."""
+    report("loading the base")
+    model = bench.memory.model
+    config = WriteConfig(lr=suggested_lr(model), epochs=int(arguments["epochs"]))
+    with tempfile.TemporaryDirectory() as place:
+        file = as_file(Path(place), "source", arguments["suffix"], arguments["text"])
+        knowledge = read_knowledge(file)
+    watch = Watch(step=report, advance=_phase(report))
+    return planned(
+        model, knowledge, wanted=float(arguments["wanted"]), config=config, watch=watch
+    ).to_json()
 
 
 def forget(bench: Bench, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
@@ -130,7 +214,7 @@ def count(bench: Bench, arguments: Mapping[str, Any], report: Report) -> dict[st
             raise DataError(f"the config.json is no JSON: {error}; give the whole file.") from error
         if not isinstance(config, dict):
             raise DataError("a config.json holds one object; give the whole file.")
-    return account(
+    return budgeted(
         "config.json" if config else arguments["base"],
         arguments["method"],
         rank=int(arguments["rank"]),
@@ -152,6 +236,12 @@ def sandbox(bench: Bench, arguments: Mapping[str, Any], report: Report) -> dict[
 def ranks(bench: Bench, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
     """A memory cut to smaller ranks, as `lore ranks` has it."""
     return bench.memory.ranks(arguments["name"], watch=Watch(step=report)).to_json()
+
+
+def layer(bench: Bench, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """One layer of a memory by hand, as `lore layer` has it."""
+    rank = int(arguments["rank"])
+    return bench.memory.layer(arguments["name"], module=arguments["module"], rank=rank).to_json()
 
 
 def merge(bench: Bench, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
@@ -178,9 +268,21 @@ VERBS: dict[str, Verb] = {
     "count": count,
     "sandbox": sandbox,
     "ranks": ranks,
+    "layer": layer,
     "merge": merge,
     "forget": forget,
+    "mend": mend,
+    "fail": fail,
+    "measure": measure,
+    "three": three,
+    "plane": plane,
+    "sketch": sketch,
+    "plan": plan,
 }
+
+
+def _numbered(report: Report, number: int) -> Report:
+    return lambda text: report(f"{number} of {len(THREE)}: {text}")
 
 
 def _phase(report: Report) -> Callable[[str, int, int, str], None]:

@@ -314,6 +314,10 @@ class Epoch:
     held_out_recalled: int | None = None
     """Those of them whose every token is the likeliest after the true ones."""
     n_held_out: int = 0
+    n_doubtful: int | None = None
+    """Tokens of the examples to be learnt with p < 1/2 when they last ran; None = not counted."""
+    n_tokens: int = 0
+    """Tokens of these examples in all."""
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ from lorewright.training.config import Diverged, Epoch, Job, Written, rate
 from lorewright.training.objectives import StepOutcome
 from lorewright.training.watch import TRAINING, Advance
 
+DOUBTFUL_NATS = math.log(2.0)
+"""Loss of a token above which another may be likelier: p < 1/2."""
 FEWEST = 4
 """Batches of an epoch in which examples rest, at least; of fewer examples as many as they make."""
 
@@ -111,6 +113,8 @@ class WriteState:
         """Of the current epoch: nats, tokens, tokens with weight."""
         self.mean_nats = torch.full((n,), math.inf, device=device)
         self.worst_nats = self.mean_nats.clone()
+        self.doubtful = torch.zeros((2, n), device=device)
+        """Of each example when it last ran: tokens with p < 1/2, and all of its tokens."""
         self.remembered = self.objective.state(n, device)
 
     def report(self, advance: Advance) -> None:
@@ -167,6 +171,7 @@ class WriteState:
         """The account of the epoch that is over."""
         nats, n_tokens, _ = self.tally.tolist()
         number, config = len(self.epochs) + 1, self.config
+        n_doubtful, n_seen = map(int, self.doubtful[:, self._learnt_index].sum(1).tolist())
         return Epoch(
             number,
             config.epochs,
@@ -177,6 +182,8 @@ class WriteState:
             rate(config, self.epochs, number),
             round(seconds, 3),
             sum(map(len, self.groups)),
+            n_doubtful=n_doubtful,
+            n_tokens=n_seen,
         )
 
     @property
@@ -212,6 +219,8 @@ class WriteState:
         loss_BC = outcome.loss_BC * outcome.mask_BC
         self.mean_nats[index] = loss_BC.sum(1) / outcome.mask_BC.sum(1)
         self.worst_nats[index] = loss_BC.amax(1)
+        self.doubtful[0, index] = (loss_BC > DOUBTFUL_NATS).float().sum(1)
+        self.doubtful[1, index] = outcome.mask_BC.float().sum(1)
 
     # -- its examples ----------------------------------------------------------------------------
 
@@ -229,4 +238,5 @@ class WriteState:
     def tensors(self) -> dict[str, Tensor]:
         """All tensors of it, by name, to be stored and copied back into."""
         own = {"tally": self.tally, "mean": self.mean_nats, "worst": self.worst_nats}
+        own["doubtful"] = self.doubtful
         return own | {f"objective.{name}": t for name, t in self.remembered.items()}

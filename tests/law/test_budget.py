@@ -68,13 +68,17 @@ def test_gpus_hold_what_they_are_said_to_hold(llama: Sizes) -> None:
             assert (n - 1) * USABLE * GPUS[name] < counted.n_bytes <= n * USABLE * GPUS[name]
 
 
-def test_more_costs_more_and_float32_costs_four_bytes_a_value(llama: Sizes) -> None:
+def test_more_costs_more_and_float32_costs_more_of_everything(llama: Sizes) -> None:
     plain = budget(llama, LORA, rank=64)
     assert budget(llama, LORA, rank=65).n_bytes > plain.n_bytes
     assert budget(llama, LORA, rank=64, n_tokens=2049).n_bytes > plain.n_bytes
     assert budget(llama, LORA, rank=64, checkpointing=False).n_bytes > plain.n_bytes
-    float32 = budget(llama, LORA, rank=64, bytes_trained=16)
-    assert float32.n_bytes - plain.n_bytes == 4 * plain.n_trained
+    wide = {t.what: t.n_bytes for t in budget(llama, LORA, rank=64, bytes_trained=16).terms}
+    narrow = {term.what: term.n_bytes for term in plain.terms}
+    for what in ("weights, frozen", "trained", "their gradients"):
+        assert wide[what] == 2 * narrow[what]
+    assert wide["Adam's moments"] == narrow["Adam's moments"] == 8 * plain.n_trained
+    assert wide["logits"] == 3 * 4 * 128 * llama.n_vocab
 
 
 def test_what_cannot_be_counted_is_refused(llama: Sizes, tmp_path: Path, lore: Lore) -> None:

@@ -19,6 +19,7 @@ HEALTHY = Evidence(
     scale=2.0,
     n_parameters=100_000,
     norms={"q": 1.0, "v": 1.0},
+    n_linear=2,
     relative={"q": 0.1, "v": 0.1},
     moved=4.0,
     formats={OWN: (RIGHT,) * 4},
@@ -37,6 +38,9 @@ FAILURES = {
     "zero": replace(HEALTHY, norms={"q": 0.0, "v": 0.0}, moved=None, answered=(), trained=()),
     "one_form": replace(HEALTHY, paraphrase=(False,) * 4),
     "undertrained": replace(HEALTHY, trained=(WRONG,) * 4, answered=(False,) * 4),
+    "wrong_layers": replace(
+        HEALTHY, n_linear=35, trained=(WRONG,) * 4, answered=(False,) * 4, paraphrase=()
+    ),
     "loud": replace(HEALTHY, relative={"q": 0.9, "v": 0.8}),
     "overfit": replace(
         HEALTHY, held_out_nats=(2.0, 0.5, 0.9), paraphrase=(True, True, True, False)

@@ -1,6 +1,6 @@
 """Claims about the pages as a browser shows them: a real Chromium, the real model, real writes.
 
-Skipped where there is no Chromium: `PATH`, LOREWRIGHT_CHROMIUM or Playwright's own. With
+Skipped where there is no Chromium (`support.browsers`). With
 LOREWRIGHT_PHOTOGRAPHS=FOLDER every page is photographed light, dark and 400 pixels wide.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import time
@@ -18,14 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.browsers import visit
 from support.studios import LORE, ROOT, Opened, opened, stored
 
 from lorewright.files import load_jsonl
 from lorewright.memory.folder import Folder
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM = os.environ.get("LOREWRIGHT_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), "")
 PHOTOGRAPHS = os.environ.get("LOREWRIGHT_PHOTOGRAPHS", "")
 LEADER = "Who leads the Tide Office?"
 FACTS = "\n".join(
@@ -43,24 +40,18 @@ PAGES = {
     "ask": (f"/ask?question={LEADER.replace(' ', '+')}", ".sides"),
     "doctor": ("/memory/tide/doctor", ".tree"),
     "ranks": ("/memory/tide/ranks", "#cut svg"),
-    "merge": ("/merge", "fieldset"),
     "budget": ("/budget", "#account svg.chart"),
     "sandbox": ("/sandbox/rank", ".cards"),
+    "law": ("/law?form=paper_without_offset", ".family"),
+    "compare": ("/compare", "svg.chart"),
+    "doctors": ("/doctor", ".cards"),
+    "failure": ("/failure/rank", "h1"),
+    "plane": ("/merge", "[data-arrows]"),
+    "sketch": ("/merge/sketch", "[data-arrows]"),
+    "contradictions": ("/contradictions", "h1"),
     "error": ("/memory/nobody", ".error"),
 }
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """A Chromium, or the reason why there is none."""
-    with playwright.sync_playwright() as driver:
-        path = CHROMIUM or driver.chromium.executable_path
-        if not Path(path).exists():
-            pytest.skip("needs a Chromium: apt install chromium, or playwright install chromium")
-        chromium = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
+slow = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -68,20 +59,6 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Opened]:
     """A studio on a copy of the stored folder; the browser enters with the cookie."""
     with opened(stored(tmp_path_factory.mktemp("browser"))) as studio:
         yield studio
-
-
-def visit(browser: Any, studio: Opened, **look: Any) -> Any:
-    """A page of a browser that has the studio's cookie, and notes every request and error."""
-    assert studio.client is not None
-    context = browser.new_context(**look)
-    (name, value), *_ = studio.client.cookies.items()
-    context.add_cookies([{"name": name, "value": value, "url": studio.address}])
-    page = context.new_page()
-    page.requests, page.errors = [], []
-    page.on("request", lambda request: page.requests.append(request.url))
-    page.on("pageerror", lambda error: page.errors.append(str(error)))
-    page.set_default_timeout(60_000)
-    return page
 
 
 def write_facts(page: Any, studio: Opened, name: str, epochs: int = 60, facts: str = FACTS) -> None:
@@ -102,6 +79,7 @@ def points(page: Any, curve: str) -> int:
     return len(drawn.split())
 
 
+@slow
 def test_a_newcomer_writes_sees_recall_rise_and_asks(browser: Any, tmp_path: Path) -> None:
     with opened(tmp_path / "atlas", enter=False) as studio:
         page = browser.new_context().new_page()
@@ -125,7 +103,8 @@ def test_a_newcomer_writes_sees_recall_rise_and_asks(browser: Any, tmp_path: Pat
         page.context.close()
 
 
-def test_a_reload_and_a_second_window_show_the_same_run(browser: Any, tmp_path: Path) -> None:
+@slow
+def test_reload_keeps_the_run_and_a_second_window_shows_it(browser: Any, tmp_path: Path) -> None:
     with opened(stored(tmp_path)) as studio:
         page, other = visit(browser, studio), visit(browser, studio)
         write_facts(page, studio, "long", epochs=400, facts=_many())
@@ -161,6 +140,7 @@ def _many(n: int = 64) -> str:
     )
 
 
+@slow
 def test_a_killed_worker_resumes_to_the_same_adapter(tmp_path: Path) -> None:
     fields = {"name": "codes", "suffix": ".jsonl", "text": _many(24), "rank": "4", "epochs": "60"}
 
@@ -183,12 +163,14 @@ def test_a_killed_worker_resumes_to_the_same_adapter(tmp_path: Path) -> None:
         )
         assert "goes on where it was" in record["order"]["error"]
         assert record["written"]["state"] == "interrupted"
-        studio.post("/write", **fields)
+        assert record["resumes"] and "Resume it" in studio.get("/write").text
+        assert studio.post("/write/resume").status_code == 303
         studio.wait("/write.json", over)
         assert Folder(studio.folder).names["codes"] == whole
 
 
-def test_forgetting_leaves_no_trace(tmp_path: Path) -> None:
+@slow
+def test_forget_leaves_no_trace(tmp_path: Path) -> None:
     with opened(stored(tmp_path)) as studio:
         text = FACTS.replace("Bram Vell", "Quillon Verdegaard")
         fields = {"name": "mill", "suffix": ".jsonl", "text": text, "rank": "4"}
@@ -203,6 +185,7 @@ def test_forgetting_leaves_no_trace(tmp_path: Path) -> None:
                 assert b"Verdegaard" not in path.read_bytes(), path
 
 
+@slow
 def test_a_write_in_a_terminal_is_followed(browser: Any, tmp_path: Path) -> None:
     source = tmp_path / "codes.jsonl"
     source.write_text(_many(24))
@@ -246,27 +229,62 @@ def test_a_strip_is_one_stop_and_arrows_move_through_it(browser: Any, studio: Op
     page.context.close()
 
 
-def test_keyboard_alone_asks_and_examines(browser: Any, studio: Opened) -> None:
-    page = visit(browser, studio)
-    page.goto(studio.address)
-    page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.className") == "skip"
-    page.keyboard.press("?")
-    assert page.is_visible("#help")
-    page.keyboard.press("Escape")
-    _tab_to(page, "Ask")
-    page.keyboard.press("Enter")
-    page.wait_for_url("**/ask")
-    page.keyboard.press("/")
-    page.keyboard.type(LEADER)
-    page.keyboard.press("Enter")
-    page.wait_for_selector(".side.closed .reply")
-    page.goto(f"{studio.address}/memory/tide")
-    _tab_to(page, "Examine it")
-    page.keyboard.press("Enter")
-    page.wait_for_selector(".tree")
-    assert page.errors == []
-    page.context.close()
+@slow
+def test_keyboard_alone_writes_verifies_asks(browser: Any, tmp_path: Path) -> None:
+    with opened(stored(tmp_path)) as studio:
+        page = visit(browser, studio)
+        page.set_default_timeout(120_000)
+        page.goto(studio.address)
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.className") == "skip"
+        page.keyboard.press("?")
+        assert page.is_visible("#help")
+        page.keyboard.press("Escape")
+        _tab_to(page, "Write")
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/write")
+        _tab_to(page, "A new memory")
+        page.keyboard.press("Enter")
+        for name, text in (("name", "typed"), ("text", "The Grain Mill is owned by Bram Vell.")):
+            _tab_to_field(page, name)
+            page.keyboard.type(text)
+        _tab_to_field(page, "rank")
+        page.keyboard.type("4")
+        page.keyboard.press("Enter")  # from a field of the form
+        page.wait_for_selector("#state h2:has-text('typed') >> text=finished")
+        page.goto(f"{studio.address}/memory/typed")
+        _tab_to(page, "Take the verdict again")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#again svg")
+        _tab_to_backwards(page, "Ask it")
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/ask?memory=typed")
+        page.keyboard.press("/")
+        page.keyboard.type("Who owns the Grain Mill?")
+        page.keyboard.press("Enter")
+        page.wait_for_selector(".side.closed .reply")
+        page.goto(f"{studio.address}/memory/tide")
+        _tab_to(page, "Examine it")
+        page.keyboard.press("Enter")
+        page.wait_for_selector(".tree")
+        assert page.errors == []
+        page.context.close()
+
+
+def _tab_to_backwards(page: Any, text: str) -> None:
+    for _ in range(80):
+        page.keyboard.press("Shift+Tab")
+        if page.evaluate("document.activeElement.textContent.trim()") == text:
+            return
+    raise AssertionError(f"shift and tab do not reach {text!r}")
+
+
+def _tab_to_field(page: Any, name: str) -> None:
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.name || ''") == name:
+            return
+    raise AssertionError(f"the tab key does not reach the field {name!r}")
 
 
 def _tab_to(page: Any, text: str) -> None:
@@ -277,9 +295,10 @@ def _tab_to(page: Any, text: str) -> None:
     raise AssertionError(f"the tab key does not reach {text!r}")
 
 
+@slow
 @pytest.mark.parametrize("look", ["light", "dark", "narrow"])
 @pytest.mark.parametrize("name", PAGES)
-def test_pages_are_clean_to_axe_and_fit_and_load_nothing_from_elsewhere(
+def test_axe_clean_light_and_dark_and_every_page_fits(
     browser: Any, studio: Opened, name: str, look: str
 ) -> None:
     axe = pytest.importorskip("axe_playwright_python", reason="needs axe-playwright-python")
@@ -304,6 +323,7 @@ def test_pages_are_clean_to_axe_and_fit_and_load_nothing_from_elsewhere(
     page.context.close()
 
 
+@slow
 def test_the_rank_slider_shows_what_was_measured(browser: Any, studio: Opened) -> None:
     page = visit(browser, studio)
     page.goto(f"{studio.address}/memory/tide/ranks")
@@ -321,6 +341,7 @@ def test_the_rank_slider_shows_what_was_measured(browser: Any, studio: Opened) -
     page.context.close()
 
 
+@slow
 def test_a_merge_is_ordered_from_its_form(browser: Any, tmp_path: Path) -> None:
     with opened(stored(tmp_path)) as studio:
         page = visit(browser, studio)
@@ -334,6 +355,7 @@ def test_a_merge_is_ordered_from_its_form(browser: Any, tmp_path: Path) -> None:
         page.context.close()
 
 
+@slow
 def test_the_page_says_when_the_studio_is_gone(browser: Any, tmp_path: Path) -> None:
     with opened(stored(tmp_path)) as studio:
         page = visit(browser, studio)

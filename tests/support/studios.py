@@ -64,14 +64,14 @@ class Opened:
         (pid,) = [int(line.split()[0]) for line in listed if "spawn_main" in line]
         return pid
 
-    def wait(self, path: str, until: Any) -> dict[str, Any]:
+    def wait(self, path: str, until: Any, seconds: float = 2 * PATIENCE) -> dict[str, Any]:
         """The record of a page once it is so."""
-        ends = time.monotonic() + PATIENCE
+        ends = time.monotonic() + seconds
         while time.monotonic() < ends:
             if until(record := self.record(path)):
                 return record
             time.sleep(0.1)
-        raise AssertionError(f"{path} did not become so in {PATIENCE:g} s: {record}")
+        raise AssertionError(f"{path} did not become so in {seconds:g} s: {str(record)[:2000]}")
 
 
 @contextmanager

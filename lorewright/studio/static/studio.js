@@ -35,6 +35,7 @@ function fill(element, html) {
   const focused = element.contains(document.activeElement) && document.activeElement;
   const mark = focused && (focused.id || focused.getAttribute("href") || focused.textContent);
   element.innerHTML = html;
+  begin(element);
   if (!mark) return;
   for (const each of element.querySelectorAll("a, button, input, [tabindex]")) {
     if ([each.id, each.getAttribute("href"), each.textContent].includes(mark)) { each.focus(); return; }
@@ -121,6 +122,158 @@ function choose(strip, token) {
   document.querySelector(`[data-strip-about="${strip.dataset.strip}"]`).textContent = token.dataset.about;
 }
 
+// -- sliders: one request at a time while they move -------------------
+
+const sliding = new WeakMap();
+
+async function slide(form) {
+  const state = sliding.get(form) || { busy: false, again: false };
+  sliding.set(form, state);
+  if (state.busy) { state.again = true; return; }
+  state.busy = true;
+  const place = document.getElementById(form.dataset.sliding);
+  try {
+    do {
+      state.again = false;
+      const response = await fragment(`${form.getAttribute("action")}?${new URLSearchParams(new FormData(form))}`);
+      place.innerHTML = await response.text();
+      begin(place);
+    } while (state.again);
+  } catch (error) {
+    place.innerHTML = '<div class="error" role="alert"><p>The studio does not answer.</p></div>';
+  } finally {
+    state.busy = false;
+  }
+}
+
+// -- arrows: a tip is a slider; what is a sum of arrows moves with it, the rest is requested ------
+
+const HALF = 220, STEP = 0.05;
+
+function board(svg) {
+  const about = JSON.parse(svg.dataset.about);
+  const free = svg.dataset.arrows === "sketch";
+  const tips = [...svg.querySelectorAll("[data-tip]")];
+  const field = (n) => free ? null : document.querySelector(`[data-factor="${CSS.escape(about.names[n])}"]`);
+  const at = (n) => free ? about.vectors[n] : about.at[n].map((each) => each * about.weights[n]);
+  const place = (v) => [HALF + about.unit * v[0], HALF - about.unit * v[1]];
+
+  function draw() {
+    tips.forEach((tip, n) => {
+      const [x, y] = place(at(n)), group = tip.parentElement;
+      tip.setAttribute("cx", x); tip.setAttribute("cy", y);
+      group.querySelector("line").setAttribute("x2", x);
+      group.querySelector("line").setAttribute("y2", y);
+      group.querySelector("text").setAttribute("x", x + 14);
+      group.querySelector("text").setAttribute("y", y - 10);
+      const value = free ? about.vectors[n].join(", ") : String(about.weights[n]);
+      tip.setAttribute("aria-valuetext", value);
+      tip.setAttribute("aria-valuenow", free ? about.vectors[n][0] : about.weights[n]);
+    });
+    for (const [method, divided] of Object.entries(about.linear)) land(method, sum(divided));
+  }
+
+  function sum(divided) {
+    const factors = about.weights.map((each) => divided ? each / about.weights.length : each);
+    const arrows = free ? about.vectors : about.at;
+    return [0, 1].map((i) => arrows.reduce((total, v, n) => total + factors[n] * v[i], 0));
+  }
+
+  function land(method, v) {
+    const mark = svg.querySelector(`[data-landing="${method}"]`);
+    if (!mark) return;
+    about.landings[method] = v;
+    mark.setAttribute("transform", `translate(${place(v).join(" ")})`);
+    mark.classList.remove("waiting");
+    const cell = document.querySelector(`tr[data-at="${method}"] td`);
+    if (cell) cell.textContent = v.map((each) => each.toFixed(3)).join(", ");
+  }
+
+  function set(n, value, settled) {
+    if (free) {
+      about.vectors[n] = value;
+      for (const [i, key] of ["x", "y"].entries()) document.querySelector(`[data-${key}="${n}"]`).value = value[i];
+    } else {
+      about.weights[n] = value;
+      if (field(n)) field(n).value = value;
+    }
+    draw();
+    for (const mark of svg.querySelectorAll("[data-landing]")) {
+      if (!(mark.dataset.landing in about.linear)) mark.classList.add("waiting");
+    }
+    if (settled) ask();
+  }
+
+  const rounded = (each) => Math.round(each / STEP) * STEP;
+  const tidy = (each) => Number(rounded(each).toFixed(2)) || 0;
+
+  function moved(n, event) {
+    const box = svg.getBoundingClientRect(), scale = 2 * HALF / box.width;
+    const v = [(event.clientX - box.left) * scale - HALF, HALF - (event.clientY - box.top) * scale]
+      .map((each) => each / about.unit);
+    if (free) return v.map(tidy);
+    const d = about.at[n];
+    return tidy((v[0] * d[0] + v[1] * d[1]) / Math.max(d[0] * d[0] + d[1] * d[1], 1e-12));
+  }
+
+  let asking = false, again = false;
+  async function ask() {
+    if (asking) { again = true; return; }
+    asking = true;
+    try { await request(); } finally { asking = false; }
+  }
+
+  async function request() {
+    do {
+      again = false;
+      const query = free
+        ? { vectors: about.vectors.map((v) => v.join(",")).join(" "), weights: about.weights.join(",") }
+        : { names: about.names.join(","), weights: about.weights.join(",") };
+      const path = free ? "/merge/sketch.json" : "/merge/plane.json";
+      const response = await fetch(`${path}?${new URLSearchParams(query)}`, { credentials: "same-origin" });
+      if (!response.ok) break;
+      const record = await response.json();
+      const landings = free ? record.sketch.points : Object.fromEntries(record.plane.landings.map((each) => [each.method, each.at]));
+      if (!again) for (const [method, v] of Object.entries(landings)) land(method, v);
+    } while (again);
+  }
+
+  tips.forEach((tip, n) => {
+    tip.addEventListener("pointerdown", (event) => { tip.setPointerCapture(event.pointerId); event.preventDefault(); tip.focus(); });
+    tip.addEventListener("pointermove", (event) => { if (tip.hasPointerCapture(event.pointerId)) set(n, moved(n, event), false); });
+    tip.addEventListener("pointerup", (event) => { tip.releasePointerCapture(event.pointerId); ask(); });
+    tip.addEventListener("keydown", (event) => {
+      const by = { ArrowRight: [STEP, 0], ArrowLeft: [-STEP, 0], ArrowUp: [0, STEP], ArrowDown: [0, -STEP] }[event.key];
+      if (!by) return;
+      event.preventDefault();
+      set(n, free ? about.vectors[n].map((each, i) => tidy(each + by[i])) : tidy(about.weights[n] + by[0] + by[1]), true);
+    });
+  });
+  const listen = (input, change) => input && input.addEventListener("input", () => {
+    if (!svg.isConnected || !Number.isFinite(input.valueAsNumber)) return;
+    change(input.valueAsNumber);
+    draw();
+    ask();
+  });
+  about.weights.forEach((_, n) => {
+    if (free) {
+      listen(document.querySelector(`[data-x="${n}"]`), (value) => { about.vectors[n][0] = value; });
+      listen(document.querySelector(`[data-y="${n}"]`), (value) => { about.vectors[n][1] = value; });
+      listen(document.querySelector(`[data-weight="${n}"]`), (value) => { about.weights[n] = value; });
+    } else listen(field(n), (value) => { about.weights[n] = value; });
+  });
+  draw();
+}
+
+function redraw(form) {
+  const names = [...form.querySelectorAll("[data-take]:checked")].map((each) => each.dataset.take);
+  const place = form.querySelector("[data-plane]");
+  if (names.length < 2) { place.innerHTML = "<p><em>Choose two memories at least.</em></p>"; return; }
+  const weights = names.map((name) => form.querySelector(`[data-factor="${CSS.escape(name)}"]`).value || "1");
+  const query = new URLSearchParams({ names: names.join(","), weights: weights.join(",") });
+  load(place, "inner products of the weight changes, and a merge by each method", () => fragment(`/merge/plane?${query}`));
+}
+
 // -- a page begins -------------------------------------------------------------------------------
 
 function begin(root) {
@@ -129,6 +282,7 @@ function begin(root) {
     delete each.dataset.load;
     load(each, each.dataset.awaits, () => fragment(address));
   }
+  root.querySelectorAll("[data-arrows]").forEach(board);
 }
 
 document.addEventListener("submit", submit);
@@ -145,6 +299,13 @@ document.addEventListener("click", (event) => {
   if (event.target.closest("[data-help]")) document.getElementById("help").showModal();
 });
 document.addEventListener("input", (event) => {
+  const form = event.target.closest("form[data-sliding]");
+  if (form) {
+    const shown = event.target.parentElement.querySelector("output");
+    if (shown && event.target.type === "range") shown.textContent = event.target.value;
+    slide(form);
+    return;
+  }
   const slider = event.target.closest("[data-rows]");
   if (!slider) return;
   const rows = [...document.getElementById(slider.dataset.rows).rows];
@@ -155,12 +316,14 @@ document.addEventListener("input", (event) => {
 });
 document.addEventListener("change", async (event) => {
   const input = event.target;
+  if (input.dataset.take) { redraw(input.form); return; }
   if (!input.dataset.text || !input.files.length) return;
   const [file] = input.files, form = input.form;
   form.elements[input.dataset.text].value = await file.text();
+  if (!form.elements.suffix) return;
   const suffix = file.name.slice(file.name.lastIndexOf(".")).toLowerCase();
   if ([...form.elements.suffix.options].some((each) => each.value === suffix)) form.elements.suffix.value = suffix;
-  if (!form.elements.name.value) form.elements.name.value = file.name.replace(/\.[^.]*$/, "");
+  if (form.elements.name && !form.elements.name.value) form.elements.name.value = file.name.replace(/\.[^.]*$/, "");
 });
 document.addEventListener("keydown", (event) => {
   const strip = event.target.closest(".strip");

@@ -2,10 +2,12 @@
 
     rank     how much does a rank hold?       layers         which layers learn it?
     forms    does one wording do?             overfitting    what do dropout and decay save?
+    merging  does one hold what three hold?
 
 Each arm learns the same made-up facts and is measured on them as trained and in a wording that no
-arm was trained on. What a textbook expects is stated beforehand; the closing sentence is computed
-from what happened, also where the expected effect is not there.
+arm was trained on; under `merging` three arms learn facts of their own, and the others are
+merges of the three, probed for the facts of all. What a textbook expects is stated beforehand; the
+closing sentence is computed from what happened, also where the expected effect is not there.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from lorewright.errors import ConfigError, ModelError
 from lorewright.files import cache_folder, save_json
 from lorewright.knowledge.data import Example
-from lorewright.recall.statistics import Proportion
+from lorewright.recall.statistics import Proportion, wilson
 from lorewright.training.config import Diverged, Epoch, HeldOut, Job, WriteConfig
 from lorewright.training.watch import Watch
 
@@ -41,6 +43,8 @@ class Arm:
     config: WriteConfig
     forms: int = 3
     """Wordings of each question that are trained."""
+    body: int = 0
+    """Which facts: arms with the same number learn the same."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,9 @@ class Outcome:
 
     @property
     def gap_nats(self) -> float:
-        """Held-out loss less training loss at the end."""
+        """Held-out loss less training loss at the end; 0 for what was not trained."""
+        if not self.epochs:
+            return 0.0
         last = self.epochs[-1]
         return (last.held_out_nats or 0.0) - last.loss_nats
 
@@ -85,6 +91,8 @@ class Experiment:
     n_facts: int
     arms: Callable[[WriteConfig], Sequence[Arm]]
     conclude: Callable[[Sequence[Outcome]], str]
+    merges: tuple[str, ...] = ()
+    """Ways to merge what the arms have learnt; each is an arm after these, and probed for all."""
 
 
 # -- what is compared -----------------------------------------------------------------------------
@@ -127,6 +135,11 @@ def _overfitting(config: WriteConfig) -> list[Arm]:
         Arm("dropout", replace(long, dropout=0.1), 1),
         Arm("dropout, decay", replace(long, dropout=0.1, weight_decay=0.1), 1),
     ]
+
+
+def _sources(config: WriteConfig) -> list[Arm]:
+    config = replace(config, epochs=40, lora=replace(config.lora, rank=4))
+    return [Arm(f"source {n + 1}", config, body=n) for n in range(3)]
 
 
 # -- how results read -----------------------------------------------------------------------------
@@ -208,6 +221,28 @@ def _of_overfitting(outcomes: Sequence[Outcome]) -> str:
     )
 
 
+def _of_merging(outcomes: Sequence[Outcome]) -> str:
+    alone = [each for each in outcomes if each.arm.startswith("source")]
+    merges = [each for each in outcomes if each not in alone]
+    best = max(merges, key=lambda each: each.trained.mean or 0.0)
+    worst = min(merges, key=lambda each: each.trained.mean or 0.0)
+    before = _together([each.trained for each in alone])
+    shares = f"alone {before}; merged by {best.arm} {best.trained}, by {worst.arm} {worst.trained}"
+    if not _apart(best.trained, before):
+        return (
+            f"One holds what three held, as far as can be seen: {shares}. In other words "
+            f"{_together([each.held for each in alone])} become {best.held}."
+        )
+    if not _apart(worst.trained, best.trained):
+        return f"Merging loses much, whichever way: {shares}."
+    return f"Merging loses, and the way decides how much: {shares}."
+
+
+def _together(shares: Sequence[Proportion]) -> Proportion:
+    """Several shares as one."""
+    return wilson(sum(round((s.mean or 0.0) * s.n) for s in shares), sum(s.n for s in shares))
+
+
 EXPERIMENTS: Mapping[str, Experiment] = {
     "rank": Experiment(
         "How much does a rank hold?",
@@ -241,6 +276,15 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         _overfitting,
         _of_overfitting,
     ),
+    "merging": Experiment(
+        "Does one hold what three hold?",
+        "Weight changes of disjoint facts add up: a sum keeps each, a mean loses most.",
+        "4 digits",
+        12,
+        _sources,
+        _of_merging,
+        ("task_arithmetic", "mean", "ties", "tsv", "refine"),
+    ),
 }
 """By name."""
 
@@ -264,6 +308,7 @@ def experiment(
     `watch.epoch` gets the epochs of the first arm; those of all stand in metrics.jsonl of the run
     as they come. Raises ConfigError, ModelError when an arm diverges, StorageError.
     """
+    from lorewright.merging.methods import METHODS, Evidence
     from lorewright.recall.traces import reproduced
     from lorewright.training.checkpoint import CHECKPOINT, METRICS
     from lorewright.training.loop import write_all
@@ -274,13 +319,20 @@ def experiment(
         (run / old).unlink(missing_ok=True)
     config = WriteConfig(lr=suggested_lr(model), seed=seed)
     arms = chosen.arms(config)
-    examples_of, held = _facts(chosen)
     about: dict[str, Any] = {"experiment": name, "question": chosen.question}
     about |= {"expected": chosen.expected, "base": model.name, "seed": seed}
-    about |= {"n_facts": chosen.n_facts, "arms": [arm.name for arm in arms]}
+    about |= {"n_facts": chosen.n_facts, "arms": [*(arm.name for arm in arms), *chosen.merges]}
     save_json(about, run / ABOUT)
     watch.step(f"{len(arms)} arms in one stack")
-    jobs = [Job(examples_of(a.forms), a.config, held_out=HeldOut(tuple(held))) for a in arms]
+    bodies = {arm.body: _facts(chosen, arm.body) for arm in arms}
+    jobs = [
+        Job(
+            bodies[arm.body][0](arm.forms),
+            arm.config,
+            held_out=HeldOut(tuple(bodies[arm.body][1])),
+        )
+        for arm in arms
+    ]
     results = write_all(
         model,
         jobs,
@@ -288,13 +340,23 @@ def experiment(
         on_epoch=lambda job, epoch: None if job else watch.epoch(epoch),
         advance=watch.advance,
     )
-    outcomes = []
+    outcomes, adapters = [], []
     for arm, job, written in zip(arms, jobs, results, strict=True):
         if isinstance(written, Diverged):
             raise ModelError(f"{name}, {arm.name}: {written.why}")
+        adapters.append(written.adapter)
         with model.using(written.adapter):
-            shares = [reproduced(model, rows) for rows in (job.examples, held)]
+            shares = [reproduced(model, r) for r in (job.examples, job.held_out.examples)]
         outcomes.append(Outcome(arm.name, written.epochs, *shares))
+    for method in chosen.merges:
+        watch.step(f"merging by {method}")
+        merged = METHODS[method](adapters, Evidence(model, [job.examples for job in jobs]))
+        with model.using(merged):
+            rows = [
+                [row for job in jobs for row in job.examples],
+                [row for job in jobs for row in job.held_out.examples],
+            ]
+            outcomes.append(Outcome(method, (), *(reproduced(model, each) for each in rows)))
     sentence = chosen.conclude(outcomes)
     record = about | {"outcomes": [each.to_json() for each in outcomes], "sentence": sentence}
     save_json(record, run / RECORD)
@@ -302,11 +364,14 @@ def experiment(
     return record
 
 
-def _facts(chosen: Experiment) -> tuple[Callable[[int], list[Example]], list[Example]]:
+def _facts(
+    chosen: Experiment, body: int = 0
+) -> tuple[Callable[[int], list[Example]], list[Example]]:
     """Examples of made-up facts in so many wordings, and the last wording, which is held out."""
     from lorewright.law.calibration import ASKS, Body, made_up
 
-    facts = made_up(Body(chosen.kind, chosen.n_facts, len(ASKS), 1.0)).facts
+    # The share is part of the name of a body, by which its facts are drawn.
+    facts = made_up(Body(chosen.kind, chosen.n_facts, len(ASKS), 1.0 + body)).facts
     rows = [Example(fact.question, fact.answer, source=fact.id) for fact in facts]
     of_form = [rows[form :: len(ASKS)] for form in range(len(ASKS))]
     return lambda forms: [row for each in of_form[:forms] for row in each], of_form[-1]

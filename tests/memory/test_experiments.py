@@ -10,7 +10,7 @@ import pytest
 from support.commands import Lore, refused
 
 from lorewright.errors import ConfigError
-from lorewright.law.experiments import EXPERIMENTS, RECORD, Outcome, place_of
+from lorewright.memory.experiments import EXPERIMENTS, RECORD, Outcome, place_of
 from lorewright.recall.statistics import wilson
 from lorewright.training.config import Epoch, WriteConfig
 
@@ -65,6 +65,15 @@ def test_overfitting_is_the_rise_of_the_held_out_loss() -> None:
     assert "expected effect is not there" in text(flat, flat)
 
 
+def test_merges_are_compared_with_their_sources_together() -> None:
+    alone = [outcome(f"source {n}", 40, 30) for n in (1, 2, 3)]
+    text = conclude("merging", *alone, outcome("sum", 39, 30), outcome("mean", 4, 1))
+    assert text.startswith("One holds what three held") and "n=120" in text
+    text = conclude("merging", *alone, outcome("sum", 12, 8), outcome("mean", 0, 0))
+    assert "the way decides" in text and "by sum 0.30" in text and "by mean 0.00" in text
+    assert "whichever way" in conclude("merging", *alone, outcome("a", 2, 0), outcome("b", 1, 0))
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_arms_differ_in_what_is_compared_and_fit_one_stack(name: str) -> None:
     config = WriteConfig(seed=7)
@@ -82,6 +91,7 @@ def test_arms_differ_in_what_is_compared_and_fit_one_stack(name: str) -> None:
             arm.config.dropout,
             arm.config.weight_decay,
         ),
+        "merging": lambda arm: arm.body,
     }
     assert len({compared[name](arm) for arm in arms}) == len(arms)
     if name == "rank":
