@@ -245,9 +245,7 @@ def covered(section: Section, lesson: Lesson) -> dict[str, int]:
         return short and bool(contains(completion, (answer,)))
 
     any_form = [any(fits(a, e.completion) for e in pairs) for a, _ in section.facts]
-    own = [
-        any(fits(a, e.completion) for e in pairs if e.kind == "qa") for a, _ in section.facts
-    ]
+    own = [any(fits(a, e.completion) for e in pairs if e.kind == "qa") for a, _ in section.facts]
     return {"n_facts": len(section.facts), "n_covered": sum(any_form), "n_worded": sum(own)}
 
 

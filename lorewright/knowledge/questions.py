@@ -186,7 +186,7 @@ def question_in(reply: str, known: str) -> str:
 
     Nor may it hold a name or a number that the known text does not have: worked examples leak.
     """
-    match = _QUESTION.match(_MARKED.sub("", reply).strip().strip("*\"“”"))
+    match = _QUESTION.match(_MARKED.sub("", reply).strip().strip('*"“”'))
     question = match[0].strip() if match else ""
     names = (m[0].strip(".,;:?'\"’").casefold() for m in _NAME.finditer(question))
     folded = known.casefold()

@@ -50,9 +50,7 @@ def replies_to(
     stored = ReplyCache(cache_folder() / "general" / f"{model.digest[:32]}.jsonl")
     keys = [digest([REPLY_TOKENS, question]) for question in questions]
     missing = {k: q for k, q in zip(keys, questions, strict=True) if k not in stored.replies}
-    fresh = model.generate(
-        list(missing.values()), max_new_tokens=REPLY_TOKENS, progress=progress
-    )
+    fresh = model.generate(list(missing.values()), max_new_tokens=REPLY_TOKENS, progress=progress)
     for key, reply in zip(missing, fresh, strict=True):
         stored.add(key, reply, model.name)
     return [stored.replies[key] for key in keys]
@@ -99,9 +97,7 @@ def _fits(model: Model, question: str) -> bool:
         return False
 
 
-def _known(
-    model: Model, questions: Sequence[GeneralQuestion], progress: Progress
-) -> list[Known]:
+def _known(model: Model, questions: Sequence[GeneralQuestion], progress: Progress) -> list[Known]:
     """Those that the base answers right in whole sentences."""
     replies = replies_to(model, [each.question for each in questions], progress)
     rows = [

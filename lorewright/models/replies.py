@@ -124,9 +124,7 @@ class BaseOf:
         prompt_ids = self._after(turns, prompts, mark="Answer")
         texts = [f" {answer}" if plain else answer for answer in answers]
         answer_ids = [model.tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]
-        rows = [
-            Rendered(tuple(p), tuple(a)) for p, a in zip(prompt_ids, answer_ids, strict=True)
-        ]
+        rows = [Rendered(tuple(p), tuple(a)) for p, a in zip(prompt_ids, answer_ids, strict=True)]
         heads: dict[str, list[int]] = {}
         for i, prompt in enumerate(prompts):
             heads.setdefault(prompt.rpartition("\n")[0], []).append(i)

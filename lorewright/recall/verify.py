@@ -226,9 +226,7 @@ def verify(
     return replace(report, arms={**report.arms, **added(report.arms, both)})
 
 
-def known_beforehand(
-    model: Model, texts: Sequence[str], watch: Watch | None = None
-) -> list[Known]:
+def known_beforehand(model: Model, texts: Sequence[str], watch: Watch | None = None) -> list[Known]:
     """The general questions by which it is seen what is retained: answered, and in no text."""
     progress = (watch or Watch()).of(ASKING_OF_THE_WORLD)
     return known_to(model, "held", N_RETAINED, texts=texts, progress=progress)
