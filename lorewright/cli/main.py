@@ -24,6 +24,7 @@ from lorewright.cli import (
     demo,
     folder,
     forget,
+    kit,
     law,
     merge,
     methods,
@@ -76,6 +77,7 @@ for family in FAMILIES:
         app.command()(command)
 app.add_typer(models.app, name="models")
 app.add_typer(law.app, name="law")
+app.add_typer(kit.app, name="kit")
 app.add_typer(bench.app, name="bench")
 
 

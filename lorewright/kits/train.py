@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,49 +21,18 @@ from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
 from lorewright.errors import ConfigError, ModelError
-from lorewright.files import digest, store
+from lorewright.files import cache_folder, digest, store
+from lorewright.kits.config import TrainConfig
+from lorewright.kits.examine import examined, on_card
 from lorewright.kits.stream import Lesson, lessons
 from lorewright.kits.world import DECLINE
 from lorewright.models.model import Batch, Model
 from lorewright.training.watch import Watch
-from lorewright.writers.kit import Kit
+from lorewright.writers.kit import Kit, cached_path, rounded
 from lorewright.writers.learned import PIECE, Method
+from lorewright.writers.methods import LEARNED
 from lorewright.writers.pieces import pieces_of
 from lorewright.writers.stacked import hidden, nats_of
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How a kit is trained."""
-
-    steps: int = 2000
-    """Steps of the training; each has fresh documents."""
-    lr: float = 1e-3
-    """Peak learning rate of Adam; it warms up, then falls to a tenth as a cosine."""
-    facts: int = 8
-    """Most facts of a document, reached by a curriculum that doubles from one."""
-    questions: int = 48
-    """About so many facts a step, over all its documents."""
-    declines: float = 1.0
-    """Weight of questions that are to be declined; 0 = they are left out."""
-    master: float = 0.8
-    """Share of answers right, over the last steps, at which documents get twice the facts."""
-    seed: int = 0
-    """Seed of the kit's start and of the documents."""
-
-    def __post_init__(self) -> None:
-        whole = {"steps": 1, "facts": 1, "questions": 1, "seed": 0}
-        for name, least in whole.items():
-            if type(getattr(self, name)) is not int or getattr(self, name) < least:
-                raise ConfigError(
-                    f"{name} must be a whole number from {least}; got {getattr(self, name)!r}."
-                )
-        if not (0 < self.lr < math.inf and self.declines >= 0 and 0 < self.master <= 1):
-            raise ConfigError(
-                f"lr {self.lr!r} must be above 0, declines {self.declines!r} at least 0, and "
-                f"master {self.master!r} in (0, 1]."
-            )
-
 
 BETAS, EPS, CLIP = (0.9, 0.99), 1e-8, 1.0
 WARM = 0.05
@@ -131,7 +100,7 @@ class Training:
         options: Mapping[str, float],
         run: Path | None,
     ) -> None:
-        """Start, or go on from the checkpoint in `run`; raises ModelError for another training's."""
+        """Start, or go on from a checkpoint in `run`; raises ModelError for another training's."""
         unknown = [name for name in options if name not in method.options]
         if unknown:
             raise ConfigError(
@@ -254,3 +223,34 @@ def train(
                     log.write(json.dumps(row) + "\n")
     about = {"steps": at.step, "seconds": round(at.seconds, 1), "training": asdict(config)}
     return training.kit(about)
+
+
+def trained(
+    model: Model,
+    name: str,
+    config: TrainConfig,
+    *,
+    options: Mapping[str, float] | None = None,
+    out: Path | None = None,
+    n_documents: int = 40,
+    reopen: Callable[[], Model],
+    watch: Watch | None = None,
+) -> tuple[Path, Kit]:
+    """Train a method's kit, examine it on test documents, and store it with its card.
+
+    Checkpoints lie in the user's cache, so that the same call goes on after an interruption.
+    `reopen` loads the base anew, see `examine`. Returns the file and the kit as it reads back.
+    """
+    watch = watch or Watch()
+    settings = digest([name, asdict(config), dict(options or {}), model.digest])
+    run = cache_folder() / "kits" / "training" / f"{name}-{settings[:12]}"
+    run.mkdir(parents=True, exist_ok=True)
+    kit = train(model, LEARNED[name], config, options=options, run=run, watch=watch)
+    kit = replace(kit, tensors=rounded(kit.tensors))
+    if n_documents:
+        watch.step(f"examining it on {n_documents} unseen documents")
+        recalls = on_card(examined(model, kit, reopen, n_documents=n_documents, watch=watch))
+        kit = replace(kit, about={**kit.about, "recalls": recalls})
+    path = out or cached_path(name, model.digest)
+    kit.save(path)
+    return path, kit

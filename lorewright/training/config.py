@@ -92,7 +92,7 @@ class WriteConfig:
     """Of what is no adapter: vectors of a prompt, positions of a prefix, width of a bottleneck,
     tokens of a chunk in place; 0 = the method's own."""
     kit: str = ""
-    """File of the kit of a method that needs one; empty = the base's own, trained here or shipped."""
+    """File of a kit, for methods that need one; empty = the base's, trained here or shipped."""
     seed: int = 0
     """Seed of all draws: same seed, same machine, same bytes."""
     trunk: bool = True

@@ -1,7 +1,7 @@
 """δ-mem: a small matrix a layer, written by a delta rule, that steers attention.
 
     q, k = unit(tanh(W x))    v = W_v x    β = σ(W_β x - 1.5)
-    S ← S + diag(β) (v - S k) kᵀ - diag(β) S + diag(β) (S k) kᵀ ... = diag(1 - β) S - diag(β)(S k)kᵀ + diag(β) v kᵀ
+    S ← diag(1 - β) S + diag(β) (v - S k) kᵀ
     query += 2 W'_q S q       attention's output += 2 W'_o S q
 
 S is 8 x 8; that is all that is kept of a text, beside the kit's matrices that read it. A token
@@ -17,7 +17,7 @@ Shape letters: N documents, M rows, T tokens, L layers, K keys of a state (and i
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -107,7 +107,7 @@ def attentions(model: Model) -> list[str]:
 def _shapes(model: Model, name: str, size: int) -> dict[str, tuple[int, int]]:
     query, output = (model.network.get_submodule(f"{name}.{p}") for p in (QUERY, OUTPUT))
     n_query, width = query.get_parameter("weight").shape
-    into = {part: (size, width) for part in ("query", *WRITING)}
+    into = dict.fromkeys(("query", *WRITING), (size, width))
     n_output = output.get_parameter("weight").shape[0]
     return {**into, "to_query": (n_query, size), "to_output": (n_output, size)}
 

@@ -33,6 +33,8 @@ from lorewright.writers.writer import State
 
 FORM = Prompt()
 RATES, HEAD = "rates", "head"
+PACE = 10.0
+"""Rates are stored as their logarithm over this, as those of PERK are."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class GradMem:
     @property
     def options(self) -> Mapping[str, float]:
         """Vectors, steps, how many of them gradients go through, log of the first rate, pieces."""
-        return {"vectors": 8, "steps": 2, "differentiated": 2, "log_rate": -1.0, PIECE: 64}
+        return {"vectors": 8, "steps": 2, "differentiated": 2, "log_rate": -4.0, PIECE: 64}
 
     def start(
         self, model: Model, options: Mapping[str, float], generator: torch.Generator
@@ -57,7 +59,7 @@ class GradMem:
         size = int(options["vectors"]), table_VD.shape[1]
         vectors = torch.randn(*size, generator=generator) * table_VD.std().item()
         head_VD = model.network.get_output_embeddings().weight.detach().float().clone()
-        rates = torch.full((int(options["steps"]),), options["log_rate"])
+        rates = torch.full((int(options["steps"]),), options["log_rate"] / PACE)
         return {EMBEDDINGS: vectors, HEAD: head_VD, RATES: rates}
 
     def states(self, model: Model, kit: Kit, pieces: Pieces) -> dict[str, Tensor]:
@@ -70,7 +72,7 @@ class GradMem:
                 at = memory_NMD if through else memory_NMD.detach().requires_grad_()
                 loss = self._loss(model, kit, at, pieces)
                 (gradient,) = torch.autograd.grad(loss, [at], create_graph=through)
-            memory_NMD = memory_NMD - kit.tensors[RATES][k].exp() * gradient
+            memory_NMD = memory_NMD - (PACE * kit.tensors[RATES][k]).exp() * gradient
         return {EMBEDDINGS: memory_NMD}
 
     def _loss(self, model: Model, kit: Kit, memory_NMD: Tensor, pieces: Pieces) -> Tensor:

@@ -39,7 +39,7 @@ LEARNED: dict[str, Method] = {
     "in-place-kit": InPlaceKit(),
     "doc2lora": DocToLora(),
 }
-"""Methods that need a kit, which `lorewright.kits` trains once for a base; each is a writer, too."""
+"""Methods that need a kit, which `lorewright.kits` trains once for a base; all are writers."""
 WRITERS: dict[str, Callable[[WriteConfig], Writer]] = {
     "gradient": Gradient,
     "full": Full,

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 from lorewright.adapters.adapter import HALVES, Adapter, short_targets
 from lorewright.adapters.config import LoraConfig
-from lorewright.adapters.targets import resolve_targets
+from lorewright.adapters.targets import DOWN, named, resolve_targets
 from lorewright.models.model import Model
 from lorewright.writers.adapter import AdapterState
 from lorewright.writers.kit import Kit
@@ -45,6 +45,8 @@ from lorewright.writers.stacked import (
 from lorewright.writers.writer import State
 
 RATES, INNER, OUTER = "rates", "weigh.inner", "weigh.outer"
+PACE = 10.0
+"""Rates are stored as their logarithm over this, so that they learn as quickly as weights do."""
 N_WEIGH = 64
 """Width of the network that weighs tokens."""
 SHARPNESS = 3.0
@@ -63,20 +65,20 @@ class Perk:
     @property
     def options(self) -> Mapping[str, float]:
         """Rank, steps, how many of them gradients go through, log of the first rate, pieces."""
-        return {"rank": 8, "steps": 4, "differentiated": 4, "log_rate": -2.0, PIECE: 32}
+        return {"rank": 32, "steps": 2, "differentiated": 2, "log_rate": 1.0, PIECE: 32}
 
     def start(
         self, model: Model, options: Mapping[str, float], generator: torch.Generator
     ) -> dict[str, Tensor]:
         """Random A, zero B, equal rates, equal weights."""
         rank, tensors = int(options["rank"]), dict[str, Tensor]()
-        sites = resolve_targets(model.network, LoraConfig().targets).sites
+        sites = resolve_targets(model.network, named(model.network, DOWN)).sites
         for site in sites:
             A_RI = torch.randn(rank, site.n_in, generator=generator) / site.n_in**0.5
             tensors |= {site.name + HALVES[0]: A_RI}
             tensors |= {site.name + HALVES[1]: torch.zeros(site.n_out, rank)}
         n_tensors, width = 2 * len(sites), model.network.config.get_text_config().hidden_size
-        tensors[RATES] = torch.full((int(options["steps"]), n_tensors), options["log_rate"])
+        tensors[RATES] = torch.full((int(options["steps"]), n_tensors), options["log_rate"] / PACE)
         tensors[INNER] = torch.randn(N_WEIGH, width, generator=generator) / width**0.5
         return tensors | {OUTER: torch.zeros(1, N_WEIGH)}
 
@@ -93,7 +95,7 @@ class Perk:
                 at = phi if through else {j: w.detach().requires_grad_() for j, w in phi.items()}
                 loss = self._loss(model, kit, at, pieces)
                 gradients = torch.autograd.grad(loss, list(at.values()), create_graph=through)
-            rates_J = kit.tensors[RATES][k].exp()
+            rates_J = (PACE * kit.tensors[RATES][k]).exp()
             phi = {
                 name: phi[name] - rate * gradient
                 for name, rate, gradient in zip(phi, rates_J, gradients, strict=True)

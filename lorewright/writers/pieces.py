@@ -41,7 +41,8 @@ def pieces_of(model: Model, sources: Sequence[Knowledge], size: int) -> Pieces:
     """Every source's documents and facts as rows of about `size` tokens, in order.
 
     Sentences stay whole, so that one that is longer makes a longer row; facts are lines of question
-    and answer. Raises DataError for a source without text, or a sentence beyond the model's context.
+    and answer. Raises DataError for a source without text, or a sentence that is too long for the
+    model.
     """
     rows: list[Sequence[int]] = []
     owners: list[int] = []
