@@ -1,15 +1,16 @@
 """δ-mem: a small matrix a layer, written by a delta rule, that steers attention.
 
     q, k = unit(tanh(W x))    v = W_v x    β = σ(W_β x - 1.5)
-    S ← diag(1 - β) S + diag(β) (v - S k) kᵀ
+    S ← S + diag(β) (v - S k) kᵀ
     query += 2 W'_q S q       attention's output += 2 W'_o S q
 
 S is 8 x 8; that is all that is kept of a text, beside the kit's matrices that read it. A token
 reads before it writes. Questions read and do not write, so that a state stays what it is.
 
 Paper: δ-mem, arXiv 2605.12357; its figures keep the text in the context. Departures: the base is
-asked with the text gone; W' starts at zero, so that an untrained kit changes nothing; x is what
-the attention's projections read.
+asked with the text gone; nothing decays but what is overwritten (there, S times 1 - β at every
+token, which leaves little of a text's beginning); W' starts at zero, so that an untrained kit
+changes nothing; x is what the attention's projections read.
 
 Shape letters: N documents, M rows, T tokens, L layers, K keys of a state (and its values).
 """
@@ -49,15 +50,25 @@ READING = ("query", "to_query", "to_output")
 WRITING = ("key", "value", "beta")
 
 
-def scanned(
-    S_NKK: Tensor, k_NTK: Tensor, v_NTK: Tensor, beta_NTK: Tensor, mask_NT: Tensor
-) -> Tensor:
-    """The state after all tokens of a row, written one after the other."""
-    beta_NTK = beta_NTK * mask_NT[..., None]
-    for t in range(k_NTK.shape[1]):
-        k_NK1, beta_NK1 = k_NTK[:, t, :, None], beta_NTK[:, t, :, None]
-        off_NK1 = v_NTK[:, t, :, None] - S_NKK @ k_NK1
-        S_NKK = S_NKK - beta_NK1 * S_NKK + beta_NK1 * (off_NK1 * k_NK1.mT)
+CHUNK = 64
+"""Tokens that are written by one solution of a triangular system."""
+
+
+def delta_rule(S_NKK: Tensor, k_NTK: Tensor, v_NTK: Tensor, beta_NTK: Tensor) -> Tensor:
+    """The state after all tokens of a row, as if they were written one after the other.
+
+    A row of S takes from token t a multiple u_t of its key, u_t = β_t (v_t - s k_t - Σ_{i<t} u_i
+    k_iᵀ k_t): a triangular system for every value of every chunk. A token with β 0 writes nothing.
+    """
+    for start in range(0, k_NTK.shape[1], CHUNK):
+        k, v, beta = (x[:, start : start + CHUNK] for x in (k_NTK, v_NTK, beta_NTK))
+        overlap_N1TT = (k @ k.mT).tril(-1)[:, None]
+        beta_NKT1, one = beta.mT[..., None], torch.eye(k.shape[1], dtype=k.dtype, device=k.device)
+        off_NKT1 = (v - k @ S_NKK.mT).mT[..., None]
+        u_NKT1 = torch.linalg.solve_triangular(
+            one + beta_NKT1 * overlap_N1TT, beta_NKT1 * off_NKT1, upper=False, unitriangular=True
+        )
+        S_NKK = S_NKK + u_NKT1[..., 0] @ k
     return S_NKK
 
 
@@ -140,19 +151,20 @@ class Delta:
 
     @property
     def options(self) -> Mapping[str, float]:
-        """Keys of a state, and the tokens of a piece."""
-        return {"size": SIZE, PIECE: 128}
+        """Keys of a state, how many tokens ahead of its key a value stands, tokens of a piece."""
+        return {"size": SIZE, "ahead": 1, PIECE: 128}
 
     def start(
         self, model: Model, options: Mapping[str, float], generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """Random matrices into the state, zero out of it, and β alike for all tokens."""
+        """Random matrices into the state, zero out of it; keys as queries, β alike everywhere."""
         tensors: dict[str, Tensor] = {}
         for name in attentions(model):
             for part, shape in _shapes(model, name, int(options["size"])).items():
                 drawn = torch.randn(shape, generator=generator) / shape[-1] ** 0.5
                 zero = part in ("to_query", "to_output", "beta")
                 tensors[f"{name}.{part}"] = torch.zeros(shape) if zero else drawn
+            tensors[f"{name}.key"] = tensors[f"{name}.query"].clone()
         return tensors
 
     def states(self, model: Model, kit: Kit, pieces: Pieces) -> dict[str, Tensor]:
@@ -162,17 +174,20 @@ class Delta:
             hidden(model, pieces.ids_MT)
         place = places(pieces)
         ones = torch.ones_like(pieces.mask_MT)[..., None]
-        mask_NS = gathered(ones, pieces, place)[..., 0]
+        mask_NS, ahead = gathered(ones, pieces, place)[..., 0], int(kit.options["ahead"])
+        if ahead:  # behind the last key there is no value
+            mask_NS = mask_NS * F.pad(mask_NS[:, ahead:], (0, ahead))
         N = pieces.n_documents
         parts = {part: [] for part in WRITING}
         for name in names:
             x_NSD = gathered(noted[name], pieces, place)
             for part in WRITING:
-                parts[part].append(F.linear(x_NSD, kit.tensors[f"{name}.{part}"]))
+                read_NSD = x_NSD.roll(-ahead, 1) if part == "value" else x_NSD
+                parts[part].append(F.linear(read_NSD, kit.tensors[f"{name}.{part}"]))
         k, v, beta = (torch.cat(parts[part]) for part in WRITING)
         start = k.new_zeros(len(k), size, size)
         k, beta = unit(torch.tanh(k)), torch.sigmoid(beta + BIAS)
-        S = scanned(start, k, v, beta, mask_NS.repeat(len(names), 1))
+        S = delta_rule(start, k, v, beta * mask_NS.repeat(len(names), 1)[..., None])
         return {f"{name}.{STATE}": each for name, each in zip(names, S.split(N), strict=True)}
 
     @contextmanager
