@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorewright.cli.options import Base, Json, Markdown, Threads
+from lorewright.cli.options import Base, Json, Threads
 from lorewright.cli.settings import Flag, Group, with_options
 from lorewright.cli.terminal import console_for, print_json, say, show, watching
 from lorewright.errors import ConfigError
@@ -103,9 +103,7 @@ def list_kits(as_json: Json = False) -> None:
 
 
 @app.command("show")
-def show_kit(
-    which: Which, model: Base = "pocket", as_json: Json = False, markdown: Markdown = False
-) -> None:
+def show_kit(which: Which, model: Base = "pocket", as_json: Json = False) -> None:
     """Show a kit's card: base, recipe, and what its states recall of documents it never saw.
 
     [dim]lore kit show perk[/]
@@ -122,7 +120,7 @@ def show_kit(
     if as_json:
         print_json(card)
         return
-    show(_recalls(card), markdown=markdown)
+    show(_recalls(card))
     base = f"{card['base_id']} ({card['base_digest'][:12]})"
     say(f"{card['method']} for {base}, {card['size_bytes'] / 1e6:.2f} MB, kit {card['id']}")
     if "steps" in card:
@@ -168,7 +166,7 @@ def _recalls(card: dict[str, Any]) -> Table:
         for row in card.get("recalls", [])
     )
     notes = (
-        "Facts of unseen documents, asked in a new form, with nothing in the prompt but the "
+        "Facts of unseen documents, in a new question form, with nothing in the prompt but the "
         "question; own is the document's state, the others are controls.",
         "p: McNemar's, own against other. Intervals are 95 % (Wilson).",
     )

@@ -1,12 +1,12 @@
 """What a kit's states recall: documents that no kit has seen, the question alone, beside controls.
 
-    own        the document's state, stored, read back, asked on a base that is loaded anew
-    other      the state of another document, asked the same questions
+    own        the document's state, stored, read back, used on a base that is loaded anew
+    other      the state of another document, under the same questions
     shuffled   a state of the document with its values permuted among its questions
     blank      the state of a text without facts
     untrained  the document's state with the kit as it was before training
 
-Facts are the packaged test documents', as lines of question and answer; they are asked in a form
+Facts are the packaged test documents', as lines of question and answer; the questions have a form
 that neither the base nor any kit was trained on. Nothing of the document is in the prompt. A reply
 is right as `recall` scores it. McNemar's test compares with `other`, and an interval that knows
 that questions come in documents stands beside the difference.
@@ -39,7 +39,7 @@ OWN, OTHER, SHUFFLED, BLANK, UNTRAINED = "own", "other", "shuffled", "blank", "u
 ARMS = (OWN, OTHER, SHUFFLED, BLANK, UNTRAINED)
 SIZES = (1, 2, 4, 8)
 FORM = "new"
-"""The question form of the test documents that is asked."""
+"""The question form of the test documents that is put."""
 NEUTRAL = Knowledge((Document("neutral", "This page was left empty on purpose."),))
 
 
@@ -96,7 +96,7 @@ def examined(
     sizes: Sequence[int] = SIZES,
     watch: Watch | None = None,
 ) -> list[Row]:
-    """Recall of every arm at every size. `reopen` loads the base anew, for what is asked.
+    """Recall of every arm at every size. `reopen` loads the base anew for the questions.
 
     States are written with `model`, stored, and read with the other one, so that nothing of the
     writing process is left but files.

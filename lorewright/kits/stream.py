@@ -27,7 +27,7 @@ LINES, PAGE = 0.5, 0.2
 """Shares of documents that are lines of question and answer, and pages with headings and remarks;
 the others are sentences, one after the other."""
 DECLINED = 0.3
-"""Share of documents of one fact or two that are asked for something they do not say."""
+"""Share of documents of one fact or two with a question on what they do not say."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Lesson:
     """A document, the questions it answers, and questions that it does not answer."""
 
     knowledge: Knowledge
-    asked: tuple[tuple[str, str], ...]
+    answered: tuple[tuple[str, str], ...]
     """Question and answer, one for each fact."""
     declined: tuple[str, ...]
     """Questions on what is not in it."""
@@ -82,9 +82,9 @@ def lesson(rng: random.Random, n_facts: int, n_declined: int = 1) -> Lesson:
             text = f"# {world.proper(rng)}\n\n{text}"
         knowledge = Knowledge((Document("page", text),), ())
     page = world.Passage("", tuple(items))
-    asked = tuple((world.ask(rng, item), item.value) for item in items)
+    answered = tuple((world.ask(rng, item), item.value) for item in items)
     misses = (world.near_miss(rng, page) for _ in range(n_declined))
-    return Lesson(knowledge, asked, tuple(world.ask(rng, miss) for miss in misses))
+    return Lesson(knowledge, answered, tuple(world.ask(rng, miss) for miss in misses))
 
 
 def lessons(seed: int, step: int, n_documents: int, most_facts: int) -> Sequence[Lesson]:

@@ -58,7 +58,7 @@ def asked_rows(
     """Questions with answers as a batch, their documents (B), and 1 where one is declined (B)."""
     rows, owners, declined = [], [], []
     for n, each in enumerate(batch):
-        pairs = [(q, a, 0.0) for q, a in each.asked]
+        pairs = [(q, a, 0.0) for q, a in each.answered]
         pairs += [(q, DECLINE, 1.0) for q in each.declined] if declines else []
         rows += [model.render(question, answer) for question, answer, _ in pairs]
         owners += [n] * len(pairs)

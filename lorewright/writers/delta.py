@@ -4,11 +4,11 @@
     S ← S + diag(β) (v - S k) kᵀ
     query += 2 W'_q S q       attention's output += 2 W'_o S q
 
-S is 8 x 8; that is all that is kept of a text, beside the kit's matrices that read it. A token
+S is 8 x 8; that is all that is left of a text, beside the kit's matrices that read it. A token
 reads before it writes. Questions read and do not write, so that a state stays what it is.
 
 Paper: δ-mem, arXiv 2605.12357; its figures keep the text in the context. Departures: the base is
-asked with the text gone; nothing decays but what is overwritten (there, S times 1 - β at every
+questioned with the text gone; nothing decays but what is overwritten (there, S times 1 - β at every
 token, which leaves little of a text's beginning); W' starts at zero, so that an untrained kit
 changes nothing; x is what the attention's projections read.
 

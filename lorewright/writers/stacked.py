@@ -16,7 +16,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -74,10 +73,3 @@ def nats_of(
     else:
         logits_MV = F.linear(states_MD, head)
     return F.cross_entropy(logits_MV.float(), targets_M, reduction="none")
-
-
-def per_document(values_M: Tensor, owner_M: Tensor, n: int) -> Tensor:
-    """Sums of values by their document (N)."""
-    return torch.zeros(n, dtype=values_M.dtype, device=values_M.device).index_add(
-        0, owner_M, values_M
-    )

@@ -38,7 +38,7 @@ def test_training_shares_no_value_no_subject_and_no_question_form_with_the_tests
     held = {form.format(s="", r="", v="").strip(" ?.'s") for form in world.HELD_ASK}
     for step in range(40):
         for each in lessons(0, step, 4, 4):
-            for question, answer in each.asked:
+            for question, answer in each.answered:
                 assert normalise(answer) not in answers
                 assert not any(part and part in question for part in held)
     rng = random.Random(0)
@@ -59,8 +59,8 @@ def test_a_document_states_its_facts_and_not_what_is_declined() -> None:
         each = lesson(rng, 3)
         knowledge = each.knowledge
         text = " ".join([d.text for d in knowledge.documents] + [f.answer for f in knowledge.facts])
-        assert len(each.asked) == 3 and all(answer in text for _, answer in each.asked)
-        assert len(each.declined) == 1 and each.declined[0] not in dict(each.asked)
+        assert len(each.answered) == 3 and all(answer in text for _, answer in each.answered)
+        assert len(each.declined) == 1 and each.declined[0] not in dict(each.answered)
 
 
 @pytest.mark.parametrize("name", LEARNED)
