@@ -16,8 +16,10 @@ class TrainConfig:
     """Steps of the training; each has fresh documents."""
     lr: float = 4e-3
     """Peak learning rate of Adam; it warms up, then falls to a tenth as a cosine."""
+    first: int = 1
+    """Most facts of a document at the start."""
     facts: int = 8
-    """Most facts of a document, reached by a curriculum that doubles from one."""
+    """Most facts of a document, reached by a curriculum that doubles."""
     questions: int = 32
     """About so many facts a step, over all its documents."""
     declines: float = 0.3
@@ -28,7 +30,7 @@ class TrainConfig:
     """Seed of the kit's start and of the documents."""
 
     def __post_init__(self) -> None:
-        whole = {"steps": 1, "facts": 1, "questions": 1, "seed": 0}
+        whole = {"steps": 1, "first": 1, "facts": 1, "questions": 1, "seed": 0}
         for name, least in whole.items():
             if type(getattr(self, name)) is not int or getattr(self, name) < least:
                 raise ConfigError(

@@ -115,7 +115,7 @@ class Training:
         self.moments = {
             f"{name}/{k}": torch.zeros_like(w) for name, w in start.items() for k in "mv"
         }
-        self.progress = Progress()
+        self.progress = Progress(facts=min(config.first, config.facts))
         plain = {k: v for k, v in asdict(config).items() if k != "steps"}
         self.mark = digest([method.name, self.options, plain, config.steps, model.digest])
         if run and self._path.is_file():

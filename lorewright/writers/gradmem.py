@@ -33,6 +33,10 @@ from lorewright.writers.writer import State
 
 FORM = Prompt()
 RATES, HEAD = "rates", "head"
+BEGINNING = "The number of the first place is 10."
+"""The text from whose embeddings the vectors start: what a base reads is what it copies from."""
+NOISE = 0.1
+"""Of the first vectors, over the spread of the embeddings."""
 PACE = 10.0
 """Rates are stored as their logarithm over this, as those of PERK are."""
 
@@ -49,15 +53,16 @@ class GradMem:
     @property
     def options(self) -> Mapping[str, float]:
         """Vectors, steps, how many of them gradients go through, log of the first rate, pieces."""
-        return {"vectors": 8, "steps": 2, "differentiated": 2, "log_rate": -4.0, PIECE: 64}
+        return {"vectors": 12, "steps": 2, "differentiated": 2, "log_rate": -4.0, PIECE: 64}
 
     def start(
         self, model: Model, options: Mapping[str, float], generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """Random vectors as large as the base's embeddings, its head, equal rates."""
+        """Embeddings of a text without meaning, the base's head, equal rates."""
         table_VD = model.network.get_input_embeddings().weight.detach().float()
-        size = int(options["vectors"]), table_VD.shape[1]
-        vectors = torch.randn(*size, generator=generator) * table_VD.std().item()
+        ids, size = model.render(BEGINNING).prompt_ids, int(options["vectors"])
+        vectors = table_VD[torch.tensor((ids * -(-size // len(ids)))[:size])].clone()
+        vectors += NOISE * table_VD.std() * torch.randn(vectors.shape, generator=generator)
         head_VD = model.network.get_output_embeddings().weight.detach().float().clone()
         rates = torch.full((int(options["steps"]),), options["log_rate"] / PACE)
         return {EMBEDDINGS: vectors, HEAD: head_VD, RATES: rates}

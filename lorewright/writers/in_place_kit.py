@@ -86,7 +86,7 @@ class InPlaceKit:
                 (x_MTD * mask_MT1).mT, conv_DT[:, None], padding=TAPS // 2, groups=len(conv_DT)
             )
             t_MTD = F.linear(c_MDT.mT, kit.tensors[name + VALUES]) * mask_MT1
-            k_MTI = unit(h_MTI)
+            k_MTI = centred(unit(h_MTI), pieces)
             if name + KEYS in kit.tensors:
                 k_MTI = F.linear(k_MTI, kit.tensors[name + KEYS])
             factors[name + HALVES[0]] = gathered(k_MTI * mask_MT1, pieces, place)
@@ -116,6 +116,16 @@ class InPlaceKit:
 
 def _names(model: Model) -> tuple[str, ...]:
     return resolve_targets(model.network, named(model.network, DOWN)).names
+
+
+def centred(values_MTX: Tensor, pieces: Pieces) -> Tensor:
+    """Values of tokens less their document's mean: what all tokens share finds nothing."""
+    values_MTX = values_MTX * pieces.mask_MT[..., None]
+    n_MT = pieces.mask_MT.sum(1)
+    shape = pieces.n_documents, values_MTX.shape[-1]
+    sums_NX = values_MTX.new_zeros(shape).index_add(0, pieces.owner_M, values_MTX.sum(1))
+    counts_N = values_MTX.new_zeros(shape[0]).index_add(0, pieces.owner_M, n_MT)
+    return values_MTX - (sums_NX / counts_N[:, None])[pieces.owner_M][:, None]
 
 
 def unit(x: Tensor) -> Tensor:

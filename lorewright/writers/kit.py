@@ -2,8 +2,8 @@
 
     kit.safetensors    tensors in bfloat16; in the header's metadata the card as JSON
 
-Shipped kits lie beside this module, trained ones in the user's cache; both are looked up by method and
-by the digest of the base, so that a kit is never used on another one.
+Shipped kits lie beside this module, trained ones in the user's cache; both are looked up by method
+and by the digest of the base, so that a kit is never used on another one.
 
 Knows the file and where it lies; what the tensors mean is the method's, and how they came about is
 `lorewright.kits`'.
