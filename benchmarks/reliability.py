@@ -474,7 +474,9 @@ def serving(folder: Path, rng: random.Random | None = None, **settings: Any) -> 
         port = free.getsockname()[1]
     config = ServeConfig(port=port, **settings)
     report = folder.parent / "server.report"
-    server = Server(f"http://127.0.0.1:{port}", start(lambda: serve(folder, config), folder, report))
+    server = Server(
+        f"http://127.0.0.1:{port}", start(lambda: serve(folder, config), folder, report)
+    )
     try:
         for _ in range(1200):
             try:
@@ -491,7 +493,19 @@ def serving(folder: Path, rng: random.Random | None = None, **settings: Any) -> 
 
 VALUES: tuple[Any, ...] = (
     *(None, True, False, 0, -1, 1, 2**31, 2**63, -(2**63) - 1, 10**30, 0.5, -0.0, 1e-308, 1e308),
-    *("", " ", "x", "\0", "\ud800", "auto", "pocket", "user", "../..", "\U0001f9ad" * 50, "a" * 5000),
+    *(
+        "",
+        " ",
+        "x",
+        "\0",
+        "\ud800",
+        "auto",
+        "pocket",
+        "user",
+        "../..",
+        "\U0001f9ad" * 50,
+        "a" * 5000,
+    ),
     *([], [[]], {}, {"": None}, [None], [{"type": "text"}], {"type": "text", "text": "x"}),
     *(float("nan"), float("inf")),
 )
@@ -757,7 +771,9 @@ def disk(model: Model, options: argparse.Namespace) -> int:
             )
             counts[verb] += bool(row["ok"])
             failures += [] if row["ok"] else [row]
-            print(f"{verb} {n_free}: {row['first'][0]}, {'ok' if row['ok'] else 'FAILED'}", flush=True)
+            print(
+                f"{verb} {n_free}: {row['first'][0]}, {'ok' if row['ok'] else 'FAILED'}", flush=True
+            )
     every = ", ".join(f"{verb} {counts[verb]} of {len(FREE)}" for verb in counts)
     return finish(failures, f"full disk ({place.__name__}), exit code 4 and resumed: {every}")
 
@@ -808,7 +824,9 @@ def race(model: Model, options: argparse.Namespace) -> int:
         failures += [] if row["ok"] else [row]
         print(f"{number} {pair}: {row['codes']}, {'ok' if row['ok'] else 'FAILED'}", flush=True)
     n_ok = options.n - len(failures)
-    return finish(failures, f"race: {share(n_ok, options.n)} pairs came to the same as one after another")
+    return finish(
+        failures, f"race: {share(n_ok, options.n)} pairs came to the same as one after another"
+    )
 
 
 def raced(
@@ -825,7 +843,9 @@ def raced(
         began, pids = time.monotonic(), []
         for i, verb in enumerate(pair):
             report = folder.parent / f"{i}.report"
-            pids.append((verb, start(lambda v=verb: VERBS[v](model, folder), folder, report), report))
+            pids.append(
+                (verb, start(lambda v=verb: VERBS[v](model, folder), folder, report), report)
+            )
             time.sleep(delay * (i == 0))
         ends = [(verb, ended(pid, report, began)) for verb, pid, report in pids]
         for verb, end in ends:

@@ -138,7 +138,9 @@ def prepare(folder: Path, model: Model, known: list[Knowledge], rank: int, epoch
         )
         for n, each in enumerate(known)
     ]
-    trained = [written.adapter for written in write_all(model, jobs) if isinstance(written, Written)]
+    trained = [
+        written.adapter for written in write_all(model, jobs) if isinstance(written, Written)
+    ]
     trained.append(merge(trained, method="svd", rank=rank).adapter)
     memory = Memory.open(folder, model)
     with memory.writing():
@@ -217,7 +219,9 @@ async def round_of(
     timed.cpu.append(await cpu_seconds(client) - before)
 
 
-async def score(client: httpx.AsyncClient, way: str, questions: list[Question], timed: Timed) -> None:
+async def score(
+    client: httpx.AsyncClient, way: str, questions: list[Question], timed: Timed
+) -> None:
     """Count the replies that hold the answer; they end where the model ends them, or soon."""
     for start in range(0, len(questions), 32):
         part = questions[start : start + 32]
@@ -233,7 +237,9 @@ async def score(client: httpx.AsyncClient, way: str, questions: list[Question], 
             timed.n_scored += 1
 
 
-async def measure(url: str, questions: list[Question], args: argparse.Namespace) -> dict[str, Timed]:
+async def measure(
+    url: str, questions: list[Question], args: argparse.Namespace
+) -> dict[str, Timed]:
     """Rounds of all ways, after one round that does not count."""
     timings = {way: Timed() for way in WAYS}
     limits = httpx.Limits(max_connections=64, max_keepalive_connections=64)
@@ -271,7 +277,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=16, help="of every reply that is timed")
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--threads", type=int, default=1, help="of torch, in the server")
-    parser.add_argument("--folder", type=Path, help="where the memories lie; default: a temporary folder")
+    parser.add_argument(
+        "--folder", type=Path, help="where the memories lie; default: a temporary folder"
+    )
     parser.add_argument("--quick", action="store_true", help="2 facts, 12 epochs, 3 rounds")
     args = parser.parse_args()
     if args.quick:

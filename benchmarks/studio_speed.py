@@ -50,7 +50,11 @@ def paints(studio: Opened, repeats: int) -> tuple[float, float] | None:
         from playwright.sync_api import sync_playwright
     except ImportError:
         return None
-    path = os.environ.get("LOREWRIGHT_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    path = (
+        os.environ.get("LOREWRIGHT_CHROMIUM")
+        or shutil.which("chromium")
+        or shutil.which("google-chrome")
+    )
     if not path:
         return None
     with sync_playwright() as driver:
@@ -84,7 +88,10 @@ def resident_mib(pid: int) -> float:
 
 def share_of_a_write(studio: Opened, n_facts: int) -> tuple[float, float, int]:
     """The server's CPU time over the worker's while a page follows a write; seconds; bytes sent at most at once."""
-    rows = [{"question": f"What is the code of room {i}?", "answer": f"{i * 7919 % 9973:04}"} for i in range(n_facts)]
+    rows = [
+        {"question": f"What is the code of room {i}?", "answer": f"{i * 7919 % 9973:04}"}
+        for i in range(n_facts)
+    ]
     text = "\n".join(map(json.dumps, rows))
     largest, ended = 0, threading.Event()
 
@@ -145,7 +152,9 @@ def main() -> None:
             if drawn := paints(studio, repeats):
                 print(f"paint             {drawn[0]:6.2f} s cold, {drawn[1]:.2f} s warm")
             share, seconds, n_bytes = share_of_a_write(studio, n_facts)
-            print(f"share of a write  {100 * share:6.1f} %   of {seconds:.0f} s; {n_bytes / 1000:.1f} KB at once at most")
+            print(
+                f"share of a write  {100 * share:6.1f} %   of {seconds:.0f} s; {n_bytes / 1000:.1f} KB at once at most"
+            )
             print(f"growth            {growth(studio, n_loads):6.1f} MiB over {n_loads} page loads")
         index = read_object(folder / "memory.json", "")
         entry = index["memories"]["tide"]
@@ -155,7 +164,9 @@ def main() -> None:
             before = resident_mib(studio.process.pid)
             seconds, n_bytes = clocked(studio, "/?sort=recall&page=3", repeats)
             after = resident_mib(studio.process.pid) - before
-            print(f"list of {N_MEMORIES:,}    {seconds * 1000:6.0f} ms  {n_bytes / 1000:.1f} KB, server + {after:.0f} MiB")
+            print(
+                f"list of {N_MEMORIES:,}    {seconds * 1000:6.0f} ms  {n_bytes / 1000:.1f} KB, server + {after:.0f} MiB"
+            )
 
 
 if __name__ == "__main__":

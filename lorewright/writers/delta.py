@@ -178,7 +178,7 @@ class Delta:
         if ahead:  # behind the last key there is no value
             mask_NS = mask_NS * F.pad(mask_NS[:, ahead:], (0, ahead))
         N = pieces.n_documents
-        parts = {part: [] for part in WRITING}
+        parts: dict[str, list[Tensor]] = {part: [] for part in WRITING}
         for name in names:
             x_NSD = gathered(noted[name], pieces, place)
             for part in WRITING:

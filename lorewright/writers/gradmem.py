@@ -53,7 +53,7 @@ class GradMem:
     @property
     def options(self) -> Mapping[str, float]:
         """Vectors, steps, how many of them gradients go through, log of the first rate, pieces."""
-        return {"vectors": 12, "steps": 2, "differentiated": 2, "log_rate": -4.0, PIECE: 64}
+        return {"vectors": 12, "steps": 2, "differentiated": 2, "log_rate": -2.0, PIECE: 64}
 
     def start(
         self, model: Model, options: Mapping[str, float], generator: torch.Generator

@@ -65,7 +65,7 @@ class Perk:
     @property
     def options(self) -> Mapping[str, float]:
         """Rank, steps, how many of them gradients go through, log of the first rate, pieces."""
-        return {"rank": 32, "steps": 2, "differentiated": 2, "log_rate": 1.0, PIECE: 32}
+        return {"rank": 32, "steps": 2, "differentiated": 2, "log_rate": -0.5, PIECE: 32}
 
     def start(
         self, model: Model, options: Mapping[str, float], generator: torch.Generator
