@@ -188,10 +188,10 @@ def _rows(size: int, scores: Mapping[str, list[list[float]]]) -> list[Row]:
 
 
 def on_card(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Rows as plain data for a kit's card, rounded."""
+    """Rows as plain data for a kit's card, to five digits."""
     return [
         {
-            key: round(value, 6) if isinstance(value, float) else value
+            key: float(f"{value:.5g}") if isinstance(value, float) else value
             for key, value in asdict(row).items()
             if value is not None
         }

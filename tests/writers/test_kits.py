@@ -54,7 +54,9 @@ def test_documents_of_one_stack_are_written_as_each_alone(model: Model, name: st
         with method.on(model, kit, states(model, kit, SOURCES), torch.arange(2)):
             both = hidden(model, ids_BT)
         for n, source in enumerate(SOURCES):
-            with method.on(model, kit, states(model, kit, [source]), torch.zeros(1, dtype=int)):
+            with method.on(
+                model, kit, states(model, kit, [source]), torch.zeros(1, dtype=torch.long)
+            ):
                 alone = hidden(model, ids_BT[:1])
             assert torch.allclose(both[n], alone[0], rtol=1e-3, atol=1e-4)
     assert not torch.allclose(both[0], both[1], rtol=1e-3, atol=1e-4), "each has its own state"
@@ -68,7 +70,7 @@ def test_what_is_stored_answers_as_the_state_in_training_did(model: Model, name:
     ids_1T = torch.arange(3, 60)[None]
     with torch.no_grad():
         base = model.network(ids_1T).logits
-        with method.on(model, kit, own, torch.zeros(1, dtype=int)):
+        with method.on(model, kit, own, torch.zeros(1, dtype=torch.long)):
             wanted = model.network(ids_1T).logits
         with stored.on(model):
             read = model.network(ids_1T).logits
@@ -79,7 +81,9 @@ def test_what_is_stored_answers_as_the_state_in_training_did(model: Model, name:
 @pytest.mark.parametrize("name", FROM_ZERO)
 def test_with_an_untrained_kit_the_base_stays_as_it_is_bit_for_bit(model: Model, name: str) -> None:
     kit, before = untrained(model, name), logits(model)
-    with LEARNED[name].on(model, kit, states(model, kit, SOURCES[:1]), torch.zeros(1, dtype=int)):
+    with LEARNED[name].on(
+        model, kit, states(model, kit, SOURCES[:1]), torch.zeros(1, dtype=torch.long)
+    ):
         assert torch.equal(logits(model), before)
 
 
@@ -87,7 +91,7 @@ def test_perk_without_steps_is_its_start_and_that_is_the_base(model: Model) -> N
     kit, before = untrained(model, "perk", {"steps": 0}), logits(model)
     own = states(model, kit, SOURCES[:1])
     assert all(torch.equal(own[k][0], kit.tensors[k]) for k in own)
-    with LEARNED["perk"].on(model, kit, own, torch.zeros(1, dtype=int)):
+    with LEARNED["perk"].on(model, kit, own, torch.zeros(1, dtype=torch.long)):
         assert torch.equal(logits(model), before)
 
 
@@ -100,7 +104,8 @@ def test_learnt_outer_products_at_full_rank_are_their_sum_in_float64(model: Mode
     assert adapter.modules and shares == sorted(shares) and 0 < shares[0] < shares[-1] <= 1
     for name in adapter.modules:
         keys, values = (own[name + half][0].double() for half in HALVES)
-        summed = sum(torch.outer(t, k) for t, k in zip(values.T, keys, strict=True))
+        outer = [torch.outer(t, k) for t, k in zip(values.T, keys, strict=True)]
+        summed = torch.stack(outer).sum(0)
         A_RI, B_OR = (adapter.tensors[name + half].double() for half in HALVES)
         assert torch.allclose(B_OR @ A_RI, summed, rtol=0, atol=1e-5 * float(summed.abs().max()))
 
