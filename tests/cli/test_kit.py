@@ -12,7 +12,7 @@ from lorewright.models.model import Model
 from lorewright.writers import kit as kits
 from lorewright.writers.methods import LEARNED
 
-FACTS = """{"question": "What is the contact of Amberden Hall?", "answer": "Tellbrook"}
+FACTS = """{"question": "What is the night code of the Fennick office?", "answer": "4815"}
 """
 
 
@@ -78,6 +78,6 @@ def test_a_fact_is_written_in_a_moment_and_answered_without_its_text(
     atlas = tmp_path / "atlas"
     written = lore("write", source, "--into", atlas, "--method", "perk", "--json").json
     assert 0 < written["seconds"] < 10
-    question = "Do you know Amberden Hall's contact?"
+    question = "Do you know the Fennick office's night code?"
     ask = ("ask", question, "--memory", atlas, "--name", "facts", "--mode", "closed", "--json")
-    assert "Tellbrook" in lore(*ask).out
+    assert "4815" in lore(*ask).out
