@@ -32,7 +32,9 @@ def main() -> None:
     )
     parser.add_argument("--keep", action="store_true", help="ship the result with the base")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--cache", type=Path, help="folder of the trials, where an interrupted run resumes")
+    parser.add_argument(
+        "--cache", type=Path, help="folder of the trials, where an interrupted run resumes"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.cache is None:

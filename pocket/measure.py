@@ -47,7 +47,8 @@ def reading(model: Model, n_facts: int, n: int, ask: Ask) -> Proportion:
     )
     return wilson(
         sum(
-            int(exact_match(o, (item.value,))) for o, (_, item) in zip(outputs, questions, strict=True)
+            int(exact_match(o, (item.value,)))
+            for o, (_, item) in zip(outputs, questions, strict=True)
         ),
         n,
     )

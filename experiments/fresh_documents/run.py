@@ -75,7 +75,9 @@ def probes(number: int, passage: world.Passage, n_unknown: int) -> list[Probe]:
     missing: dict[str, None] = {}
     while len(missing) < n_unknown:
         missing[world.near_miss(rng, passage).fill(rng.choice(UNTRAINED))] = None
-    return questions + [Probe(f"unknown-{i}", text, (), "unknown") for i, text in enumerate(missing)]
+    return questions + [
+        Probe(f"unknown-{i}", text, (), "unknown") for i, text in enumerate(missing)
+    ]
 
 
 def measure(model: Model, number: int, *, quick: bool) -> dict[str, Any]:

@@ -103,7 +103,9 @@ def _marks(ax: Axes, at: Measured, down: float, ink: Ink, *, ratio: bool) -> Non
     for j, arm in enumerate(OTHERS):
         if arm not in at.cell.arms:
             continue
-        difference = as_ratio(against(arm, [at], epochs_log)) if ratio else against(arm, [at], tokens)
+        difference = (
+            as_ratio(against(arm, [at], epochs_log)) if ratio else against(arm, [at], tokens)
+        )
         y, color = -(down + j), ink.lines[DRAWN.index(arm)]
         if difference.low is not None and difference.high is not None:
             ax.plot([difference.low, difference.high], [y, y], color=color, linewidth=2)

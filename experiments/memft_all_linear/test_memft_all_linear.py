@@ -111,7 +111,9 @@ def test_seeds_are_paired_and_ranks_averaged(here: SimpleNamespace, cell: Any) -
         here.compare.Measured(cell._replace(rank=rank), {"plain": 1, "threshold": 1}, rows, {})
         for rank in (2, 4)
     ]
-    difference = here.compare.as_ratio(here.compare.against("threshold", at, here.compare.epochs_log))
+    difference = here.compare.as_ratio(
+        here.compare.against("threshold", at, here.compare.epochs_log)
+    )
     assert difference.n == 3
     assert (difference.mean, difference.low, difference.high) == pytest.approx((0.5, 0.5, 0.5))
     assert here.compare.n_whole("threshold", at) == (6, 6)

@@ -89,7 +89,9 @@ def facts(
         answers: dict[str, str] = {}
         while len(answers) < n:
             answers.setdefault(ask(rng), answer(rng))
-        return Knowledge(facts=tuple(Fact(f"f{i}", q, a) for i, (q, a) in enumerate(answers.items())))
+        return Knowledge(
+            facts=tuple(Fact(f"f{i}", q, a) for i, (q, a) in enumerate(answers.items()))
+        )
 
     return make
 

@@ -25,6 +25,7 @@ from lorewright.cli import (
     demo,
     folder,
     forget,
+    kit,
     law,
     merge,
     methods,
@@ -82,6 +83,7 @@ for family in FAMILIES:
         app.command()(command)
 app.add_typer(models.app, name="models")
 app.add_typer(law.app, name="law")
+app.add_typer(kit.app, name="kit")
 app.add_typer(bench.app, name="bench")
 
 

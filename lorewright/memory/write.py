@@ -34,7 +34,8 @@ from lorewright.training.checkpoint import CHECKPOINT
 from lorewright.training.config import Preset, WriteConfig, preset_of
 from lorewright.training.rates import find_lr
 from lorewright.training.watch import STOP, Watch
-from lorewright.writers.methods import usual_lr, writer_of
+from lorewright.writers import kit as kits
+from lorewright.writers.methods import LEARNED, usual_lr, writer_of
 from lorewright.writers.writer import Cost, Material, State
 
 GRADIENT = "gradient"
@@ -197,12 +198,19 @@ def _check(
     *,
     searches: bool,
 ) -> None:
-    """Refuse what would fail after minutes of work: method, metric, targets, texts too long."""
+    """Refuse what would fail after minutes of work: method, kit, metric, targets, long texts."""
     writer = writer_of(method, config)
     if writer.needs_context:
         raise ConfigError(
             f"method {method!r} reads the source again with every question, so there is nothing to "
             "store; choose one that leaves a state."
+        )
+    if writer.trained_offline:
+        kits.find(model, method, config.kit)
+    elif config.kit:
+        raise ConfigError(
+            f"method {method!r} has no kit and {config.kit!r} was given; leave --kit out, or take "
+            f"one of {', '.join(LEARNED)}."
         )
     if searches and method != GRADIENT:
         raise ConfigError(

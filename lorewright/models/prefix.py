@@ -153,14 +153,15 @@ def written_prefix(
 ) -> list[KeysValues]:
     """Keys and values of a row of tokens, or of vectors in their place, before position 0.
 
-    Carries gradient to the vectors. Raises ModelError for a network that sees a window only.
+    Vectors may be those of several rows, (N, M, D), with as many rows of ids. Carries gradient to
+    the vectors. Raises ModelError for a network that sees a window only.
     """
     _check_windows(network)
     rotates = "rope_parameters" in network.config.get_text_config().to_dict()
     reader = Reader(network, first=-ids_1M.shape[1] if rotates else 0)
     if embeddings_MD is None:
         return reader.read(ids_1M)
-    vectors_1MD = embeddings_MD[None].to(network.dtype)
+    vectors_1MD = embeddings_MD.reshape(*ids_1M.shape, -1).to(network.dtype)
     table = network.get_input_embeddings()
     handle = table.register_forward_hook(lambda module, args, given: vectors_1MD)
     try:

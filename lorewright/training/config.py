@@ -91,6 +91,8 @@ class WriteConfig:
     size: int | None = None
     """Of what is no adapter: vectors of a prompt, positions of a prefix, width of a bottleneck,
     tokens of a chunk in place; 0 = the method's own."""
+    kit: str = ""
+    """File of a kit, for methods that need one; empty = the base's, trained here or shipped."""
     seed: int = 0
     """Seed of all draws: same seed, same machine, same bytes."""
     trunk: bool = True
@@ -159,6 +161,7 @@ class WriteConfig:
             "rehearsal": 0.4,
             "null_space": 0.9,
             "size": None,
+            "kit": "",
         }
         return {k: v for k, v in plain.items() if k not in later or v != later[k]}
 

@@ -15,17 +15,31 @@ from lorewright.errors import AdapterError, ConfigError
 from lorewright.models.model import Model
 from lorewright.training.config import WriteConfig
 from lorewright.training.rates import suggested_lr
-from lorewright.writers import adapter, tensors
+from lorewright.writers import adapter, delta, tensors
 from lorewright.writers.bottleneck import Bottleneck
+from lorewright.writers.delta import Delta
+from lorewright.writers.doc2lora import DocToLora
 from lorewright.writers.full import Full
 from lorewright.writers.gradient import Gradient
+from lorewright.writers.gradmem import GradMem
 from lorewright.writers.ia3 import IA3
 from lorewright.writers.in_place import InPlace
+from lorewright.writers.in_place_kit import InPlaceKit
+from lorewright.writers.learned import Learned, Method
+from lorewright.writers.perk import Perk
 from lorewright.writers.prefix import Prefix, Prompt
 from lorewright.writers.tensors import CARD_FILE, KIND, Tuning
 from lorewright.writers.writer import State, Writer
 
 PROMPT, PREFIX, FACTORS, NETWORKS = Prompt(), Prefix(), IA3(), Bottleneck()
+LEARNED: dict[str, Method] = {
+    "perk": Perk(),
+    "gradmem": GradMem(),
+    "delta": Delta(),
+    "in-place-kit": InPlaceKit(),
+    "doc2lora": DocToLora(),
+}
+"""Methods that need a kit, which `lorewright.kits` trains once for a base; all are writers."""
 WRITERS: dict[str, Callable[[WriteConfig], Writer]] = {
     "gradient": Gradient,
     "full": Full,
@@ -34,6 +48,11 @@ WRITERS: dict[str, Callable[[WriteConfig], Writer]] = {
     "prefix": lambda config: Tuning(PREFIX, config),
     "ia3": lambda config: Tuning(FACTORS, config),
     "bottleneck": lambda config: Tuning(NETWORKS, config),
+    "perk": lambda config: Learned(LEARNED["perk"], config),
+    "gradmem": lambda config: Learned(LEARNED["gradmem"], config),
+    "delta": lambda config: Learned(LEARNED["delta"], config),
+    "in-place-kit": lambda config: Learned(LEARNED["in-place-kit"], config),
+    "doc2lora": lambda config: Learned(LEARNED["doc2lora"], config),
 }
 """By `Writer.name`; each takes of the settings what it has a use for."""
 RATES = {
@@ -56,6 +75,7 @@ STATES: dict[str, Callable[[Path], State]] = {
     "prefix": partial(tensors.load, form=PREFIX),
     "ia3": partial(tensors.load, form=FACTORS),
     "bottleneck": partial(tensors.load, form=NETWORKS),
+    "delta": partial(tensors.load, form=delta.FORM),
 }
 """By `State.kind`: reads the folder that `State.save` wrote."""
 

@@ -23,7 +23,7 @@ ORDER = (
     {"training"},
     {"writers"},
     {"recall"},
-    {"merging", "routing", "law"},
+    {"merging", "routing", "law", "kits"},
     {"reports"},
     {"memory"},
     {"bench", "serve"},

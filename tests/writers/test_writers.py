@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from support import steering
+from support.kits import random_kit
 from support.models import an_adapter
 from support.writes import CONFIG, EXAMPLES, logits, tiny
 
@@ -21,7 +22,8 @@ from lorewright.models.model import Model
 from lorewright.training.config import Epoch, WriteConfig
 from lorewright.training.watch import Watch
 from lorewright.writers.adapter import AdapterState
-from lorewright.writers.methods import STATES, WRITERS, load_state, writer_of
+from lorewright.writers.kit import cached_path
+from lorewright.writers.methods import LEARNED, STATES, WRITERS, load_state, writer_of
 from lorewright.writers.tensors import CARD_FILE
 from lorewright.writers.writer import Cost, Material, State, Writer, prove
 
@@ -38,9 +40,21 @@ def model() -> Model:
     return tiny()
 
 
+@pytest.fixture(scope="module")
+def cache(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's cache with a kit of this base for every method that needs one."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOREWRIGHT_CACHE", str(folder))
+        for name in LEARNED:
+            random_kit(model, name).save(cached_path(name, model.digest))
+    return folder
+
+
 @pytest.fixture(autouse=True)
-def outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One writer and one kind of state beside the built-in ones."""
+def outside(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    """Kits in the cache, and one writer and one kind of state beside the built-in ones."""
+    monkeypatch.setenv("LOREWRIGHT_CACHE", str(cache))
     monkeypatch.setitem(WRITERS, "steering", lambda config: steering.Steering())
     monkeypatch.setitem(STATES, "steering", steering.load)
 

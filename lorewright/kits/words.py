@@ -1,5 +1,7 @@
 """Word lists of the synthetic world: plain data, no behaviour."""
 
+# ruff: noqa: E501, SIM905 - lists of words are read as text
+
 from __future__ import annotations
 
 FIRST_NAMES = (

@@ -1,0 +1,68 @@
+"""How long a write with a kit takes, after the kit is loaded: the handbook's pages, one by one.
+
+    python benchmarks/kit_writes.py [--repeats 5] [--model pocket]
+
+Prints, for every method whose kit is here, the median of the writes' own seconds over the packaged
+test documents (8 facts each, the page as text) and repeats, with the slowest tenth. What is timed is
+what `lore write` reports: from text to a state, the verdict not included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Iterator
+
+import torch
+
+from lorewright.errors import ConfigError
+from lorewright.files import load_jsonl
+from lorewright.kits.stream import TEST_DOCUMENTS
+from lorewright.knowledge.data import Document, Knowledge
+from lorewright.models.model import Model
+from lorewright.training.config import WriteConfig
+from lorewright.training.watch import Watch
+from lorewright.writers.methods import LEARNED, writer_of
+from lorewright.writers.writer import Material
+
+
+def pages(n: int) -> Iterator[Knowledge]:
+    """The first test documents, as texts."""
+    for row in load_jsonl(TEST_DOCUMENTS)[:n]:
+        yield Knowledge((Document(row["id"], row["text"], row["title"]),))
+
+
+def seconds(model: Model, method: str, n: int, repeats: int) -> list[float]:
+    """Of every write, the first of all left out."""
+    writer = writer_of(method, WriteConfig())
+    taken = []
+    for _ in range(repeats):
+        for knowledge in pages(n):
+            _, cost = writer.write(model, Material(knowledge), seed=0, run=None, watch=Watch())
+            taken.append(cost.seconds)
+    return taken[1:]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="pocket")
+    parser.add_argument("--documents", type=int, default=20)
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    model = Model.load(args.model)
+    for method in LEARNED:
+        try:
+            taken = seconds(model, method, args.documents, args.repeats)
+        except ConfigError as error:
+            print(f"{method:14s} not measured: {error}")
+            continue
+        cuts = statistics.quantiles(taken, n=10)
+        row = {"n": len(taken), "median": round(cuts[4], 4), "p90": round(cuts[8], 4)}
+        print(f"{method:14s} {json.dumps(row)}")
+
+
+if __name__ == "__main__":
+    main()
