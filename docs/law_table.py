@@ -15,7 +15,16 @@ from pathlib import Path
 
 from lorewright.files import read_object, save_json
 
-COLUMNS = ("rank", "n_answer_tokens", "loss_drop", "loss_init", "n_parameters", "recall", "n", "group")
+COLUMNS = (
+    "rank",
+    "n_answer_tokens",
+    "loss_drop",
+    "loss_init",
+    "n_parameters",
+    "recall",
+    "n",
+    "group",
+)
 KEPT = ("bench", "command", "config", "base", "versions", "grid", "positions", "stubborn")
 
 
@@ -27,8 +36,13 @@ def main() -> None:
     with name.with_suffix(".csv").open("w", newline="") as file:
         rows = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
         rows.writeheader()
-        for cell in sorted(summary["law"][noise]["cells"], key=lambda c: (c["rank"], c["n_answer_tokens"], c["group"])):
-            rows.writerow({key: round(v, 6) if isinstance(v := cell[key], float) else v for key in COLUMNS})
+        for cell in sorted(
+            summary["law"][noise]["cells"],
+            key=lambda c: (c["rank"], c["n_answer_tokens"], c["group"]),
+        ):
+            rows.writerow(
+                {key: round(v, 6) if isinstance(v := cell[key], float) else v for key in COLUMNS}
+            )
     record = {key: summary[key] for key in KEPT}
     record["command"] = record["command"].replace(str(out), out.name)
     save_json(record, name.with_suffix(".json"))

@@ -49,7 +49,9 @@ class Camera:
         """Store what the window shows, or from an element on."""
         self.page.wait_for_timeout(300)
         if element:
-            self.page.eval_on_selector(element, "e => window.scrollTo(0, e.getBoundingClientRect().top + scrollY - 24)")
+            self.page.eval_on_selector(
+                element, "e => window.scrollTo(0, e.getBoundingClientRect().top + scrollY - 24)"
+            )
         self.page.screenshot(path=str(self.out / f"studio-{name}.png"))
 
     def visit(self, path: str, awaited: str) -> None:
@@ -114,7 +116,9 @@ def others(camera: Camera) -> None:
 
 def main() -> None:
     """Walk the path and print its times."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", type=Path, help="folder of the pictures")
     parser.add_argument("--look", default="light", choices=("light", "dark", "narrow"))
     given = parser.parse_args()
