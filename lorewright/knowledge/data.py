@@ -1,7 +1,7 @@
 """The types of knowledge: documents and facts, examples to learn, probes to ask afterwards."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -143,3 +143,8 @@ def _require(what: str, name: str, **fields: str) -> None:
             )
         if not value.strip():
             raise DataError(f"{what} {name!r} has an empty {field}; give a text or leave it out.")
+
+
+def trained_pairs(examples: Iterable[Example]) -> list[tuple[str, str]]:
+    """The questions that a lesson trains to be answered, with the answers."""
+    return [(e.prompt, e.completion) for e in examples if e.kind == "qa" and e.prompt.strip()]

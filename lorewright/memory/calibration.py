@@ -30,11 +30,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorewright.errors import DataError
+from lorewright.knowledge.data import trained_pairs
 from lorewright.knowledge.near_misses import strangers
 from lorewright.knowledge.negatives import unrelated_questions
 from lorewright.knowledge.scoring import normalise
 from lorewright.memory.folder import Folder
-from lorewright.recall.support import trained_pairs
 from lorewright.routing.gate import (
     BY_MEANING,
     N_CANDIDATES,

@@ -9,7 +9,7 @@ from typing import Any
 
 from lorewright.errors import AdapterError, ConfigError, DataError, StorageError
 from lorewright.files import slug
-from lorewright.knowledge.data import Probe
+from lorewright.knowledge.data import Probe, trained_pairs
 from lorewright.knowledge.lesson import Lesson
 from lorewright.knowledge.scoring import METRICS, normalise
 from lorewright.memory.folder import BEFORE, RECALLED_KINDS
@@ -17,7 +17,7 @@ from lorewright.memory.opened import OpenFolder
 from lorewright.models.catalogue import POCKET
 from lorewright.models.model import Model
 from lorewright.recall import verify as recall
-from lorewright.recall.support import Nearness, by_encoder, trained_pairs
+from lorewright.recall.support import Nearness, by_encoder
 from lorewright.recall.verify import RecallReport
 from lorewright.training.watch import Watch
 from lorewright.writers.writer import State

@@ -24,14 +24,13 @@ Shape letters: B row, C completion token, V vocabulary, N trained question, D nu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lorewright.knowledge.data import Example
 from lorewright.knowledge.negatives import DECLINE
 from lorewright.knowledge.scoring import contains, is_declined
 from lorewright.models.batching import by_length, pass_tokens
@@ -43,11 +42,6 @@ SECOND_TOKENS = 32
 """Most tokens of what is said in place of declining."""
 Nearness = Callable[[str, str], float | None]
 """Question and reply to the reply's nearness, in [-1, 1]; None where nothing can be said."""
-
-
-def trained_pairs(examples: Iterable[Example]) -> list[tuple[str, str]]:
-    """The questions that a lesson trains to be answered, with the answers."""
-    return [(e.prompt, e.completion) for e in examples if e.kind == "qa" and e.prompt.strip()]
 
 
 def nearness(reply: str, cosines: Mapping[str, float], pairs: Sequence[tuple[str, str]]) -> float:

@@ -14,7 +14,7 @@ from support.encoders import HASHING
 
 from lorewright.adapters.config import LoraConfig
 from lorewright.errors import ConfigError
-from lorewright.knowledge.data import Example
+from lorewright.knowledge.data import Example, trained_pairs
 from lorewright.knowledge.negatives import DECLINE
 from lorewright.memory.ask import ask, ask_as
 from lorewright.memory.opened import OpenFolder
@@ -26,7 +26,6 @@ from lorewright.recall.support import (
     nearness,
     probabilities,
     second_replies,
-    trained_pairs,
     weigh,
 )
 from lorewright.recall.verify import MEMORY, SUPPORTED

@@ -99,7 +99,7 @@ def test_settings_out_of_range_are_refused(field: str, value: Any, message: str)
 
 def test_fields_that_came_later_are_left_out_at_their_default() -> None:
     plain = asdict(WriteConfig())
-    for later in ("dropout", "rehearsal", "null_space", "size", "arithmetic"):
+    for later in ("dropout", "rehearsal", "null_space", "size", "arithmetic", "kit"):
         plain.pop(later)
     plain["lora"].pop("variant")
     assert WriteConfig().to_json() == plain
