@@ -23,8 +23,8 @@ from lorewright.recall.statistics import wilson
 from lorewright.recall.traces import Audit, TokenTrace, audit, certify, trace
 from lorewright.recall.verify import (
     ARMS,
-    SUPPORTED,
     MAX_ANSWER_TOKENS,
+    SUPPORTED,
     Recall,
     RecallReport,
     answer,
