@@ -73,7 +73,10 @@ def energies(change: Factors | Tensor) -> list[float]:
     A dense change goes through the eigenvalues of its smaller Gram matrix, as in `truncate`.
     """
     if isinstance(change, Factors):
-        square_R = core_svd(change)[1].square()
+        left_RR, right_RR = (
+            torch.linalg.qr(half, mode="r")[1] for half in (change.B_OR, change.A_RI.T)
+        )
+        square_R = torch.linalg.svdvals(left_RR @ right_RR.T).square()
     else:
         wide = change if change.shape[0] <= change.shape[1] else change.T
         square_R = torch.linalg.eigvalsh(wide @ wide.T).flip(0).clamp(min=0)
