@@ -493,7 +493,7 @@ class _Generated:
         with ExitStack() as during:
             if self.adapters and binding is not None:
                 own = [self.adapters[order.row_of(number)] for number in numbers]
-                own_rows = Rows(torch.tensor(own), max(own) + 1)
+                own_rows = Rows(torch.tensor(own), binding.rows.n_adapters)
                 during.enter_context(binding.using(own_rows, None))
             if order.sampling:
                 during.enter_context(torch.random.fork_rng())

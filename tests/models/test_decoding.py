@@ -91,6 +91,24 @@ def test_rows_of_different_adapters_share_a_batch(make: object) -> None:
     assert expected[0] != expected[1]
 
 
+@pytest.mark.parametrize("make", [llama, gpt_neox])
+@pytest.mark.parametrize("limits", [(9, 9, 2), (2, 9, 9), (9, 2, 9), (9, 2, 2)])
+def test_the_rows_of_any_adapter_may_leave_first(make: object, limits: tuple[int, ...]) -> None:
+    assert callable(make)
+    network = make().double()
+    network.get_output_embeddings().weight.data.mul_(40)
+    model = Model(network, letters(None), "tiny")
+    adapters = [an_adapter(model, seed=seed) for seed in (1, 2, 3)]
+    expected = []
+    for row, adapter, n in zip(ROWS, adapters, limits, strict=False):
+        with model.using(adapter):
+            expected.append(plain(model, row, n))
+    with model.using(*adapters) as stack:
+        assert stack is not None
+        stack.bind(torch.arange(3))
+        assert model.generate_ids(ROWS[:3], max_new_tokens=limits) == expected
+
+
 def test_a_shared_document_and_right_guesses_save_passes() -> None:
     model = model_of("llama")
     rows = ROWS[:2] * 4

@@ -213,8 +213,8 @@ class Growing:
         binding = binding_of(self.body) if adapters else None
         if binding is None:
             return nullcontext()
-        index_B = torch.tensor(adapters)
-        return binding.using(Rows(index_B, max(adapters) + 1), None)
+        # As many as are attached, also when the rows of the last ones have left.
+        return binding.using(Rows(torch.tensor(adapters), binding.rows.n_adapters), None)
 
 
 def binding_of(body: nn.Module) -> Binding | None:
