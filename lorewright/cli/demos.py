@@ -185,7 +185,7 @@ KESTREL = Demo(
         ),
         Row(
             "the same, supported",
-            "replies withheld behind which no trained question stands (needs an encoder)",
+            "of its replies, or what it would say in place of declining, those that have support",
             QUESTIONS,
             SUPPORTED,
         ),
