@@ -101,6 +101,10 @@ class Sections:
     """Largest share of an epoch's tokens that are rehearsed."""
     null_space: float = WriteConfig().null_space
     """Share of what the base reads of these that the adapter does not see."""
+    negatives: float | None = None
+    """Questions to be declined, at most, as a share of those trained; by default what is usual."""
+    patience: int = WriteConfig().patience
+    """Epochs without a newly recalled example after which training gives up; 0 = never."""
     seeds: int = 1
     """Writes of every memory."""
 
@@ -115,7 +119,10 @@ class Sections:
         for name, least in {"sections": 0, "rank": 1, "epochs": 1, "seeds": 1}.items():
             if vars(self)[name] < least:
                 raise ConfigError(f"{name} is {vars(self)[name]}; give at least {least}.")
-        WriteConfig(rehearsal=self.rehearsal, null_space=self.null_space)  # checks them
+        WriteConfig(  # checks them
+            rehearsal=self.rehearsal, null_space=self.null_space, patience=self.patience
+        )
+        LessonConfig(negatives=self.negatives)
 
 
 def quick(config: Sections) -> Sections:
@@ -213,6 +220,7 @@ def task(job: dict[str, Any]) -> dict[str, Any]:
         seed=job["seed"],
         rehearsal=job["rehearsal"],
         null_space=job["null_space"],
+        patience=job["patience"],
     )
     with tempfile.TemporaryDirectory() as folder:
         memory = OpenFolder.open(folder, model)
@@ -221,7 +229,7 @@ def task(job: dict[str, Any]) -> dict[str, Any]:
             knowledge,
             name=section.id,
             config=config,
-            lesson=LessonConfig(seed=job["seed"]),
+            lesson=LessonConfig(seed=job["seed"], negatives=job["negatives"]),
             probes=probes,
             metric="contains",
         )
