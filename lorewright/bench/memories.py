@@ -71,7 +71,7 @@ from lorewright.recall.statistics import (
     paired_difference,
 )
 from lorewright.reports.tables import Table
-from lorewright.routing.ask import Answer, Candidate, ask_each
+from lorewright.routing.ask import MODES, Answer, Candidate, ask_each
 from lorewright.routing.index import Hit
 from lorewright.training.config import Diverged, Job, WriteConfig
 from lorewright.training.loop import write, write_all
@@ -83,9 +83,9 @@ DOCUMENTS = HERE / "memories.jsonl"
 STRANGERS = HERE / "strangers.txt"
 RECORD_FILE = "record.json"
 ARMS_OF = {
-    "strangers": ("base", "routed", "abstaining", "single", "merged", "open", "hybrid"),
+    "strangers": ("base", "routed", "abstaining", "single", "merged", "open", "read", "hybrid"),
     "near misses": (
-        *("base", "oracle", "abstaining", "single", "merged", "open", "full", "hybrid"),
+        *("base", "oracle", "abstaining", "single", "merged", "open", "full", "read", "hybrid"),
     ),
 }
 """Arms that also answer other questions than those on the documents."""
@@ -435,6 +435,7 @@ ARMS: dict[str, Arm] = {
         ],
         "full",
     ),
+    "read": Arm("the base reads passages, the memory answers", None, "read"),
     "hybrid": Arm("memory and passages: `lore ask`", None, "hybrid"),
 }
 
@@ -745,7 +746,7 @@ def _seconds(bench: Bench, questions: Sequence[Question]) -> dict[str, Any]:
         "route": lambda q: bench.memory.route(q.text),
         "base": lambda q: bench.ask([q], [()]),
     }
-    for mode in ("closed", "open", "hybrid", "full"):
+    for mode in MODES:
         ways[mode] = partial(lambda mode, q: bench.memory.ask(q.text, mode=mode), mode)
     some = _some(questions, bench.settings.n_timed)
     return {

@@ -169,7 +169,7 @@ def modes(
     as_json: Json = False,
     threads: Threads = 0,
 ) -> None:
-    """Measure closed book, open book and hybrid on the memories' probes; `ask` goes by it.
+    """Measure closed, open, read and hybrid on the memories' probes; `ask` goes by it.
 
     [dim]lore modes atlas[/]
     """
@@ -184,10 +184,11 @@ def modes(
 
 
 def _print_modes(compared: Comparison) -> None:
+    from lorewright.memory.modes import ALL, MEASURED
     from lorewright.reports.results import spelled
     from lorewright.reports.tables import Table
 
-    modes = ("closed", "open", "hybrid")
+    modes = [mode for mode in MEASURED if mode in compared.kinds[ALL]]
     rows = tuple(
         (kind, str(by_mode["closed"].n), *(spelled(by_mode[mode]) for mode in modes))
         for kind, by_mode in compared.kinds.items()

@@ -80,18 +80,22 @@ def ask(
     """Answer from the memory that is named, or from those that the question is for.
 
     `closed` switches the memory on, `open` puts its passages before the question and reads with the
-    base alone, `hybrid` takes what both and both together agree on, `full` puts the whole source
-    before it; `auto` is what was measured best here, else hybrid. Without a name a question that no
+    base alone, `read` lets the base read them and the memory answer, `hybrid` takes what closed,
+    open and both together agree on, `full` puts the whole source before the question; `auto` is what was measured best here, else hybrid. Without a name a question that no
     memory is for is declined; at most `top` answer. Raises ConfigError for an empty question or an
     unknown mode, UnknownMemory, DataError for what does not fit the context.
     """
     note = ""
     if mode in (AUTO, "hybrid"):
-        mode = "hybrid"
-        comparison = stored_comparison(memory.folder)
-        if comparison is not None and comparison.hybrid_is_worse:
-            mode = comparison.better_half
-            note = f"{comparison.sentence}: {mode} was used"
+        chosen = "hybrid"
+        if comparison := stored_comparison(memory.folder):
+            if mode == AUTO:
+                chosen = comparison.best
+            elif comparison.hybrid_is_worse:
+                chosen = comparison.better_half
+            if chosen != "hybrid":
+                note = f"{comparison.sentence(chosen)}: {chosen} was used"
+        mode = chosen
     (answer,) = ask_as(
         memory,
         [question],

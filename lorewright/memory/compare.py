@@ -1,7 +1,7 @@
-"""The verb `compare`: closed, open and hybrid on the memories' own probes, side by side.
+"""The verb `compare`: closed, open, read and hybrid on the memories' own probes, side by side.
 
-Every probe is answered once in mode hybrid, which includes its halves. Probes are not trained and
-have no part in routing; one choice among three modes is all that is taken from them.
+Every probe is answered in mode hybrid, which includes its halves, and in mode read. Probes are not
+trained and have no part in routing; one choice among four modes is all that is taken from them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from lorewright.knowledge.negatives import DECLINE
 from lorewright.knowledge.scoring import METRICS
 from lorewright.memory.ask import ask_as
 from lorewright.memory.folder import Folder
-from lorewright.memory.modes import ALL, HALVES, Comparison, store_comparison
+from lorewright.memory.modes import ALL, HALVES, MEASURED, Comparison, store_comparison
 from lorewright.memory.opened import OpenFolder
 from lorewright.memory.verify import usual_metric
 from lorewright.recall.statistics import estimate, mcnemar
@@ -29,17 +29,21 @@ KINDS = ("paraphrase", "efficacy", "unknown")
 def compare(
     memory: OpenFolder, *, n: int = N_PROBES, seed: int = 0, watch: Watch | None = None
 ) -> Comparison:
-    """Measure closed, open and hybrid on the memories' probes; `ask` goes by it from then on.
+    """Measure MEASURED modes on the memories' probes; `ask` goes by it from then on.
 
     Raises ConfigError when no memory was written with probes.
     """
     probes, metric = _probes(memory.folder, n, seed), usual_metric(memory.model)
-    (watch or Watch()).step(f"asking {len(probes)} probes closed-book, open-book and both ways")
-    answers = ask_as(memory, [probe.question for probe in probes], mode="hybrid", watch=watch)
-    pairs = list(zip(probes, answers, strict=True))
+    questions = [probe.question for probe in probes]
+    watch = watch or Watch()
+    watch.step(f"asking {len(probes)} probes closed-book, open-book and both ways")
+    answers = ask_as(memory, questions, mode="hybrid", watch=watch)
+    watch.step(f"asking {len(probes)} probes again: the base reads, the memory answers")
+    by_mode = dict.fromkeys(MEASURED, answers)
+    by_mode["read"] = ask_as(memory, questions, mode="read", watch=watch)
     right = {
-        mode: [_right(probe, answer, mode, metric) for probe, answer in pairs]
-        for mode in (*HALVES, "hybrid")
+        mode: [_right(*pair, mode, metric) for pair in zip(probes, own, strict=True)]
+        for mode, own in by_mode.items()
     }
     kinds = {ALL: {mode: estimate(scores) for mode, scores in right.items()}}
     for kind in dict.fromkeys(probe.kind for probe in probes):

@@ -1,4 +1,4 @@
-"""How closed, open and hybrid compared on a folder's own probes, and what follows from it.
+"""How the ways to ask compared on a folder's own probes, and what follows from it.
 
     atlas/index/modes.json    shares with intervals, no text
 
@@ -19,6 +19,9 @@ from lorewright.recall.statistics import Estimate
 MODES_FILE = "modes.json"
 SCHEMA = 1
 HALVES = ("closed", "open")
+MEASURED = ("closed", "open", "read", "hybrid")
+PREFERRED = ("hybrid", "read", "open", "closed")
+"""Of modes that were right equally often the first is used."""
 ALL = "all"
 """The kind that stands for probes of every kind together."""
 
@@ -47,14 +50,14 @@ class Comparison:
 
     @property
     def best(self) -> str:
-        """The mode that was right most often; hybrid unless a half was better."""
-        return self.better_half if self.hybrid_is_worse else "hybrid"
+        """The mode that was right most often; records of before have no `read`."""
+        of = self.kinds[ALL]
+        return max((m for m in PREFERRED if m in of), key=lambda mode: of[mode].mean or 0.0)
 
-    @property
-    def sentence(self) -> str:
-        """What was measured, in words."""
-        of, half = self.kinds[ALL], self.better_half
-        return f"on this folder hybrid was measured at {of['hybrid']}, {half} at {of[half]}"
+    def sentence(self, mode: str) -> str:
+        """What was measured of a mode beside hybrid, in words."""
+        of = self.kinds[ALL]
+        return f"on this folder hybrid was measured at {of['hybrid']}, {mode} at {of[mode]}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain data: what lies in modes.json, and what follows from it."""

@@ -2,7 +2,8 @@
 
     closed   the memory, with nothing before the question
     open     the base, with passages before it
-    hybrid   both of these, and the memory with the passages; what they agree on
+    read     the base reads the passages and the question, the memory answers
+    hybrid   closed, open, and the memory with the passages; what they agree on
     full     the base, with the whole source before it
 
 How sure a reply was is the geometric mean of its tokens' probabilities. Declining is a reply. Of
@@ -29,10 +30,13 @@ from lorewright.recall.support import Weighed, geometric_mean, weigh
 from lorewright.recall.traces import trace
 from lorewright.recall.verify import MAX_ANSWER_TOKENS
 from lorewright.writers.adapter import AdapterState
+from lorewright.writers.reading import prefilled, spoken
 from lorewright.writers.writer import State
 
 STACK = 32
 """At most so many memories are attached at once."""
+PREFILLS = 8
+"""At most so many prompts that the base has read wait for a memory to answer."""
 UNNAMED = "unnamed"
 WITHHELD = (
     "the reply was withheld: the memory is not sure enough of it, or no question that was trained "
@@ -159,8 +163,10 @@ def read(
     """
     replies: dict[int, Reply] = {}
     by_reader: dict[str, list[int]] = {}
+    handed_over: dict[str, list[int]] = {}
     for i, reading in enumerate(readings):
-        by_reader.setdefault(reading.reader, []).append(i)
+        chosen = by_reader if WAYS[reading.way].throughout else handed_over
+        chosen.setdefault(reading.reader, []).append(i)
 
     def hear(name: str) -> None:
         own = by_reader[name]
@@ -186,6 +192,11 @@ def read(
             if not isinstance(state, Adapter):
                 with state.on(model):
                     hear(name)
+    for name, own in handed_over.items():
+        texts = _replies_after_base(
+            model, [readings[i] for i in own], state_of(name), max_new_tokens
+        )
+        replies.update(zip(own, texts, strict=True))
     return [replies[i] for i in range(len(readings))]
 
 
@@ -205,6 +216,24 @@ def _replies(model: Model, readings: Sequence[Reading], max_new_tokens: int) -> 
         _reply(reading, model.decode(ids), next(traces).p if ids else ())
         for reading, ids in zip(readings, outputs, strict=True)
     ]
+
+
+def _replies_after_base(
+    model: Model, readings: Sequence[Reading], state: Adapter | State, max_new_tokens: int
+) -> list[Reply]:
+    """Replies of a memory from what the base has of the prompts, some prompts at a time."""
+    state = AdapterState(state) if isinstance(state, Adapter) else state
+    replies = []
+    for start in range(0, len(readings), PREFILLS):
+        group = readings[start : start + PREFILLS]
+        prompts = [model.render(prompt_of(reading)).prompt_ids for reading in group]
+        prefills = [prefilled(model, prompt) for prompt in prompts]
+        with state.on(model):
+            for reading, prefill in zip(group, prefills, strict=True):
+                limit = min(max_new_tokens, model.context - len(prefill.prompt_ids))
+                ids, p = spoken(model, prefill, limit)
+                replies.append(_reply(reading, model.decode(list(ids)), p))
+    return replies
 
 
 def _weighed(
@@ -259,18 +288,22 @@ class Way:
 
     attached: bool
     before: Callable[[Candidate], tuple[str, ...]]
+    throughout: bool = True
+    """Whether who answers has read the prompt as well; else the base has, see `writers.reading`."""
 
 
 WAYS = {
     "closed": Way(True, lambda candidate: ()),
     "open": Way(False, lambda candidate: candidate.passages),
     "together": Way(True, lambda candidate: candidate.passages),
+    "read": Way(True, lambda candidate: candidate.passages, throughout=False),
     "full": Way(False, lambda candidate: (candidate.source,)),
 }
 
 MODES: dict[str, tuple[str, ...]] = {
     "closed": ("closed",),
     "open": ("open",),
+    "read": ("read",),
     "hybrid": ("closed", "open", "together"),
     "full": ("full",),
 }

@@ -13,8 +13,9 @@ class AskConfig:
     """Who may answer a question, from what, and how easily a question is declined."""
 
     mode: str = "auto"
-    """closed: the memory alone; open: passages, the base; hybrid: what both agree on; full: the
-    whole source; auto: what was measured best, else hybrid."""
+    """closed: the memory alone; open: passages, the base; read: the base reads them, the memory
+    answers; hybrid: what closed and open agree on; full: the whole source; auto: what was measured
+    best, else hybrid."""
     top: int = 3
     """At most so many memories for one question."""
     false_activation: float = 0.05

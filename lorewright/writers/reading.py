@@ -100,18 +100,32 @@ def first_logits(model: Model, prefill: Prefill) -> Tensor:
     return _logits(model, _pass(model, prefill.prompt_ids[-1:], cache))[0, -1]
 
 
+class Spoken(NamedTuple):
+    """The tokens of a greedy reply, without the stop token, and the probability of each."""
+
+    ids: tuple[int, ...]
+    p: tuple[float, ...]
+
+
 @torch.no_grad()
-def reply(model: Model, prefill: Prefill, max_new_tokens: int) -> str:
-    """The greedy reply to a prompt from its stored keys and values."""
+def spoken(model: Model, prefill: Prefill, max_new_tokens: int) -> Spoken:
+    """The greedy reply to a prompt from its stored keys and values, by whatever is on."""
     cache = prefill.cache(model, len(prefill.prompt_ids) - 1)
-    ids, reply_ids = prefill.prompt_ids[-1:], list[int]()
+    ids, reply_ids, p = prefill.prompt_ids[-1:], list[int](), list[float]()
     while len(reply_ids) < max_new_tokens:
-        token = int(_logits(model, _pass(model, ids, cache))[0, -1].argmax())
+        logits_V = _logits(model, _pass(model, ids, cache))[0, -1].float()
+        token = int(logits_V.argmax())
         if token in model.stop_ids:
             break
         reply_ids.append(token)
+        p.append(float((logits_V[token] - logits_V.logsumexp(-1)).exp()))
         ids = (token,)
-    return model.decode(reply_ids)
+    return Spoken(tuple(reply_ids), tuple(p))
+
+
+def reply(model: Model, prefill: Prefill, max_new_tokens: int) -> str:
+    """The greedy reply to a prompt from its stored keys and values, as text."""
+    return model.decode(list(spoken(model, prefill, max_new_tokens).ids))
 
 
 # -- readers -------------------------------------------------------------------------------------

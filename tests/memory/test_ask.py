@@ -240,6 +240,18 @@ def test_hybrid_that_was_measured_no_worse_is_used(unmeasured: Memory) -> None:
     assert result.mode == "hybrid" and result.note == ""
 
 
+def test_auto_is_what_was_measured_best_and_hybrid_gives_way_to_its_halves_alone(
+    unmeasured: Memory,
+) -> None:
+    measured = standing(8, 5, 9, list(unmeasured.names.values()))
+    kinds = {ALL: {**measured.kinds[ALL], "read": wilson(10, 10)}}
+    store_comparison(replace(measured, kinds=kinds), unmeasured.folder)
+    best = unmeasured.ask(HEAD)
+    assert best.mode == "read" and [reply.way for reply in best.replies] == ["read"]
+    assert "read at 1.00" in best.note and "read was used" in best.note
+    assert unmeasured.ask(HEAD, mode="hybrid").mode == "hybrid"
+
+
 def test_what_was_measured_on_other_memories_has_lapsed(unmeasured: Memory) -> None:
     ids = list(unmeasured.names.values())
     store_comparison(standing(9, 5, 1, [ids[0], "f" * 16, "e" * 16]), unmeasured.folder)
@@ -266,7 +278,7 @@ def test_comparing_asks_the_probes_and_keeps_numbers_only(unmeasured: Memory) ->
     assert result.hybrid_is_worse == ((result.kinds[ALL]["hybrid"].mean or 0) < best)
 
 
-@pytest.mark.parametrize("mode", ["closed", "open", "hybrid"])
+@pytest.mark.parametrize("mode", ["closed", "open", "read", "hybrid"])
 def test_a_comparison_has_for_each_mode_what_that_mode_says_alone(
     unmeasured: Memory, mode: str
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,6 +32,9 @@ from lorewright.routing.ask import (
 from lorewright.training.config import WriteConfig
 from lorewright.training.loop import write
 from lorewright.training.rates import suggested_lr
+from lorewright.writers.adapter import AdapterState
+from lorewright.writers.reading import answering
+from lorewright.writers.reading import read as read_with
 
 QUESTION, ANSWER = "What is the code of Project Gannet?", "KX-41"
 
@@ -152,7 +157,7 @@ def test_of_several_memories_none_that_declines_silences_one_that_does_not(
 
 
 def test_readers_without_passages_are_the_memory_alone() -> None:
-    for mode in ("closed", "open", "hybrid"):
+    for mode in ("closed", "open", "read", "hybrid"):
         (reading,) = readings_of("Who?", Candidate("a"), mode)
         assert (reading.way, reading.reader, prompt_of(reading)) == ("closed", "a", "Who?")
 
@@ -161,7 +166,7 @@ def test_readers_without_passages_are_the_memory_alone() -> None:
 def test_only_a_reader_that_has_the_memory_attached_is_the_memory(mode: str) -> None:
     candidate = Candidate("a", passages=("One.", "Two."), source="One. Two. Three.")
     for reading in readings_of("Who?", candidate, mode):
-        assert reading.reader == ("a" if reading.way in ("closed", "together") else "")
+        assert reading.reader == ("a" if reading.way in ("closed", "together", "read") else "")
         before = {"closed": "", "full": "One. Two. Three.\n\n"}.get(reading.way, "One.\n\nTwo.\n\n")
         assert prompt_of(reading) == f"{before}Who?"
 
@@ -188,6 +193,41 @@ def test_replies_come_in_the_order_of_the_readings(model: Model, adapter: Adapte
     replies = read(model, readings, {"p": adapter}.__getitem__)
     assert [reply.text for reply in replies[:3]] == [ANSWER, "BT-7", ANSWER]
     assert replies[3].declined and replies[0] == replies[2]
+
+
+TEXT = f"The code of Project Heron is BT-7. The code of Project Gannet is {ANSWER}."
+
+
+def test_what_the_base_has_read_is_answered_by_the_memory(model: Model, adapter: Adapter) -> None:
+    asked = ["What is the code of Project Heron?", QUESTION, "Who signs off Project Heron?"]
+    readings = [Reading(question, "p", "read", (TEXT,)) for question in asked]
+    replies = read(model, readings, {"p": adapter}.__getitem__)
+    with_state = answering(AdapterState(adapter).on)
+    expected = [read_with(model, prompt_of(reading), with_state) for reading in readings]
+    assert [reply.text for reply in replies] == expected
+    assert all(0 <= reply.least <= reply.confidence <= 1 for reply in replies)
+
+
+def test_a_memory_that_changes_nothing_answers_from_what_was_read_as_the_base_does(
+    model: Model, adapter: Adapter
+) -> None:
+    tensors = {
+        name: tensor.zero_() if name.endswith("lora_B.weight") else tensor
+        for name, tensor in ((n, t.clone()) for n, t in adapter.tensors.items())
+    }
+    idle = replace(adapter, tensors=tensors)
+    ways = [Reading(QUESTION, "p", "read", (TEXT,)), Reading(QUESTION, "", "open", (TEXT,))]
+    handed, alone = read(model, ways, {"p": idle}.__getitem__)
+    assert handed.text == alone.text
+    assert handed.confidence == pytest.approx(alone.confidence, rel=1e-3)
+
+
+def test_readings_of_every_way_come_in_their_order(model: Model, adapter: Adapter) -> None:
+    ways = [(way, (TEXT,) if way != "closed" else ()) for way in ("read", "closed", "open", "read")]
+    readings = [Reading(QUESTION, "p", way, before) for way, before in ways]
+    replies = read(model, readings, {"p": adapter}.__getitem__)
+    assert [reply.way for reply in replies] == [way for way, _ in ways]
+    assert replies[0] == replies[3] and replies[1].text == ANSWER
 
 
 def test_nobody_to_ask_is_the_base_alone(model: Model, adapter: Adapter) -> None:
