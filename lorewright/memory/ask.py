@@ -81,9 +81,10 @@ def ask(
 
     `closed` switches the memory on, `open` puts its passages before the question and reads with the
     base alone, `read` lets the base read them and the memory answer, `hybrid` takes what closed,
-    open and both together agree on, `full` puts the whole source before the question; `auto` is what was measured best here, else hybrid. Without a name a question that no
-    memory is for is declined; at most `top` answer. Raises ConfigError for an empty question or an
-    unknown mode, UnknownMemory, DataError for what does not fit the context.
+    open and both together agree on, `full` puts the whole source before the question; `auto` is
+    what was measured best here, else hybrid. Without a name a question that no memory is for is
+    declined; at most `top` answer. Raises ConfigError for an empty question or an unknown mode,
+    UnknownMemory, DataError for what does not fit the context.
     """
     note = ""
     if mode in (AUTO, "hybrid"):
