@@ -176,9 +176,11 @@ def test_threads_change_nothing_but_the_order_of_sums(adapters: list[int] | None
         for n_threads in (1, 2, 5):
             torch.set_num_threads(n_threads)
             found.append(outcome(model, stack, batch, Pass(rows(stack, adapters))))
+    # The library that multiplies may cut a product otherwise for another number of threads.
+    n_terms = depth(model.network, batch.ids_BT.shape[1])
     for loss, grads in found[1:]:
-        assert torch.equal(loss, found[0][0])
-        assert_all_close(grads, found[0][1], len(batch.ids_BT))
+        assert_close(loss, found[0][0], n_terms)
+        assert_all_close(grads, found[0][1], n_terms)
 
 
 @needs_compiler
