@@ -82,7 +82,8 @@ class WriteConfig:
     recheck: int = 4
     """Epochs between two checks of the examples that rest."""
     patience: int = 0
-    """Epochs without a newly recalled example after which training gives up; 0 = never."""
+    """Epochs without a newly recalled example, or token above 1/2, after which training gives up;
+    0 = never."""
     max_seconds: float | None = None
     """Seconds of training after which an epoch is the last; 0 = no limit.
 

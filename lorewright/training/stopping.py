@@ -95,9 +95,14 @@ def seconds(status: Status) -> str:
 
 
 def patience(status: Status) -> str:
-    """The count of recalled examples has not risen for `patience` epochs."""
+    """For `patience` epochs no further example was recalled, and no further token became likely.
+
+    Before the first examples are whole, only tokens show that something is learnt.
+    """
     best = max(epoch.n_recalled for epoch in status.epochs)
-    since = status.last.epoch - next(e.epoch for e in status.epochs if e.n_recalled == best)
+    gained = next(e.epoch for e in status.epochs if e.n_recalled == best)
+    doubtful = [(e.n_doubtful, e.epoch) for e in status.epochs if e.n_doubtful is not None]
+    since = status.last.epoch - max(gained, min(doubtful, default=(0, gained))[1])
     tired = status.config.patience and since >= status.config.patience
     return f"no new example was recalled in {since} epochs." if tired else ""
 

@@ -52,6 +52,17 @@ def test_why_a_write_ends(
     assert bool(why) == bool(reason)
 
 
+def test_patience_waits_while_further_tokens_become_likely() -> None:
+    """Before the first example is whole, and when nothing new is, tokens show what is learnt."""
+    early = [
+        replace(e, n_doubtful=n) for e, n in zip(epochs(0, 0, 0, 0), (99, 84, 61, 41), strict=True)
+    ]
+    config = replace(CONFIG, patience=3)
+    assert stop(Status(config, early)) == ("", "")
+    late = [replace(e, n_doubtful=n) for e, n in zip(epochs(2, 2, 2, 2), (5, 7, 5, 6), strict=True)]
+    assert stop(Status(config, late))[0] == "patience"
+
+
 def test_failures_say_what_to_do() -> None:
     for status, remedy in (
         (Status(CONFIG, epochs(0, loss_nats=math.inf)), "the loss is inf in epoch 1; lower lr (it"),
