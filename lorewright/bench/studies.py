@@ -334,8 +334,8 @@ STUDIES: dict[str, Study] = {
             Published("held out", "not measured", ""),
         ),
         "Ranks 1 to 512 and lengths to 10,000 there, one document, all layers; here the second "
-        "projection of one feed-forward layer, which texts of some dozen tokens fill, several "
-        "texts, each with its own first A, and scores on larger ranks and lengths than were fitted.",
+        "projection of one feed-forward layer, which some dozen tokens fill, several texts, each "
+        "with its own first A, and scores on larger ranks and lengths than were fitted.",
         how_good_is_the_law,
     ),
     "failures": Study(

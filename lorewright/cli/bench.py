@@ -89,10 +89,11 @@ def command_of(name: str) -> TyperCommand:
     task = load(name)
     flags = {each.name: Flag(task.flags.get(each.name, "")) for each in fields(task.config)}
     group = Group(task.config, flags, fixed=task.fixed)
+    usual = next(each.default for each in fields(task.config) if each.name == "model")
 
     def command(
         config: Any,
-        model: Base = "pocket",
+        model: Base = usual,
         out: Annotated[
             Path, typer.Option(help="Folder of records; what is there is not done again.")
         ] = Path(f"bench-{name}"),

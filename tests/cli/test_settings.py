@@ -6,7 +6,7 @@ import inspect
 import re
 import subprocess
 import sys
-from dataclasses import MISSING, dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -179,7 +179,10 @@ def test_a_benchmark_has_every_field_with_its_default_and_its_docstring(name: st
     task = load(name)
     flags = {field: Flag(option) for field, option in task.flags.items()}
     group = Group(task.config, flags, without=("model",), fixed=task.fixed)  # type: ignore[arg-type]
-    agree({option.name: option for option in command_of(name).params}, group)
+    options = {option.name: option for option in command_of(name).params}
+    agree(options, group)
+    defaults = {each.name: each.default for each in fields(task.config)}  # type: ignore[arg-type]
+    assert options["model"].default == defaults["model"]
 
 
 @pytest.mark.parametrize(
