@@ -6,9 +6,10 @@ Every section is a memory of its own, written by the verb that users call, verdi
     documents   the text alone; whatever is asked of it was worded by the base (or nobody)
 
 Beside recall stand the questions that the text does not answer, which are to be declined, those
-that join two statements, general questions that the base answered before, and the base with the
-section in its prompt. Sections are altered in their values or not; what a base knew shows in its
-own arm.
+that join two statements, general questions that the base answered before, and the section in the
+prompt: read and answered by the base (full), read by the base and answered by the memory (read),
+both by the memory (together). Sections are altered in their values or not; what a base knew shows
+in its own arm.
 
 A file is a JSON list of objects with id, title, text, altered, facts [{answer, questions}],
 unanswerable [text], multihop [{question, answer}]; the first word of an id is the kind of section.
@@ -35,21 +36,27 @@ from lorewright.knowledge.lesson import Lesson, LessonConfig
 from lorewright.knowledge.scoring import contains, normalise
 from lorewright.memory.opened import OpenFolder
 from lorewright.memory.write import write
+from lorewright.models.model import Model
 from lorewright.recall.statistics import estimate
 from lorewright.recall.verify import MEMORY, OWN_ARMS
 from lorewright.reports.tables import Table
+from lorewright.routing.ask import Reading, read
 from lorewright.training.config import WriteConfig
 from lorewright.training.rates import suggested_lr
+from lorewright.writers.writer import State
 
 FACTS, DOCUMENTS = "facts", "documents"
 ALTERED = "altered"
 """Key that sections of this benchmark have beside the usual ones."""
 KINDS = ("paraphrase", "unknown", "multihop", "retained")
+PROMPTED = ("full", "read", "together")
+"""Arms with the section in the prompt."""
 MEANING = (
     "asked: questions in a wording that was not trained; supported: without replies behind which "
     "no trained question stands; declined: questions that the section does not answer; two steps: "
-    "questions that join two statements; retained: general questions that the base answers; full: "
-    "the base with the section in its prompt."
+    "questions that join two statements; retained: general questions that the base answers. With "
+    "the section in the prompt, full: the base; read: the base reads, the memory answers; "
+    "together: the memory does both."
 )
 
 
@@ -234,14 +241,39 @@ def task(job: dict[str, Any]) -> dict[str, Any]:
             metric="contains",
         )
         lesson = memory.folder.lesson(memory.folder.entry(section.id))
+        state = memory.state(section.id)
+        prompted = rows_with_text(model, state, section, lesson.probes)
     rows = [
         {"arm": arm, "kind": r.kind, "score": r.score, "question": r.question, "output": r.output}
         for arm, outcomes in outcome.report.arms.items()
         for r in outcomes
-    ]
+    ] + prompted
     about = {"kind": section.kind, "altered": section.altered, **covered(section, lesson)}
     about |= {"reason": outcome.reason, "epochs": outcome.epochs, "n_examples": outcome.n_examples}
     return {**about, "seconds": outcome.seconds, "rows": rows, "notes": list(outcome.notes)}
+
+
+def rows_with_text(
+    model: Model, state: State, section: Section, probes: Sequence[Probe]
+) -> list[dict[str, Any]]:
+    """What the memory answers with the section in the prompt, read by the base and by itself."""
+    asked = [probe for probe in probes if probe.kind in KINDS]
+    ways = [(arm, probe) for arm in PROMPTED[1:] for probe in asked]
+    text = (section.document.text,)
+    readings = [Reading(probe.question, section.id, arm, text) for arm, probe in ways]
+    replies = read(model, readings, lambda name: state)
+    return [
+        {
+            "arm": arm,
+            "kind": probe.kind,
+            "score": float(
+                reply.declined if probe.kind == "unknown" else contains(reply.text, probe.answers)
+            ),
+            "question": probe.question,
+            "output": reply.text,
+        }
+        for (arm, probe), reply in zip(ways, replies, strict=True)
+    ]
 
 
 def covered(section: Section, lesson: Lesson) -> dict[str, int]:
@@ -300,7 +332,8 @@ def tables(summary: Summary) -> Iterator[Table]:
     title = f"{config['source']} of {config['data'].rpartition('/')[2]} on {config['model']}"
     measured = {arm for kinds in summary["groups"].values() for arm in kinds.get("unknown", ())}
     own = tuple(arm for arm in OWN_ARMS if arm == MEMORY or arm in measured)
-    arms = (*own, "base", "full")
+    prompted = [arm for arm in PROMPTED if arm in measured]
+    arms = (*own, "base", *prompted)
     rows = []
     for name, kinds in summary["groups"].items():
         asked = kinds.get("paraphrase", {})
@@ -318,7 +351,7 @@ def tables(summary: Summary) -> Iterator[Table]:
         "ended with every example recalled.",
     ]
     beside = [f"declined, {arm}" for arm in own[1:]]
-    head = ("sections", "n", "asked", *own[1:], "base", "full", "declined", *beside)
+    head = ("sections", "n", "asked", *own[1:], "base", *prompted, "declined", *beside)
     head += ("two steps", "retained")
     yield Table(title, head, tuple(rows), tuple(notes), n_keys=2, stacked=("arm", "mean"))
 

@@ -44,7 +44,11 @@ def test_a_section_is_written_and_counted(tmp_path: Path, source: str) -> None:
     assert summary["coverage"]["n_facts"] == 2
     if source == sections.FACTS:
         assert summary["coverage"]["n_worded"] == 2
+    for arm in ("read", "together"):  # the section is in the prompt, the memory answers
+        assert recall[arm]["n"] == 2
+        assert 0 <= recall[arm]["mean"] <= 1
     (table,) = task.tables(summary)
+    assert {"full", "read", "together"} < {*table.head}
     assert [row[0] for row in table.rows] == ["all", "prose sections", "altered"]
     assert len(list((tmp_path / "out" / "records").glob("*.json"))) == 1
 
