@@ -6,8 +6,8 @@
 `up` is from the command to the first page; `page` a page of the list, from this process; `paint` the first contentful paint in a
 Chromium, where there is one, cold (the first page of a new browser) and warm. `list` is a page of 10,000 memories, sorted by recall.
 `share of a write` is the server's CPU time while a page follows a write, over that of the process that trains. `growth` is the
-resident memory of the server over page loads, after the first 100. `first point` is from the click on Write, of facts, to the first
-epoch on the page, the base already loaded; `drag` the time that the page takes to follow a tip of the merge bench by one step while a
+resident memory of the server over page loads, after the first 100. `first point` is from the click on Write, of facts, to the first point on
+the page, the loss of the part of an epoch that is done, and to the first whole epoch, the base already loaded; `drag` the time that the page takes to follow a tip of the merge bench by one step while a
 write trains; `slider` from a step of the rank on the law page to the new prediction; `heap` the browser's JavaScript heap on the list of
 10,000 memories. These need a Chromium. Medians over repeats, by the clock: other work on the machine
 makes them longer, but for the two that are CPU time and memory.
@@ -117,24 +117,34 @@ def facts(n: int, at: int = 0) -> str:
     return "\n".join(map(json.dumps, rows))
 
 
-def first_point(page: Any, studio: Opened, n_facts: int) -> float:
-    """Seconds from the click to the first point of the curve, of a text and name that are new."""
-    studio.wait("/write.json", lambda r: not r["order"])
+def first_point(page: Any, studio: Opened, n_facts: int, number: int) -> tuple[float, float]:
+    """Seconds from the click to the first point and to the first epoch, of a new text and name."""
+    studio.wait("/write.json", lambda r: not r["order"] and not r["base"])
+    name = f"first-{number}"
     page.goto(f"{studio.address}/write")
     if not page.is_visible("textarea[name=text]"):
         page.click("text=A new memory")
-    page.fill("form.fields input[name=name]", "first")
+    page.fill("form.fields input[name=name]", name)
     page.select_option("select[name=suffix]", ".jsonl")
-    page.fill("textarea[name=text]", facts(n_facts, 5000))
+    page.fill("textarea[name=text]", facts(n_facts, 5000 + n_facts * number))
     page.fill("input[name=rank]", "8")
     began = time.perf_counter()
     page.click("form.fields button.action")
-    page.wait_for_selector("#state h2:has-text('first')")
+    page.wait_for_selector(f"#state h2:has-text('{name}')")
     page.wait_for_selector("#chart svg")
-    seconds = time.perf_counter() - began
+    point = time.perf_counter() - began
+    page.wait_for_selector("#chart polyline.train")
+    epoch = time.perf_counter() - began
     studio.post("/write/stop")
     studio.wait("/write.json", lambda r: not r["order"])
-    return seconds
+    return point, epoch
+
+
+def first_points(page: Any, studio: Opened, n_facts: int, repeats: int) -> tuple[float, float]:
+    """Their medians over several writes."""
+    both = [first_point(page, studio, n_facts, number) for number in range(repeats)]
+    point, epoch = (statistics.median(seconds) for seconds in zip(*both, strict=True))
+    return point, epoch
 
 
 DRAG = """() => new Promise((done) => {
@@ -281,7 +291,8 @@ def main() -> None:
                 print(f"paint             {drawn[0]:6.2f} s cold, {drawn[1]:.2f} s warm")
             with page_of(studio) as page:
                 if page:
-                    print(f"first point       {first_point(page, studio, n_facts):6.2f} s")
+                    point, epoch = first_points(page, studio, n_facts, 2 if given.quick else 5)
+                    print(f"first point       {point:6.2f} s, first epoch {epoch:.2f} s")
                     print(
                         f"drag              {drag(page, studio, 3 * n_facts):6.0f} ms a step, while a write trains"
                     )

@@ -23,6 +23,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
@@ -58,6 +59,8 @@ from lorewright.training.config import PRESETS
 HERE = Path(__file__).parent
 BUSY_SECONDS, IDLE_SECONDS = 0.25, 1.0
 """Between two looks at the files while something goes on, and while nothing does."""
+LEAST_SECONDS = 0.2
+"""Between two looks at least, however much happens here."""
 OBJECTIVES = ("sft", "memft_threshold", "memft_window", "distill")
 TARGETS = ("all-linear", "attention", "mlp")
 MERGES = ("auto", "cat", "mean", "task_arithmetic", "ties", "tsv", "dare_ties", "rewrite")
@@ -186,13 +189,13 @@ class Studio:
         def fragments() -> dict[str, str]:
             return {"list": self.render("_memories.html", **self.memories_record(query))}
 
-        return self.events(fragments, lambda: False)
+        return self.events(fragments)
 
     # -- a write ---------------------------------------------------------------------------------
 
     def write_record(self, run: str = "") -> dict[str, Any]:
         """A write: the one that is named, the one that goes on, or the latest."""
-        order = self.worker.last("write")
+        order = self.worker.last("write", "resume")
         active = order is not None and order.state in ("waiting", "running")
         if not run:
             current = records.name_of_current(self.folder)
@@ -203,14 +206,12 @@ class Studio:
             keys = ("verb", "state", "step", "error")
             about = {key: getattr(order, key) for key in keys}
             about["name"] = str(order.arguments["name"])
-        resumes = bool(
-            order is not None
-            and written
-            and written["state"] == "interrupted"
-            and order.state == "failed"
-            and order.arguments["name"] == written["memory"]
-        )
-        return {"order": about, "written": written, "resumes": resumes}
+        warm, base = self.worker.last("warm"), None
+        if warm is not None and warm.state != "done":
+            base = {key: getattr(warm, key) for key in ("state", "error")}
+        unfinished = [] if active else records.unfinished(self.folder)
+        others = [each for each in unfinished if each["run"] != run]
+        return {"order": about, "written": written, "unfinished": others, "base": base}
 
     async def write(self, request: Request) -> Response:
         """The form, and the write that goes on or was the latest."""
@@ -231,18 +232,22 @@ class Studio:
         run = request.path_params.get("run", "")
 
         drawn: dict[str, str] = {}
-        of: tuple[str, int] = ("", -1)
+        of: tuple[Any, ...] = ()
 
         def fragments() -> dict[str, str]:
             nonlocal drawn, of
             record = self.write_record(run)
-            epochs = record["written"]["epochs"] if record["written"] else []
-            now = (record["written"]["run"] if record["written"] else "", len(epochs))
-            parts = ("state", "controls") if now == of else ("state", "controls", "chart", "points")
-            of = now  # curves are drawn when there is another epoch, not at every look
+            written = record["written"] or {"run": "", "epochs": [], "part": None}
+            epochs, part = written["epochs"], written["part"]
+            now = (written["run"], len(epochs), part)
+            parts = ["state", "controls", "unfinished"]
+            if now != of:  # curves are drawn when there is another point, not at every look
+                parts += ["chart", "points"]
+            of = now
             drawn = drawn | {part: self.render(f"_write_{part}.html", **record) for part in parts}
             step = record["order"]["step"] if record["order"] else ""
-            return drawn | {"spoken": f"{step} {charts.learning_sentence(epochs)}".strip()}
+            spoken = f"{step} {charts.learning_sentence(epochs, part)}"
+            return drawn | {"spoken": spoken.strip()}
 
         def busy() -> bool:
             return self.worker.busy or bool(records.name_of_current(self.folder))
@@ -250,12 +255,16 @@ class Studio:
         return self.events(fragments, busy)
 
     async def resume_write(self, request: Request) -> Response:
-        """Order the write that was interrupted once more: it goes on where it was."""
-        await self.form(request)
-        order = self.worker.last("write")
-        if order is None or order.state in ("waiting", "running"):
-            raise ConfigError("there is no write to resume here; write the same text again.")
-        self.worker.submit("write", **order.arguments)
+        """Have a write go on that was cut off or stopped."""
+        form = await self.form(request)
+        listed = await run_in_threadpool(records.unfinished, self.folder)
+        chosen = [each for each in listed if each["run"] == form.get("run", "")]
+        if not chosen:
+            raise ConfigError("there is no such write to go on with; write the same text again.")
+        order = self.worker.last("write", "resume")
+        if order is not None and order.state in ("waiting", "running"):
+            raise ConfigError(f"{order.arguments['name']!r} is being written; wait until it is.")
+        self.worker.submit("resume", run=chosen[0]["run"], name=chosen[0]["memory"])
         return RedirectResponse("/write", 303)
 
     async def snapshot(self, request: Request) -> Response:
@@ -564,20 +573,28 @@ class Studio:
                 raise ConfigError(f"the text has more than {most} bytes; use lore write.")
         return dict(parse_qsl(body.decode("utf-8"), keep_blank_values=True))
 
-    def events(self, fragments: Fragments, busy: Callable[[], bool]) -> Response:
-        """The fragments that have changed, whenever some have."""
+    def events(self, fragments: Fragments, busy: Callable[[], bool] | None = None) -> Response:
+        """The fragments that have changed: with `busy`, as soon as the worker is further."""
 
         async def stream() -> AsyncIterator[bytes]:
             shown: dict[str, str] = {}
-            while True:
-                drawn = await run_in_threadpool(fragments)
-                changed = {key: html for key, html in drawn.items() if shown.get(key) != html}
-                if changed or not shown:
-                    yield f"data: {json.dumps(changed)}\n\n".encode()
-                else:
-                    yield b": \n\n"  # so that a page that has gone is noticed
-                shown = drawn
-                await asyncio.sleep(BUSY_SECONDS if busy() else IDLE_SECONDS)
+            with self.worker.heard() as changes:
+                while True:
+                    changes.clear()
+                    drawn = await run_in_threadpool(fragments)
+                    changed = {key: html for key, html in drawn.items() if shown.get(key) != html}
+                    if changed or not shown:
+                        yield f"data: {json.dumps(changed)}\n\n".encode()
+                    else:
+                        yield b": \n\n"  # so that a page that has gone is noticed
+                    shown = drawn
+                    if busy is None:
+                        await asyncio.sleep(IDLE_SECONDS)
+                        continue
+                    await asyncio.sleep(LEAST_SECONDS)
+                    longest = BUSY_SECONDS if busy() else IDLE_SECONDS
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(changes.wait(), longest - LEAST_SECONDS)
 
         return StreamingResponse(stream(), media_type="text/event-stream")
 

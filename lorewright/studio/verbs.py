@@ -90,6 +90,13 @@ def write(bench: Bench, arguments: Mapping[str, Any], report: Report) -> dict[st
     return outcome.to_json()
 
 
+def resume(bench: Bench, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """Go on with a write that was cut off or stopped, as `lore resume` does."""
+    report("loading the base")
+    watch = Watch(step=report, advance=_phase(report), closely=True)
+    return bench.memory.resume(arguments["run"], watch=watch).to_json()
+
+
 def verify(bench: Bench, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
     """Take a memory's verdict again, as `lore verify` does."""
     watch = Watch(step=report, advance=_phase(report))
@@ -261,6 +268,7 @@ def merge(bench: Bench, arguments: Mapping[str, Any], report: Report) -> dict[st
 VERBS: dict[str, Verb] = {
     "warm": warm,
     "write": write,
+    "resume": resume,
     "verify": verify,
     "ask": ask,
     "trace": trace,

@@ -163,10 +163,60 @@ def test_a_killed_worker_resumes_to_the_same_adapter(tmp_path: Path) -> None:
         )
         assert "goes on where it was" in record["order"]["error"]
         assert record["written"]["state"] == "interrupted"
-        assert record["resumes"] and "Resume it" in studio.get("/write").text
-        assert studio.post("/write/resume").status_code == 303
+        assert record["written"]["resumes"] and "Go on with it" in studio.get("/write").text
+        assert studio.post("/write/resume").status_code == 400
+        assert studio.post("/write/resume", run=record["written"]["run"]).status_code == 303
         studio.wait("/write.json", over)
         assert Folder(studio.folder).names["codes"] == whole
+
+
+@slow
+def test_a_restarted_studio_goes_on_with_one_click(browser: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "atlas"
+    fields = {"name": "codes", "suffix": ".jsonl", "text": _many(24), "rank": "4", "epochs": "60"}
+    with opened(tmp_path / "whole") as studio:
+        studio.post("/write", **fields)
+        studio.wait("/write.json", lambda r: r["written"] and r["written"]["state"] == "finished")
+        whole = Folder(studio.folder).names["codes"]
+    with opened(folder) as studio:
+        studio.post("/write", **fields)
+        studio.wait("/write.json", lambda r: r["written"] and len(r["written"]["epochs"]) >= 3)
+        worker = studio.worker()
+        studio.process.kill()
+        os.kill(worker, signal.SIGKILL)
+    with opened(folder) as studio:
+        page = visit(browser, studio)
+        page.goto(f"{studio.address}/write")
+        page.wait_for_selector("#state h2:has-text('codes') >> text=interrupted")
+        page.click("text=Go on with it")
+        page.wait_for_selector("#state h2:has-text('codes') >> text=finished", timeout=120_000)
+        assert Folder(folder).names["codes"] == whole and page.errors == []
+        assert not page.is_visible("text=Go on")
+        rows = load_jsonl(next(folder.glob("runs/*/metrics.jsonl")))
+        assert [row["epoch"] for row in rows] == [*range(1, len(rows) + 1)]
+        page.context.close()
+
+
+@slow
+def test_a_write_that_was_stopped_goes_on_with_one_click(browser: Any, tmp_path: Path) -> None:
+    with opened(tmp_path / "atlas") as studio:
+        page = visit(browser, studio)
+        page.set_default_timeout(120_000)
+        write_facts(page, studio, "codes", epochs=12, facts=_many(24))
+        page.wait_for_selector("#controls button")
+        page.click("#controls button")
+        page.wait_for_selector("#state h2:has-text('codes') >> text=finished")
+        first = studio.record("/write.json")["written"]
+        assert first["outcome"]["reason"] == "stopped" and first["resumes"]
+        write_facts(page, studio, "others", epochs=2)
+        page.wait_for_selector("#state h2:has-text('others') >> text=finished")
+        page.click(f"#unfinished button[aria-label*='{first['run']}']")
+        page.wait_for_selector("#state h2:has-text('codes') >> text=finished")
+        last = studio.record("/write.json")["written"]
+        assert last["run"] != first["run"] and last["outcome"]["reason"] != "stopped"
+        assert last["epochs"][: len(first["epochs"])] == first["epochs"]
+        assert studio.record("/write.json")["unfinished"] == []
+        page.context.close()
 
 
 @slow
