@@ -2,6 +2,7 @@
 
     python benchmarks/studio_speed.py
     python benchmarks/studio_speed.py --quick
+    python benchmarks/studio_speed.py --first
 
 `up` is from the command to the first page; `page` a page of the list, from this process; `paint` the first contentful paint in a
 Chromium, where there is one, cold (the first page of a new browser) and warm. `list` is a page of 10,000 memories, sorted by recall.
@@ -140,11 +141,12 @@ def first_point(page: Any, studio: Opened, n_facts: int, number: int) -> tuple[f
     return point, epoch
 
 
-def first_points(page: Any, studio: Opened, n_facts: int, repeats: int) -> tuple[float, float]:
-    """Their medians over several writes."""
+def show_first(page: Any, studio: Opened, n_facts: int, repeats: int) -> None:
+    """Print their medians over several writes."""
     both = [first_point(page, studio, n_facts, number) for number in range(repeats)]
     point, epoch = (statistics.median(seconds) for seconds in zip(*both, strict=True))
-    return point, epoch
+    slowest = max(seconds for seconds, _ in both)
+    print(f"first point       {point:6.2f} s, {slowest:.2f} at most; first epoch {epoch:.2f} s")
 
 
 DRAG = """() => new Promise((done) => {
@@ -272,6 +274,7 @@ def growth(studio: Opened, n_loads: int) -> float:
 def main() -> None:
     """Measure everything and print a line each."""
     parser = options(__doc__, quick="few repeats and page loads")
+    parser.add_argument("--first", action="store_true", help="the first point alone")
     given = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(given.threads)
     repeats, n_loads, n_facts = (3, 200, 24) if given.quick else (20, 2000, 64)
@@ -284,6 +287,10 @@ def main() -> None:
         with opened(folder) as studio:
             studio.get("/")
             print(f"up                {time.perf_counter() - began:6.2f} s")
+            if given.first:
+                with page_of(studio) as page:
+                    show_first(page, studio, n_facts, 2 if given.quick else 5)
+                return
             for path in ("/", "/memory/tide", "/write"):
                 seconds, n_bytes = clocked(studio, path, repeats)
                 print(f"page {path:<13}{seconds * 1000:6.0f} ms  {n_bytes / 1000:.1f} KB")
@@ -291,8 +298,7 @@ def main() -> None:
                 print(f"paint             {drawn[0]:6.2f} s cold, {drawn[1]:.2f} s warm")
             with page_of(studio) as page:
                 if page:
-                    point, epoch = first_points(page, studio, n_facts, 2 if given.quick else 5)
-                    print(f"first point       {point:6.2f} s, first epoch {epoch:.2f} s")
+                    show_first(page, studio, n_facts, 2 if given.quick else 5)
                     print(
                         f"drag              {drag(page, studio, 3 * n_facts):6.0f} ms a step, while a write trains"
                     )

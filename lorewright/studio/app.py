@@ -26,7 +26,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.background import BackgroundTask
@@ -110,6 +110,7 @@ class Studio:
             "matrix": bench_charts.matrix,
             "sketch_arrows": bench_charts.sketch_arrows,
             "read_only": config.read_only,
+            "most_bytes": config.max_upload_bytes,
             "folder_name": folder.path.name or str(folder.path),
         }
         self.pages.filters |= {
@@ -144,10 +145,13 @@ class Studio:
             elif isinstance(error, LorewrightError):
                 status = 409 if isinstance(error, Locked) else 400
         kind, path = type(error).__name__, request.url.path
+        back = path if request.method == "GET" else _sent_from(request)
         if path.endswith(".json"):
             return JSONResponse({"error": {"kind": kind, "message": text}}, status)
         template = "_error.html" if request.headers.get("x-fragment") else "error.html"
-        html = self.render(template, page="error", kind=kind, message=text, back=path)
+        html = self.render(
+            template, page="error", kind=kind, message=text, back=back, retried=back == path
+        )
         return HTMLResponse(html, status)
 
     async def done(self, order: Order) -> dict[str, Any]:
@@ -286,7 +290,10 @@ class Studio:
     async def start_write(self, request: Request) -> Response:
         """Order a write."""
         form = await self.form(request)
-        self.worker.submit("write", **write_arguments(form))
+        arguments, last = write_arguments(form), self.worker.last("write")
+        again = last is not None and last.state in ("waiting", "running")
+        if last is None or not again or last.arguments != arguments:  # a click that came twice
+            self.worker.submit("write", **arguments)
         return RedirectResponse("/write", 303)
 
     async def stop_write(self, request: Request) -> Response:
@@ -566,12 +573,15 @@ class Studio:
         """The fields of a form that changes something. Raises ConfigError where nothing may."""
         if self.config.read_only:
             raise ConfigError("this studio was opened with --read-only; it changes nothing.")
-        most, body = self.config.max_upload_bytes, bytearray()
+        most, body, n = self.config.max_upload_bytes, bytearray(), 0
         async for part in request.stream():
-            body += part
-            if len(body) > 3 * most:  # a byte of text may take three, as %xx
-                raise ConfigError(f"the text has more than {most} bytes; use lore write.")
-        return dict(parse_qsl(body.decode("utf-8"), keep_blank_values=True))
+            n += len(part)
+            if n <= 4 * most:  # a byte of text may take three, as %xx; the rest is not held
+                body += part
+        fields = dict(parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True))
+        if n > 4 * most or any(len(text.encode()) > most for text in fields.values()):
+            raise ConfigError(f"the text has more than {most:,} bytes; use lore write.")
+        return fields
 
     def events(self, fragments: Fragments, busy: Callable[[], bool] | None = None) -> Response:
         """The fragments that have changed: with `busy`, as soon as the worker is further."""
@@ -581,7 +591,11 @@ class Studio:
             with self.worker.heard() as changes:
                 while True:
                     changes.clear()
-                    drawn = await run_in_threadpool(fragments)
+                    try:
+                        drawn = await run_in_threadpool(fragments) | {"trouble": ""}
+                    except LorewrightError as error:  # the folder was removed, or a file of it
+                        trouble = self.render("_error.html", message=" ".join(str(error).split()))
+                        drawn = shown | {"trouble": trouble}
                     changed = {key: html for key, html in drawn.items() if shown.get(key) != html}
                     if changed or not shown:
                         yield f"data: {json.dumps(changed)}\n\n".encode()
@@ -611,6 +625,8 @@ def write_arguments(form: Mapping[str, Any]) -> dict[str, Any]:
         text, suffix, name = worked.text, worked.suffix, name or worked.name
     if not text.strip():
         raise ConfigError("there is no text to write; paste one, open a file, or take an example.")
+    if "\0" in text:
+        raise ConfigError("the text holds NUL characters, as files do that are no text.")
     if not name.strip():
         raise ConfigError("a memory needs a name; give it one.")
     rank, epochs = str(form.get("rank", "")).strip(), str(form.get("epochs", "60")).strip()
@@ -634,6 +650,12 @@ def write_arguments(form: Mapping[str, Any]) -> dict[str, Any]:
         "preset": chosen["preset"][0],
         "objective": chosen["objective"][0],
     }
+
+
+def _sent_from(request: Request) -> str:
+    """The page from which a form was sent: its address here, without the host."""
+    sent = urlsplit(request.headers.get("referer", ""))
+    return f"{sent.path}?{sent.query}" if sent.query else sent.path or "/"
 
 
 def whole(what: str, given: str, most: int = 4096) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.browsers import visit
+from support.browsers import clean, visit
 from support.commands import Lore
 from support.studios import ROOT, Opened, opened, stored
 
@@ -211,9 +211,11 @@ def test_each_broken_adapter_lights_its_leaf_and_mend_button_mends(
         page.set_default_timeout(120_000)
         page.goto(f"{studio.address}/failure/wording")
         page.wait_for_selector("#check-one_form.failed")
+        clean(page)
         assert page.locator("#failing .behind polyline").count() >= 2
         page.click("text=Run what mends it")
         page.wait_for_selector("#mended :text('Nothing is wrong.')")
+        clean(page)
         after = studio.record("/memory/failure-wording/doctor.json")["diagnosis"]
         assert after["findings"] == [] and page.errors == []
         page.context.close()
@@ -263,6 +265,7 @@ def test_compare_point_is_measured(browser: Any, tmp_path: Path) -> None:
         shown = recall["memory"]
         text = f"{shown['recall']:.2f} [{shown['low']:.2f}, {shown['high']:.2f}] n={shown['n']}"
         assert text in page.inner_text("#points table") and page.errors == []
+        clean(page)
         again = studio.post("/compare/measure", source="phones", method="gradient")
         assert again.status_code == 400 and "measured already" in again.text
         page.context.close()
