@@ -67,8 +67,9 @@ def verify(page: Any) -> None:
 
 
 def unfold(page: Any) -> None:
-    for each in page.locator("main details:not([open]) > summary").all():
-        each.click()
+    page.evaluate(
+        "document.querySelectorAll('main details').forEach((each) => { each.open = true; })"
+    )
 
 
 def search(page: Any) -> None:
@@ -95,7 +96,7 @@ def ask_none(page: Any) -> None:
 
 def plane_of_one(page: Any) -> None:
     page.wait_for_selector("[data-arrows]")
-    for each in page.locator("[data-take]:checked").all()[1:]:
+    for each in reversed(page.locator("[data-take]:checked").all()[1:]):
         each.uncheck()
     page.wait_for_selector("text=Choose two memories")
 
