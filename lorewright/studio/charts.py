@@ -77,7 +77,7 @@ def learning_chart(
     if part is not None:
         at = f'cx="{x(part["epoch"]):.1f}" cy="{y(max(part["loss_nats"], low)):.1f}"'
         parts.append(f'<circle class="point part" {at} r="4"/>')
-        parts.append(tick(WIDTH - RIGHT, 12, f"○ {_part_label(part)}", "end"))
+        parts.append(tick(WIDTH - 8, 12, f"○ {_part_label(part)}", "end"))
     return svg(HEIGHT, learning_sentence(epochs, part), parts)
 
 
@@ -205,7 +205,7 @@ def interval_chart(recall: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str
         if kind != before:
             y += 8 if before else 0
             parts.append(f'<text class="kind" x="0" y="{y + 14}">{escape(kind)}</text>')
-            before = kind
+            y, before = y + step, kind
         mine = "memory" if arm in MINE else "control"
         middle = y + 10
         parts.append(

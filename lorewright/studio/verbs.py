@@ -76,9 +76,7 @@ def write(bench: Bench, arguments: Mapping[str, Any], report: Report) -> dict[st
         objective=arguments["objective"],
         epochs=int(arguments["epochs"]),
     )
-    with tempfile.TemporaryDirectory() as place:
-        file = as_file(Path(place), arguments["name"], arguments["suffix"], arguments["text"])
-        knowledge = read_knowledge(file)
+    knowledge = _read(arguments["name"], arguments)
     outcome = memory.write(
         knowledge,
         name=arguments["name"],
@@ -194,9 +192,7 @@ def plan(bench: Bench, arguments: Mapping[str, Any], report: Report) -> dict[str
     report("loading the base")
     model = bench.memory.model
     config = WriteConfig(lr=suggested_lr(model), epochs=int(arguments["epochs"]))
-    with tempfile.TemporaryDirectory() as place:
-        file = as_file(Path(place), "source", arguments["suffix"], arguments["text"])
-        knowledge = read_knowledge(file)
+    knowledge = _read("source", arguments)
     watch = Watch(step=report, advance=_phase(report))
     return planned(
         model, knowledge, wanted=float(arguments["wanted"]), config=config, watch=watch
@@ -287,6 +283,17 @@ VERBS: dict[str, Verb] = {
     "sketch": sketch,
     "plan": plan,
 }
+
+
+def _read(name: str, arguments: Mapping[str, Any]) -> Knowledge:
+    """What a text says that was sent from a page; errors name no file, for there is none."""
+    with tempfile.TemporaryDirectory() as place:
+        try:
+            return read_knowledge(
+                as_file(Path(place), name, arguments["suffix"], arguments["text"])
+            )
+        except DataError as error:
+            raise DataError(str(error).replace(f"{place}/", "")) from error
 
 
 def _numbered(report: Report, number: int) -> Report:

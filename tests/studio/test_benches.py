@@ -193,7 +193,7 @@ def test_three_are_trained_and_drawn(tmp_path: Path) -> None:
 
 @slow
 def test_each_broken_adapter_lights_its_leaf_and_mend_button_mends(
-    browser: Any, tmp_path: Path
+    browser: Any, tmp_path: Path, lore: Lore
 ) -> None:
     with opened(tmp_path / "atlas") as studio:
         for name, failure in FAILURES.items():
@@ -207,6 +207,8 @@ def test_each_broken_adapter_lights_its_leaf_and_mend_button_mends(
             lit = [each["check"] for each in diagnosis["tree"] if each["outcome"] == "failed"]
             assert lit[:1] == ([failure.finds] if failure.finds else [])
             assert bool(diagnosis["mends"]) == bool(failure.finds)
+        printed = lore("failure", tmp_path / "other", name, "--json").json
+        assert printed["tree"] == diagnosis["tree"] and name == "wording"
         page = visit(browser, studio)
         page.set_default_timeout(120_000)
         page.goto(f"{studio.address}/failure/wording")
