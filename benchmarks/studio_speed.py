@@ -8,7 +8,8 @@
 Chromium, where there is one, cold (the first page of a new browser) and warm. `list` is a page of 10,000 memories, sorted by recall.
 `share of a write` is the server's CPU time while a page follows a write, over that of the process that trains. `growth` is the
 resident memory of the server over page loads, after the first 100. `first point` is from the click on Write, of facts, to the first point on
-the page, the loss of the part of an epoch that is done, and to the first whole epoch, the base already loaded; `drag` the time that the page takes to follow a tip of the merge bench by one step while a
+the page, the loss of the part of an epoch that is done, and to the first whole epoch, the base already loaded, beside the processor time of
+server and worker until the first point; `drag` the time that the page takes to follow a tip of the merge bench by one step while a
 write trains; `slider` from a step of the rank on the law page to the new prediction; `heap` the browser's JavaScript heap on the list of
 10,000 memories. These need a Chromium. Medians over repeats, by the clock: other work on the machine
 makes them longer, but for the two that are CPU time and memory.
@@ -118,8 +119,8 @@ def facts(n: int, at: int = 0) -> str:
     return "\n".join(map(json.dumps, rows))
 
 
-def first_point(page: Any, studio: Opened, n_facts: int, number: int) -> tuple[float, float]:
-    """Seconds from the click to the first point and to the first epoch, of a new text and name."""
+def first_point(page: Any, studio: Opened, n_facts: int, number: int) -> tuple[float, ...]:
+    """Seconds from the click to the first point, by the clock and of the processors, and to the first epoch; of a new text and name."""
     studio.wait("/write.json", lambda r: not r["order"] and not r["base"])
     name = f"first-{number}"
     page.goto(f"{studio.address}/write")
@@ -129,24 +130,27 @@ def first_point(page: Any, studio: Opened, n_facts: int, number: int) -> tuple[f
     page.select_option("select[name=suffix]", ".jsonl")
     page.fill("textarea[name=text]", facts(n_facts, 5000 + n_facts * number))
     page.fill("input[name=rank]", "8")
-    began = time.perf_counter()
+    both = (studio.process.pid, studio.worker())
+    before, began = sum(map(cpu_seconds, both)), time.perf_counter()
     page.click("form.fields button.action")
     page.wait_for_selector(f"#state h2:has-text('{name}')")
     page.wait_for_selector("#chart svg")
-    point = time.perf_counter() - began
+    point, used = time.perf_counter() - began, sum(map(cpu_seconds, both)) - before
     page.wait_for_selector("#chart polyline.train")
     epoch = time.perf_counter() - began
     studio.post("/write/stop")
     studio.wait("/write.json", lambda r: not r["order"])
-    return point, epoch
+    return point, used, epoch
 
 
 def show_first(page: Any, studio: Opened, n_facts: int, repeats: int) -> None:
     """Print their medians over several writes."""
-    both = [first_point(page, studio, n_facts, number) for number in range(repeats)]
-    point, epoch = (statistics.median(seconds) for seconds in zip(*both, strict=True))
-    slowest = max(seconds for seconds, _ in both)
-    print(f"first point       {point:6.2f} s, {slowest:.2f} at most; first epoch {epoch:.2f} s")
+    rows = [first_point(page, studio, n_facts, number) for number in range(repeats)]
+    point, used, epoch = (statistics.median(seconds) for seconds in zip(*rows, strict=True))
+    slowest = max(row[0] for row in rows)
+    print(
+        f"first point       {point:6.2f} s, {slowest:.2f} at most, {used:.2f} of the processors; first epoch {epoch:.2f} s"
+    )
 
 
 DRAG = """() => new Promise((done) => {
