@@ -2,12 +2,14 @@
 
     python benchmarks/studio_speed.py
     python benchmarks/studio_speed.py --quick
+    python benchmarks/studio_speed.py --first
 
 `up` is from the command to the first page; `page` a page of the list, from this process; `paint` the first contentful paint in a
 Chromium, where there is one, cold (the first page of a new browser) and warm. `list` is a page of 10,000 memories, sorted by recall.
 `share of a write` is the server's CPU time while a page follows a write, over that of the process that trains. `growth` is the
-resident memory of the server over page loads, after the first 100. `first point` is from the click on Write, of facts, to the first
-epoch on the page, the base already loaded; `drag` the time that the page takes to follow a tip of the merge bench by one step while a
+resident memory of the server over page loads, after the first 100. `first point` is from the click on Write, of facts, to the first point on
+the page, the loss of the part of an epoch that is done, and to the first whole epoch, the base already loaded, beside the processor time of
+server and worker until the first point; `drag` the time that the page takes to follow a tip of the merge bench by one step while a
 write trains; `slider` from a step of the rank on the law page to the new prediction; `heap` the browser's JavaScript heap on the list of
 10,000 memories. These need a Chromium. Medians over repeats, by the clock: other work on the machine
 makes them longer, but for the two that are CPU time and memory.
@@ -117,24 +119,38 @@ def facts(n: int, at: int = 0) -> str:
     return "\n".join(map(json.dumps, rows))
 
 
-def first_point(page: Any, studio: Opened, n_facts: int) -> float:
-    """Seconds from the click to the first point of the curve, of a text and name that are new."""
-    studio.wait("/write.json", lambda r: not r["order"])
+def first_point(page: Any, studio: Opened, n_facts: int, number: int) -> tuple[float, ...]:
+    """Seconds from the click to the first point, by the clock and of the processors, and to the first epoch; of a new text and name."""
+    studio.wait("/write.json", lambda r: not r["order"] and not r["base"])
+    name = f"first-{number}"
     page.goto(f"{studio.address}/write")
     if not page.is_visible("textarea[name=text]"):
         page.click("text=A new memory")
-    page.fill("form.fields input[name=name]", "first")
+    page.fill("form.fields input[name=name]", name)
     page.select_option("select[name=suffix]", ".jsonl")
-    page.fill("textarea[name=text]", facts(n_facts, 5000))
+    page.fill("textarea[name=text]", facts(n_facts, 5000 + n_facts * number))
     page.fill("input[name=rank]", "8")
-    began = time.perf_counter()
+    both = (studio.process.pid, studio.worker())
+    before, began = sum(map(cpu_seconds, both)), time.perf_counter()
     page.click("form.fields button.action")
-    page.wait_for_selector("#state h2:has-text('first')")
+    page.wait_for_selector(f"#state h2:has-text('{name}')")
     page.wait_for_selector("#chart svg")
-    seconds = time.perf_counter() - began
+    point, used = time.perf_counter() - began, sum(map(cpu_seconds, both)) - before
+    page.wait_for_selector("#chart polyline.train")
+    epoch = time.perf_counter() - began
     studio.post("/write/stop")
     studio.wait("/write.json", lambda r: not r["order"])
-    return seconds
+    return point, used, epoch
+
+
+def show_first(page: Any, studio: Opened, n_facts: int, repeats: int) -> None:
+    """Print their medians over several writes."""
+    rows = [first_point(page, studio, n_facts, number) for number in range(repeats)]
+    point, used, epoch = (statistics.median(seconds) for seconds in zip(*rows, strict=True))
+    slowest = max(row[0] for row in rows)
+    print(
+        f"first point       {point:6.2f} s, {slowest:.2f} at most, {used:.2f} of the processors; first epoch {epoch:.2f} s"
+    )
 
 
 DRAG = """() => new Promise((done) => {
@@ -262,6 +278,7 @@ def growth(studio: Opened, n_loads: int) -> float:
 def main() -> None:
     """Measure everything and print a line each."""
     parser = options(__doc__, quick="few repeats and page loads")
+    parser.add_argument("--first", action="store_true", help="the first point alone")
     given = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(given.threads)
     repeats, n_loads, n_facts = (3, 200, 24) if given.quick else (20, 2000, 64)
@@ -274,6 +291,10 @@ def main() -> None:
         with opened(folder) as studio:
             studio.get("/")
             print(f"up                {time.perf_counter() - began:6.2f} s")
+            if given.first:
+                with page_of(studio) as page:
+                    show_first(page, studio, n_facts, 2 if given.quick else 5)
+                return
             for path in ("/", "/memory/tide", "/write"):
                 seconds, n_bytes = clocked(studio, path, repeats)
                 print(f"page {path:<13}{seconds * 1000:6.0f} ms  {n_bytes / 1000:.1f} KB")
@@ -281,7 +302,7 @@ def main() -> None:
                 print(f"paint             {drawn[0]:6.2f} s cold, {drawn[1]:.2f} s warm")
             with page_of(studio) as page:
                 if page:
-                    print(f"first point       {first_point(page, studio, n_facts):6.2f} s")
+                    show_first(page, studio, n_facts, 2 if given.quick else 5)
                     print(
                         f"drag              {drag(page, studio, 3 * n_facts):6.0f} ms a step, while a write trains"
                     )

@@ -267,11 +267,12 @@ def read_object(path: Path, remedy: str) -> dict[str, Any]:
 # --- writing -----------------------------------------------------------------------------------
 
 
-def store(content: bytes, path: Path) -> None:
+def store(content: bytes, path: Path, *, durable: bool = True) -> None:
     """Write a file whole or not at all, with its folder; raises StorageError.
 
     Temporary name, fsync, rename, fsync of the folder: once this returns, a loss of power leaves
-    the new content, and before that the old.
+    the new content, and before that the old. What is not `durable` is written without the fsyncs,
+    which take longer than all else: for what is replaced in a moment.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -279,14 +280,16 @@ def store(content: bytes, path: Path) -> None:
         try:
             with temporary.open("xb") as file:
                 file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise StorageError(f"{path} could not be written: {error}; check the disk.") from error
-    sync_folder(path.parent)
+    if durable:
+        sync_folder(path.parent)
 
 
 @contextmanager
@@ -340,9 +343,7 @@ def save_json(obj: object, path: Path) -> None:
     Raises DataError for what JSON cannot hold (NaN included), StorageError when the disk refuses.
     """
     try:
-        text = json.dumps(
-            obj, indent=2, ensure_ascii=False, allow_nan=False, default=dataclasses.asdict
-        )
+        text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
         content = (text + "\n").encode()
     except (TypeError, ValueError) as error:
         raise DataError(f"{path} was not written: the record cannot be JSON: {error}.") from error

@@ -225,4 +225,31 @@ def stop(folder: Folder, as_json: Json = False) -> None:
         say(f"{run} ends after its epoch")
 
 
-COMMANDS = (write, add, stop)
+def resume(
+    folder: Folder,
+    run: Annotated[str, typer.Argument(help="Which run; by default the latest.")] = "",
+    model: Base = "",
+    as_json: Json = False,
+    threads: Threads = 0,
+) -> None:
+    """Go on with a write that was cut off or stopped, as it was called, from where it was.
+
+    Ends in the same bytes as a write that nothing came between. Exit code as of `lore write`.
+
+    [dim]lore resume atlas[/]
+    """
+    from lorewright.memory.memory import Memory
+
+    console = console_for(threads)
+    memory = Memory.open(folder, model or None, create=False)
+    with watching(console) as watch:
+        outcome = memory.resume(run, watch=watch)
+    if as_json:
+        print_json(outcome.to_json())
+    else:
+        _print_outcome(outcome)
+    if not outcome.report.recalls:
+        raise typer.Exit(Exit.FAILED)
+
+
+COMMANDS = (write, add, stop, resume)

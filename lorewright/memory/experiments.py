@@ -310,12 +310,12 @@ def experiment(
     """
     from lorewright.merging.methods import METHODS, Evidence
     from lorewright.recall.traces import reproduced
-    from lorewright.training.checkpoint import CHECKPOINT, METRICS
+    from lorewright.training.checkpoint import CHECKPOINT, METRICS, PARTS
     from lorewright.training.loop import write_all
     from lorewright.training.rates import suggested_lr
 
     run, chosen, watch = place_of(name), EXPERIMENTS[name], watch or Watch()
-    for old in (RECORD, METRICS, CHECKPOINT):
+    for old in (RECORD, METRICS, PARTS, CHECKPOINT):
         (run / old).unlink(missing_ok=True)
     config = WriteConfig(lr=suggested_lr(model), seed=seed)
     arms = chosen.arms(config)

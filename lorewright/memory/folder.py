@@ -4,8 +4,8 @@
     sources/<digest>.jsonl documents and facts as given
     adapters/<id>/         a state as its kind stores it, and card.json; immutable, named by content
     index/                 what questions are routed by; derived, may be deleted
-    runs/<time>-<name>/    config.json, lesson.json, metrics.jsonl, report.json; a checkpoint while
-                           it is being written
+    runs/<time>-<name>/    config.json, lesson.json, metrics.jsonl, report.json; while it is being
+                           written a checkpoint, and in again.jsonl what it was called with
 
 One writer at a time, by a file lock. This module loads no model and no tensors.
 """
@@ -38,8 +38,12 @@ from lorewright.memory.migrations import SCHEMA, brief, migrate
 
 INDEX_FILE = "memory.json"
 LESSON_FILE, REPORT_FILE = "lesson.json", "report.json"
-METRICS_FILE = "metrics.jsonl"
+METRICS_FILE, PARTS_FILE = "metrics.jsonl", "part.json"
+OPEN_FILE = "stopped.safetensors"
+"""In the run of a write that was stopped: where it would go on."""
 CONFIG_FILE, CARD_FILE = "config.json", "card.json"
+AGAIN_FILE = "again.jsonl"
+"""In a run that can go on: what it was called with, then its documents and facts, one a line."""
 DERIVED = "index"
 """In the memory's folder: everything that is derived from sources and lessons for routing."""
 JOURNAL = "forgetting.json"
@@ -159,12 +163,8 @@ class Folder:
         if not source:
             return Knowledge()
         path = self.source_path(source)
-        rows = load_jsonl(path)
         try:
-            return Knowledge(
-                tuple(Document(**row) for row in rows if "text" in row),
-                tuple(Fact(**row) for row in rows if "text" not in row),
-            )
+            return knowledge_of(load_jsonl(path))
         except TypeError as error:
             raise DataError(f"{path} is damaged ({error}); {RESTORE}.") from error
 
@@ -350,6 +350,14 @@ def lesson_in(run: Path) -> Lesson:
     if not path.exists():
         return Lesson((), (), "", "", ())
     return Lesson.from_json(read_object(path, "delete its run and write again"))
+
+
+def knowledge_of(rows: Sequence[Mapping[str, Any]]) -> Knowledge:
+    """Documents and facts from rows as stored; raises TypeError for rows of another shape."""
+    return Knowledge(
+        tuple(Document(**row) for row in rows if "text" in row),
+        tuple(Fact(**row) for row in rows if "text" not in row),
+    )
 
 
 def readable(path: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from lorewright.memory import (
     plan,
     plane,
     ranks,
+    resume,
     sides,
     supersede,
     trace,
@@ -39,6 +40,8 @@ class Memory(OpenFolder):
 
     write = write.write
     """Knowledge into a new state, proved on disk: an Outcome with the verdict."""
+    resume = resume.resume
+    """A write that was cut off or stopped, gone on with: an Outcome."""
     verify = verify.verify
     """A memory's verdict, taken again: a RecallReport."""
     trace = trace.trace

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lorewright.errors import ConfigError, UnknownMemory
 from lorewright.files import is_locked, store
-from lorewright.memory.folder import CONFIG_FILE, REPORT_FILE, Folder
+from lorewright.memory.folder import AGAIN_FILE, CONFIG_FILE, OPEN_FILE, REPORT_FILE, Folder
 from lorewright.training.watch import STOP
 
 
@@ -41,6 +41,18 @@ def current_run(folder: Folder) -> Path | None:
         return max((path.stat().st_mtime for path in run.iterdir()), default=0.0)
 
     return max(open_runs, key=changed)
+
+
+def resumable(folder: Folder) -> list[Path]:
+    """The runs that can go on, oldest first: cut off, or stopped; none that is being written."""
+    current = current_run(folder)
+    return [run for run in runs_of(folder) if run != current and can_go_on(run)]
+
+
+def can_go_on(run: Path) -> bool:
+    """Whether a run that nobody writes holds what it takes to go on with it."""
+    is_open = not (run / REPORT_FILE).exists() or (run / OPEN_FILE).is_file()
+    return is_open and (run / AGAIN_FILE).is_file()
 
 
 def runs_of(folder: Folder) -> list[Path]:

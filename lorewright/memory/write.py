@@ -10,7 +10,7 @@ from typing import Any
 
 from lorewright.adapters.targets import resolve_targets
 from lorewright.errors import ConfigError
-from lorewright.files import digest, read_object, save_json, slug
+from lorewright.files import digest, dump_jsonl, read_object, save_json, slug
 from lorewright.knowledge.data import Example, Knowledge, Probe
 from lorewright.knowledge.general import general_questions
 from lorewright.knowledge.lesson import Lesson, LessonConfig, grounds, prepare, texts_of
@@ -20,7 +20,7 @@ from lorewright.knowledge.selfstudy import AskLLM, statements
 from lorewright.law import plan as plans
 from lorewright.law.calibration import Calibration, find, load_of
 from lorewright.memory.commit import commit
-from lorewright.memory.folder import LESSON_FILE, check_name, lesson_in
+from lorewright.memory.folder import AGAIN_FILE, LESSON_FILE, check_name, lesson_in
 from lorewright.memory.opened import OpenFolder, Source, as_knowledge
 from lorewright.memory.verify import usual_metric, verdict
 from lorewright.models.alphabet import unwritable
@@ -30,7 +30,7 @@ from lorewright.models.model import Model
 from lorewright.models.replies import BaseOf, write_about
 from lorewright.recall.traces import Audit, audit
 from lorewright.recall.verify import RecallReport
-from lorewright.training.checkpoint import CHECKPOINT
+from lorewright.training.checkpoint import CHECKPOINT, OPEN_CHECKPOINT
 from lorewright.training.config import Preset, WriteConfig, preset_of
 from lorewright.training.rates import find_lr
 from lorewright.training.watch import STOP, Watch
@@ -38,7 +38,7 @@ from lorewright.writers import kit as kits
 from lorewright.writers.methods import LEARNED, usual_lr, writer_of
 from lorewright.writers.writer import Cost, Material, State
 
-GRADIENT = "gradient"
+GRADIENT, STOPPED = "gradient", "stopped"
 PLAN_FILE, RATES_FILE = "plan.json", "rates.json"
 HELD_OUT = ("paraphrase", "reverse", "multihop")
 """Kinds of probes that are measured while a write goes on: of what is written, in other words."""
@@ -131,12 +131,11 @@ def write(
         _check_free(memory, name, "" if overwrite else knowledge.digest())
         run = memory.folder.run(name, {"key": key, "source": knowledge.digest(), **settings})
         (run / STOP).unlink(missing_ok=True)  # of a write that was interrupted as well
-        if not (run / LESSON_FILE).exists():
-            prepared = lesson_for(
-                model, knowledge, lesson, teacher=teacher, probes=probes, watch=watch
-            )
-            save_json(prepared, run / LESSON_FILE)
-        prepared = lesson_in(run)
+        if not lineage:  # what supersedes has more to do afterwards
+            again = {"method": method, "preset": preset, "probes": rows, "overwrite": overwrite}
+            again |= {"find_rate": find_rate, "find_rank": find_rank, "taught": bool(teacher)}
+            dump_jsonl([again, *knowledge.documents, *knowledge.facts], run / AGAIN_FILE)
+        prepared = _lesson_of(run, model, knowledge, lesson, teacher, probes, watch)
         config, notes = _fitted(fitted, config, len(prepared.examples))
         if find_rank:
             config, note = _rank_for(model, run, prepared, config, watch)
@@ -155,9 +154,26 @@ def write(
         about = (memory, name, method, knowledge.digest(), prepared, settings, cost, lineage, watch)
         judge = partial(_judge, *about)
         outcome = commit(memory, state, prepared, judge, name=name, run=run, knowledge=knowledge)
-        for over in (CHECKPOINT, STOP):
+        goes_on = cost.reason == STOPPED and (run / OPEN_CHECKPOINT).exists()
+        for over in (CHECKPOINT, STOP, *(() if goes_on else (AGAIN_FILE, OPEN_CHECKPOINT))):
             (run / over).unlink(missing_ok=True)
         return outcome
+
+
+def _lesson_of(
+    run: Path,
+    model: Model,
+    knowledge: Knowledge,
+    config: LessonConfig,
+    teacher: AskLLM | None,
+    probes: Sequence[Probe],
+    watch: Watch,
+) -> Lesson:
+    """The lesson of a run: from before an interruption, or prepared now."""
+    if not (run / LESSON_FILE).exists():
+        prepared = lesson_for(model, knowledge, config, teacher=teacher, probes=probes, watch=watch)
+        save_json(prepared, run / LESSON_FILE)
+    return lesson_in(run)
 
 
 def _judge(

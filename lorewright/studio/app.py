@@ -23,9 +23,10 @@ import math
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.background import BackgroundTask
@@ -58,6 +59,8 @@ from lorewright.training.config import PRESETS
 HERE = Path(__file__).parent
 BUSY_SECONDS, IDLE_SECONDS = 0.25, 1.0
 """Between two looks at the files while something goes on, and while nothing does."""
+LEAST_SECONDS = 0.2
+"""Between two looks at least, however much happens here."""
 OBJECTIVES = ("sft", "memft_threshold", "memft_window", "distill")
 TARGETS = ("all-linear", "attention", "mlp")
 MERGES = ("auto", "cat", "mean", "task_arithmetic", "ties", "tsv", "dare_ties", "rewrite")
@@ -107,6 +110,7 @@ class Studio:
             "matrix": bench_charts.matrix,
             "sketch_arrows": bench_charts.sketch_arrows,
             "read_only": config.read_only,
+            "most_bytes": config.max_upload_bytes,
             "folder_name": folder.path.name or str(folder.path),
         }
         self.pages.filters |= {
@@ -141,10 +145,13 @@ class Studio:
             elif isinstance(error, LorewrightError):
                 status = 409 if isinstance(error, Locked) else 400
         kind, path = type(error).__name__, request.url.path
+        back = path if request.method == "GET" else _sent_from(request)
         if path.endswith(".json"):
             return JSONResponse({"error": {"kind": kind, "message": text}}, status)
         template = "_error.html" if request.headers.get("x-fragment") else "error.html"
-        html = self.render(template, page="error", kind=kind, message=text, back=path)
+        html = self.render(
+            template, page="error", kind=kind, message=text, back=back, retried=back == path
+        )
         return HTMLResponse(html, status)
 
     async def done(self, order: Order) -> dict[str, Any]:
@@ -186,13 +193,13 @@ class Studio:
         def fragments() -> dict[str, str]:
             return {"list": self.render("_memories.html", **self.memories_record(query))}
 
-        return self.events(fragments, lambda: False)
+        return self.events(fragments)
 
     # -- a write ---------------------------------------------------------------------------------
 
     def write_record(self, run: str = "") -> dict[str, Any]:
         """A write: the one that is named, the one that goes on, or the latest."""
-        order = self.worker.last("write")
+        order = self.worker.last("write", "resume")
         active = order is not None and order.state in ("waiting", "running")
         if not run:
             current = records.name_of_current(self.folder)
@@ -203,14 +210,12 @@ class Studio:
             keys = ("verb", "state", "step", "error")
             about = {key: getattr(order, key) for key in keys}
             about["name"] = str(order.arguments["name"])
-        resumes = bool(
-            order is not None
-            and written
-            and written["state"] == "interrupted"
-            and order.state == "failed"
-            and order.arguments["name"] == written["memory"]
-        )
-        return {"order": about, "written": written, "resumes": resumes}
+        warm, base = self.worker.last("warm"), None
+        if warm is not None and warm.state != "done":
+            base = {key: getattr(warm, key) for key in ("state", "error")}
+        unfinished = [] if active else records.unfinished(self.folder)
+        others = [each for each in unfinished if each["run"] != run]
+        return {"order": about, "written": written, "unfinished": others, "base": base}
 
     async def write(self, request: Request) -> Response:
         """The form, and the write that goes on or was the latest."""
@@ -231,18 +236,22 @@ class Studio:
         run = request.path_params.get("run", "")
 
         drawn: dict[str, str] = {}
-        of: tuple[str, int] = ("", -1)
+        of: tuple[Any, ...] = ()
 
         def fragments() -> dict[str, str]:
             nonlocal drawn, of
             record = self.write_record(run)
-            epochs = record["written"]["epochs"] if record["written"] else []
-            now = (record["written"]["run"] if record["written"] else "", len(epochs))
-            parts = ("state", "controls") if now == of else ("state", "controls", "chart", "points")
-            of = now  # curves are drawn when there is another epoch, not at every look
+            written = record["written"] or {"run": "", "epochs": [], "part": None}
+            epochs, part = written["epochs"], written["part"]
+            now = (written["run"], len(epochs), part)
+            parts = ["state", "controls", "unfinished"]
+            if now != of:  # curves are drawn when there is another point, not at every look
+                parts += ["chart", "points"]
+            of = now
             drawn = drawn | {part: self.render(f"_write_{part}.html", **record) for part in parts}
             step = record["order"]["step"] if record["order"] else ""
-            return drawn | {"spoken": f"{step} {charts.learning_sentence(epochs)}".strip()}
+            spoken = f"{step} {charts.learning_sentence(epochs, part)}"
+            return drawn | {"spoken": spoken.strip()}
 
         def busy() -> bool:
             return self.worker.busy or bool(records.name_of_current(self.folder))
@@ -250,12 +259,16 @@ class Studio:
         return self.events(fragments, busy)
 
     async def resume_write(self, request: Request) -> Response:
-        """Order the write that was interrupted once more: it goes on where it was."""
-        await self.form(request)
-        order = self.worker.last("write")
-        if order is None or order.state in ("waiting", "running"):
-            raise ConfigError("there is no write to resume here; write the same text again.")
-        self.worker.submit("write", **order.arguments)
+        """Have a write go on that was cut off or stopped."""
+        form = await self.form(request)
+        listed = await run_in_threadpool(records.unfinished, self.folder)
+        chosen = [each for each in listed if each["run"] == form.get("run", "")]
+        if not chosen:
+            raise ConfigError("there is no such write to go on with; write the same text again.")
+        order = self.worker.last("write", "resume")
+        if order is not None and order.state in ("waiting", "running"):
+            raise ConfigError(f"{order.arguments['name']!r} is being written; wait until it is.")
+        self.worker.submit("resume", run=chosen[0]["run"], name=chosen[0]["memory"])
         return RedirectResponse("/write", 303)
 
     async def snapshot(self, request: Request) -> Response:
@@ -277,7 +290,10 @@ class Studio:
     async def start_write(self, request: Request) -> Response:
         """Order a write."""
         form = await self.form(request)
-        self.worker.submit("write", **write_arguments(form))
+        arguments, last = write_arguments(form), self.worker.last("write")
+        again = last is not None and last.state in ("waiting", "running")
+        if last is None or not again or last.arguments != arguments:  # a click that came twice
+            self.worker.submit("write", **arguments)
         return RedirectResponse("/write", 303)
 
     async def stop_write(self, request: Request) -> Response:
@@ -557,27 +573,42 @@ class Studio:
         """The fields of a form that changes something. Raises ConfigError where nothing may."""
         if self.config.read_only:
             raise ConfigError("this studio was opened with --read-only; it changes nothing.")
-        most, body = self.config.max_upload_bytes, bytearray()
+        most, body, n = self.config.max_upload_bytes, bytearray(), 0
         async for part in request.stream():
-            body += part
-            if len(body) > 3 * most:  # a byte of text may take three, as %xx
-                raise ConfigError(f"the text has more than {most} bytes; use lore write.")
-        return dict(parse_qsl(body.decode("utf-8"), keep_blank_values=True))
+            n += len(part)
+            if n <= 4 * most:  # a byte of text may take three, as %xx; the rest is not held
+                body += part
+        fields = dict(parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True))
+        if n > 4 * most or any(len(text.encode()) > most for text in fields.values()):
+            raise ConfigError(f"the text has more than {most:,} bytes; use lore write.")
+        return fields
 
-    def events(self, fragments: Fragments, busy: Callable[[], bool]) -> Response:
-        """The fragments that have changed, whenever some have."""
+    def events(self, fragments: Fragments, busy: Callable[[], bool] | None = None) -> Response:
+        """The fragments that have changed: with `busy`, as soon as the worker is further."""
 
         async def stream() -> AsyncIterator[bytes]:
             shown: dict[str, str] = {}
-            while True:
-                drawn = await run_in_threadpool(fragments)
-                changed = {key: html for key, html in drawn.items() if shown.get(key) != html}
-                if changed or not shown:
-                    yield f"data: {json.dumps(changed)}\n\n".encode()
-                else:
-                    yield b": \n\n"  # so that a page that has gone is noticed
-                shown = drawn
-                await asyncio.sleep(BUSY_SECONDS if busy() else IDLE_SECONDS)
+            with self.worker.heard() as changes:
+                while True:
+                    changes.clear()
+                    try:
+                        drawn = await run_in_threadpool(fragments) | {"trouble": ""}
+                    except LorewrightError as error:  # the folder was removed, or a file of it
+                        trouble = self.render("_error.html", message=" ".join(str(error).split()))
+                        drawn = shown | {"trouble": trouble}
+                    changed = {key: html for key, html in drawn.items() if shown.get(key) != html}
+                    if changed or not shown:
+                        yield f"data: {json.dumps(changed)}\n\n".encode()
+                    else:
+                        yield b": \n\n"  # so that a page that has gone is noticed
+                    shown = drawn
+                    if busy is None:
+                        await asyncio.sleep(IDLE_SECONDS)
+                        continue
+                    await asyncio.sleep(LEAST_SECONDS)
+                    longest = BUSY_SECONDS if busy() else IDLE_SECONDS
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(changes.wait(), longest - LEAST_SECONDS)
 
         return StreamingResponse(stream(), media_type="text/event-stream")
 
@@ -594,6 +625,8 @@ def write_arguments(form: Mapping[str, Any]) -> dict[str, Any]:
         text, suffix, name = worked.text, worked.suffix, name or worked.name
     if not text.strip():
         raise ConfigError("there is no text to write; paste one, open a file, or take an example.")
+    if "\0" in text:
+        raise ConfigError("the text holds NUL characters, as files do that are no text.")
     if not name.strip():
         raise ConfigError("a memory needs a name; give it one.")
     rank, epochs = str(form.get("rank", "")).strip(), str(form.get("epochs", "60")).strip()
@@ -617,6 +650,12 @@ def write_arguments(form: Mapping[str, Any]) -> dict[str, Any]:
         "preset": chosen["preset"][0],
         "objective": chosen["objective"][0],
     }
+
+
+def _sent_from(request: Request) -> str:
+    """The page from which a form was sent: its address here, without the host."""
+    sent = urlsplit(request.headers.get("referer", ""))
+    return f"{sent.path}?{sent.query}" if sent.query else sent.path or "/"
 
 
 def whole(what: str, given: str, most: int = 4096) -> int:

@@ -41,17 +41,19 @@ def thinned(points: Points, most: int = MOST_POINTS) -> list[tuple[float, float]
 
 
 def learning_chart(
-    epochs: Sequence[Mapping[str, Any]], behind: Sequence[Mapping[str, Any]] = ()
+    epochs: Sequence[Mapping[str, Any]],
+    behind: Sequence[Mapping[str, Any]] = (),
+    part: Mapping[str, Any] | None = None,
 ) -> str:
     """Nats by epoch on a logarithmic axis, and below it shares; held out beside both.
 
-    `epochs` are lines of metrics.jsonl, `behind` those of a write to compare with, drawn faintly.
-    Below stand the share recalled and, dotted, that of tokens with p below one half. Empty text
-    where there is no epoch yet.
+    `epochs` are lines of metrics.jsonl, `behind` those of a write to compare with, drawn faintly;
+    `part` is how far the next epoch is, a hollow point. Below stand the share recalled and, dotted,
+    that of tokens with p below one half. Empty text where there is nothing to draw yet.
     """
-    if not epochs:
+    if not epochs and part is None:
         return ""
-    every = [*epochs, *behind]
+    every = [*epochs, *behind, *([part] if part else [])]
     last = max(2.0, *(float(e["epoch"]) for e in every))
     held = _measured(epochs)
     nats = [*(e["loss_nats"] for e in every), *(e["held_out_nats"] for e in _measured(every))]
@@ -72,7 +74,17 @@ def learning_chart(
     if counted := [e for e in epochs if e.get("n_tokens")]:
         doubtful = [(x(e["epoch"]), share(e["n_doubtful"] / e["n_tokens"])) for e in counted]
         parts += _curve(doubtful, "third", "p < ½")
-    return svg(HEIGHT, learning_sentence(epochs), parts)
+    if part is not None:
+        at = f'cx="{x(part["epoch"]):.1f}" cy="{y(max(part["loss_nats"], low)):.1f}"'
+        parts.append(f'<circle class="point part" {at} r="4"/>')
+        parts.append(tick(WIDTH - 8, 12, f"○ {_part_label(part)}", "end"))
+    return svg(HEIGHT, learning_sentence(epochs, part), parts)
+
+
+def _part_label(part: Mapping[str, Any]) -> str:
+    """What a hollow point is the mean of."""
+    share = f"{100 * part['done']:.0f} % of it, {part['n_tokens']:,} tokens"
+    return f"part of epoch {part['epoch']}: {share}"
 
 
 def _behind(
@@ -100,6 +112,7 @@ def _behind(
 def arms_axes(arms: Sequence[Mapping[str, Any]]) -> tuple[float, float, float]:
     """Least and largest loss of all arms, as powers of ten, and the last epoch of any."""
     rows = [row for arm in arms for row in arm["epochs"]]
+    rows += [arm["part"] for arm in arms if arm["part"]]
     if not rows:
         return 0.1, 10.0, 2.0
     nats = [row["loss_nats"] for row in rows] + [row["held_out_nats"] for row in _measured(rows)]
@@ -125,7 +138,10 @@ def arm_chart(arm: Mapping[str, Any], axes: tuple[float, float, float]) -> str:
         parts += _curve(
             [(x(e["epoch"]), y(max(e["held_out_nats"], low))) for e in held], "held", ""
         )
-    sentence = f"{arm['arm']}: {learning_sentence(rows)}"
+    if part := arm["part"]:
+        at = f'cx="{x(part["epoch"]):.1f}" cy="{y(max(part["loss_nats"], low)):.1f}"'
+        parts.append(f'<circle class="point part" {at} r="4"/>')
+    sentence = f"{arm['arm']}: {learning_sentence(rows, part)}"
     return (
         f'<svg class="chart small" viewBox="0 0 {width} {bottom + 24}" role="img" '
         f'aria-label="{escape(sentence)}">{"".join(parts)}</svg>'
@@ -145,10 +161,15 @@ def _powers(nats: Sequence[float]) -> tuple[float, float]:
 _HELD = ("held", "held out")
 
 
-def learning_sentence(epochs: Sequence[Mapping[str, Any]]) -> str:
-    """What the learning chart shows, in a sentence for those who do not see it."""
+def learning_sentence(
+    epochs: Sequence[Mapping[str, Any]], part: Mapping[str, Any] | None = None
+) -> str:
+    """What the learning chart shows, in words for those who do not see it."""
+    under_way = ""
+    if part is not None:
+        under_way = f" Hollow, {_part_label(part)}: loss {part['loss_nats']:.4f} nats a token."
     if not epochs:
-        return "No epoch is over yet."
+        return f"No epoch is over yet.{under_way}"
     last = epochs[-1]
     text = (
         f"After epoch {last['epoch']} of at most {last['epochs']}: loss {last['loss_nats']:.4f} "
@@ -162,7 +183,7 @@ def learning_sentence(epochs: Sequence[Mapping[str, Any]]) -> str:
         )
     if last.get("n_tokens"):
         text += f"; {last['n_doubtful']} of {last['n_tokens']} trained tokens have p below ½"
-    return f"{text}."
+    return f"{text}.{under_way}"
 
 
 def interval_chart(recall: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
@@ -184,7 +205,7 @@ def interval_chart(recall: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str
         if kind != before:
             y += 8 if before else 0
             parts.append(f'<text class="kind" x="0" y="{y + 14}">{escape(kind)}</text>')
-            before = kind
+            y, before = y + step, kind
         mine = "memory" if arm in MINE else "control"
         middle = y + 10
         parts.append(

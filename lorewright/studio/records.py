@@ -21,14 +21,17 @@ from lorewright.memory.experiments import ABOUT, EXPERIMENTS, RECORD, place_of
 from lorewright.memory.folder import (
     CONFIG_FILE,
     METRICS_FILE,
+    PARTS_FILE,
     REPORT_FILE,
     Folder,
     readable,
 )
-from lorewright.memory.stop import current_run, runs_of
+from lorewright.memory.stop import can_go_on, current_run, resumable, runs_of
 
 PAGE_ROWS = 50
 """Memories on one page of the list."""
+MOST_UNFINISHED = 20
+"""Writes that a page offers to go on with."""
 HEADLINE = "paraphrase"
 SORTS = ("name", "recall", "rank", "written")
 PLAN = "plan.json"
@@ -161,7 +164,7 @@ def write_run(folder: Folder, name: str) -> dict[str, Any]:
         outcome = {key: report.get(key) for key in ("reason", "seconds", "n_examples", "trained")}
         _, kind = _headline({"report": report})
         outcome |= {"kind": kind, "arms": _arms(report.get("recall", {}).get(kind, {}))}
-    memory = str(settings.get("name", name))
+    memory, epochs = str(settings.get("name", name)), epochs_of(path / METRICS_FILE)
     return {
         "run": name,
         "memory": memory,
@@ -174,15 +177,37 @@ def write_run(folder: Folder, name: str) -> dict[str, Any]:
             "epochs": write.get("epochs"),
         },
         "plan": str(readable(path / PLAN).get("note", "")),
-        "epochs": epochs_of(path / METRICS_FILE),
+        "epochs": epochs,
+        "part": part_of(path, epochs) if state == "running" else None,
         "outcome": outcome,
+        "resumes": state != "running" and can_go_on(path),
         "there": memory in folder.entries(),
     }
+
+
+def unfinished(folder: Folder) -> list[dict[str, Any]]:
+    """Writes that can go on, newest first: cut off, or stopped and a memory already."""
+    return [
+        {
+            "run": run.name,
+            "memory": str(readable(run / CONFIG_FILE).get("name", run.name)),
+            "stopped": (run / REPORT_FILE).exists(),
+            "n_epochs": len(epochs_of(run / METRICS_FILE)),
+        }
+        for run in reversed(resumable(folder)[-MOST_UNFINISHED:])
+    ]
 
 
 def epochs_of(path: Path) -> list[dict[str, Any]]:
     """The epochs of a write so far, of the first of several that train together."""
     return [row for row in _metrics(path) if not row.get("job")]
+
+
+def part_of(run: Path, epochs: Sequence[Mapping[str, Any]], job: int = 0) -> dict[str, Any] | None:
+    """How far the epoch is that goes on, where it is a later one than those that are over."""
+    rows = readable(run / PARTS_FILE).get("parts", ())
+    done = epochs[-1]["epoch"] if epochs else 0
+    return next((row for row in rows if row["job"] == job and row["epoch"] > done), None)
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:
@@ -217,7 +242,8 @@ def sandbox(name: str) -> dict[str, Any]:
         {
             "arm": arm,
             "trains": arm not in chosen.merges,
-            "epochs": [row for row in rows if row.get("job", 0) == job],
+            "epochs": (own := [row for row in rows if row.get("job", 0) == job]),
+            "part": part_of(place, own, job),
             "trained": finished.get(arm, {}).get("trained"),
             "held": finished.get(arm, {}).get("held"),
         }

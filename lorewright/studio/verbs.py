@@ -76,9 +76,7 @@ def write(bench: Bench, arguments: Mapping[str, Any], report: Report) -> dict[st
         objective=arguments["objective"],
         epochs=int(arguments["epochs"]),
     )
-    with tempfile.TemporaryDirectory() as place:
-        file = as_file(Path(place), arguments["name"], arguments["suffix"], arguments["text"])
-        knowledge = read_knowledge(file)
+    knowledge = _read(arguments["name"], arguments)
     outcome = memory.write(
         knowledge,
         name=arguments["name"],
@@ -88,6 +86,13 @@ def write(bench: Bench, arguments: Mapping[str, Any], report: Report) -> dict[st
         watch=Watch(step=report, advance=_phase(report), closely=True),
     )
     return outcome.to_json()
+
+
+def resume(bench: Bench, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """Go on with a write that was cut off or stopped, as `lore resume` does."""
+    report("loading the base")
+    watch = Watch(step=report, advance=_phase(report), closely=True)
+    return bench.memory.resume(arguments["run"], watch=watch).to_json()
 
 
 def verify(bench: Bench, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
@@ -187,9 +192,7 @@ def plan(bench: Bench, arguments: Mapping[str, Any], report: Report) -> dict[str
     report("loading the base")
     model = bench.memory.model
     config = WriteConfig(lr=suggested_lr(model), epochs=int(arguments["epochs"]))
-    with tempfile.TemporaryDirectory() as place:
-        file = as_file(Path(place), "source", arguments["suffix"], arguments["text"])
-        knowledge = read_knowledge(file)
+    knowledge = _read("source", arguments)
     watch = Watch(step=report, advance=_phase(report))
     return planned(
         model, knowledge, wanted=float(arguments["wanted"]), config=config, watch=watch
@@ -261,6 +264,7 @@ def merge(bench: Bench, arguments: Mapping[str, Any], report: Report) -> dict[st
 VERBS: dict[str, Verb] = {
     "warm": warm,
     "write": write,
+    "resume": resume,
     "verify": verify,
     "ask": ask,
     "trace": trace,
@@ -279,6 +283,17 @@ VERBS: dict[str, Verb] = {
     "sketch": sketch,
     "plan": plan,
 }
+
+
+def _read(name: str, arguments: Mapping[str, Any]) -> Knowledge:
+    """What a text says that was sent from a page; errors name no file, for there is none."""
+    with tempfile.TemporaryDirectory() as place:
+        try:
+            return read_knowledge(
+                as_file(Path(place), name, arguments["suffix"], arguments["text"])
+            )
+        except DataError as error:
+            raise DataError(str(error).replace(f"{place}/", "")) from error
 
 
 def _numbered(report: Report, number: int) -> Report:

@@ -7,6 +7,7 @@ the process itself dies, its order fails, the next one starts another, and the s
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import multiprocessing
@@ -14,7 +15,7 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -68,6 +69,7 @@ class Worker:
         self._queue: queue.Queue[Order | None] = queue.Queue()
         self._process: BaseProcess | None = None
         self._pipe: Connection | None = None
+        self._listeners: list[Callable[[], None]] = []
         self._thread = threading.Thread(target=self._run, daemon=True, name="studio-orders")
         self._thread.start()
 
@@ -76,9 +78,13 @@ class Worker:
         """Whether an order is being done."""
         return any(order.state == "running" for order in self.orders)
 
-    def last(self, verb: str) -> Order | None:
-        """The latest order of a verb, over or not."""
-        return next((order for order in reversed(self.orders) if order.verb == verb), None)
+    def last(self, *verbs: str) -> Order | None:
+        """The latest order of some verbs, over or not."""
+        return max(
+            (order for order in self.orders if order.verb in verbs),
+            key=lambda order: order.number,
+            default=None,
+        )
 
     @property
     def process_id(self) -> int | None:
@@ -95,7 +101,23 @@ class Worker:
         over = {each.verb: each for each in self.orders if each not in alive}
         self.orders = [*over.values(), *alive, order]
         self._queue.put(order)
+        self._tell()
         return order
+
+    @contextlib.contextmanager
+    def heard(self) -> Iterator[asyncio.Event]:
+        """An event of the running loop that is set whenever an order is further."""
+        loop, event = asyncio.get_running_loop(), asyncio.Event()
+
+        def tell() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody listens
+                loop.call_soon_threadsafe(event.set)
+
+        self._listeners.append(tell)
+        try:
+            yield event
+        finally:
+            self._listeners.remove(tell)
 
     def close(self) -> None:
         """End the process; a write that it was at resumes when it is ordered again."""
@@ -105,6 +127,10 @@ class Worker:
             self._process.join(5)
 
     # -- in a thread -----------------------------------------------------------------------------
+
+    def _tell(self) -> None:
+        for tell in [*self._listeners]:
+            tell()
 
     def _run(self) -> None:
         while (order := self._queue.get()) is not None:
@@ -120,6 +146,7 @@ class Worker:
             else:
                 order.state, order.step = "done", ""
                 order.future.set_result(record)
+            self._tell()
 
     def _do(self, order: Order) -> dict[str, Any]:
         try:
@@ -132,6 +159,7 @@ class Worker:
                 if kind == "failed":
                     raise OrderFailed(str(content))
                 order.step = str(content)
+                self._tell()
         except (EOFError, OSError) as error:
             ended = self._process.exitcode if self._process else None
             self._process = self._pipe = None

@@ -4,6 +4,8 @@ checkpoint.safetensors, replaced whole or not at all: tensors named "<job>.<part
 the file's metadata, a JSON object with the epochs and the place in the current one.
 metrics.jsonl: a line for each epoch that is over, so that whoever reads it can follow the write;
 after an interruption the epochs that the checkpoint lacks are done, and stand there, again.
+part.json: of epochs that take a while, how far they are and the loss of what they have trained;
+there while the write goes on.
 
 An interrupted write continues from the checkpoint and gives the same bytes on the same machine.
 """
@@ -31,8 +33,14 @@ from lorewright.training.state import WriteState
 
 CHECKPOINT = "checkpoint.safetensors"
 METRICS = "metrics.jsonl"
+PARTS = "part.json"
+OPEN_CHECKPOINT = "stopped.safetensors"
+"""The checkpoint of a write that was stopped, from which it can go on; it ends in the same bytes as
+one that was not."""
 METRICS_SECONDS = 0.25
 """Least time between two versions of the metrics, which pages and terminals follow."""
+PARTS_SECONDS = 0.5
+"""Least time between two versions of what is known of epochs that are not over."""
 CHECKPOINT_SECONDS = 2.0
 """Least time between two checkpoints, which cost more than an epoch of a few examples."""
 PLACE = ("groups", "cursor", "reason", "why")
@@ -71,7 +79,8 @@ class Checkpoint:
     """The run folder of one call of `write_all`; without a folder nothing is stored."""
 
     def __init__(self, run: Path | None, mark: str) -> None:
-        self.run, self.mark, self.saved_at, self.shown_at = run, mark, -math.inf, -math.inf
+        self.run, self.mark = run, mark
+        self.saved_at = self.shown_at = self.parts_at = -math.inf
 
     def resume(self, states: Sequence[WriteState], weights: Weights, optimizer: Moments) -> None:
         """Put every write where the checkpoint has it.
@@ -133,8 +142,22 @@ class Checkpoint:
         if now - self.shown_at >= METRICS_SECONDS or force:
             self._show(states)
             self.shown_at = now
-        if now - self.saved_at < CHECKPOINT_SECONDS and not force:
-            return
+        if now - self.saved_at >= CHECKPOINT_SECONDS or force:
+            self._save(states, weights, optimizer, CHECKPOINT)
+            self.saved_at = time.monotonic()
+
+    def save_open(self, state: WriteState, weights: Weights, optimizer: Moments) -> None:
+        """Store where a write, alone in its stack, would go on that is stopped here."""
+        if self.run is not None:
+            reason, why = state.reason, state.why
+            state.reason = state.why = ""
+            state.start_epoch()
+            self._save([state], weights, optimizer, OPEN_CHECKPOINT)
+            state.reason, state.why = reason, why
+
+    def _save(
+        self, states: Sequence[WriteState], weights: Weights, optimizer: Moments, name: str
+    ) -> None:
         tensors: dict[str, Tensor] = {}
         active = [state for state in states if not state.reason]
         for state in states:
@@ -154,8 +177,19 @@ class Checkpoint:
             for state in states
         ]
         about = {"layout": LAYOUT, "fingerprint": self.mark, "members": members}
-        self._store(dump_tensors(tensors, {"about": json.dumps(about)}), self.run / CHECKPOINT)
-        self.saved_at = time.monotonic()
+        assert self.run is not None
+        self._store(dump_tensors(tensors, {"about": json.dumps(about)}), self.run / name)
+
+    def show_parts(self, active: Sequence[WriteState]) -> None:
+        """Store how far the epochs are that are not over, if nothing was shown a moment ago."""
+        now = time.monotonic()
+        shown = now - self.shown_at < METRICS_SECONDS or now - self.parts_at < PARTS_SECONDS
+        if self.run is None or shown:
+            return
+        parts = [(state.index, state.part()) for state in active]
+        rows = [asdict(part) | {"job": job} for job, part in parts if part is not None]
+        self._store(json.dumps({"parts": rows}).encode(), self.run / PARTS, durable=False)
+        self.parts_at = time.monotonic()
 
     def _show(self, states: Sequence[WriteState]) -> None:
         """Store the metrics of the epochs so far."""
@@ -167,9 +201,9 @@ class Checkpoint:
         ]
         self._store(jsonl(rows), self.run / METRICS)
 
-    def _store(self, content: bytes, path: Path) -> None:
+    def _store(self, content: bytes, path: Path, *, durable: bool = True) -> None:
         try:
-            store(content, path)
+            store(content, path, durable=durable)
         except StorageError as error:
             raise StorageError(
                 f"the checkpoint could not be written: {error} Free some space and write again; it "

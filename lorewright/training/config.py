@@ -325,6 +325,20 @@ class Epoch:
 
 
 @dataclass(frozen=True)
+class Part:
+    """How far an epoch is that is not over, and what it came to until then."""
+
+    epoch: int
+    epochs: int
+    done: float
+    """Share of its steps that are over."""
+    loss_nats: float
+    """Mean loss per completion token of what these steps trained, before weighting."""
+    n_tokens: int
+    """Completion tokens that it is the mean of."""
+
+
+@dataclass(frozen=True)
 class Written:
     """An adapter and the account of its training."""
 

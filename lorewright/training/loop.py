@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,7 +36,7 @@ from lorewright.models.batching import by_length, pass_tokens
 from lorewright.models.model import Batch, Model
 from lorewright.models.nats import TokenNats, token_nats
 from lorewright.training.arithmetic import choose
-from lorewright.training.checkpoint import Checkpoint, fingerprint
+from lorewright.training.checkpoint import PARTS, Checkpoint, fingerprint
 from lorewright.training.config import (
     BFLOAT16,
     FLOAT32,
@@ -129,6 +130,9 @@ def write_all(
             return _train(model, stack, jobs, run, on_epoch, on_note, advance)
     finally:
         stack.detach()
+        if run is not None:
+            with suppress(OSError):
+                (run / PARTS).unlink()
 
 
 def _check_start(model: Model, start: Adapter, config: WriteConfig, which: str) -> None:
@@ -255,6 +259,7 @@ def _train(
         for state, tally_3 in zip(active, tally_N3, strict=True):
             state.tally += tally_3
             state.cursor += 1
+        checkpoint.show_parts(active)
         report()
 
         # Epochs that are over: certify, record, end the write or go on, store.
@@ -273,6 +278,8 @@ def _train(
             state.reason, state.why = stop(status)
             if state.reason not in FAILURES:
                 state.epochs = epochs
+            if state.reason == "stopped" and len(states) == 1:
+                checkpoint.save_open(state, stack, optimizer)
             if state.reason:
                 leave(state)
             else:

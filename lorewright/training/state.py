@@ -22,7 +22,7 @@ from lorewright.adapters.dropout import Share
 from lorewright.knowledge.data import REHEARSAL
 from lorewright.models.batching import batches, n_alike
 from lorewright.models.model import Batch, Model
-from lorewright.training.config import Diverged, Epoch, Job, Written, rate
+from lorewright.training.config import Diverged, Epoch, Job, Part, Written, rate
 from lorewright.training.objectives import StepOutcome
 from lorewright.training.watch import TRAINING, Advance
 
@@ -166,6 +166,15 @@ class WriteState:
         turn = [self.rehearsed[(epoch * n + k) % len(self.rehearsed)] for k in range(n)]
         total = accumulate(tokens[i] for i in turn)
         return [i for i, so_far in zip(turn, total, strict=True) if so_far <= budget]
+
+    def part(self) -> Part | None:
+        """The account of the epoch that goes on; None where it has no loss that is a number."""
+        nats, n_tokens, _ = self.tally.tolist()
+        if not n_tokens or not math.isfinite(nats):
+            return None
+        done = self.cursor / len(self.groups)
+        number, epochs = len(self.epochs) + 1, self.config.epochs
+        return Part(number, epochs, done, nats / n_tokens, int(n_tokens))
 
     def summary(self, *, certified: bool, seconds: float) -> Epoch:
         """The account of the epoch that is over."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.browsers import visit
+from support.browsers import clean, visit
 from support.commands import Lore
 from support.studios import ROOT, Opened, opened, stored
 
@@ -193,7 +193,7 @@ def test_three_are_trained_and_drawn(tmp_path: Path) -> None:
 
 @slow
 def test_each_broken_adapter_lights_its_leaf_and_mend_button_mends(
-    browser: Any, tmp_path: Path
+    browser: Any, tmp_path: Path, lore: Lore
 ) -> None:
     with opened(tmp_path / "atlas") as studio:
         for name, failure in FAILURES.items():
@@ -207,13 +207,17 @@ def test_each_broken_adapter_lights_its_leaf_and_mend_button_mends(
             lit = [each["check"] for each in diagnosis["tree"] if each["outcome"] == "failed"]
             assert lit[:1] == ([failure.finds] if failure.finds else [])
             assert bool(diagnosis["mends"]) == bool(failure.finds)
+        printed = lore("failure", tmp_path / "other", name, "--json").json
+        assert printed["tree"] == diagnosis["tree"] and name == "wording"
         page = visit(browser, studio)
         page.set_default_timeout(120_000)
         page.goto(f"{studio.address}/failure/wording")
         page.wait_for_selector("#check-one_form.failed")
+        clean(page)
         assert page.locator("#failing .behind polyline").count() >= 2
         page.click("text=Run what mends it")
         page.wait_for_selector("#mended :text('Nothing is wrong.')")
+        clean(page)
         after = studio.record("/memory/failure-wording/doctor.json")["diagnosis"]
         assert after["findings"] == [] and page.errors == []
         page.context.close()
@@ -263,6 +267,7 @@ def test_compare_point_is_measured(browser: Any, tmp_path: Path) -> None:
         shown = recall["memory"]
         text = f"{shown['recall']:.2f} [{shown['low']:.2f}, {shown['high']:.2f}] n={shown['n']}"
         assert text in page.inner_text("#points table") and page.errors == []
+        clean(page)
         again = studio.post("/compare/measure", source="phones", method="gradient")
         assert again.status_code == 400 and "measured already" in again.text
         page.context.close()

@@ -109,3 +109,15 @@ def test_a_strip_marks_doubt_twice_and_escapes_what_models_say() -> None:
     assert "doubtful wrong" in doubtful and "&lt;b&gt;⏎" in doubtful
     assert "at token 2 of 2" in strip_sentence(tokens)
     ElementTree.fromstring(f"<div>{html}</div>")
+
+
+def test_part_of_an_epoch_is_a_hollow_point_that_is_named() -> None:
+    part = {"epoch": 1, "epochs": 60, "done": 0.25, "loss_nats": 4.5, "n_tokens": 1200}
+    for before in (0, 3):
+        drawn = learning_chart(epochs(before), part=part | {"epoch": before + 1})
+        marks = re.findall(r'<circle class="point part" cx="([\d.]+)" cy="([\d.]+)"', drawn)
+        assert len(marks) == 1 and NATS_TOP <= float(marks[0][1]) <= NATS_BOTTOM
+        assert f"○ part of epoch {before + 1}: 25 % of it, 1,200 tokens" in drawn
+        assert len(curves(drawn)) == (4 if before else 0)  # no curve runs through it
+    assert "4.5000 nats" in learning_sentence([], part)
+    assert learning_chart([]) == ""

@@ -347,7 +347,7 @@ def test_budget_rows_add_up_and_are_those_of_the_command_line(studio: Opened, lo
 
 
 @pytest.mark.slow
-def test_four_experiments_conclude(studio: Opened) -> None:
+def test_four_experiments_conclude(studio: Opened, lore: Lore) -> None:
     for name, each in EXPERIMENTS.items():
         assert studio.post(f"/sandbox/{name}").status_code == 303
         began = time.monotonic()
@@ -364,6 +364,8 @@ def test_four_experiments_conclude(studio: Opened) -> None:
         assert escape(chosen["sentence"]) in html and html.count('class="chart small"') == len(
             [arm for arm in chosen["arms"] if arm["trains"]]
         )
+        if name in ("forms", "merging"):  # the quickest
+            assert lore("sandbox", name, "--json").json["sentence"] == chosen["sentence"]
 
 
 def test_experiments_are_listed_with_what_is_expected(studio: Opened) -> None:
@@ -414,10 +416,30 @@ def test_events_are_the_pieces_of_the_page(studio: Opened) -> None:
     with studio.client.stream("GET", f"/write/{run}/events") as events:
         line = next(line for line in events.iter_lines() if line.startswith("data: "))
     pieces = json.loads(line.removeprefix("data: "))
-    assert pieces.keys() == {"state", "chart", "points", "controls", "spoken"}
+    parts = {"state", "chart", "points", "controls", "unfinished", "spoken", "trouble"}
+    assert pieces.keys() == parts and pieces["trouble"] == ""
     assert len(line) < 20_000
     html = studio.get(f"/write/{run}").text
     assert all(pieces[key].strip() in html for key in ("state", "chart"))
+
+
+@pytest.mark.slow
+def test_the_first_point_is_of_a_part_of_an_epoch_and_says_so(tmp_path: Path) -> None:
+    rows = [{"question": f"What is the code of room {i}?", "answer": f"{i:04}"} for i in range(200)]
+    text = "\n".join(map(json.dumps, rows))
+    with opened(tmp_path / "atlas") as studio:
+        assert studio.client is not None
+        studio.wait("/write.json", lambda r: not r["base"])
+        studio.post("/write", name="codes", suffix=".jsonl", text=text, rank="4")
+        with studio.client.stream("GET", "/write/events") as events:
+            lines = (line for line in events.iter_lines() if line.startswith("data: "))
+            charts = (json.loads(line.removeprefix("data: ")).get("chart", "") for line in lines)
+            first = next(chart for chart in charts if "<svg" in chart)
+        assert 'class="point part"' in first and "○ part of epoch 1: " in first
+        assert "polyline" not in first and "No epoch is over yet." in first
+        studio.post("/write/stop")
+        studio.wait("/write.json", lambda r: not r["order"])
+        assert studio.record("/write.json")["written"]["part"] is None
 
 
 def test_script_in_a_document_stays_text(studio: Opened) -> None:

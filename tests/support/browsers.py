@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import shutil
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 from support.studios import Opened
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
+TAGS = ("wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa")
 CHROMIUM = os.environ.get("LOREWRIGHT_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), "")
 
 
@@ -35,3 +38,32 @@ def visit(browser: Any, studio: Opened, **look: Any) -> Any:
     page.on("pageerror", lambda error: page.errors.append(str(error)))
     page.set_default_timeout(60_000)
     return page
+
+
+LOOKS = {"light": ("light", 1120), "dark": ("dark", 1120), "narrow": ("light", 390)}
+
+
+def clean(page: Any, photographs: str = "") -> None:
+    """What a page shows at this moment fits, and is WCAG 2.2 AA, light, dark and narrow.
+
+    Without axe-playwright-python the width alone is looked at. `photographs` begins the name of
+    three files.
+    """
+    axe = importlib.util.find_spec("axe_playwright_python")
+    for look, (scheme, width) in LOOKS.items():
+        page.emulate_media(color_scheme=scheme)
+        page.set_viewport_size({"width": width, "height": 800})
+        where = f"{page.url}, {look}"
+        if photographs:
+            Path(photographs).parent.mkdir(parents=True, exist_ok=True)
+            page.screenshot(path=f"{photographs}-{look}.png")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, where
+        if axe is None or not axe.submodule_search_locations:
+            continue
+        if not page.evaluate("'axe' in window"):
+            script = Path(next(iter(axe.submodule_search_locations))) / "axe.min.js"
+            page.evaluate(script.read_text(encoding="utf-8"))
+        result = page.evaluate("tags => axe.run(document, {runOnly: tags})", [*TAGS])
+        assert len(result["passes"]) > 8  # it looked
+        wrong = json.dumps(result["violations"], indent=1)
+        assert result["violations"] == [], f"{where}: {wrong[:3000]}"

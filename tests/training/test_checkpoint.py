@@ -16,7 +16,8 @@ from support.writes import BRIEF, EXAMPLES, interrupted, same_adapter, tiny
 from lorewright.adapters.config import LoraConfig
 from lorewright.errors import ConfigError, StorageError
 from lorewright.models.model import Model
-from lorewright.training.checkpoint import CHECKPOINT, METRICS
+from lorewright.training import checkpoint
+from lorewright.training.checkpoint import CHECKPOINT, METRICS, PARTS
 from lorewright.training.config import Epoch, WriteConfig
 from lorewright.training.loop import write, write_all
 from lorewright.training.optimisers import OPTIMIZERS
@@ -135,3 +136,25 @@ def test_a_run_folder_that_cannot_be_made_is_a_storage_error(model: Model, tmp_p
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match="could not be written"):
         write(model, EXAMPLES, BRIEF, run=tmp_path / "file" / "run")
+
+
+def test_of_an_epoch_under_way_the_loss_of_the_part_that_is_done_is_stored(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("PARTS_SECONDS", "METRICS_SECONDS"):
+        monkeypatch.setattr(checkpoint, name, 0.0)
+    seen: list[dict[str, Any]] = []
+
+    def look(phase: str, done: int, total: int, note: str) -> None:
+        if (tmp_path / PARTS).exists():
+            seen.extend(json.loads((tmp_path / PARTS).read_text())["parts"])
+
+    written = write(model, EXAMPLES, replace(BRIEF, batch_size=2), run=tmp_path, advance=look)
+    assert not (tmp_path / PARTS).exists()
+    for epoch in written.epochs:
+        own = [part for part in seen if part["epoch"] == epoch.epoch]
+        shares = list(dict.fromkeys(part["done"] for part in own))
+        assert len(shares) > 1 and shares == sorted(shares) and shares[-1] == 1.0
+        assert own[-1]["loss_nats"] == epoch.loss_nats and own[0]["n_tokens"] < own[-1]["n_tokens"]
+    alone = write(model, EXAMPLES, replace(BRIEF, batch_size=2))
+    assert same_adapter(alone, written)

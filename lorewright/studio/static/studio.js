@@ -285,6 +285,12 @@ function begin(root) {
   root.querySelectorAll("[data-arrows]").forEach(board);
 }
 
+function complain(input, text) {
+  const place = document.getElementById(input.getAttribute("aria-describedby"));
+  place.textContent = text;
+  place.hidden = !text;
+}
+
 document.addEventListener("submit", submit);
 document.addEventListener("click", (event) => {
   const chip = event.target.closest("[data-question]");
@@ -319,7 +325,15 @@ document.addEventListener("change", async (event) => {
   if (input.dataset.take) { redraw(input.form); return; }
   if (!input.dataset.text || !input.files.length) return;
   const [file] = input.files, form = input.form;
-  form.elements[input.dataset.text].value = await file.text();
+  const most = Number(input.dataset.most), small = file.size <= most;
+  const text = small ? await file.text() : "";
+  const strange = /[\0\uFFFD]/.test(text), wrong = !small || strange;
+  const why = small
+    ? `${file.name} is no text in UTF-8; save it as one, or use the command lore write.`
+    : `${file.name} has ${file.size.toLocaleString("en")} bytes, of which ${most.toLocaleString("en")} can be sent; use the command lore write.`;
+  complain(input, wrong ? why : "");
+  if (wrong) { input.value = ""; return; }
+  form.elements[input.dataset.text].value = text;
   if (!form.elements.suffix) return;
   const suffix = file.name.slice(file.name.lastIndexOf(".")).toLowerCase();
   if ([...form.elements.suffix.options].some((each) => each.value === suffix)) form.elements.suffix.value = suffix;
