@@ -23,6 +23,9 @@ LESSON = "a course page on when LoRA adaptation fails, how to regularise and how
 THE_MEMO, SECTIONS, PAPERS, EDITS = "", "real_documents.json", "paperqa_3.json", "counterfact.json"
 """Files that studies read; the memo is packaged."""
 
+LEAST_UNSATURATED = 6
+"""Runs that a rank does not hold whole, from which a law can be wrong; what is whole fits any."""
+
 Summaries = Mapping[str, Summary]
 """By part of a study."""
 
@@ -137,6 +140,13 @@ def how_good_is_the_law(summaries: Summaries) -> str:
             clauses.append(f"at {noise} % random tokens it could not be fitted")
             continue
         scores, beyond = bounded["scores"], bounded.get("held_out", {})
+        n_open = bounded.get("unsaturated", {"n": 0})["n"]
+        if n_open < LEAST_UNSATURATED:
+            clauses.append(
+                f"at {noise} % random tokens {n_open} of {scores['n']} runs were not learnt whole, "
+                "too few to test it"
+            )
+            continue
         r2 = "" if scores["r2"] is None else f"R² {scores['r2']:.3f}, "
         error = f"error {scores['mape']:.1%}" if scores["mape"] is not None else "no error"
         far = f", {beyond['mape']:.1%} beyond" if beyond.get("mape") is not None else ""

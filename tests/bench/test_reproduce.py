@@ -99,6 +99,17 @@ def test_a_merge_is_free_only_where_the_worse_off_source_loses_at_most_a_fifth()
     assert "a fifth with refine" in one and "with mean it loses more" in one
 
 
+def test_a_law_of_texts_that_were_all_learnt_whole_is_no_result() -> None:
+    def law(n_open: int) -> str:
+        bounded: dict[str, Any] = {"scores": {"n": 50, "r2": 0.999, "mape": 0.01}}
+        bounded |= {"unsaturated": {"n": n_open}} if n_open else {}
+        summary = {"law": {"100": {"report": {"laws": {"bounded": bounded}}}}}
+        return studies.how_good_is_the_law({"longcontext": summary})
+
+    assert "0 of 50 runs were not learnt whole" in law(0) and "R²" not in law(3)
+    assert "R² 0.999, error 1.0%" in law(40)
+
+
 def test_without_its_file_a_study_is_refused_and_all_leaves_it_out(
     sets: Path, tmp_path: Path, lore: Lore
 ) -> None:
