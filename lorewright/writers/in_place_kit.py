@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from lorewright.adapters.adapter import HALVES
 from lorewright.adapters.config import LoraConfig
 from lorewright.adapters.lowrank import Factors
-from lorewright.adapters.targets import DOWN, named, resolve_targets
+from lorewright.adapters.targets import DOWN, sites_named
 from lorewright.models.model import Model
 from lorewright.writers.adapter import AdapterState, reduced
 from lorewright.writers.kit import Kit
@@ -102,20 +102,19 @@ class InPlaceKit:
     def leave(
         self, model: Model, kit: Kit, states: Tensors, rank: int
     ) -> tuple[State, dict[str, Any]]:
-        """ΔW at a rank, by QR and SVD of its thin factors."""
+        """ΔW at the rank nearest to it, see `reduced`."""
         changes = {
-            name: Factors(
-                states[name + HALVES[1]][0].double(), states[name + HALVES[0]][0].double()
-            )
+            name: Factors(states[name + HALVES[1]][0], states[name + HALVES[0]][0])
             for name in names_of(states)
         }
-        lora = LoraConfig(rank, targets=named(model.network, DOWN))
+        targets = tuple(dict.fromkeys(name.rpartition(".")[2] for name in changes))
+        lora = LoraConfig(rank, targets=targets)
         adapter, held = reduced(model, changes, lora)
         return AdapterState(adapter), {"energy_by_rank": held}
 
 
 def _names(model: Model) -> tuple[str, ...]:
-    return resolve_targets(model.network, named(model.network, DOWN)).names
+    return tuple(site.name for site in sites_named(model.network, DOWN))
 
 
 def centred(values_MTX: Tensor, pieces: Pieces) -> Tensor:

@@ -22,6 +22,7 @@ SMALL = Methods(
     facts=(1,),
     control_facts=(1,),
     sources=2,
+    quick_sources=2,
     epochs=1,
     parts=("write",),
 )
