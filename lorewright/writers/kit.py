@@ -15,6 +15,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ class Kit:
     about: Mapping[str, Any] = field(default_factory=dict)
     """Seed, steps, seconds, recalls: what a card says."""
 
-    @property
+    @cached_property
     def id(self) -> str:
         """Digest of method, options and tensors in the precision of the file, 16 hex digits."""
         hasher = hashlib.sha256(json.dumps([self.method, dict(self.options)]).encode())
