@@ -49,7 +49,7 @@ from lorewright.recall.statistics import clustered_interval, mcnemar, wilson
 from lorewright.reports.tables import Table
 from lorewright.training.config import WriteConfig
 from lorewright.writers import queries
-from lorewright.writers.methods import WRITERS, writer_of
+from lorewright.writers.methods import LEARNED, WRITERS, writer_of
 
 LORA = "gradient"
 BASE, FULL = "base", "text in the prompt"
@@ -69,8 +69,10 @@ USUAL: dict[str, tuple[str, ...]] = {
 
 Sizes are such that most have a LoRA row of about as many bytes.
 """
-QUICK = 0.2
-"""Seconds; a training that is over so soon is written of as many sources as what reads text."""
+KITS = "kits"
+"""Stands for every method with a kit, and the LoRA rows that are near to them."""
+NEAR_KITS = ("gradient@8", "gradient@1", "gradient@8:0.1s")
+"""Of about as many bytes as what a kit leaves, and of about as many seconds."""
 WRITE, OVERWRITE, CUT, READ = "write", "overwrite", "cut", "read"
 PART_NAMES = (WRITE, OVERWRITE, CUT, READ)
 MEANING = (
@@ -99,7 +101,8 @@ class Methods:
     """A base: pocket, a folder, a .gguf file, or a name on the hub."""
     methods: tuple[str, ...] = ()
     """NAME, NAME@SIZE, NAME@RANK/TARGET, each with *FACTOR of the usual rate or :SECONDSs behind
-    it; empty = every one there is, with LoRA at several budgets."""
+    it; kits = all that need one, and LoRA near them; empty = every one there is, with LoRA at
+    several budgets."""
     facts: tuple[int, ...] = (1, 2, 4, 8, 16, 24)
     """Facts of a source."""
     sources: int = 40
@@ -107,7 +110,9 @@ class Methods:
     questions: int = 960
     """Facts of each size in all, at most, two sources at least: large sources are fewer."""
     quick_sources: int = 40
-    """Sources of each size for what is written at once: what reads text, and LoRA of 0.2 s."""
+    """Sources of each size for what is written at once, because it reads text."""
+    quick_questions: int = 960
+    """Facts of each size in all, at most, for these."""
     kits: tuple[str, ...] = ()
     """Files or folders of kits that have rows of their own beside the base's."""
     controls: tuple[str, ...] = (SHUFFLED, BLANK, *kitted.CONTROLS)
@@ -155,7 +160,7 @@ class Methods:
             )
         kitted.files_in(self.kits)
         least = {"sources": 1, "questions": 1, "epochs": 1, "seeds": 1, "skip": 0}
-        least |= {"quick_sources": 1}
+        least |= {"quick_sources": 1, "quick_questions": 1}
         least |= {"overwrite_facts": 1, "read_facts": 1}
         for name, lowest in least.items():
             if vars(self)[name] < lowest:
@@ -164,7 +169,11 @@ class Methods:
     @property
     def specs(self) -> tuple[str, ...]:
         """The ways of writing, in the order of the table."""
-        return self.methods or usual_methods()
+        given = self.methods or usual_methods()
+        if KITS not in given:
+            return given
+        wanted = (*(each for each in given if each != KITS), *LEARNED, *NEAR_KITS)
+        return tuple(dict.fromkeys(wanted))
 
     def n_sources(self, n_facts: int) -> int:
         """Sources of a size: as many as are wanted, the questions allow and the file has."""
@@ -173,7 +182,8 @@ class Methods:
 
     def n_quick(self, n_facts: int) -> int:
         """Sources of a size for what is written at once."""
-        return max(self.n_sources(n_facts), min(self.quick_sources, self._n_there(n_facts)))
+        allowed = min(self.quick_sources, -(-self.quick_questions // n_facts))
+        return max(self.n_sources(n_facts), min(allowed, self._n_there(n_facts)))
 
     def _n_there(self, n_facts: int) -> int:
         data = located(self.data) if self.data else ""
@@ -245,7 +255,7 @@ Own = Iterator[tuple[dict[str, Any], int]]
 
 def _writes(config: Methods, n_facts: int, base_digest: str) -> Own:
     for method in (BASE, FULL):
-        yield {"method": method, "control": OWN}, config.n_quick(n_facts)
+        yield {"method": method, "control": OWN}, config.n_sources(n_facts)
     for method in config.specs:
         reads = writer_of(Spec.of(method).name, WriteConfig()).reads
         for how, n_sources, possible in _variants(config, method, n_facts, base_digest):
@@ -272,7 +282,7 @@ def _variants(
         if not own:
             yield {}, 1, ()
         return
-    quick = writer.reads == "text" or (spec.seconds is not None and spec.seconds <= QUICK)
+    quick = writer.reads == "text"
     n_sources = config.n_quick(n_facts) if quick else config.n_sources(n_facts)
     yield {}, n_sources, (SHUFFLED, BLANK)
 
