@@ -214,10 +214,10 @@ def marked(
 ) -> dict[str, Any]:
     """Scores of parts of a sheet, by name; what is to be retained has no text before it."""
     alike = [name for name in parts if name != RETAINED]
-    asked = [getattr(sheet, name) for name in alike]
-    flat = iter(scores(model, [each for own in asked for each in own], state, before))
+    groups = [getattr(sheet, name) for name in alike]
+    flat = iter(scores(model, [each for own in groups for each in own], state, before))
     marks: dict[str, Any] = {
-        name: [next(flat) for _ in own] for name, own in zip(alike, asked, strict=True)
+        name: [next(flat) for _ in own] for name, own in zip(alike, groups, strict=True)
     }
     return marks | {n: scores(model, sheet.retained, state) for n in parts if n == RETAINED}
 
