@@ -18,7 +18,7 @@ from lorewright.errors import ConfigError, DataError
 from lorewright.models.model import Model
 from lorewright.writers import kit as kits
 from lorewright.writers.kit import SHIPPED, SUFFIX
-from lorewright.writers.methods import WRITERS
+from lorewright.writers.methods import LEARNED, WRITERS
 
 SMALL = Methods(
     methods=("gradient@2", "in-place@2", "prompt@2"),
@@ -107,6 +107,21 @@ def test_by_default_every_method_there_is_has_a_row_in_every_part() -> None:
     for part in ("write", "overwrite"):
         assert {Spec.of(job["method"]).name for job in todo if _writes(job, part)} == {*WRITERS}
     assert {job["facts"] for job in todo if job["part"] == "write"} == {*config.facts}
+
+
+def test_kits_stands_for_every_method_with_one_and_for_lora_near_them() -> None:
+    assert Methods(methods=("kits",)).specs == (*LEARNED, *methods.NEAR_KITS)
+    assert Methods(methods=("ia3", "kits", "perk")).specs[:3] == ("ia3", "perk", "gradmem")
+
+
+def test_what_reads_text_is_written_of_more_sources_than_what_trains() -> None:
+    config = Methods(sources=3, questions=16, quick_sources=40, quick_questions=64)
+    assert [config.n_sources(n) for n in (1, 4, 8, 24)] == [3, 3, 2, 2]
+    assert [config.n_quick(n) for n in (1, 4, 8, 24)] == [40, 16, 8, 3]
+    assert replace(config, quick_questions=960).n_quick(24) == 20, "the file has no more"
+    todo = methods.jobs(replace(config, facts=(4,), control_facts=(4,), parts=("write",)), "")
+    n = {name: sum(job["method"] == name for job in todo) for name in ("in-place@8", "prompt@16")}
+    assert n == {"in-place@8": 16 * 3, "prompt@16": 3 * 2}, "own, shuffled, and blank for text"
 
 
 def _writes(job: dict[str, Any], part: str) -> bool:
