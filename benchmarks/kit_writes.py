@@ -1,11 +1,12 @@
-"""How long a write with a kit takes, after the kit is loaded: the handbook's pages, one by one.
+"""How long a write that reads text takes, after the kit is loaded: the test documents, one by one.
 
     python benchmarks/kit_writes.py [--repeats 5] [--model pocket]
 
-Prints, for every method whose kit is here, the median over the packaged test documents (8 facts
-each, the page as text) and repeats, and the slowest tenth: of the seconds that `lore write` reports,
-from text to a state without loading and verdict, and of the processor's seconds for a whole call,
-loading the kit included, which other programs on the machine do not lengthen as much.
+Prints, for in-place without a kit and for every method whose kit is here, the median over the
+packaged test documents (8 facts each, the page as text) and repeats, and the slowest tenth, in
+milliseconds on one core: of the time that `lore write` reports, from text to a state without
+loading and verdict, and of the processor's time for it, which other programs on the machine do not
+lengthen as much.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from lorewright.knowledge.data import Document, Knowledge
 from lorewright.models.model import Model
 from lorewright.training.config import WriteConfig
 from lorewright.training.watch import Watch
+from lorewright.writers import kit as kits
+from lorewright.writers.learned import Learned
 from lorewright.writers.methods import LEARNED, writer_of
 from lorewright.writers.writer import Material
 
@@ -38,6 +41,8 @@ def pages(n: int) -> Iterator[Knowledge]:
 def seconds(model: Model, method: str, n: int, repeats: int) -> list[tuple[float, float]]:
     """Wall and processor of every write, the first of all left out."""
     writer = writer_of(method, WriteConfig())
+    if isinstance(writer, Learned):
+        writer = Learned(writer.method, writer.config, kits.find(model, method))
     taken = []
     for _ in range(repeats):
         for knowledge in pages(n):
@@ -56,7 +61,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     model = Model.load(args.model)
-    for method in LEARNED:
+    for method in ("in-place", *LEARNED):
         try:
             taken = seconds(model, method, args.documents, args.repeats)
         except ConfigError as error:
@@ -65,7 +70,10 @@ def main() -> None:
         row: dict[str, float] = {"n": len(taken)}
         for name, each in zip(("wall", "processor"), zip(*taken, strict=True), strict=True):
             cuts = statistics.quantiles(each, n=10)
-            row |= {f"{name} median": round(cuts[4], 4), f"{name} p90": round(cuts[8], 4)}
+            row |= {
+                f"{name} median": round(1e3 * cuts[4], 1),
+                f"{name} p90": round(1e3 * cuts[8], 1),
+            }
         print(f"{method:14s} {json.dumps(row)}")
 
 

@@ -12,10 +12,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+ENOUGH = 1e-4
+"""Of the largest squared singular value: above it float32 tells the vectors of a Gram matrix from
+its rounding, which is of the order of 1e-7."""
+
 
 @dataclass(frozen=True, eq=False)
 class Factors:
-    """A weight change as a product B_OR @ A_RI in float64, scale and weight folded into B."""
+    """A weight change as a product B_OR @ A_RI, scale and weight folded into B.
+
+    In float64, but for what a text leaves in float32.
+    """
 
     B_OR: Tensor
     A_RI: Tensor
@@ -34,6 +41,14 @@ def truncate(change: Factors | Tensor, rank: int) -> Factors:
 
     Paper: the core is that of Core Space merging, arXiv 2509.17786.
     """
+    return decomposed(change, rank)[0]
+
+
+def decomposed(change: Factors | Tensor, rank: int) -> tuple[Factors, list[float]]:
+    """What `truncate` and `energies` give, by one decomposition.
+
+    A dense change in float32 stays in it where that is enough for its first singular vectors.
+    """
     if isinstance(change, Factors):
         U_OR, sigma_R, V_IR = core_svd(change)
         square_R, before = sigma_R.square(), change.share
@@ -41,15 +56,19 @@ def truncate(change: Factors | Tensor, rank: int) -> Factors:
         flat = change.shape[0] <= change.shape[1]
         wide = change if flat else change.T
         square_R, vectors = torch.linalg.eigh(wide @ wide.T)
+        if change.dtype == torch.float32 and square_R[-rank:][0] < ENOUGH * square_R[-1]:
+            wide = wide.double()
+            square_R, vectors = torch.linalg.eigh(wide @ wide.T)
         square_R, vectors = square_R.flip(0).clamp(min=0), vectors.flip(1)[:, :rank]
         other = wide.T @ vectors
         sigma_R, before = other.norm(dim=0), 1.0
         other = other / torch.where(sigma_R > 0, sigma_R, 1.0)
         U_OR, V_IR = (vectors, other) if flat else (other, vectors)
-    total = square_R.sum().item()
-    share = min(1.0, square_R[:rank].sum().item() / total) if total > 0 else 1.0
+    shares = _shares(square_R)
+    share = shares[min(rank, len(shares)) - 1] if square_R.any() else 1.0
     root_R = sigma_R[:rank].sqrt()
-    return Factors(U_OR[:, :rank] * root_R, root_R[:, None] * V_IR[:, :rank].T, before * share)
+    halved = Factors(U_OR[:, :rank] * root_R, root_R[:, None] * V_IR[:, :rank].T, before * share)
+    return halved, shares
 
 
 def core_svd(change: Factors) -> tuple[Tensor, Tensor, Tensor]:
@@ -80,6 +99,11 @@ def energies(change: Factors | Tensor) -> list[float]:
     else:
         wide = change if change.shape[0] <= change.shape[1] else change.T
         square_R = torch.linalg.eigvalsh(wide @ wide.T).flip(0).clamp(min=0)
+    return _shares(square_R)
+
+
+def _shares(square_R: Tensor) -> list[float]:
+    """Of the squared norm what the largest 1, 2, … squared singular values hold."""
     total = square_R.sum().clamp(min=torch.finfo(square_R.dtype).tiny)
     shares: list[float] = (square_R.cumsum(0) / total).clamp(max=1.0).tolist()
     return shares

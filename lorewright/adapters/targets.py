@@ -136,6 +136,15 @@ def named(model: nn.Module, spellings: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in spellings if name in there) or tuple(spellings[:1])
 
 
+def sites_named(model: nn.Module, spellings: Sequence[str]) -> tuple[Site, ...]:
+    """The layers that `named` spellings name, by one look at the network.
+
+    Raises TargetsNotFound where no spelling occurs.
+    """
+    sites = tuple(each for each in survey(model)[0] if each.projection.split(".")[-1] in spellings)
+    return sites or resolve_targets(model, spellings[:1]).sites
+
+
 def text_decoder(model: nn.Module) -> nn.Module:
     """Return the part of the model that writes text; the model itself if it does not say."""
     while isinstance(model, _Language):

@@ -9,11 +9,13 @@ in the prompt. Who reads text gets the facts as prose, who trains the lesson, wh
     blank      a write of a page without facts, for who reads text; who trains has nothing to
                train then and is the base
     other      the facts' own write under the questions of another source
+    untrained, plain start      for methods with a kit, see `kitted`
 
 Beside recall stand the questions that are to be declined, what the base answers and still shall,
 the seconds of the write and the bytes of the state. Every method is compared on the same questions
-with the LoRA adapters nearest to it in bytes and in seconds. A method that needs a kit and finds
-none, and a write that comes to nothing, has a row that says so.
+with the LoRA adapters nearest to it in bytes and in seconds. A method that needs a kit and has
+none, and a write that comes to nothing, has a row that says so. What is written in milliseconds, by
+a kit above all, is written of more sources than what trains.
 
 Sources of one size share no fact, so that they are independent; intervals resample sources first.
 """
@@ -26,25 +28,37 @@ from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any
 
-from lorewright.bench import cutting, exact, overwriting, reading
+from lorewright.bench import cutting, exact, kitted, overwriting, reading
 from lorewright.bench.sets import located
 from lorewright.bench.sources import sources
 from lorewright.bench.tables import NOTHING, counted, figure, spelt
 from lorewright.bench.task import Done, Figure, Summary, Task, sweep
-from lorewright.bench.written import BLANK, OWN, SHUFFLED, Spec, attempt, marked, sheet_of
+from lorewright.bench.written import (
+    BLANK,
+    OWN,
+    PARTS,
+    SHUFFLED,
+    Spec,
+    attempt,
+    marked,
+    sheet_of,
+)
 from lorewright.errors import ConfigError, DataError
 from lorewright.models.model import Model
 from lorewright.recall.statistics import clustered_interval, mcnemar, wilson
 from lorewright.reports.tables import Table
 from lorewright.training.config import WriteConfig
 from lorewright.writers import queries
-from lorewright.writers.methods import WRITERS, writer_of
+from lorewright.writers.methods import LEARNED, WRITERS, writer_of
 
 LORA = "gradient"
 BASE, FULL = "base", "text in the prompt"
 """Rows without a write: nothing known, and the source read with every question."""
 USUAL: dict[str, tuple[str, ...]] = {
-    LORA: ("gradient@8", "gradient@64", "gradient@1", "gradient@1/down_proj", "gradient@8:1s"),
+    LORA: (
+        *("gradient@8", "gradient@64", "gradient@1", "gradient@1/down_proj"),
+        *("gradient@8:1s", "gradient@8:0.1s"),
+    ),
     "full": ("full@64",),
     "in-place": ("in-place@8",),
     "prompt": ("prompt@16",),
@@ -55,8 +69,10 @@ USUAL: dict[str, tuple[str, ...]] = {
 
 Sizes are such that most have a LoRA row of about as many bytes.
 """
-PARTS = ("held", "trained", "other", "declined", "retained")
-"""Of a sheet, with intervals."""
+KITS = "kits"
+"""Stands for every method with a kit, and the LoRA rows that are near to them."""
+NEAR_KITS = ("gradient@8", "gradient@1", "gradient@8:0.1s")
+"""Of about as many bytes as what a kit leaves, and of about as many seconds."""
 WRITE, OVERWRITE, CUT, READ = "write", "overwrite", "cut", "read"
 PART_NAMES = (WRITE, OVERWRITE, CUT, READ)
 MEANING = (
@@ -67,7 +83,7 @@ MEANING = (
 )
 COMPARED = (
     "like bytes, like seconds: recall less that of the LoRA row nearest in bytes or in seconds, "
-    "and McNemar's p on the same questions."
+    "and McNemar's p on the same questions, whose number stands behind it where it is less than n."
 )
 
 
@@ -85,15 +101,22 @@ class Methods:
     """A base: pocket, a folder, a .gguf file, or a name on the hub."""
     methods: tuple[str, ...] = ()
     """NAME, NAME@SIZE, NAME@RANK/TARGET, each with *FACTOR of the usual rate or :SECONDSs behind
-    it; empty = every one there is, with LoRA at several budgets."""
+    it; kits = all that need one, and LoRA near them; empty = every one there is, with LoRA at
+    several budgets."""
     facts: tuple[int, ...] = (1, 2, 4, 8, 16, 24)
     """Facts of a source."""
     sources: int = 40
     """Sources of each size, at most."""
     questions: int = 960
     """Facts of each size in all, at most, two sources at least: large sources are fewer."""
-    controls: tuple[str, ...] = (SHUFFLED, BLANK)
-    """Writes beside the facts' own: shuffled, blank."""
+    quick_sources: int = 40
+    """Sources of each size for what is written at once, because it reads text."""
+    quick_questions: int = 960
+    """Facts of each size in all, at most, for these."""
+    kits: tuple[str, ...] = ()
+    """Files or folders of kits that have rows of their own beside the base's."""
+    controls: tuple[str, ...] = (SHUFFLED, BLANK, *kitted.CONTROLS)
+    """Writes beside the facts' own: shuffled, blank, and with a kit untrained, plain start."""
     control_facts: tuple[int, ...] = (1, 4)
     """Sizes of source at which the controls are written."""
     epochs: int = 40
@@ -130,9 +153,14 @@ class Methods:
         if not self.parts or not {*self.parts} <= {*PART_NAMES}:
             raise ConfigError(f"parts are {list(self.parts)}; use some of {', '.join(PART_NAMES)}.")
         queries.Tuning(self.read_steps, lr=self.read_lr)  # checks them
-        if unknown := [name for name in self.controls if name not in (SHUFFLED, BLANK)]:
-            raise ConfigError(f"control {unknown[0]!r} is unknown; use {SHUFFLED} or {BLANK}.")
+        possible = (SHUFFLED, BLANK, *kitted.CONTROLS)
+        if unknown := [name for name in self.controls if name not in possible]:
+            raise ConfigError(
+                f"control {unknown[0]!r} is unknown; use some of {', '.join(possible)}."
+            )
+        kitted.files_in(self.kits)
         least = {"sources": 1, "questions": 1, "epochs": 1, "seeds": 1, "skip": 0}
+        least |= {"quick_sources": 1, "quick_questions": 1}
         least |= {"overwrite_facts": 1, "read_facts": 1}
         for name, lowest in least.items():
             if vars(self)[name] < lowest:
@@ -141,13 +169,25 @@ class Methods:
     @property
     def specs(self) -> tuple[str, ...]:
         """The ways of writing, in the order of the table."""
-        return self.methods or usual_methods()
+        given = self.methods or usual_methods()
+        if KITS not in given:
+            return given
+        wanted = (*(each for each in given if each != KITS), *LEARNED, *NEAR_KITS)
+        return tuple(dict.fromkeys(wanted))
 
     def n_sources(self, n_facts: int) -> int:
         """Sources of a size: as many as are wanted, the questions allow and the file has."""
         allowed = max(2, -(-self.questions // n_facts))
+        return min(self.sources, allowed, self._n_there(n_facts))
+
+    def n_quick(self, n_facts: int) -> int:
+        """Sources of a size for what is written at once."""
+        allowed = min(self.quick_sources, -(-self.quick_questions // n_facts))
+        return max(self.n_sources(n_facts), min(allowed, self._n_there(n_facts)))
+
+    def _n_there(self, n_facts: int) -> int:
         data = located(self.data) if self.data else ""
-        return min(self.sources, allowed, len(sources(data, n_facts, self.skip)))
+        return len(sources(data, n_facts, self.skip))
 
 
 def quick(config: Methods) -> Methods:
@@ -162,6 +202,7 @@ def quick(config: Methods) -> Methods:
         read_steps=2,
         cut=("gradient@8",),
         sources=2,
+        quick_sources=2,
         epochs=3,
     )
 
@@ -181,6 +222,7 @@ def jobs(config: Methods, base_digest: str) -> list[dict[str, Any]]:
     """Return a job for every source, method, control and seed, and for what needs no write.
 
     All sizes go forward together, so that what an interrupted sweep has done is a smaller one.
+    Writes with a kit do not depend on a seed.
     """
     check(config)
     how = {"model": config.model, "base": base_digest, "epochs": config.epochs}
@@ -188,47 +230,78 @@ def jobs(config: Methods, base_digest: str) -> list[dict[str, Any]]:
     return [
         how | {"part": part, "facts": n, "source": number, "seed": seed} | own
         for part in config.parts
-        for n, number in _placed(config, SIZES[part](config))
+        for n, number, own in _placed(config, part, base_digest)
         for seed in range(config.seeds)
-        for own in ROWS[part](config, n)
-        if seed == 0 or own.get("method") not in (BASE, FULL)
+        if seed == 0 or not (own.get("method") in (BASE, FULL) or "kit_id" in own)
     ]
 
 
-def _placed(config: Methods, sizes: Sequence[int]) -> list[tuple[int, int]]:
-    placed = [(k / config.n_sources(n), n, k) for n in sizes for k in range(config.n_sources(n))]
-    return [(n, number) for _, n, number in sorted(placed)]
+def _placed(
+    config: Methods, part: str, base_digest: str
+) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    """Size, number of a source and what distinguishes a job, all jobs of a source together."""
+    rows = {n: list(ROWS[part](config, n, base_digest)) for n in SIZES[part](config)}
+    most = {n: max((each for _, each in own), default=0) for n, own in rows.items()}
+    places = sorted((k / m, size, k) for size, m in most.items() for k in range(m))
+    for _, n, number in places:
+        for own, n_sources in rows[n]:
+            if number < n_sources:
+                yield n, number, own
 
 
-Own = Iterator[dict[str, Any]]
-"""What distinguishes the jobs of one source."""
+Own = Iterator[tuple[dict[str, Any], int]]
+"""What distinguishes the jobs of one source, and how many sources have such a job."""
 
 
-def _writes(config: Methods, n_facts: int) -> Own:
-    yield {"method": BASE, "control": OWN}
-    yield {"method": FULL, "control": OWN}
+def _writes(config: Methods, n_facts: int, base_digest: str) -> Own:
+    for method in (BASE, FULL):
+        yield {"method": method, "control": OWN}, config.n_sources(n_facts)
     for method in config.specs:
         reads = writer_of(Spec.of(method).name, WriteConfig()).reads
-        yield {"method": method, "control": OWN}
-        for control in config.controls if n_facts in config.control_facts else ():
-            if control != BLANK or reads == "text":
-                yield {"method": method, "control": control}
+        for how, n_sources, possible in _variants(config, method, n_facts, base_digest):
+            yield {"method": method, "control": OWN} | how, n_sources
+            for control in config.controls if n_facts in config.control_facts else ():
+                if control in possible and (control != BLANK or reads == "text"):
+                    yield {"method": method, "control": control} | how, n_sources
 
 
-def _overwrites(config: Methods, n_facts: int) -> Own:
+def _variants(
+    config: Methods, method: str, n_facts: int, base_digest: str
+) -> Iterator[tuple[dict[str, Any], int, tuple[str, ...]]]:
+    """What a method is written with, of how many sources, and the controls it may have.
+
+    Without a kit, where one is needed, a single write says so.
+    """
+    spec = Spec.of(method)
+    writer = writer_of(spec.name, WriteConfig())
+    if writer.trained_offline:
+        own = kitted.kits_of(spec.name, base_digest, config.kits)
+        for kit in own:
+            controls = kitted.CONTROLS if kit.starts else (kitted.UNTRAINED,)
+            yield dict(kit.job), config.n_quick(n_facts), (SHUFFLED, BLANK, *controls)
+        if not own:
+            yield {}, 1, ()
+        return
+    quick = writer.reads == "text"
+    n_sources = config.n_quick(n_facts) if quick else config.n_sources(n_facts)
+    yield {}, n_sources, (SHUFFLED, BLANK)
+
+
+def _overwrites(config: Methods, n_facts: int, base_digest: str) -> Own:
     for method in config.specs:
         if Spec.of(method).seconds is None:
-            for way in overwriting.ways_of(method):
-                yield {"method": method, "way": way}
+            for how, n_sources, _ in _variants(config, method, n_facts, base_digest):
+                for way in overwriting.ways_of(method):
+                    yield {"method": method, "way": way} | how, n_sources
 
 
-def _cuts(config: Methods, n_facts: int) -> Own:
+def _cuts(config: Methods, n_facts: int, base_digest: str) -> Own:
     for method in config.cut:
-        yield {"method": method}
+        yield {"method": method}, config.n_sources(n_facts)
 
 
-def _reads(config: Methods, n_facts: int) -> Own:
-    yield {"steps": config.read_steps, "lr": config.read_lr}
+def _reads(config: Methods, n_facts: int, base_digest: str) -> Own:
+    yield {"steps": config.read_steps, "lr": config.read_lr}, config.n_sources(n_facts)
 
 
 SIZES: dict[str, Callable[[Methods], Sequence[int]]] = {
@@ -237,7 +310,7 @@ SIZES: dict[str, Callable[[Methods], Sequence[int]]] = {
     CUT: lambda config: config.cut_facts,
     READ: lambda config: (config.read_facts,),
 }
-ROWS: dict[str, Callable[[Methods, int], Own]] = {
+ROWS: dict[str, Callable[[Methods, int, str], Own]] = {
     WRITE: _writes,
     OVERWRITE: _overwrites,
     CUT: _cuts,
@@ -282,7 +355,8 @@ def summarise(config: Methods, done: Done) -> dict[str, Any]:
     entries = []
     for (method, n, control), own in groups.items():
         entry: dict[str, Any] = {"method": method, "facts": n, "control": control}
-        entries.append(entry | _about(method) | measured([record for _, record in own]))
+        about = _about(own[0][0])
+        entries.append(entry | about | measured([record for _, record in own]))
     for entry in entries:
         if entry["control"] == OWN and entry["method"] not in (BASE, FULL):
             entry["compared"] = _compared(entry, entries, groups)
@@ -305,10 +379,14 @@ def summarise(config: Methods, done: Done) -> dict[str, Any]:
 
 
 def grouped(done: Done, *keys: str) -> dict[tuple[Any, ...], Pairs]:
-    """Jobs with their records by some fields of the job, in order of appearance."""
+    """Jobs with their records by some fields of the job, in order of appearance.
+
+    A method is named with its kit, where one was given.
+    """
     groups: dict[tuple[Any, ...], list[tuple[dict[str, Any], dict[str, Any]]]] = {}
     for job, record in done:
-        groups.setdefault(tuple(job[key] for key in keys), []).append((job, record))
+        named = {**job, "method": kitted.row_of(job)} if "method" in job else job
+        groups.setdefault(tuple(named[key] for key in keys), []).append((job, record))
     return {key: tuple(own) for key, own in groups.items()}
 
 
@@ -331,19 +409,20 @@ def _read_entries(done: Done) -> list[dict[str, Any]]:
     return entries
 
 
-def _about(method: str) -> dict[str, Any]:
-    """What a method reads and leaves, and whether that merges and exports."""
+def _about(job: Mapping[str, Any]) -> dict[str, Any]:
+    """What a job's method reads and leaves, whether that merges and exports, and its kit."""
+    method = job["method"]
     if method in (BASE, FULL):
         return {"reads": NOTHING if method == BASE else "text", "leaves": NOTHING, "merges": False}
     writer = writer_of(Spec.of(method).name, WriteConfig())
     about = {"reads": writer.reads, "leaves": writer.leaves, "merges": writer.exports}
-    return about | {"kit": writer.trained_offline}
+    return about | {"kit": writer.trained_offline, "kit_id": job.get("kit_id")}
 
 
 def measured(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Shares with intervals, the medians of what a write takes, and why some came to nothing."""
     whole = [record for record in records if "failed" not in record]
-    shares = {part: share([record[part] for record in whole]) for part in PARTS}
+    shares = {part: share([record.get(part, ()) for record in whole]) for part in PARTS}
     medians = {
         key: median(values) if (values := [r[key] for r in whole if r[key] is not None]) else None
         for key in ("seconds", "bytes")
@@ -415,6 +494,10 @@ def tables(summary: Summary) -> Iterator[Table]:
     entries, config = summary["entries"], summary["config"]
     if entries:
         yield _overview(summary)
+        if any(entry["control"] in kitted.CONTROLS for entry in entries):
+            yield kitted.controls_table(entries, config["controls"])
+        if spread := kitted.spread_table(entries, config["facts"]):
+            yield spread
         for n in config["facts"]:
             yield _table(summary, [entry for entry in entries if entry["facts"] == n], n)
     if summary[OVERWRITE]:
@@ -439,7 +522,7 @@ def _table(summary: Summary, entries: Sequence[Mapping[str, Any]], n_facts: int)
                 *(spelt(each and each["held"]) for each in (shuffled, blank)),
                 *(spelt(entry[part]) for part in ("other", "declined", "retained")),
                 *(_spent(entry, "seconds", 1), _spent(entry, "bytes", 1000)),
-                *(_against(entry, key) for key in ("bytes", "seconds")),
+                *(_against(entry, key, entry["held"]["n"]) for key in ("bytes", "seconds")),
             )
         )
     head = (
@@ -464,11 +547,12 @@ def _spent(entry: Mapping[str, Any], key: str, unit: float) -> str:
     )
 
 
-def _against(entry: Mapping[str, Any], key: str) -> str:
+def _against(entry: Mapping[str, Any], key: str, n: int) -> str:
     rival = entry.get("compared", {}).get(key)
     if not rival or rival["difference"] is None:
         return NOTHING
-    return f"{rival['difference']:+.2f}, p {rival['p']:.2g} ({rival['with']})"
+    fewer = f" n={rival['n']}" if rival["n"] < n else ""
+    return f"{rival['difference']:+.2f}, p {rival['p']:.2g} ({rival['with']}){fewer}"
 
 
 def _missing(entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -497,9 +581,19 @@ def _overview(summary: Summary) -> Table:
         f"{size}: {max(e['held']['n'] for e in own if e['facts'] == size)}" for size in sizes
     )
     head = ("method", "reads", *(f"{n}" for n in sizes), "kB")
-    notes = (f"Questions by number of facts: {n}. Intervals are 95 %, resampled by source.",)
+    trained = [e for e in own if e["method"] not in (BASE, FULL) and e["reads"] == "lesson"]
+    fewer = ", ".join(
+        f"{size}: {max((e['held']['n'] for e in trained if e['facts'] == size), default=0)}"
+        for size in sizes
+    )
+    notes = [f"Questions by number of facts: {n}. Intervals are 95 %, resampled by source."]
+    if trained and fewer != n:
+        notes.append(f"Those of what trains on a lesson: {fewer}.")
+    notes += [*kitted.identities(own), *dict.fromkeys(_missing(own))]
     return Table(
-        "Recall by the number of facts", head, tuple(rows), notes, n_keys=2, stacked=("facts", "")
+        *("Recall by the number of facts", head, tuple(rows), tuple(notes)),
+        n_keys=2,
+        stacked=("facts", ""),
     )
 
 
@@ -527,5 +621,5 @@ TASK = Task(
     tables,
     figures,
     check=check,
-    flags={"methods": "--method", "controls": "--control", "parts": "--part"},
+    flags={"methods": "--method", "controls": "--control", "parts": "--part", "kits": "--kit"},
 )

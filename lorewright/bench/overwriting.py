@@ -85,6 +85,7 @@ def attempt(model: Model, job: Mapping[str, Any]) -> dict[str, Any]:
 
 def _twice(model: Model, job: Mapping[str, Any], first: Source, second: Source) -> State:
     spec, how = Spec.of(job["method"]), {"seed": job["seed"], "epochs": job["epochs"]}
+    how["file"] = job.get("kit", "")
     if job["way"] == STREAM:
         pages = Document("first", first.text), Document("second", second.text)
         return written(model, spec, second, text=Knowledge(pages), **how)[0]

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lorewright.adapters.config import LoraConfig
+from lorewright.bench.kitted import changed
 from lorewright.bench.sources import Source, shuffled, sources
 from lorewright.errors import AdapterError, ConfigError, LorewrightError, ModelError
 from lorewright.knowledge.data import Document, Knowledge
@@ -39,7 +40,9 @@ from lorewright.models.model import Model
 from lorewright.recall.verify import known_beforehand
 from lorewright.training.config import WriteConfig
 from lorewright.training.watch import Watch
-from lorewright.writers.methods import load_state, usual_lr, writer_of
+from lorewright.writers.kit import Kit
+from lorewright.writers.learned import Learned
+from lorewright.writers.methods import LEARNED, load_state, usual_lr, writer_of
 from lorewright.writers.tensors import KIND
 from lorewright.writers.writer import Cost, Material, State, prove
 
@@ -50,6 +53,9 @@ N_DECLINED, N_RETAINED, N_PAGE = 8, 12, 8
 """At most so many questions of either kind, and facts of the page that is to be read."""
 ANSWER_TOKENS = 24
 NEUTRAL = Knowledge((Document("neutral", "This page was left empty on purpose."),))
+HELD, RETAINED = "held", "retained"
+PARTS = (HELD, "trained", "other", "declined", RETAINED)
+"""Of a sheet."""
 Share = Callable[[Sequence[Sequence[float]]], dict[str, Any]]
 """Scores by source to a mean with its interval."""
 _SPEC = re.compile(
@@ -199,12 +205,21 @@ def scores(
     return [score(model, output, each.answers) for output, each in pairs]
 
 
-def marked(model: Model, sheet: Sheet, state: State | None, before: str = "") -> dict[str, Any]:
-    """Scores of every part of a sheet, by its name."""
-    return {
-        name: scores(model, questions, state, "" if name == "retained" else before)
-        for name, questions in vars(sheet).items()
+def marked(
+    model: Model,
+    sheet: Sheet,
+    state: State | None,
+    before: str = "",
+    parts: Sequence[str] = PARTS,
+) -> dict[str, Any]:
+    """Scores of parts of a sheet, by name; what is to be retained has no text before it."""
+    alike = [name for name in parts if name != RETAINED]
+    groups = [getattr(sheet, name) for name in alike]
+    flat = iter(scores(model, [each for own in groups for each in own], state, before))
+    marks: dict[str, Any] = {
+        name: [next(flat) for _ in own] for name, own in zip(alike, groups, strict=True)
     }
+    return marks | {n: scores(model, sheet.retained, state) for n in parts if n == RETAINED}
 
 
 # -- a write -------------------------------------------------------------------------------------
@@ -225,21 +240,26 @@ def written(
     seed: int = 0,
     epochs: int,
     text: Knowledge | None = None,
+    file: str = "",
+    kit: Kit | None = None,
 ) -> tuple[State, Cost]:
     """Write a source in one way; the state as it comes back from disk, proved to do something.
 
-    Readers of text get the source's prose, or another text. Raises what the writer raises,
+    Readers of text get the source's prose, or another text; a method with a kit takes that of a
+    file, or `kit`, whose state needs do nothing. Raises what the writer raises,
     ConfigError for a kit that is missing, AdapterError for a state that came back changed, NoEffect
     and ModelError as `writers.writer.prove`.
     """
-    config = settings(model, spec, seed, epochs)
+    config = replace(settings(model, spec, seed, epochs), kit=file)
     writer = writer_of(spec.name, config)
+    if kit:
+        writer = Learned(LEARNED[spec.name], config, kit)
     lesson = lesson_of(model, source, seed)
     material = Material(NEUTRAL if control == BLANK else text or source.prose)
     if writer.reads == "lesson":
         material = Material(source.taught, lesson.examples, lesson.rehearsal)
     state, cost = writer.write(model, material, seed=seed, run=None, watch=Watch())
-    return from_disk(model, state, lesson), cost
+    return from_disk(model, state, lesson, proved=kit is None), cost
 
 
 def settings(model: Model, spec: Spec, seed: int, epochs: int) -> WriteConfig:
@@ -249,8 +269,10 @@ def settings(model: Model, spec: Spec, seed: int, epochs: int) -> WriteConfig:
     return replace(config, lora=replace(config.lora, seed=seed))
 
 
-def from_disk(model: Model, state: State, lesson: Lesson) -> State:
+def from_disk(model: Model, state: State, lesson: Lesson, *, proved: bool = True) -> State:
     """A state as it comes back from disk, proved to move logits and to leave the base as it was.
+
+    Not `proved`: a control that may change nothing, which is what it is there to show.
 
     Raises AdapterError for one that came back changed, and as `writers.writer.prove`.
     """
@@ -260,13 +282,17 @@ def from_disk(model: Model, state: State, lesson: Lesson) -> State:
         stored = load_state(place)
     if stored.id != state.id:
         raise AdapterError(f"a state of kind {state.kind!r} came back from disk changed.")
-    first = lesson.examples[0]
-    prove(stored, model, first.prompt, first.completion)
+    if proved:
+        first = lesson.examples[0]
+        prove(stored, model, first.prompt, first.completion)
     return stored
 
 
 def attempt(model: Model, job: Mapping[str, Any]) -> dict[str, Any]:
-    """Write and ask as a job says; a write that comes to nothing is a record with `failed`."""
+    """Write and ask as a job says; a write that comes to nothing is a record with `failed`.
+
+    A control has the questions in words that were not trained, and no more.
+    """
     where = (job["data"], job["facts"], job["source"], job["skip"])
     sheet = sheet_of(model, *where)
     spec, source = Spec.of(job["method"]), source_for(*where, job["control"])
@@ -278,6 +304,8 @@ def attempt(model: Model, job: Mapping[str, Any]) -> dict[str, Any]:
             control=job["control"],
             seed=job["seed"],
             epochs=job["epochs"],
+            file=job.get("kit", ""),
+            kit=changed(model, job),
         )
     except (AdapterError, ConfigError, ModelError) as error:
         return {"failed": sentence(error)}
@@ -286,7 +314,7 @@ def attempt(model: Model, job: Mapping[str, Any]) -> dict[str, Any]:
         "epochs": cost.n_epochs,
         "seconds": round(cost.seconds, 4),
         "bytes": state.size_bytes,
-        **marked(model, sheet, state),
+        **marked(model, sheet, state, parts=PARTS if job["control"] == OWN else (HELD,)),
     }
 
 

@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lorewright.adapters.adapter import HALVES
 from lorewright.files import load_jsonl
 from lorewright.kits.stream import TEST_DOCUMENTS
 from lorewright.knowledge.data import Document, Fact, Knowledge
@@ -107,7 +108,7 @@ def examined(
         path = folder / "kit.safetensors"
         kit.save(path)
         untrained = folder / "untrained.safetensors"
-        _untrained(model, kit).save(untrained)
+        as_before_training(model, kit).save(untrained)
         for size in sizes:
             sources = sources_of(size, n_documents)
             for n, source in enumerate(sources):
@@ -130,11 +131,22 @@ def examined(
     return rows
 
 
-def _untrained(model: Model, kit: Kit) -> Kit:
+def as_before_training(model: Model, kit: Kit) -> Kit:
+    """The kit of the same options before its first step."""
     import torch
 
     start = LEARNED[kit.method].start(model, kit.options, torch.Generator().manual_seed(0))
     return replace(kit, tensors=start, about={})
+
+
+def without_its_start(model: Model, kit: Kit) -> Kit:
+    """The kit with random A and zero B in the place of its first A and B; all else as learnt.
+
+    Of a method without a first A and B it is the kit as it was.
+    """
+    plain = as_before_training(model, kit).tensors
+    tensors = {name: plain[name] if name.endswith(HALVES) else w for name, w in kit.tensors.items()}
+    return replace(kit, tensors=tensors, about={})
 
 
 def _write(model: Model, method: str, kit: Path, knowledge: Knowledge, folder: Path) -> None:

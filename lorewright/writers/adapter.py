@@ -19,10 +19,14 @@ from torch import Tensor
 from lorewright.adapters import adapter as adapters
 from lorewright.adapters.adapter import HALVES, Adapter, short_targets
 from lorewright.adapters.config import LoraConfig
-from lorewright.adapters.lowrank import Factors, energies, halves, truncate
+from lorewright.adapters.lowrank import Factors, decomposed, halves
 from lorewright.adapters.proof import check_effect, validate
 from lorewright.models.model import Model
 
+MANY = 2
+"""Factors whose inner side, times this, is as long as the smaller side of their product are
+multiplied: the eigenvectors of a Gram matrix are then cheaper than two QR decompositions and an SVD
+(192 x 512, one core)."""
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 """Ranks whose share of a weight change is reported."""
 
@@ -74,17 +78,19 @@ def reduced(
 ) -> tuple[Adapter, list[dict[str, float]]]:
     """The adapter of a rank that is nearest to weight changes, and what each rank holds of them.
 
-    Changes by module, as factors or dense (O, I), in float64; `lora` names the rank and exactly
+    Changes by module, as factors or dense (O, I), in float64, or in float32 where that is what a
+    text left; `lora` names the rank and exactly
     these modules. The second value is, by rank, the least share of the squared Frobenius norm of
     any module. The adapter's scale is 1.
     """
     names, rank = tuple(changes), lora.rank
+    cut = {name: decomposed(_cheaper(change), rank) for name, change in changes.items()}
     tensors = {
         name + half: each
-        for name, change in changes.items()
-        for half, each in zip(HALVES, halves(truncate(change, rank), rank), strict=True)
+        for name, (change, _) in cut.items()
+        for half, each in zip(HALVES, halves(change, rank), strict=True)
     }
-    shares = [energies(change) for change in changes.values()]
+    shares = [share for _, share in cut.values()]
     ranks = sorted({*RANKS, rank} & {*range(1, 1 + max(map(len, shares)))})
     held = [
         {"rank": r, "share": round(min(share[min(r, len(share)) - 1] for share in shares), 6)}
@@ -93,3 +99,14 @@ def reduced(
     short = short_targets(model.network, names, lora.layers)
     config = LoraConfig(rank, rank, lora.targets, lora.layers)
     return Adapter(config, tensors, model.name, model.digest, {}, short), held
+
+
+def _cheaper(change: Factors | Tensor) -> Factors | Tensor:
+    """A change in the form that is decomposed sooner: factors of many columns as their product."""
+    if isinstance(change, Tensor) or MANY * len(change.A_RI) < min(_shape(change)):
+        return change
+    return change.B_OR @ change.A_RI
+
+
+def _shape(change: Factors) -> tuple[int, int]:
+    return change.B_OR.shape[0], change.A_RI.shape[1]

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lorewright.adapters.adapter import HALVES
-from lorewright.adapters.targets import DOWN, named, resolve_targets
+from lorewright.adapters.targets import DOWN, sites_named
 from lorewright.models.model import Model
 from lorewright.writers.adapter import AdapterState
 from lorewright.writers.in_place_kit import noting, unit
@@ -64,7 +64,7 @@ class DocToLora:
     ) -> dict[str, Tensor]:
         """Random matrices and latents; B's scales are zero."""
         H, R = int(options["width"]), int(options["rank"])
-        sites = resolve_targets(model.network, named(model.network, DOWN)).sites
+        sites = sites_named(model.network, DOWN)
         D = model.network.config.get_text_config().hidden_size
 
         def drawn(*shape: int) -> Tensor:
@@ -89,7 +89,7 @@ class DocToLora:
 
     def states(self, model: Model, kit: Kit, pieces: Pieces) -> dict[str, Tensor]:
         """A (N, R, I) and B (N, O, R) of every down projection, pieces side by side."""
-        names = resolve_targets(model.network, named(model.network, DOWN)).names
+        names = tuple(site.name for site in sites_named(model.network, DOWN))
         with torch.no_grad(), noting(model, names) as noted, _streams(model, names) as streams:
             hidden(model, pieces.ids_MT)
         E_LMTD = torch.stack([streams[name] for name in names])

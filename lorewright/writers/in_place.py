@@ -83,7 +83,8 @@ class InPlace:
         names = resolve_targets(model.network, targets, lora.layers).names
         fast = FastWeights(self.config.lr, names)
         absorb(model, fast, rows, self.config.size)
-        adapter, held = reduced(model, fast.factors(), lora)
+        changes = {k: Factors(c.B_OR.float(), c.A_RI.float()) for k, c in fast.factors().items()}
+        adapter, held = reduced(model, changes, lora)
         n_tokens = sum(map(len, rows))
         cost = Cost("written", time.monotonic() - started, "transformers", n_tokens=n_tokens)
         return AdapterState(adapter), replace(cost, about={"energy_by_rank": held})

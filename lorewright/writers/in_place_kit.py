@@ -11,8 +11,8 @@ Paper: In-Place Test-Time Training, arXiv 2604.06169, which trains the whole net
 the text in the context and has no K. Departures: the base is frozen, the kit is trained on answers
 with the text gone, and K, which starts at the identity, decides what is looked up by what.
 
-Shape letters: N documents, M rows, T tokens of a row, S tokens of a document, D width (and
-out-features), I in-features of a down projection.
+Shape letters: N documents, M rows, T tokens of a row, R real tokens of all rows, S tokens of a
+document, D width (and out-features), I in-features of a down projection.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from lorewright.adapters.adapter import HALVES
 from lorewright.adapters.config import LoraConfig
 from lorewright.adapters.lowrank import Factors
-from lorewright.adapters.targets import DOWN, named, resolve_targets
+from lorewright.adapters.targets import DOWN, sites_named
 from lorewright.models.model import Model
 from lorewright.writers.adapter import AdapterState, reduced
 from lorewright.writers.kit import Kit
@@ -76,7 +76,7 @@ class InPlaceKit:
         names = _names(model)
         with torch.no_grad(), noting(model, names) as noted:
             hidden(model, pieces.ids_MT)
-        place = places(pieces)
+        place, real_MT = places(pieces), pieces.mask_MT.bool()
         factors: dict[str, Tensor] = {}
         for name in names:
             x_MTD, h_MTI = noted[name]
@@ -85,12 +85,12 @@ class InPlaceKit:
             c_MDT = F.conv1d(
                 (x_MTD * mask_MT1).mT, conv_DT[:, None], padding=TAPS // 2, groups=len(conv_DT)
             )
-            t_MTD = F.linear(c_MDT.mT, kit.tensors[name + VALUES]) * mask_MT1
-            k_MTI = centred(unit(h_MTI), pieces)
+            t_RD = F.linear(c_MDT.mT[real_MT], kit.tensors[name + VALUES])
+            k_RI = centred(unit(h_MTI), pieces)[real_MT]
             if name + KEYS in kit.tensors:
-                k_MTI = F.linear(k_MTI, kit.tensors[name + KEYS])
-            factors[name + HALVES[0]] = gathered(k_MTI * mask_MT1, pieces, place)
-            factors[name + HALVES[1]] = gathered(t_MTD, pieces, place).mT
+                k_RI = F.linear(k_RI, kit.tensors[name + KEYS])
+            factors[name + HALVES[0]] = in_order(k_RI, pieces, place)
+            factors[name + HALVES[1]] = in_order(t_RD, pieces, place).mT
         return factors
 
     def on(
@@ -102,20 +102,19 @@ class InPlaceKit:
     def leave(
         self, model: Model, kit: Kit, states: Tensors, rank: int
     ) -> tuple[State, dict[str, Any]]:
-        """ΔW at a rank, by QR and SVD of its thin factors."""
+        """ΔW at the rank nearest to it, see `reduced`."""
         changes = {
-            name: Factors(
-                states[name + HALVES[1]][0].double(), states[name + HALVES[0]][0].double()
-            )
+            name: Factors(states[name + HALVES[1]][0], states[name + HALVES[0]][0])
             for name in names_of(states)
         }
-        lora = LoraConfig(rank, targets=named(model.network, DOWN))
+        targets = tuple(dict.fromkeys(name.rpartition(".")[2] for name in changes))
+        lora = LoraConfig(rank, targets=targets)
         adapter, held = reduced(model, changes, lora)
         return AdapterState(adapter), {"energy_by_rank": held}
 
 
 def _names(model: Model) -> tuple[str, ...]:
-    return resolve_targets(model.network, named(model.network, DOWN)).names
+    return tuple(site.name for site in sites_named(model.network, DOWN))
 
 
 def centred(values_MTX: Tensor, pieces: Pieces) -> Tensor:
@@ -166,8 +165,13 @@ def places(pieces: Pieces) -> Tensor:
 
 def gathered(values_MTX: Tensor, pieces: Pieces, place_MT: Tensor) -> Tensor:
     """Values of the documents' tokens in order (N, S, X), zero behind the last."""
+    return in_order(values_MTX[pieces.mask_MT.bool()], pieces, place_MT)
+
+
+def in_order(values_RX: Tensor, pieces: Pieces, place_MT: Tensor) -> Tensor:
+    """Values of the real tokens, row after row, by document and place (N, S, X)."""
     real_MT = pieces.mask_MT.bool()
     size = int(place_MT[real_MT].max()) + 1
-    out = values_MTX.new_zeros(pieces.n_documents, size, values_MTX.shape[-1])
+    out = values_RX.new_zeros(pieces.n_documents, size, values_RX.shape[-1])
     owner_MT = pieces.owner_M[:, None].expand_as(place_MT)
-    return out.index_put((owner_MT[real_MT], place_MT[real_MT]), values_MTX[real_MT])
+    return out.index_put((owner_MT[real_MT], place_MT[real_MT]), values_RX)

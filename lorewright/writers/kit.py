@@ -15,6 +15,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,11 @@ from lorewright.models.model import Model
 SHIPPED = Path(__file__).parent / "shipped"
 SUFFIX = ".kit.safetensors"
 METADATA = "kit"
+NONE_SHIPS = {
+    "gradmem": "None ships, for trainings of up to 200 steps recalled nothing; its paper has tens "
+    "of thousands."
+}
+"""Why, for methods of which that is so."""
 N_DIGEST = 12
 """Hex digits of a base's digest in the name of a kit's file."""
 
@@ -46,7 +52,7 @@ class Kit:
     about: Mapping[str, Any] = field(default_factory=dict)
     """Seed, steps, seconds, recalls: what a card says."""
 
-    @property
+    @cached_property
     def id(self) -> str:
         """Digest of method, options and tensors in the precision of the file, 16 hex digits."""
         hasher = hashlib.sha256(json.dumps([self.method, dict(self.options)]).encode())
@@ -138,6 +144,12 @@ def paths() -> Iterator[Path]:
         yield from sorted(folder.glob(f"*{SUFFIX}"))
 
 
+def usual_path(method: str, base_digest: str) -> Path | None:
+    """The kit of a base that is taken where none is named: the user's own, or the shipped one."""
+    name = cached_path(method, base_digest)
+    return next((each for each in (name, SHIPPED / name.name) if each.is_file()), None)
+
+
 def find(model: Model, method: str, path: str = "") -> Kit:
     """The kit in a file, or that of this base in the user's cache, or the shipped one.
 
@@ -146,14 +158,14 @@ def find(model: Model, method: str, path: str = "") -> Kit:
     if path:
         kit = load(Path(path))
     else:
-        name = cached_path(method, model.digest)
-        usual = [each for each in (name, SHIPPED / name.name) if each.is_file()]
+        usual = usual_path(method, model.digest)
         if not usual:
+            why = f" {NONE_SHIPS[method]}" if method in NONE_SHIPS else ""
             raise ConfigError(
                 f"method {method!r} needs a kit, which is trained once for a base, and there is "
                 f"none for {model.name!r}; train one: lore kit train {method} --model "
-                f"{model.name}, or give its file with --kit."
+                f"{model.name}, or give its file with --kit.{why}"
             )
-        kit = load(usual[0])
+        kit = load(usual)
     kit.check(model, method)
     return kit

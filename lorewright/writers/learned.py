@@ -86,6 +86,8 @@ class Learned:
 
     method: Method
     config: WriteConfig
+    kit: Kit | None = None
+    """In the place of the file that the settings name."""
 
     reads: Literal["text", "lesson"] = "text"
     needs_context = False
@@ -134,7 +136,7 @@ class Learned:
         text. The seconds are those after the kit was loaded.
         """
         watch.step(f"reading with the kit of {self.name}")
-        kit = kits.find(model, self.name, self.config.kit)
+        kit = self.kit or kits.find(model, self.name, self.config.kit)
         started = time.monotonic()
         with torch.no_grad():
             pieces = pieces_of(model, [material.knowledge], int(kit.options[PIECE]))

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 from lorewright.adapters.adapter import HALVES, Adapter, short_targets
 from lorewright.adapters.config import LoraConfig
-from lorewright.adapters.targets import DOWN, named, resolve_targets
+from lorewright.adapters.targets import DOWN, sites_named
 from lorewright.models.model import Model
 from lorewright.writers.adapter import AdapterState
 from lorewright.writers.kit import Kit
@@ -72,7 +72,7 @@ class Perk:
     ) -> dict[str, Tensor]:
         """Random A, zero B, equal rates, equal weights."""
         rank, tensors = int(options["rank"]), dict[str, Tensor]()
-        sites = resolve_targets(model.network, named(model.network, DOWN)).sites
+        sites = sites_named(model.network, DOWN)
         for site in sites:
             A_RI = torch.randn(rank, site.n_in, generator=generator) / site.n_in**0.5
             tensors |= {site.name + HALVES[0]: A_RI}

@@ -15,13 +15,17 @@ from lorewright.bench.sources import shuffled, sources
 from lorewright.bench.task import run
 from lorewright.bench.written import OWN, SHUFFLED, Spec
 from lorewright.errors import ConfigError, DataError
-from lorewright.writers.methods import WRITERS
+from lorewright.models.model import Model
+from lorewright.writers import kit as kits
+from lorewright.writers.kit import SHIPPED, SUFFIX
+from lorewright.writers.methods import LEARNED, WRITERS
 
 SMALL = Methods(
     methods=("gradient@2", "in-place@2", "prompt@2"),
     facts=(1,),
     control_facts=(1,),
     sources=2,
+    quick_sources=2,
     epochs=1,
     parts=("write",),
 )
@@ -105,6 +109,21 @@ def test_by_default_every_method_there_is_has_a_row_in_every_part() -> None:
     assert {job["facts"] for job in todo if job["part"] == "write"} == {*config.facts}
 
 
+def test_kits_stands_for_every_method_with_one_and_for_lora_near_them() -> None:
+    assert Methods(methods=("kits",)).specs == (*LEARNED, *methods.NEAR_KITS)
+    assert Methods(methods=("ia3", "kits", "perk")).specs[:3] == ("ia3", "perk", "gradmem")
+
+
+def test_what_reads_text_is_written_of_more_sources_than_what_trains() -> None:
+    config = Methods(sources=3, questions=16, quick_sources=40, quick_questions=64)
+    assert [config.n_sources(n) for n in (1, 4, 8, 24)] == [3, 3, 2, 2]
+    assert [config.n_quick(n) for n in (1, 4, 8, 24)] == [40, 16, 8, 3]
+    assert replace(config, quick_questions=960).n_quick(24) == 20, "the file has no more"
+    todo = methods.jobs(replace(config, facts=(4,), control_facts=(4,), parts=("write",)), "")
+    n = {name: sum(job["method"] == name for job in todo) for name in ("in-place@8", "prompt@16")}
+    assert n == {"in-place@8": 16 * 3, "prompt@16": 3 * 2}, "own, shuffled, and blank for text"
+
+
 def _writes(job: dict[str, Any], part: str) -> bool:
     return job["part"] == part and job["method"] not in (BASE, FULL)
 
@@ -128,6 +147,61 @@ def test_every_row_has_n_and_an_interval(swept: tuple[Path, dict[str, Any]]) -> 
     assert ("in-place@2", "blank") in controls and ("prompt@2", "blank") not in controls
     rival = entries["prompt@2"]["compared"]["bytes"]
     assert rival["with"] == "gradient@2" and rival["n"] == 2
+
+
+@pytest.fixture(scope="module")
+def with_kits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("kits")
+    own = kits.load(SHIPPED / kits.cached_path("perk", Model.load("pocket").digest).name)
+    for seed in (1, 2):
+        own.save(folder / f"perk-{seed}{SUFFIX}")
+    config = replace(
+        SMALL,
+        methods=("perk", "delta", "gradmem", "gradient@2"),
+        kits=(str(folder),),
+        quick_sources=4,
+    )
+    return run(TASK, config, folder / "out")
+
+
+def test_a_method_has_a_row_for_every_kit_and_its_controls(with_kits: dict[str, Any]) -> None:
+    entries = own(with_kits)
+    named = ["perk", "perk (perk-1)", "perk (perk-2)"]
+    assert [*entries] == [BASE, FULL, *named, "delta", "gradmem", "gradient@2"]
+    assert [entries[name]["held"]["n"] for name in (*named, "delta")] == [4] * 4
+    assert entries["gradient@2"]["held"]["n"] == 2 == entries["perk"]["compared"]["bytes"]["n"]
+    assert entries[named[1]]["kit_id"] == entries["perk"]["kit_id"] != entries["delta"]["kit_id"]
+    assert entries[named[1]]["held"] == entries["perk"]["held"]
+    held = {(e["method"], e["control"]): e["held"] for e in with_kits["entries"]}
+    assert held["perk", OWN]["mean"] > held["perk", "plain start"]["mean"] == 0
+    assert held["perk", "untrained"]["mean"] == held["delta", "untrained"]["mean"] == 0
+    assert ("delta", "plain start") not in held, "it has no first A and B"
+    assert held["delta", "blank"]["n"] == held["delta", SHUFFLED]["n"] == 4
+
+
+def test_a_method_without_a_kit_has_a_row_that_says_why(with_kits: dict[str, Any]) -> None:
+    entry = own(with_kits)["gradmem"]
+    assert (entry["n_writes"], entry["n_failed"], entry["held"]["mean"]) == (1, 1, None)
+    overview, *_ = TASK.tables(with_kits)
+    assert any(row[0] == "gradmem" for row in overview.rows)
+    (note,) = [note for note in overview.notes if "gradmem" in note]
+    assert "None ships, for trainings of up to 200 steps recalled nothing" in note
+
+
+def test_controls_and_the_spread_between_kits_have_tables(with_kits: dict[str, Any]) -> None:
+    tables = {table.title: table for table in TASK.tables(with_kits)}
+    controls = tables["Recall with a kit beside its controls"]
+    assert [row[0] for row in controls.rows] == ["perk", "perk (perk-1)", "perk (perk-2)", "delta"]
+    (row,) = tables["Between kits of one method"].rows
+    assert row[:2] == ("perk", "2")
+    mean, low, high = row[2].replace(", ", " to ").split(" to ")
+    assert mean == low == high, "the same kit twice"
+
+
+def test_a_kit_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / f"none{SUFFIX}"):
+        with pytest.raises(ConfigError, match="is no kit and no folder of kits"):
+            Methods(kits=(str(path),))
 
 
 def test_its_tables_name_every_method_and_its_figure_is_drawn(
