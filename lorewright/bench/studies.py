@@ -329,9 +329,9 @@ STUDIES: dict[str, Study] = {
                 "longcontext",
                 {
                     "parts": ("law",),
-                    "ranks": (1, 2, 4, 8, 16),
-                    "lengths": (16, 24, 32, 48, 64),
-                    "noise": (0, 100),
+                    "ranks": (1, 2, 3, 4, 6),
+                    "lengths": (32, 64, 96, 128, 192),
+                    "noise": (100,),  # texts that a rank does not hold whole
                     "documents": 2,
                     "steps": 200,
                 },
@@ -344,8 +344,8 @@ STUDIES: dict[str, Study] = {
             Published("held out", "not measured", ""),
         ),
         "Ranks 1 to 512 and lengths to 10,000 there, one document, all layers; here the second "
-        "projection of one feed-forward layer, which some dozen tokens fill, several texts, each "
-        "with its own first A, and scores on larger ranks and lengths than were fitted.",
+        "projection of one feed-forward layer, which a hundred random tokens fill, several texts, "
+        "each with its own first A, and scores on larger ranks and lengths than were fitted.",
         how_good_is_the_law,
     ),
     "failures": Study(
