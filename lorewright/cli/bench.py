@@ -89,7 +89,7 @@ def command_of(name: str) -> TyperCommand:
     task = load(name)
     flags = {each.name: Flag(task.flags.get(each.name, "")) for each in fields(task.config)}
     group = Group(task.config, flags, fixed=task.fixed)
-    usual = next(each.default for each in fields(task.config) if each.name == "model")
+    usual = str(next(each.default for each in fields(task.config) if each.name == "model"))
 
     def command(
         config: Any,
