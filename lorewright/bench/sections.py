@@ -257,8 +257,8 @@ def rows_with_text(
     model: Model, state: State, section: Section, probes: Sequence[Probe]
 ) -> list[dict[str, Any]]:
     """What the memory answers with the section in the prompt, read by the base and by itself."""
-    asked = [probe for probe in probes if probe.kind in KINDS]
-    ways = [(arm, probe) for arm in PROMPTED[1:] for probe in asked]
+    chosen = [probe for probe in probes if probe.kind in KINDS]
+    ways = [(arm, probe) for arm in PROMPTED[1:] for probe in chosen]
     text = (section.document.text,)
     readings = [Reading(probe.question, section.id, arm, text) for arm, probe in ways]
     replies = read(model, readings, lambda name: state)
@@ -336,9 +336,9 @@ def tables(summary: Summary) -> Iterator[Table]:
     arms = (*own, "base", *prompted)
     rows = []
     for name, kinds in summary["groups"].items():
-        asked = kinds.get("paraphrase", {})
-        n = str(asked.get("memory", {}).get("n", 0))
-        cells = [spelt(asked.get(arm)) if asked else NOTHING for arm in arms]
+        recall = kinds.get("paraphrase", {})
+        n = str(recall.get("memory", {}).get("n", 0))
+        cells = [spelt(recall.get(arm)) if recall else NOTHING for arm in arms]
         declined = [spelt(kinds.get("unknown", {}).get(arm)) for arm in own]
         others = [spelt(kinds.get(kind, {}).get(MEMORY)) for kind in KINDS[2:]]
         rows.append((name, n, *cells, *declined, *others))
