@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorewright.errors import ConfigError, DataError, UnknownMemory, WrongBase
+from lorewright.errors import ConfigError, DataError, StorageError, UnknownMemory, WrongBase
 from lorewright.files import (
     LOCK_FILE,
     dump_jsonl,
@@ -366,6 +366,10 @@ def readable(path: Path) -> dict[str, Any]:
         return read_object(path, "delete it") if path.is_file() else {}
     except DataError:
         return {}
+    except StorageError:
+        if path.is_file():
+            raise
+        return {}  # gone since
 
 
 def _misshapen(content: Mapping[str, Any]) -> str:

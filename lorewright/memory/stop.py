@@ -5,6 +5,7 @@ Loads no model: the request is a file in the run, which the write looks for afte
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from lorewright.errors import ConfigError, UnknownMemory
@@ -36,11 +37,17 @@ def current_run(folder: Folder) -> Path | None:
     if not open_runs or not is_locked(folder.path):
         return None
     # one that was resumed is older than others that were left, and its files are newer
+    return max(open_runs, key=_changed)
 
-    def changed(run: Path) -> float:
-        return max((path.stat().st_mtime for path in run.iterdir()), default=0.0)
 
-    return max(open_runs, key=changed)
+def _changed(run: Path) -> float:
+    """When a file of a run changed last; those that are replaced meanwhile are passed over."""
+    times = [0.0]
+    with suppress(OSError):
+        for path in run.iterdir():
+            with suppress(FileNotFoundError):
+                times.append(path.stat().st_mtime)
+    return max(times)
 
 
 def resumable(folder: Folder) -> list[Path]:

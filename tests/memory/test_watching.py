@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.commands import Lore, refused
@@ -13,7 +14,7 @@ from lorewright.files import load_jsonl
 from lorewright.knowledge.data import Fact, Knowledge
 from lorewright.knowledge.lesson import LessonConfig
 from lorewright.memory.diagnose import known_of
-from lorewright.memory.folder import Folder
+from lorewright.memory.folder import Folder, readable
 from lorewright.memory.memory import Memory
 from lorewright.memory.stop import current_run, stop
 from lorewright.models.model import Model
@@ -125,3 +126,29 @@ def test_a_run_that_nobody_writes_is_not_the_current_one(tmp_path: Path) -> None
     folder = Folder(tmp_path / "other")
     folder.new_run("left", {"name": "left"})
     assert current_run(folder) is None
+
+
+BASE = {"id": "pocket", "digest": "d"}
+
+
+def test_files_that_are_replaced_meanwhile_do_not_hide_the_run(tmp_path: Path) -> None:
+    folder = Folder(tmp_path / "other")
+    run = folder.new_run("busy", {"name": "busy"})
+    (run / ".part.json.tmp").symlink_to(run / "gone")  # listed, and no more there when looked at
+    with folder.writing(BASE):
+        assert current_run(folder) == run
+    assert readable(run / ".part.json.tmp") == {}
+
+
+def test_a_file_that_goes_while_it_is_read_is_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "part.json"
+    path.write_text("{}")
+
+    def read(path: Path, **about: Any) -> str:
+        path.unlink()
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(Path, "read_text", read)
+    assert readable(path) == {}
