@@ -220,14 +220,15 @@ def test_digest_ignores_key_order_and_sees_values() -> None:
 
 def test_save_json_keeps_order_and_text_and_takes_dataclasses(tmp_path: Path) -> None:
     path = tmp_path / "new" / "record.json"
-    files.save_json({"b": "Größe", "a": [1, None], "p": Fact("f", "Who?", "Ann")}, path)
+    fact = Fact("f", "Who?", "Ann")
+    files.save_json({"b": "Größe", "a": [1, None], "p": fact, "m": MappingProxyType({})}, path)
     stored = json.loads(path.read_text(encoding="utf-8"))
-    assert list(stored) == ["b", "a", "p"] and stored["p"]["question"] == "Who?"
+    assert list(stored) == ["b", "a", "p", "m"] and stored["p"]["question"] == "Who?"
     assert "Größe" in path.read_text(encoding="utf-8")
     assert [p.name for p in path.parent.iterdir()] == ["record.json"]
 
 
-@pytest.mark.parametrize("bad", [float("nan"), {1, 2}, MappingProxyType({}), "\ud800"])
+@pytest.mark.parametrize("bad", [float("nan"), {1, 2}, object(), "\ud800"])
 def test_what_json_cannot_hold_is_refused_and_the_old_file_stays(
     tmp_path: Path, bad: object
 ) -> None:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import itertools
 import multiprocessing
+import os
 import queue
 import signal
 import threading
@@ -25,6 +26,8 @@ from typing import Any
 
 from lorewright.errors import ConfigError, LorewrightError
 
+NICE = 10
+"""How much the work gives way to what else the processors have to do, where they are short."""
 MOST_WAITING = 16
 """Orders that may wait; further ones are refused."""
 
@@ -182,6 +185,8 @@ class Worker:
 def work(folder: str, base: str, pipe: Connection) -> None:
     """Do orders until the pipe closes; runs in the process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's, which ends this one
+    if hasattr(os, "nice"):
+        os.nice(NICE)  # pages and browser come first: they need little, and somebody waits
     from lorewright.studio.verbs import VERBS, Bench
 
     def report(kind: str, content: object) -> None:

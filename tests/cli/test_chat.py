@@ -93,7 +93,7 @@ def test_no_question_is_no_failure(piped: Any, end: bytes) -> None:
 @pytest.mark.parametrize(
     ("options", "kind", "words"),
     [
-        ("--mode loud", "ConfigError", "use one of auto, closed, open, hybrid, full"),
+        ("--mode loud", "ConfigError", "use one of auto, closed, open, read, hybrid, full"),
         ("--name x", "UnknownMemory", "phones, tide"),
         ("--false-activation 2", "ConfigError", "false-activation rate is 2.0"),
     ],
