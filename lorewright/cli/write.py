@@ -126,6 +126,11 @@ def write(
             preset=preset,
             watch=watch,
         )
+    _end(outcome, as_json=as_json)
+
+
+def _end(outcome: Outcome, *, as_json: bool) -> None:
+    """Print what a write came to; exit code 1 when nothing is recalled."""
     if as_json:
         print_json(outcome.to_json())
     else:
@@ -244,12 +249,7 @@ def resume(
     memory = Memory.open(folder, model or None, create=False)
     with watching(console) as watch:
         outcome = memory.resume(run, watch=watch)
-    if as_json:
-        print_json(outcome.to_json())
-    else:
-        _print_outcome(outcome)
-    if not outcome.report.recalls:
-        raise typer.Exit(Exit.FAILED)
+    _end(outcome, as_json=as_json)
 
 
 COMMANDS = (write, add, stop, resume)
