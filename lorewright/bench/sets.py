@@ -8,7 +8,8 @@
                   question a row
 
 A file is JSON (a list, or an object with ``data``) or JSON lines; rows of one text are joined;
-other keys are ignored. Knows shapes; nothing of models or of what is done with texts.
+other keys are ignored. Where no file is given, edits are the packaged ones: statements of our own
+in CounterFact's shape. Knows shapes; nothing of models or of what is done with texts.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ from lorewright.errors import ConfigError, DataError
 from lorewright.files import digest, jsonl_rows, read_text
 
 HUB = "hub"
+PACKAGED = ""
+"""Stands for the file of a set that comes along."""
+EDITS = Path(__file__).parent / "edits.json"
+"""Statements of our own in CounterFact's shape."""
 PARTS = ("summary", "text")
 """What is read of a NarrativeQA document: the summary, or the whole book or script."""
 EASY, HARD = "easy", "hard"
@@ -71,7 +76,7 @@ class Text:
 
 @functools.lru_cache(maxsize=4)
 def edits(data: str, limit: int = 0) -> tuple[Edit, ...]:
-    """Return the first edits of a file or of the hub, all with 0.
+    """Return the first edits of a file, of the hub or of the packaged file, all with 0.
 
     Raises DataError for what has another shape, ConfigError for a hub that cannot be reached.
     """
@@ -108,7 +113,7 @@ def texts(name: str, data: str, limit: int = 0, part: str = PARTS[0]) -> tuple[T
 
 
 def limit_of(data: str, n: int) -> int:
-    """Return how much of a set its jobs read: of the hub `n`, of a file all.
+    """Return how much of a set its jobs read: of the hub `n`, of a file, packaged or not, all.
 
     So that a sweep over a file can be made longer and does only what is new.
     """
@@ -116,8 +121,10 @@ def limit_of(data: str, n: int) -> int:
 
 
 def located(data: str) -> str:
-    """Return data as it can be read from any folder: a file by its whole path, the hub as it is."""
-    return data if data.partition(":")[0] == HUB else str(Path(data).resolve())
+    """Return data as it can be read from any folder: a file by its whole path, others as given."""
+    if data == PACKAGED or data.partition(":")[0] == HUB:
+        return data
+    return str(Path(data).resolve())
 
 
 # -- rows ----------------------------------------------------------------------------------------
@@ -172,12 +179,21 @@ class _Row(NamedTuple):
 def _rows(name: str, data: str) -> Iterator[_Row]:
     """The rows of a file, or of the hub for ``hub``, ``hub:NAME`` and ``hub:NAME@SPLIT``."""
     kind, _, place = data.partition(":")
-    rows = _hub_rows(name, place) if kind == HUB else _file_rows(name, Path(data))
+    rows = _hub_rows(name, place) if kind == HUB else _file_rows(name, _file(name, data))
     first = next(rows, None)
     if first is None:
         raise DataError(f"{data} holds no rows; give at least one.")
     yield first
     yield from rows
+
+
+def _file(name: str, data: str) -> Path:
+    if data != PACKAGED:
+        return Path(data)
+    packaged = _SETS[name].packaged
+    if packaged is None:
+        raise ConfigError(f"{name} is not packaged; give --data FILE.")
+    return packaged
 
 
 def _file_rows(name: str, path: Path) -> Iterator[_Row]:
@@ -303,10 +319,12 @@ class _Published(NamedTuple):
     """The set's name in messages."""
     hub: str = ""
     split: str = ""
+    packaged: Path | None = None
+    """What is read where no file is given."""
 
 
 _SETS = {
-    "counterfact": _Published("CounterFact", "azhx/counterfact", "test"),
+    "counterfact": _Published("CounterFact", "azhx/counterfact", "test", EDITS),
     "paperqa": _Published("PaperQA"),
     "narrativeqa": _Published("NarrativeQA", "deepmind/narrativeqa", "test"),
     "quality": _Published("QuALITY", "tasksource/QuALITY", "validation"),
@@ -341,7 +359,8 @@ def units_of(job: Mapping[str, Any], units: Sequence[Any], called: str) -> list[
     """Return the units of a job; raises DataError if they are others than when it was made."""
     own = [units[i] for i in job[called]]
     if digest(own) != job["digest"]:
-        raise DataError(f"{job['data']} is not as it was when this sweep began; begin a new one.")
+        where = job["data"] or "the packaged set"
+        raise DataError(f"{where} is not as it was when this sweep began; begin a new one.")
     return own
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,47 @@ def test_edits_have_the_subject_in_their_prompts() -> None:
     assert first.paraphrases[0] == "What is the badge colour of the Tide Office?"
     assert len(first.neighbours) == 3 and len(others) == 5
     assert len(sets.edits(str(SETS / "counterfact.json"), 2)) == 2
+
+
+def test_the_packaged_edits_have_every_relation_first_and_four_times() -> None:
+    rewrites = [row["requested_rewrite"] for row in json.loads(sets.EDITS.read_text("utf-8"))]
+    relations = [each["relation_id"] for each in rewrites]
+    assert len(rewrites) == 80 and len({*relations[:20]}) == 20
+    assert {*Counter(relations).values()} == {4}
+    subjects = [each["subject"].casefold() for each in rewrites]
+    assert len({*subjects}) == 80, "no subject is rewritten twice"
+
+
+def test_packaged_edits_are_beginnings_each_once_with_two_paraphrases_and_five_neighbours() -> None:
+    edits = sets.edits(sets.PACKAGED)
+    assert [edit.id for edit in edits] == [str(n) for n in range(80)]
+    assert {(len(e.paraphrases), len(e.neighbours)) for e in edits} == {(2, 5)}
+    texts = [t for e in edits for t in (e.prompt, *e.paraphrases, *e.neighbours)]
+    assert len({*texts}) == len(texts) == 640
+    assert all(re.fullmatch(r"[A-Z][^{}]*[^\W\d_]", text) and "  " not in text for text in texts)
+    assert not [e.prompt for e in edits if e.new == e.true]
+
+
+def test_packaged_neighbours_share_the_true_object_and_are_no_subjects() -> None:
+    rewrites = [row["requested_rewrite"] for row in json.loads(sets.EDITS.read_text("utf-8"))]
+    subjects = {each["subject"].casefold() for each in rewrites}
+    objects: dict[tuple[str, str], str] = {}
+    for edit, rewrite in zip(sets.edits(sets.PACKAGED), rewrites, strict=True):
+        before, after = map(re.escape, rewrite["prompt"].split("{}"))
+        worded = [re.fullmatch(f"{before}(.+){after}", each) for each in edit.neighbours]
+        others = [match[1].casefold() for match in worded if match]
+        assert len({*others}) == 5, "worded as the statement"
+        assert not {*others} & subjects
+        subject = rewrite["subject"].casefold()
+        assert all(subject in text.casefold() for text in edit.paraphrases)
+        for name in (subject, *others):
+            relation = (rewrite["relation_id"], name)
+            assert objects.setdefault(relation, edit.true) == edit.true != edit.new
+
+
+def test_a_set_that_is_not_packaged_needs_a_file() -> None:
+    with pytest.raises(ConfigError, match="paperqa is not packaged; give --data FILE"):
+        sets.texts("paperqa", sets.PACKAGED)
 
 
 def test_papers_bring_their_questions_by_level() -> None:
