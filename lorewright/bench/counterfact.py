@@ -51,8 +51,8 @@ N_DRAWS = 2000
 class CounterFact(exact.Recipe):
     """A sweep over edits."""
 
-    data: str
-    """A file, or hub, hub:NAME, hub:NAME@SPLIT."""
+    data: str = ""
+    """A file, or hub, hub:NAME, hub:NAME@SPLIT; empty = 80 packaged statements of our own."""
     edits: int = 100
     """The first so many; 0 = all."""
     together: int = 1
@@ -293,7 +293,9 @@ def tables(summary: Summary) -> Iterator[Table]:
         cells = (n, *(spelt(by_arm[arm]) for arm in arms.ARMS), NOTHING, NOTHING)
         rows.append((str(entry["rank"]), arms.ALL, "score S", *cells))
     together = config["together"]
-    title = f"CounterFact: {counted(summary['n_edits'], 'edit')}, {together} in a memory, "
+    packaged = config["data"] == sets.PACKAGED
+    name = "Packaged statements" if packaged else "CounterFact"
+    title = f"{name}: {counted(summary['n_edits'], 'edit')}, {together} in a memory, "
     title += counted(config["seeds"], "seed")
     prompts = ", ".join(f"{n} {kind}" for kind, n in summary["n_prompts"].items())
     notes = [
@@ -303,6 +305,8 @@ def tables(summary: Summary) -> Iterator[Table]:
         "Replies: greedy; for neighbours the true object is right.",
         f"{MEANING} 95 % intervals: Wilson's, or bootstrap over edits.",
     ]
+    if packaged:
+        notes.append("Statements of our own in CounterFact's shape, not CounterFact's.")
     head, notes = ("rank", "prompts", "metric", *HEAD), [*notes, *_lost(summary)]
     yield Table(title, head, tuple(rows), tuple(notes), n_keys=4, stacked=("arm", "mean"))
 

@@ -164,6 +164,7 @@ TASKS = {
         "lorewright.bench.counterfact:TASK",
         """Write false statements: are they believed, also reworded, and is all else left alone?
 
+        [dim]lore bench counterfact --model smollm2[/]
         [dim]lore bench counterfact --data counterfact.json --model Qwen/Qwen3-0.6B[/]
         [dim]lore bench counterfact --data hub --edits 500 --together 10 --on local:2[/]
         """,

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 import lorewright
-from lorewright.bench import arms, counterfact, task
+from lorewright.bench import arms, counterfact, sets, task
 from lorewright.bench.counterfact import CounterFact, Reply, harmonic
 from lorewright.bench.scale import Step
 from lorewright.bench.sets import Edit
-from lorewright.errors import ConfigError
+from lorewright.errors import ConfigError, DataError
 from lorewright.models.model import Model
 from lorewright.recall.statistics import wilson
 from lorewright.recall.traces import trace
@@ -173,6 +173,23 @@ def test_a_base_without_a_template_goes_on_with_the_statement(
 def test_edits_may_share_a_memory() -> None:
     (job,) = counterfact.jobs(replace(SMALL, edits=0, together=3), "base")
     assert job["memories"] == [0, 1]
+
+
+def test_packaged_edits_count_by_what_they_hold_not_by_where_they_lie(tmp_path: Path) -> None:
+    (first, *_) = packaged = counterfact.jobs(CounterFact(edits=0), "base")
+    assert first["data"] == "" and sum(len(job["memories"]) for job in packaged) == 80
+    rows = json.loads(sets.EDITS.read_text(encoding="utf-8"))
+    copy = tmp_path / "edits.json"
+    copy.write_text(json.dumps(rows))
+    (same, *_) = counterfact.jobs(CounterFact(str(copy), edits=0), "base")
+    assert same["digest"] == first["digest"]
+    other = tmp_path / "other.json"
+    rows[0]["paraphrase_prompts"][0] += " fair"
+    other.write_text(json.dumps(rows))
+    (changed, *_) = counterfact.jobs(CounterFact(str(other), edits=0), "base")
+    assert changed["digest"] != first["digest"]
+    with pytest.raises(DataError, match="the packaged set is not as it was"):
+        counterfact.task({**first, "base": Model.load().digest, "digest": changed["digest"]})
 
 
 def test_tables_say_what_the_numbers_mean(swept: tuple[Path, dict[str, Any]]) -> None:

@@ -33,6 +33,13 @@ def test_a_sweep_over_edits_prints_tables_json_markdown_and_a_report(
     assert made.code == 0 and "CounterFact: 2 edits" in (out / "report.html").read_text()
 
 
+def test_edits_without_data_are_the_packaged_ones(lore: Any, tmp_path: Path) -> None:
+    ran = lore("bench", "counterfact", "--edits", 2, "--negatives", 0, *FAST, "--out", tmp_path)
+    assert ran.code == 0 and "Packaged statements: 2 edits" in ran.out
+    assert "not CounterFact's" in " ".join(ran.out.split())
+    assert json.loads((tmp_path / "config.json").read_text())["config"]["data"] == ""
+
+
 @pytest.mark.parametrize(
     ("name", "file", "title"),
     [
@@ -74,7 +81,8 @@ def test_bad_data_is_one_sentence_and_begins_nothing(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["counterfact"], "Missing option '--data'"),
+        (["paperqa"], "Missing option '--data'"),
+        (["quality", "--data", ""], "quality is not packaged"),
         (["quality", "--data", "hub"], "the hub gave no 'tasksource/QuALITY'"),
         (["paperqa", "--data", "hub"], "is not on the hub"),
         (["paperqa", "--data", SETS / "paperqa.json", "--format", "poem"], "join some of raw, qa"),
