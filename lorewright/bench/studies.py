@@ -20,7 +20,7 @@ LAW_PAPER = "How LoRA Remembers? A Parametric Memory Law for LLM Finetuning, arX
 MEMORY_PAPER = "Understanding LoRA as Knowledge Memory: An Empirical Analysis, arXiv 2603.01097"
 MEMO = "a report: My LoRA memorized a document and still couldn't answer questions about it"
 LESSON = "a course page on when LoRA adaptation fails, how to regularise and how to merge"
-THE_MEMO, SECTIONS, PAPERS, EDITS = "", "real_documents.json", "paperqa_3.json", "counterfact.json"
+THE_MEMO, SECTIONS, PAPERS = "", "real_documents.json", "paperqa_3.json"
 """Files that studies read; the memo is packaged."""
 
 LEAST_UNSATURATED = 6
@@ -40,7 +40,7 @@ class Part:
     quick: Mapping[str, Any] = field(default_factory=dict)
     """Other settings for a quick run, over the benchmark's own quick ones."""
     data: str | None = None
-    """The file that it reads; None = it makes its own."""
+    """The file that it reads; None = it makes its own, or has one that comes along."""
 
 
 class Published(NamedTuple):
@@ -430,9 +430,10 @@ STUDIES: dict[str, Study] = {
     "edits": Study(
         "Are false statements believed, also reworded, and is all else left alone?",
         MEMORY_PAPER,
-        {"counterfact": Part("counterfact", {"edits": 60, "seeds": 2}, {}, EDITS)},
+        {"counterfact": Part("counterfact", {"edits": 60, "seeds": 2})},
         (Published("GPT-J with ROME, S", "91.5", "Meng et al. 2022, Table 4"),),
-        "Preferences of the same definition, on another base; greedy replies beside them.",
+        "Statements of our own in CounterFact's shape, about well-known things, not CounterFact's; "
+        "preferences of the same definition, on another base; greedy replies beside them.",
         are_edits_believed,
     ),
     "many": Study(
