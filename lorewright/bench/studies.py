@@ -305,7 +305,7 @@ STUDIES: dict[str, Study] = {
             "recipes": Part(
                 "recipes",
                 {
-                    "ranks": (4, 16, 64),
+                    "ranks": (4, 16),
                     "placements": ("q_proj+v_proj", "all-linear"),
                     "wordings": (0, 1, 3),
                 },
@@ -396,9 +396,8 @@ STUDIES: dict[str, Study] = {
                         *("all-linear", "attention", "mlp"),
                         *("all-linear@early", "all-linear@centre", "all-linear@late"),
                     ),
-                    "ranks": (1, 8),
                     "equal": True,
-                    "documents": 6,
+                    "documents": 4,
                 },
                 {**_FEW, "placements": ("attention", "mlp"), "ranks": (8,)},
                 SECTIONS,
@@ -453,13 +452,13 @@ STUDIES: dict[str, Study] = {
         {
             "merging": Part(
                 "merging",
-                {},
+                {"pairs": 3},
                 {"methods": ("mean", "ties", "tsv"), "epochs": 2},
                 SECTIONS,
             )
         },
         (Published("TIES, linear, DARE, CAT", "5.41, 4.92, 1.43, 0.19 (alone 5.92)", "judge"),),
-        "Six pairs of sections, each loss against the source alone on its own questions.",
+        "Three pairs of sections, each loss against the source alone on its own questions.",
         is_a_merge_free,
     ),
     "regularisation": Study(
@@ -468,7 +467,7 @@ STUDIES: dict[str, Study] = {
         {
             "recipes": Part(
                 "recipes",
-                {"dropouts": (0.0, 0.15), "decays": (0.0, 0.1), "facts": (2, 6), "documents": 6},
+                {"dropouts": (0.0, 0.15), "decays": (0.0, 0.1), "facts": (2, 6), "documents": 3},
                 {**_FEW, "facts": (2,)},
                 SECTIONS,
             )
@@ -486,7 +485,7 @@ STUDIES: dict[str, Study] = {
         {
             "recipes": Part(
                 "recipes",
-                {"ranks": (1, 2, 4, 8, 16, 32), "documents": 6},
+                {"ranks": (1, 4, 8, 32), "documents": 4},
                 {**_FEW, "ranks": (1, 8)},
                 SECTIONS,
             )

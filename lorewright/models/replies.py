@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from lorewright.models.backends.backend import Pass
-from lorewright.models.batching import by_length, n_alike, pass_tokens
+from lorewright.models.batching import by_length, n_first_alike, pass_tokens
 from lorewright.models.decoding import Progress, Sampling
 from lorewright.models.model import Model, Rendered
 from lorewright.models.templates import conversation
@@ -138,8 +138,7 @@ class BaseOf:
         least = [0.0] * len(rows)
         for chosen in by_length([len(row) for row in rows], pass_tokens(self.model.device)):
             part = [rows[i] for i in chosen]
-            prompts = [row.prompt_ids[:-1] for row in part]  # the last token is queried
-            n_shared = n_alike(min(prompts), max(prompts))
+            n_shared = n_first_alike([row.prompt_ids for row in part])
             nats_BC, _ = self.model.completion_nats(
                 self.model.batch(part), Pass(n_shared=n_shared if len(part) > 1 else 0)
             )

@@ -27,8 +27,9 @@ from lorewright.errors import DataError
 from lorewright.files import digest, store
 from lorewright.knowledge.data import Example
 from lorewright.models.backends.backend import Pass
-from lorewright.models.batching import by_length
+from lorewright.models.batching import by_length, n_first_alike
 from lorewright.models.model import Model, Rendered
+from lorewright.training.recent import Recent
 
 TOP_K = 32
 """Teacher tokens stored per position."""
@@ -142,9 +143,11 @@ def soft_targets(model: Model, informed: Sequence[Rendered], *, top_k: int = TOP
     k = min(top_k, int(model.network.config.get_text_config().vocab_size))
     ids_MK = torch.zeros(starts[-1], k, dtype=torch.long)
     logp_MK = torch.zeros(starts[-1], k)
-    base_alone = Pass(Rows(torch.tensor([-1])))
     for chosen in by_length([len(row) for row in informed], TEACHER_TOKENS):
-        logits_BCV = model.completion_logits(model.batch([informed[i] for i in chosen]), base_alone)
+        part = [informed[i] for i in chosen]
+        n_shared = n_first_alike([row.prompt_ids for row in part]) if len(part) > 1 else 0
+        base_alone = Pass(Rows(torch.tensor([-1])), n_shared=n_shared)
+        logits_BCV = model.completion_logits(model.batch(part), base_alone)
         top = logits_BCV.log_softmax(-1).topk(k, dim=-1)
         for row, i in enumerate(chosen):
             span = slice(starts[i], starts[i + 1])
@@ -194,5 +197,11 @@ def remind(model: Model, examples: Sequence[Example], rehearsed: Sequence[int]) 
 
     Raises DataError for one without a completion.
     """
-    rows = [model.render(examples[i].prompt, examples[i].completion) for i in rehearsed]
-    return SomeTargets(soft_targets(model, rows), {i: row for row, i in enumerate(rehearsed)})
+    rows = tuple(model.render(examples[i].prompt, examples[i].completion) for i in rehearsed)
+    key = (model.digest, model.dtype, rows)
+    soft = _REMINDED.get(key, lambda: soft_targets(model, rows))
+    return SomeTargets(soft, {i: row for row, i in enumerate(rehearsed)})
+
+
+_REMINDED: Recent[SoftTargets] = Recent(64 << 20, lambda soft: soft.ids_MK.nbytes)
+"""The last soft targets of this process."""

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from lorewright.adapters.lora import Stack
 from lorewright.models.model import Model, Rendered
+from lorewright.training.recent import Recent
 from lorewright.training.whitening import Bases, Basis, directions, measure, untouched
 
 TOKENS = 512
@@ -40,14 +41,28 @@ def null_spaces(
     protect the same share their projections.
     """
     keys = [(tuple(rows), share) for rows, share in zip(rows_N, shares_N, strict=True)]
-    measured: dict[object, Bases] = {}
-    for rows, share in dict.fromkeys(keys):
-        left_out = partial(complement, share=share)
-        protects = bool(rows) and share > 0
-        measured[rows, share] = (
-            measure(model, stack, rows, left_out, n_tokens=TOKENS) if protects else {}
-        )
+    where = (model.digest, str(model.device), model.dtype, *stack.modules)
+
+    def bases_of(rows: tuple[Rendered, ...], share: float) -> Bases:
+        return measure(model, stack, rows, partial(complement, share=share), n_tokens=TOKENS)
+
+    measured: dict[object, Bases] = {
+        (rows, share): _MEASURED.get((where, rows, share), partial(bases_of, rows, share))
+        if rows and share > 0
+        else {}
+        for rows, share in dict.fromkeys(keys)
+    }
     return [measured[key] for key in keys]
+
+
+def _n_bytes(bases: Bases) -> int:
+    """Bytes of the directions, each set counted once."""
+    sides = {id(basis): basis.side_IK for basis in bases.values()}
+    return sum(side_IK.nbytes for side_IK in sides.values())
+
+
+_MEASURED: Recent[Bases] = Recent(512 << 20, _n_bytes)
+"""The last projections of this process."""
 
 
 def complement(x_SI: Tensor, share: float) -> Basis:

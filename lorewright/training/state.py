@@ -20,7 +20,7 @@ from torch import Tensor
 from lorewright.adapters.adapter import Adapter
 from lorewright.adapters.dropout import Share
 from lorewright.knowledge.data import REHEARSAL
-from lorewright.models.batching import batches, n_alike
+from lorewright.models.batching import batches, n_first_alike
 from lorewright.models.model import Batch, Model
 from lorewright.training.config import Diverged, Epoch, Job, Part, Written, rate
 from lorewright.training.objectives import StepOutcome
@@ -69,8 +69,7 @@ class Table:
         Those with which all prompts begin, but for their last one, which is queried; 0 where that
         saves little.
         """
-        prompts = [self.rows[i].prompt_ids[:-1] for i in rows]
-        n_shared = n_alike(min(prompts), max(prompts))
+        n_shared = n_first_alike([self.rows[i].prompt_ids for i in rows])
         saved = n_shared * (len(rows) - n_blocks)
         n_tokens = len(rows) * max(self.lengths[i] for i in rows)
         return n_shared if n_shared >= FEWEST_SHARED and saved >= SAVING * n_tokens else 0
