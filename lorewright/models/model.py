@@ -250,7 +250,14 @@ class Model:
         (soft caps, scaled logits), the whole network runs and its logits are selected.
         """
         values_BCX = self.backend(pass_).hidden(batch.ids_BT, batch.position_BC, pass_)
-        return (values_BCX if self._head is None else self._head(values_BCX)).float()
+        head = self._head_of(pass_)
+        return (values_BCX if head is None else head(values_BCX)).float()
+
+    def _head_of(self, pass_: Pass) -> nn.Module | None:
+        """The head as a pass multiplies with it."""
+        if self._head is None or pass_.reduced is None:
+            return self._head
+        return pass_.reduced.head(self._head)
 
     def completion_nats(self, batch: Batch, pass_: Pass = AS_BOUND) -> TokenNats:
         """Loss_BC in nats and whether each token is the argmax; padding has loss 0 and is right.
@@ -260,13 +267,14 @@ class Model:
         on_cpu = self.device.type == "cpu"  # elsewhere few logits cost less than finding the mask's
         many = batch.mask_BC.numel() * self._n_vocab > LOGIT_VALUES
         real_BC = batch.mask_BC.bool()
-        if self._head is None or not (on_cpu or many):
+        head = self._head_of(pass_)
+        if head is None or not (on_cpu or many):
             ids_BC = torch.where(real_BC, batch.target_BC, -1)
             return token_nats(self.completion_logits(batch, pass_), ids_BC)
         at_MM = real_BC.nonzero(as_tuple=True)
         position_BC = torch.where(real_BC, batch.position_BC, -1)
         hidden_BCD = self.backend(pass_).hidden(batch.ids_BT, position_BC, pass_)
-        score = next(filter(None, (b.losses(self._head) for b in self.backends.values())))
+        score = next(filter(None, (b.losses(head) for b in self.backends.values())))
         nats_M, right_M = score(hidden_BCD[at_MM], batch.target_BC[at_MM])
         right_BC = torch.ones_like(real_BC).index_put(at_MM, right_M)
         return TokenNats(torch.zeros_like(batch.mask_BC).index_put(at_MM, nats_M), right_BC)

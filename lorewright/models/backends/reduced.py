@@ -1,9 +1,9 @@
 """Frozen weights in bfloat16, beside those of the base: what training may multiply with.
 
 Processors with bfloat16 instructions (AVX512-BF16, AMX) multiply in it several times as fast as in
-float32. Products alone are in bfloat16, inputs and results rounded to it; what they are added to,
-norms, attention, A and B, the head and losses stay in float32. The base is not touched: a pass that
-has no such weights, an audit say, computes as ever.
+float32. Products alone are in bfloat16, inputs and results rounded to it, those of the head too;
+what they are added to, norms, attention, A and B and losses stay in float32. The base is not
+touched: a pass that has no such weights, an audit say, computes as ever.
 
 Shape letters: M tokens, I in-features, O out-features.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,39 @@ class Reduced:
         if linear not in self._copies:
             self._copies[linear] = linear.get_parameter("weight").detach().to(DTYPE)
         return self._copies[linear]
+
+    def head(self, head: nn.Module) -> nn.Module:
+        """An output head that multiplies with its copy; the head itself where it adds a bias."""
+        if not isinstance(head, nn.Linear) or head.bias is not None:
+            return head
+        return _Head(self.weight(head))
+
+
+class _Head(nn.Module):
+    """Logits in float32 of products in bfloat16, forward and back; frozen."""
+
+    def __init__(self, weight_VD: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight_VD, requires_grad=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Logits (..., V) of hidden states (..., D)."""
+        logits: Tensor = _Product.apply(hidden, self.weight)
+        return logits
+
+
+class _Product(torch.autograd.Function):
+    """x W' with both rounded to bfloat16; the gradient of x alike."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight_VD: Tensor) -> Tensor:
+        ctx.save_for_backward(weight_VD)
+        return (x.to(DTYPE) @ weight_VD.t()).float()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (weight_VD,) = ctx.saved_tensors
+        return (grads[0].to(DTYPE) @ weight_VD).float(), None
 
 
 @torch.no_grad()
