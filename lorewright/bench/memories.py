@@ -20,8 +20,10 @@ is there is not done again. Shares carry n and Wilson's interval; differences ar
 bootstrap interval and McNemar's exact p; the share of the oracle that routing keeps is resampled by
 document, since questions on one document are not independent.
 
- Documents are JSON lines: id, title, text and facts,
-each with an answer and its questions by kind; the packaged ones are made by pocket/documents.py.
+Documents are JSON lines: id, title, text and facts, each with an answer and its questions by kind;
+the packaged ones are made by pocket/documents.py. Of a file of sections (`sections`) the facts are
+written in all wordings but one, which is asked; near misses are the file's own, strangers the
+packaged general questions.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any, NamedTuple
@@ -44,13 +46,15 @@ from lorewright import __version__
 from lorewright.adapters import adapter as adapters
 from lorewright.adapters.adapter import Adapter
 from lorewright.adapters.config import LoraConfig
+from lorewright.bench.recipes import Case, cases_of
 from lorewright.bench.routers import first_right, routers
 from lorewright.bench.tables import spelt
 from lorewright.bench.task import Progress, Summary, Task
 from lorewright.errors import ConfigError, DataError, ModelError
 from lorewright.files import digest, dump_jsonl, load_jsonl, read_object, read_text, save_json
-from lorewright.knowledge.data import Document, Knowledge
-from lorewright.knowledge.lesson import Lesson, LessonConfig
+from lorewright.knowledge.data import Document, Example, Fact, Knowledge, Probe
+from lorewright.knowledge.general import apart_from, general_questions
+from lorewright.knowledge.lesson import Lesson, LessonConfig, texts_of
 from lorewright.knowledge.scoring import METRICS, contains
 from lorewright.memory.ask import N_PASSAGES, ask_as
 from lorewright.memory.folder import LESSON_FILE, lesson_in
@@ -123,7 +127,11 @@ class Settings:
     seed: int = 0
     """Of writes and draws."""
     documents: str = ""
-    """A file of documents; empty = the packaged ones."""
+    """A file of documents, or of sections (.json); empty = the packaged ones."""
+    left_out: int = 4
+    """The wording, from 1, of sections' facts that is asked and never written."""
+    patience: int = 0
+    """Epochs without another example recalled that end a write; 0 = none do."""
     strangers: str = ""
     """A file of questions about other things, one a line; empty = the packaged ones."""
     n_strangers: int = 600
@@ -184,15 +192,36 @@ class Page:
 
     document: Document
     questions: tuple[Question, ...]
+    facts: tuple[Fact, ...] = ()
+    """What is written of it, where that is not left to the base."""
+    near: tuple[Question, ...] = ()
+    """Near misses, where they are given."""
+
+    @property
+    def source(self) -> Knowledge:
+        """The document with its facts."""
+        return Knowledge((self.document,), self.facts)
+
+    def lesson(self, model: Model) -> Lesson:
+        """Examples of its facts as they are given, or of what the base writes about it."""
+        probes = [Probe(f"{q.document}-{n}", q.text, (), "unknown") for n, q in enumerate(self.near)]
+        if not self.facts:
+            return lesson_for(model, self.source, LessonConfig(), watch=Watch())
+        given = Knowledge((), self.facts)
+        config = LessonConfig(views=("given",))
+        return lesson_for(model, given, config, probes=probes, watch=Watch())
 
 
-def read_pages(path: Path, n: int) -> list[Page]:
+def read_pages(path: Path, n: int, left_out: int = 4) -> list[Page]:
     """The first n documents of a file. Raises DataError for too few, or rows of another shape."""
-    rows = load_jsonl(path)
+    sections = path.suffix == ".json"
+    rows: Sequence[Any] = cases_of(str(path), left_out) if sections else load_jsonl(path)
     if len(rows) < n:
         raise DataError(
             f"{path} holds {len(rows)} documents; {n} are needed; give more or lower --documents."
         )
+    if sections:
+        return list(map(_section, rows[:n]))
     try:
         return [_page(row) for row in rows[:n]]
     except (KeyError, TypeError, AttributeError) as error:
@@ -210,6 +239,25 @@ def _page(row: Mapping[str, Any]) -> Page:
         if kind not in OWN
     )
     return Page(Document(row["id"], row["text"], row["title"]), questions)
+
+
+def _section(case: Case) -> Page:
+    """A section: its facts in every wording but the one that is asked."""
+    name = case.document.id
+    asked = [p for p in case.probes if p.answers]
+    questions = tuple(Question(p.question, p.answers[0], name, "reworded") for p in asked)
+    near = (Question(p.question, "", name, "near") for p in case.probes if not p.answers)
+    return Page(case.document, questions, tuple(chain(*case.facts)), tuple(near))
+
+
+def _strangers(settings: Settings, pages: Sequence[Page]) -> list[Question]:
+    """Questions about other things: a file's, or packaged ones of the documents' kind."""
+    if settings.strangers or not any(page.facts for page in pages):
+        texts = read_text(Path(settings.strangers or STRANGERS)).splitlines()
+    else:
+        about = [text for page in pages for text in texts_of(page.source)]
+        texts = [each.question for each in apart_from(general_questions("held"), about)]
+    return [Question(text, "", "", "stranger") for text in texts[: settings.n_strangers]]
 
 
 # -- writing them --------------------------------------------------------------------------------
@@ -250,7 +298,7 @@ def _write_stack(
     stack.mkdir(parents=True, exist_ok=True)
     results = write_all(
         memory.model,
-        [Job(lesson_in(run).examples, config) for run in runs],
+        [Job(_examples(lesson_in(run)), config) for run in runs],
         run=stack,
         on_epoch=lambda job, epoch: None if job else watch.epoch(epoch),
         advance=watch.advance,
@@ -258,7 +306,7 @@ def _write_stack(
     for page, run, result in zip(pages, runs, results, strict=True):
         if isinstance(result, Diverged):
             raise ModelError(result.why)
-        name, knowledge = page.document.id, Knowledge((page.document,))
+        name, knowledge = page.document.id, page.source
         source, identity = knowledge.digest(), adapters.content_id(result.adapter)
         adapter = replace(result.adapter, card={"name": name, "source": source})
         adapters.save(adapter, memory.folder.state_path(identity))
@@ -270,14 +318,18 @@ def _write_stack(
 
 def _run_with_lesson(memory: Memory, page: Page, watch: Watch) -> Path:
     """The run of a page, with its lesson in it."""
-    knowledge, name = Knowledge((page.document,)), page.document.id
+    knowledge, name = page.source, page.document.id
     key = digest([knowledge.digest(), memory.model.digest])
     run = memory.folder.run(name, {"key": key, "source": knowledge.digest()})
     if not (run / LESSON_FILE).exists():
         watch.step(f"{name}: writing questions")
-        lesson = lesson_for(memory.model, knowledge, LessonConfig(), watch=Watch())
-        save_json(lesson, run / LESSON_FILE)
+        save_json(page.lesson(memory.model), run / LESSON_FILE)
     return run
+
+
+def _examples(lesson: Lesson) -> list[Example]:
+    """What is learnt, and what is rehearsed beside it."""
+    return [*lesson.examples, *lesson.rehearsal]
 
 
 def _config(model: Model, settings: Settings, rank: int) -> WriteConfig:
@@ -286,6 +338,7 @@ def _config(model: Model, settings: Settings, rank: int) -> WriteConfig:
         lr=suggested_lr(model),
         epochs=settings.epochs,
         margin=settings.margin,
+        patience=settings.patience,
         seed=settings.seed,
     )
 
@@ -352,7 +405,7 @@ def _written_together(bench: Bench) -> Adapter:
     if not (place / "adapter" / "card.json").exists():
         bench.watch.step("writing all documents into one adapter")
         lessons = map(bench.lesson, sorted(bench.pages))
-        examples = list(dict.fromkeys(e for lesson in lessons for e in lesson.examples))
+        examples = list(dict.fromkeys(e for lesson in lessons for e in _examples(lesson)))
         config = _config(model, settings, settings.rank * len(bench.pages))
         place.mkdir(parents=True, exist_ok=True)
         result = write(
@@ -469,7 +522,8 @@ def near_misses(bench: Bench) -> list[Question]:
     rng, by_page = random.Random(bench.settings.seed), []
     for name in sorted(bench.pages):
         probes = [p for p in bench.lesson(name).probes if p.kind == "unknown"]
-        own = [Question(probe.question, "", name, "near") for probe in probes]
+        own = list(bench.pages[name].near)
+        own = own or [Question(probe.question, "", name, "near") for probe in probes]
         by_page.append(rng.sample(own, len(own)))
     evenly = zip_longest(*by_page)
     return [q for row in evenly for q in row if q is not None][: bench.settings.n_near]
@@ -553,12 +607,12 @@ def run(
     if on != "here":
         raise ConfigError(f"memories run in this process, not on {on!r}; leave --on out.")
     model, watch = Model.load(settings.model), progress.watch
-    pages = read_pages(Path(settings.documents or DOCUMENTS), settings.n_documents)
-    strangers = read_text(Path(settings.strangers or STRANGERS)).splitlines()
+    place = Path(settings.documents or DOCUMENTS)
+    pages = read_pages(place, settings.n_documents, settings.left_out)
     memory = written(out, model, pages, settings, watch)
     bench = Bench(memory, out, {page.document.id: page for page in pages}, settings, watch, {})
     questions = [q for page in pages for q in page.questions]
-    strange = [Question(text, "", "", "stranger") for text in strangers[: settings.n_strangers]]
+    strange = _strangers(settings, pages)
     sets = {"questions": questions, "strangers": strange, "near misses": near_misses(bench)}
     answers = {
         name: {

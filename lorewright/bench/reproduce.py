@@ -48,7 +48,7 @@ def settings_of(part: Part, task: Task, model: str, data: Path | None, quick: bo
                 f"the benchmark {part.task!r} reads {path.name}, and there is no {path}; give the "
                 "folder that holds it with --data."
             )
-        given["data"] = str(path)
+        given[part.reads] = str(path)
     if not quick:
         return task.config(**given)
     short = {f.name: v for f in fields(task.config) if (v := part.quick.get(f.name)) is not None}

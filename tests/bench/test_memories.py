@@ -169,3 +169,59 @@ def test_some_arms_can_be_asked_alone(record: dict[str, Any], out: Path, small: 
     assert len(sheet.rows) == 2
     with pytest.raises(ConfigError, match="leave --on out"):
         run(small, out, on="local:2")
+
+
+# -- sections ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sections(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two sections of two facts in three wordings, with a near miss each."""
+    rows = [
+        {
+            "id": f"prose {name}",
+            "title": name,
+            "altered": True,
+            "text": f"The head of {name} is {head}. The seat of {name} is {seat}.",
+            "facts": [
+                {
+                    "answer": answer,
+                    "questions": [
+                        f"What is the {what} of {name}?",
+                        f"Name the {what} of {name}.",
+                        f"The {what} of {name} is what?",
+                    ],
+                }
+                for what, answer in (("head", head), ("seat", seat))
+            ],
+            "unanswerable": [f"What is the price of {name}?"],
+            "multihop": [],
+        }
+        for name, head, seat in (("Ardal", "Ivo Brandt", "Lund"), ("Belmor", "Mia Thorn", "Bergen"))
+    ]
+    path = tmp_path_factory.mktemp("sections") / "sections.json"
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def test_of_sections_every_wording_is_written_but_the_one_that_is_asked(sections: Path) -> None:
+    pages = read_pages(sections, 2, left_out=3)
+    for page in pages:
+        trained = {fact.question for fact in page.facts}
+        asked = {question.text for question in page.questions}
+        assert len(trained) == 4 and len(asked) == 2 and not trained & asked
+        assert all(text.endswith("is what?") for text in asked)
+        assert [q.text for q in page.near] == [f"What is the price of {page.document.title}?"]
+        assert page.source.documents == (page.document,)
+    with pytest.raises(DataError, match="holds 2 documents; 3 are needed"):
+        read_pages(sections, 3, left_out=3)
+
+
+def test_a_run_on_sections_asks_what_they_do_not_answer_and_the_world(
+    sections: Path, tmp_path: Path
+) -> None:
+    record = run(replace(SMALL, documents=str(sections), left_out=3, patience=1), tmp_path)
+    accuracy, declined = record["accuracy"], record["declined"]
+    assert {by_kind["reworded"]["n"] for by_kind in accuracy.values()} == {4}
+    assert {share["n"] for share in declined["near misses"].values()} == {2}
+    assert {share["n"] for share in declined["strangers"].values()} == {SMALL.n_strangers}
