@@ -204,7 +204,9 @@ class Page:
 
     def lesson(self, model: Model) -> Lesson:
         """Examples of its facts as they are given, or of what the base writes about it."""
-        probes = [Probe(f"{q.document}-{n}", q.text, (), "unknown") for n, q in enumerate(self.near)]
+        probes = [
+            Probe(f"{q.document}-{n}", q.text, (), "unknown") for n, q in enumerate(self.near)
+        ]
         if not self.facts:
             return lesson_for(model, self.source, LessonConfig(), watch=Watch())
         given = Knowledge((), self.facts)

@@ -35,6 +35,7 @@ from lorewright.knowledge.data import Document, Fact, Knowledge, Probe
 from lorewright.knowledge.lesson import Lesson, LessonConfig
 from lorewright.knowledge.scoring import contains, normalise
 from lorewright.memory.opened import OpenFolder
+from lorewright.memory.verify import routed
 from lorewright.memory.write import write
 from lorewright.models.model import Model
 from lorewright.recall.statistics import estimate
@@ -49,14 +50,16 @@ FACTS, DOCUMENTS = "facts", "documents"
 ALTERED = "altered"
 """Key that sections of this benchmark have beside the usual ones."""
 KINDS = ("paraphrase", "unknown", "multihop", "retained")
+ROUTED = "routed"
 PROMPTED = ("full", "read", "together")
 """Arms with the section in the prompt."""
 MEANING = (
     "asked: questions in a wording that was not trained; supported: without replies behind which "
-    "no trained question stands; declined: questions that the section does not answer; two steps: "
-    "questions that join two statements; retained: general questions that the base answers. With "
-    "the section in the prompt, full: the base; read: the base reads, the memory answers; "
-    "together: the memory does both."
+    "no trained question stands; routed: the same where routing sends the question to the memory, "
+    "else the base, as a server answers; declined: questions that the section does not answer; "
+    "two steps: questions that join two statements; retained: general questions that the base "
+    "answers. With the section in the prompt, full: the base; read: the base reads, the memory "
+    "answers; together: the memory does both."
 )
 
 
@@ -243,9 +246,10 @@ def task(job: dict[str, Any]) -> dict[str, Any]:
         lesson = memory.folder.lesson(memory.folder.entry(section.id))
         state = memory.state(section.id)
         prompted = rows_with_text(model, state, section, lesson.probes)
+        arms = {**outcome.report.arms, ROUTED: routed(memory, section.id, outcome.report)}
     rows = [
         {"arm": arm, "kind": r.kind, "score": r.score, "question": r.question, "output": r.output}
-        for arm, outcomes in outcome.report.arms.items()
+        for arm, outcomes in arms.items()
         for r in outcomes
     ] + prompted
     about = {"kind": section.kind, "altered": section.altered, **covered(section, lesson)}
@@ -331,7 +335,7 @@ def tables(summary: Summary) -> Iterator[Table]:
     config = summary["config"]
     title = f"{config['source']} of {config['data'].rpartition('/')[2]} on {config['model']}"
     measured = {arm for kinds in summary["groups"].values() for arm in kinds.get("unknown", ())}
-    own = tuple(arm for arm in OWN_ARMS if arm == MEMORY or arm in measured)
+    own = tuple(arm for arm in (*OWN_ARMS, ROUTED) if arm == MEMORY or arm in measured)
     prompted = [arm for arm in PROMPTED if arm in measured]
     arms = (*own, "base", *prompted)
     rows = []
@@ -340,8 +344,9 @@ def tables(summary: Summary) -> Iterator[Table]:
         n = str(recall.get("memory", {}).get("n", 0))
         cells = [spelt(recall.get(arm)) if recall else NOTHING for arm in arms]
         declined = [spelt(kinds.get("unknown", {}).get(arm)) for arm in own]
-        others = [spelt(kinds.get(kind, {}).get(MEMORY)) for kind in KINDS[2:]]
-        rows.append((name, n, *cells, *declined, *others))
+        steps = spelt(kinds.get("multihop", {}).get(MEMORY))
+        retained = [spelt(kinds.get("retained", {}).get(arm)) for arm in own]
+        rows.append((name, n, *cells, *declined, steps, *retained))
     coverage, writing = summary["coverage"], summary["writing"]
     notes = [
         MEANING,
@@ -350,9 +355,11 @@ def tables(summary: Summary) -> Iterator[Table]:
         f"{writing['n']} writes took {writing['seconds']:.0f} s together; {writing['n_recalled']} "
         "ended with every example recalled.",
     ]
-    beside = [f"declined, {arm}" for arm in own[1:]]
-    head = ("sections", "n", "asked", *own[1:], "base", *prompted, "declined", *beside)
-    head += ("two steps", "retained")
+    declining, retaining = (
+        [f"{what}, {arm}" for arm in own[1:]] for what in ("declined", "retained")
+    )
+    head = ("sections", "n", "asked", *own[1:], "base", *prompted, "declined", *declining)
+    head += ("two steps", "retained", *retaining)
     yield Table(title, head, tuple(rows), tuple(notes), n_keys=2, stacked=("arm", "mean"))
 
 

@@ -18,7 +18,7 @@ from lorewright.models.catalogue import POCKET
 from lorewright.models.model import Model
 from lorewright.recall import verify as recall
 from lorewright.recall.support import Nearness, by_encoder
-from lorewright.recall.verify import RecallReport
+from lorewright.recall.verify import Recall, RecallReport
 from lorewright.training.watch import Watch
 from lorewright.writers.writer import State
 
@@ -89,6 +89,19 @@ def verdict(
         n_covered = lesson.n_sentences - len(lesson.uncovered)
         about |= {"n_sentences": lesson.n_sentences, "n_covered": n_covered}
     return replace(report, notes=(*report.notes, *_over_documents(report, lesson)), context=about)
+
+
+def routed(memory: OpenFolder, name: str, report: RecallReport) -> tuple[Recall, ...]:
+    """What a memory's probes come to where nobody names it, as a server answers them.
+
+    Where routing sends a question to it, its reply with support; where not, the base's.
+    """
+    router = memory.router.current()
+    own = report.arms.get(recall.SUPPORTED, report.arms[recall.MEMORY])
+    return tuple(
+        mine if name in [hit.memory for hit in router.route(mine.question).chosen] else alone
+        for mine, alone in zip(own, report.arms["base"], strict=True)
+    )
 
 
 def _nearness(memory: OpenFolder, lesson: Lesson, step: Callable[[str], None]) -> Nearness | None:

@@ -234,7 +234,22 @@ def verify(
         return report
     after = still_known(model, adapter, general, watch)
     both = {"memory": after, "base": known_before(general)}
+    if nearness is not None:
+        both[SUPPORTED] = _with_support(model, adapter, after, nearness)
     return replace(report, arms={**report.arms, **added(report.arms, both)})
+
+
+def _with_support(
+    model: Model, memory: Adapter | State, outcomes: Sequence[Recall], nearness: Nearness
+) -> tuple[Recall, ...]:
+    """Outcomes on general questions where only replies with support stand."""
+    prompts, outputs = [r.question for r in outcomes], [r.output for r in outcomes]
+    with switched_on(model, memory):
+        weighed = weigh(model, prompts, outputs, [nearness] * len(prompts))
+    return tuple(
+        replace(r, output=text, score=METRICS["contains"](text, r.answers))
+        for r, text in zip(outcomes, supported(outputs, weighed), strict=True)
+    )
 
 
 def supported(outputs: Sequence[str], weighed: Sequence[Weighed]) -> list[str]:

@@ -26,6 +26,7 @@ from lorewright.knowledge.lesson import Lesson, LessonConfig
 from lorewright.memory.memory import Memory
 from lorewright.memory.removal import unfinished
 from lorewright.memory.supersede import compare, recipe_of
+from lorewright.memory.verify import routed
 from lorewright.models.model import Model
 from lorewright.training.config import WriteConfig
 from lorewright.training.rates import suggested_lr
@@ -297,3 +298,17 @@ def test_supersede_and_contradictions_on_the_command_line(
     assert "ZB-9027" in printed.out and "KX-4109" in printed.out and "1 certain" in printed.out
     refused = lore("contradictions", memory.folder.path, "--near", "0")
     assert refused.code == 2 and "near is 0" in refused.err
+
+
+def test_where_nobody_names_a_memory_routing_decides_between_it_and_the_base(
+    memory: Memory,
+) -> None:
+    probes = [
+        Probe("own", "What is the code of Project Gannet?", ("KX-4109",), "efficacy"),
+        Probe("world", "How many strings has a violin?", ("four",), "efficacy"),
+    ]
+    report = memory.verify("book", probes=probes)
+    own, world = routed(memory, "book", report)
+    assert own == report.arms["memory"][0] and own.score == 1
+    assert world == report.arms["base"][1]
+    assert not memory.route(world.question).chosen
