@@ -35,7 +35,7 @@ from lorewright.knowledge.data import Document, Fact, Knowledge, Probe
 from lorewright.knowledge.lesson import Lesson, LessonConfig
 from lorewright.knowledge.scoring import contains, normalise
 from lorewright.memory.opened import OpenFolder
-from lorewright.memory.verify import routed
+from lorewright.memory.verify import ROUTED, routed
 from lorewright.memory.write import write
 from lorewright.models.model import Model
 from lorewright.recall.statistics import estimate
@@ -50,7 +50,6 @@ FACTS, DOCUMENTS = "facts", "documents"
 ALTERED = "altered"
 """Key that sections of this benchmark have beside the usual ones."""
 KINDS = ("paraphrase", "unknown", "multihop", "retained")
-ROUTED = "routed"
 PROMPTED = ("full", "read", "together")
 """Arms with the section in the prompt."""
 MEANING = (

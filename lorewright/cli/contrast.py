@@ -36,6 +36,7 @@ from lorewright.knowledge.readers.probes import read_probes
 from lorewright.knowledge.readers.read import read_knowledge
 from lorewright.knowledge.scoring import contains
 from lorewright.memory.memory import Memory
+from lorewright.memory.verify import ROUTED, routed
 from lorewright.models.general import Known
 from lorewright.models.model import Model
 from lorewright.recall.statistics import estimate
@@ -517,8 +518,11 @@ def _write_questions(
             metric=on.demo.metric,
             watch=replace(show, step=step, epoch=on_epoch),
         )
+    arms = dict(outcome.report.arms)
+    if any(row.arm == ROUTED for row in on.demo.rows):
+        arms[ROUTED] = routed(memory, on.demo.memory, outcome.report)
     return {
-        "arms": _plain(outcome.report.arms),
+        "arms": _plain(arms),
         "final_loss": curve.loss[-1],
         "reason": outcome.reason,
         "epochs": outcome.epochs,
@@ -616,7 +620,7 @@ def _record(on: Setting, done: Mapping[str, Mapping[str, Any]]) -> dict[str, Any
         return {**about, **(share(rows, row.kind) or {})}
 
     def there_are(row: Row) -> bool:
-        return row.arm != SUPPORTED or SUPPORTED in done[row.condition]["arms"]
+        return row.arm not in (SUPPORTED, ROUTED) or row.arm in done[row.condition]["arms"]
 
     return {
         "title": demo.title,

@@ -7,6 +7,7 @@ from dataclasses import replace
 from lorewright.adapters.config import LoraConfig
 from lorewright.cli.contrast import PROMPTED, Control, Demo, QuestionWrite, Row, TextWrite
 from lorewright.knowledge.lesson import LessonConfig
+from lorewright.memory.verify import ROUTED
 from lorewright.models.catalogue import POCKET
 from lorewright.models.model import Model
 from lorewright.recall.verify import SUPPORTED
@@ -188,6 +189,12 @@ KESTREL = Demo(
             "of its replies, or what it would say in place of declining, those that have support",
             QUESTIONS,
             SUPPORTED,
+        ),
+        Row(
+            "the same, routed",
+            "supported where routing sends the question to the memory, else the base, as served",
+            QUESTIONS,
+            ROUTED,
         ),
         Row("full", "the whole memo in the prompt, no memory", QUESTIONS, "full"),
     ),

@@ -22,6 +22,8 @@ from lorewright.recall.verify import Recall, RecallReport
 from lorewright.training.watch import Watch
 from lorewright.writers.writer import State
 
+ROUTED = "routed"
+"""An arm beside those of `recall.verify`, see `routed`."""
 NEIGHBOURS = "neighborhood"
 N_NEIGHBOURS, N_OF_EACH = 8, 2
 """Questions of other memories in the folder: at most, and of each."""
