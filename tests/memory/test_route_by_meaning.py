@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from support.atlases import PAGES, known, lesson_of, put
-from support.encoders import HASHING, link_minilm, needs_minilm, tiny_encoder
+from support.encoders import HASHING, tiny_encoder
+from support.real import link_models, needs
 
 from lorewright.errors import ModelError
 from lorewright.knowledge.data import Document, Knowledge
@@ -134,11 +135,11 @@ def test_a_memory_that_is_gone_leaves_no_vector(memory: Memory) -> None:
     assert len(list((memory.folder.path / DERIVED).glob("vectors-*.npy"))) == 1
 
 
-@needs_minilm
+@needs("minilm")
 def test_minilm_leads_from_words_that_no_text_has(
     model: Model, tmp_path: Path, own_cache: Path
 ) -> None:
-    link_minilm(own_cache)
+    link_models(own_cache)
     memory = opened(tmp_path / "atlas", model, "auto")
     text = "The Kestrel cluster is administered by Ines Varga. It has forty nodes in Tromsø."
     page = Knowledge((Document("cluster", text, "Computing at the institute"),))

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.encoders import link_minilm, needs_minilm, tiny_encoder
+from support.encoders import tiny_encoder
+from support.real import link_models, needs
 
 from lorewright.errors import ConfigError, ModelError
 from lorewright.models.catalogue import KNOWN_ENCODERS, located, unpacked
@@ -23,13 +24,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[needs_minilm] * (name == "minilm")) for name in ENCODERS]
+    "name", [pytest.param(name, marks=[needs("minilm")] * (name == "minilm")) for name in ENCODERS]
 )
 def test_every_encoder_by_name_is_none_or_gives_rows_of_length_one(
     name: str, own_cache: Path
 ) -> None:
     if name == "minilm":
-        link_minilm(own_cache)
+        link_models(own_cache)
     encoder = encoder_of(name)
     if encoder is not None:
         vector_ND = encoder.embed(TEXTS)
@@ -109,9 +110,9 @@ def test_an_encoder_is_no_base_and_a_base_no_encoder() -> None:
         unpacked("smollm2")
 
 
-@needs_minilm
+@needs("minilm")
 def test_minilm_is_nearer_to_what_says_the_same_in_other_words(own_cache: Path) -> None:
-    link_minilm(own_cache)
+    link_models(own_cache)
     encoder = encoder_of("auto")
     assert encoder is not None
     asked, same, other = encoder.embed(

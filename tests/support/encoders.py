@@ -1,36 +1,21 @@
-"""Encoders of tests: one that hashes words, a small random BERT as a folder, the user's MiniLM."""
+"""Encoders of tests: one that hashes words and a small random BERT as a folder."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from lorewright.files import save_json
-from lorewright.models.catalogue import KNOWN_ENCODERS
 from lorewright.models.encoders import MEAN, Encoder
 from lorewright.routing.lexicon import tokens
 
-MINILM_FOLDER = KNOWN_ENCODERS["minilm"].folder  # at import, before a test has a cache of its own
-needs_minilm = pytest.mark.skipif(
-    not (MINILM_FOLDER / "config.json").is_file(),
-    reason="all-MiniLM-L6-v2 is not in the cache: lore models get minilm",
-)
 WIDTH = 512
-
-
-def link_minilm(cache: Path) -> None:
-    """Put the user's MiniLM into a test's own cache."""
-    place = cache / "lorewright" / "models" / MINILM_FOLDER.name
-    place.parent.mkdir(parents=True, exist_ok=True)
-    os.symlink(MINILM_FOLDER, place)
 
 
 def hashing(texts: list[str]) -> NDArray[np.float32]:
