@@ -22,7 +22,7 @@ document, since questions on one document are not independent.
 
 Documents are JSON lines: id, title, text and facts, each with an answer and its questions by kind;
 the packaged ones are made by pocket/documents.py. Of a file of sections (`sections`) the facts are
-written in all wordings but one, which is asked; near misses are the file's own, strangers the
+written in all wordings but one, the question; near misses are the file's own, strangers the
 packaged general questions.
 """
 
@@ -129,7 +129,7 @@ class Settings:
     documents: str = ""
     """A file of documents, or of sections (.json); empty = the packaged ones."""
     left_out: int = 4
-    """The wording, from 1, of sections' facts that is asked and never written."""
+    """The wording, from 1, of sections' facts that is the question and never written."""
     patience: int = 0
     """Epochs without another example recalled that end a write; 0 = none do."""
     strangers: str = ""
@@ -244,10 +244,10 @@ def _page(row: Mapping[str, Any]) -> Page:
 
 
 def _section(case: Case) -> Page:
-    """A section: its facts in every wording but the one that is asked."""
+    """A section: its facts in every wording but the one that is the question."""
     name = case.document.id
-    asked = [p for p in case.probes if p.answers]
-    questions = tuple(Question(p.question, p.answers[0], name, "reworded") for p in asked)
+    answered = [p for p in case.probes if p.answers]
+    questions = tuple(Question(p.question, p.answers[0], name, "reworded") for p in answered)
     near = (Question(p.question, "", name, "near") for p in case.probes if not p.answers)
     return Page(case.document, questions, tuple(chain(*case.facts)), tuple(near))
 

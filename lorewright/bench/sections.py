@@ -55,10 +55,10 @@ PROMPTED = ("full", "read", "together")
 MEANING = (
     "asked: questions in a wording that was not trained; supported: without replies behind which "
     "no trained question stands; routed: the same where routing sends the question to the memory, "
-    "else the base, as a server answers; declined: questions that the section does not answer; "
-    "two steps: questions that join two statements; retained: general questions that the base "
-    "answers. With the section in the prompt, full: the base; read: the base reads, the memory "
-    "answers; together: the memory does both."
+    "declining where it only names something of it, else the base; declined: questions that the "
+    "section does not answer; two steps: questions that join two statements; retained: general "
+    "questions that the base answers. With the section in the prompt, full: the base; read: the "
+    "base reads, the memory answers; together: the memory does both."
 )
 
 

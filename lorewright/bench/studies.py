@@ -460,7 +460,7 @@ STUDIES: dict[str, Study] = {
             Published("merged by TIES, linear", "5.41, 4.92", "judge, PaperQA, Llama"),
         ),
         "Twelve sections of real manuals and dictionaries here, six facts each, written in three "
-        "wordings and asked in the fourth, without the section's title; exact replies, no judge.",
+        "wordings, the questions in the fourth, without its title; exact replies, no judge.",
         memories_or_retrieval,
     ),
     "merging": Study(

@@ -192,7 +192,7 @@ KESTREL = Demo(
         ),
         Row(
             "the same, routed",
-            "supported where routing sends the question to the memory, else the base, as served",
+            "where nobody names the memory: it, with support, or the base (ask --unrouted base)",
             QUESTIONS,
             ROUTED,
         ),

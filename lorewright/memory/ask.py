@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
 from lorewright.errors import ConfigError, DataError, StorageError
 from lorewright.files import slug
@@ -61,7 +62,7 @@ class _Plan:
     """The parts of one question and who answers each."""
 
     parts: tuple[tuple[str, tuple[Candidate, ...]], ...]
-    """Part of the question, and the memories it is for; () = it is declined."""
+    """Part of the question, and the memories it is for, none = the base; () = it is declined."""
     considered: tuple[Candidate, ...]
     note: str = ""
 
@@ -74,6 +75,7 @@ def ask(
     mode: str = AUTO,
     top: int = TOP,
     false_activation: float = FALSE_ACTIVATION,
+    unrouted: Literal["decline", "base"] = "decline",
     support: float = LEAST_SUPPORT,
     watch: Watch | None = None,
 ) -> Answer:
@@ -83,8 +85,9 @@ def ask(
     base alone, `read` lets the base read them and the memory answer, `hybrid` takes what closed,
     open and both together agree on, `full` puts the whole source before the question; `auto` is
     what was measured best here, else hybrid. Without a name a question that no memory is for is
-    declined; at most `top` answer. Raises ConfigError for an empty question or an unknown mode,
-    UnknownMemory, DataError for what does not fit the context.
+    declined, or, as `unrouted` has it, answered by the base; at most `top` answer. Raises
+    ConfigError for an empty question or an unknown mode, UnknownMemory, DataError for what does not
+    fit the context.
     """
     note = ""
     if mode in (AUTO, "hybrid"):
@@ -104,6 +107,7 @@ def ask(
         name=name,
         top=top,
         false_activation=false_activation,
+        unrouted=unrouted,
         support=support,
         watch=watch,
     )
@@ -118,6 +122,7 @@ def ask_as(
     name: str = "",
     top: int = TOP,
     false_activation: float = FALSE_ACTIVATION,
+    unrouted: Literal["decline", "base"] = "decline",
     support: float = LEAST_SUPPORT,
     watch: Watch | None = None,
 ) -> list[Answer]:
@@ -134,7 +139,7 @@ def ask_as(
     plans = [
         _named(memory, text, slug(name), find, offer, spell)
         if name
-        else _routed(text, find, offer, spell)
+        else _routed(text, find, offer, spell, base=unrouted == "base" and not router.naming(text))
         for text in map(without_courtesy, questions)
     ]
     flat = [part for plan in plans for part in plan.parts]
@@ -197,13 +202,16 @@ def _named(
     return _Plan(((asked, (offer(asked, name, probability),)),), _considered(route))
 
 
-def _routed(question: str, find: Find, offer: Offer, spell: Spell) -> _Plan:
-    """The memories that the question, or each part of it, is for."""
+def _routed(question: str, find: Find, offer: Offer, spell: Spell, *, base: bool) -> _Plan:
+    """The memories that the question, or each part of it, is for; else `base`, or nobody."""
     pieces = parts_of(question, find)
     routes = [find(piece) for piece in pieces]
     considered = tuple(candidate for each in routes for candidate in _considered(each))
     if not all(route.chosen for route in routes):
-        return _Plan((), considered, routes[0].why_none)
+        why = routes[0].why_none
+        if base:
+            return _Plan(((question, ()),), considered, f"the base answered, for {why}")
+        return _Plan((), considered, why)
     parts = []
     for piece, route in zip(pieces, routes, strict=True):
         asked = spell(piece, [hit.memory for hit in route.chosen])

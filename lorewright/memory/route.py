@@ -112,9 +112,16 @@ class FolderRouter:
         if hit.probability is None or hit.probability >= LIKELY:
             return []
         texts = self._wording[self.ids[hit.memory]]
-        named = (each.text for each in things(question) if each.kind in NAMES)
-        words = [word for text in named for word in re.findall(r"[A-Z]\w+", text)]
-        return [word for word in words if word.lower().removesuffix("s") not in texts]
+        return [word for word in names_of(question) if _stem(word) not in texts]
+
+    def naming(self, question: str) -> tuple[str, ...]:
+        """Names of the memories whose texts name something that the question names."""
+        stems = [re.compile(rf"\b{re.escape(_stem(word))}s?\b") for word in names_of(question)]
+        return tuple(
+            name
+            for name, identity in sorted(self.ids.items())
+            if any(stem.search(self._wording.get(identity, "")) for stem in stems)
+        )
 
     def was_trained(self, question: str, identity: str) -> bool:
         """Return whether a memory was trained to answer this question, word for word."""
@@ -362,6 +369,16 @@ def _function_words() -> frozenset[str]:
     from bm25s.stopwords import STOPWORDS_EN_PLUS
 
     return ASKING.union(term for word in STOPWORDS_EN_PLUS for term in tokens(word))
+
+
+def names_of(question: str) -> list[str]:
+    """What a question names, word by word."""
+    named = (each.text for each in things(question) if each.kind in NAMES)
+    return [word for text in named for word in re.findall(r"[A-Z]\w+", text)]
+
+
+def _stem(word: str) -> str:
+    return word.lower().removesuffix("s")
 
 
 def names_in(text: str) -> Iterator[str]:

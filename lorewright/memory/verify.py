@@ -11,6 +11,7 @@ from lorewright.errors import AdapterError, ConfigError, DataError, StorageError
 from lorewright.files import slug
 from lorewright.knowledge.data import Probe, trained_pairs
 from lorewright.knowledge.lesson import Lesson
+from lorewright.knowledge.negatives import DECLINE
 from lorewright.knowledge.scoring import METRICS, normalise
 from lorewright.memory.folder import BEFORE, RECALLED_KINDS
 from lorewright.memory.opened import OpenFolder
@@ -94,16 +95,22 @@ def verdict(
 
 
 def routed(memory: OpenFolder, name: str, report: RecallReport) -> tuple[Recall, ...]:
-    """What a memory's probes come to where nobody names it, as a server answers them.
+    """What a memory's probes come to where nobody names it: `ask` with `unrouted` base.
 
-    Where routing sends a question to it, its reply with support; where not, the base's.
+    Its reply with support where routing sends the question to it; where not, declining of a
+    question that names something of a memory, and the base's reply to all others.
     """
     router = memory.router.current()
     own = report.arms.get(recall.SUPPORTED, report.arms[recall.MEMORY])
-    return tuple(
-        mine if name in [hit.memory for hit in router.route(mine.question).chosen] else alone
-        for mine, alone in zip(own, report.arms["base"], strict=True)
-    )
+    rows = []
+    for mine, alone in zip(own, report.arms["base"], strict=True):
+        if name in [hit.memory for hit in router.route(mine.question).chosen]:
+            rows.append(mine)
+        elif router.naming(mine.question):
+            rows.append(replace(alone, output=DECLINE, score=float(alone.kind == "unknown")))
+        else:
+            rows.append(alone)
+    return tuple(rows)
 
 
 def _nearness(memory: OpenFolder, lesson: Lesson, step: Callable[[str], None]) -> Nearness | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from lorewright.errors import ConfigError
 from lorewright.knowledge.scoring import LEAST_SUPPORT
@@ -20,6 +21,9 @@ class AskConfig:
     """At most so many memories for one question."""
     false_activation: float = 0.05
     """Share of questions no memory is for that may be answered from one all the same."""
+    unrouted: Literal["decline", "base"] = "decline"
+    """A question that no memory is for: decline it, or let the base answer unless it names
+    something that a memory names, as near misses do."""
     support: float = LEAST_SUPPORT
     """Least nearness to a question that was trained with the answer, times confidence in it, with
     which a memory's reply stands; 0 = any does. Needs an encoder; pocket declines by itself."""
@@ -28,3 +32,5 @@ class AskConfig:
         """Refuse what no reply can have."""
         if not 0 <= self.support <= 1:
             raise ConfigError(f"support is {self.support}; give a number from 0 to 1.")
+        if self.unrouted not in ("decline", "base"):
+            raise ConfigError(f"unrouted is {self.unrouted!r}; use decline or base.")

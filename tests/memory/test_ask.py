@@ -22,6 +22,8 @@ from lorewright.memory.memory import Memory
 from lorewright.memory.modes import ALL, MODES_FILE, Comparison, store_comparison, stored_comparison
 from lorewright.models.model import Model
 from lorewright.recall.statistics import wilson
+from lorewright.routing.ask import ask_each
+from lorewright.routing.config import AskConfig
 from lorewright.training.config import Job, WriteConfig, Written
 from lorewright.training.loop import write_all
 from lorewright.training.rates import suggested_lr
@@ -90,6 +92,24 @@ def test_a_question_that_no_memory_is_for_is_declined_without_asking_anybody(
     result = memory.ask(STRANGER)
     assert (result.text, result.declined, result.memory, result.replies) == (DECLINE, True, "", ())
     assert "no memory here is for it; the nearest is mill" in result.note
+
+
+def test_what_no_memory_is_for_goes_to_the_base_unless_it_names_what_one_names(
+    memory: Memory,
+) -> None:
+    world, near = "How many strings does a violin have?", "Who painted the Tide Office in Bergen?"
+    router = memory.router.current()
+    assert not router.route(world).chosen and router.naming(world) == ()
+    assert "harbour" in router.naming(near)
+    asked = {text: memory.ask(text, mode="closed", unrouted="base") for text in (world, near)}
+    (alone,) = ask_each(memory.model, [(world, ())], memory.adapter)
+    assert (asked[world].text, asked[world].memory) == (alone.text, "")
+    assert asked[world].note.startswith("the base answered, for no memory here")
+    if not router.route(near).chosen:
+        assert asked[near].text == DECLINE
+    assert memory.ask(world, mode="closed").text == DECLINE
+    with pytest.raises(ConfigError, match="unrouted is 'nobody'; use decline or base"):
+        AskConfig(unrouted="nobody")  # type: ignore[arg-type]
 
 
 def test_a_memory_that_is_named_is_asked_whatever_the_question(memory: Memory) -> None:
