@@ -152,7 +152,7 @@ def _pictures(task: Task, summary: Mapping[str, Any], own: str) -> list[Picture]
 
 def _made(record: Mapping[str, Any]) -> Listing:
     """Command, bases, settings and versions."""
-    lines = [f"$ lore reproduce {record['study']}{' --quick' if record['quick'] else ''}"]
+    lines = [_command(record)]
     for own, summary in record["parts"].items():
         base = summary["base"]
         lines += ["", f"{own}: lore bench {summary['bench']}"]
@@ -162,6 +162,16 @@ def _made(record: Mapping[str, Any]) -> Listing:
     numbers = "  ".join(f"{name} {number}" for name, number in record["versions"].items())
     lines += ["", f"{record['made']}, {record['seconds']:.0f} s in the last run", numbers]
     return Listing("How it was made", tuple(lines))
+
+
+def _command(record: Mapping[str, Any]) -> str:
+    """What to type for a study again, on the base that it was made on."""
+    (model, *_) = [part["base"]["id"] for part in record["parts"].values()]
+    reads = any(part.data for part in STUDIES[record["study"]].parts.values())
+    options = ["--data FOLDER" if reads else "", "--quick" if record["quick"] else ""]
+    return " ".join(
+        filter(None, [f"$ lore reproduce {record['study']} --model {_shown(model)}", *options])
+    )
 
 
 def _shown(value: Any) -> str:

@@ -12,6 +12,7 @@ Knows sweeps, folders and summaries; nothing of what is measured. A new benchmar
 
 from __future__ import annotations
 
+import os
 import platform
 import shlex
 import sys
@@ -273,10 +274,18 @@ def _begin(out: Path, about: Mapping[str, Any]) -> None:
 
 
 def versions() -> dict[str, str]:
-    """The versions that a result may depend on."""
+    """The versions and the machine that a result may depend on."""
+    import torch
+
     packages = {name: version(name) for name in ("torch", "transformers", "numpy")}
-    machine = {"python": platform.python_version(), "machine": platform.machine()}
-    return {"lorewright": __version__, **packages, **machine}
+    cores, capability = os.cpu_count(), torch.backends.cpu.get_cpu_capability()
+    machine = f"{platform.machine()}, {cores} cores, {capability}"
+    return {
+        "lorewright": __version__,
+        **packages,
+        "python": platform.python_version(),
+        "machine": machine,
+    }
 
 
 # -- the page ------------------------------------------------------------------------------------
