@@ -34,7 +34,7 @@ def test_a_study_names_benchmarks_and_settings_that_there_are(name: str) -> None
     for part in studies.STUDIES[name].parts.values():
         every = fields(task.load(part.task).config)
         assert {*part.settings, *part.quick, part.reads} <= {"data", *(e.name for e in every)}
-        fixed = {name for name, _ in task.load(part.task).fixed}
+        fixed = {*task.load(part.task).fixed}
         needed = {each.name for each in every if each.default is MISSING} - fixed
         assert needed <= ({part.reads} if part.data is not None else set())
 
