@@ -28,7 +28,7 @@ def compared_figure(
     by: str = "method",
     dark: bool = False,
 ) -> None:
-    """Draw a metric by rank for everything compared, and the differences to the baseline.
+    """Draw a metric by rank for everything compared, and the differences to the baseline, if any.
 
     Bars are 95 % intervals over independent units; differences are paired. Raises DataError for
     rows without the metric.
@@ -40,13 +40,16 @@ def compared_figure(
         if not names or not ranks:
             raise ValueError(f"it has no {metric}")
         title = title or f"{metric[0].upper()}{metric[1:]} by rank, at the same budget"
-        with canvas(path, title, about, size=(10, 4.8), dark=dark) as (figure, ink):
-            margins = {"left": 0.065, "right": 0.985, "top": 0.72, "bottom": 0.14, "wspace": 0.22}
-            left, right = panels(figure, 1, 2, margins)[0]
+        paired = any(row["difference"] for row in own)
+        width = 10 if paired else 7
+        with canvas(path, title, about, size=(width, 4.8), dark=dark) as (figure, ink):
+            margins = {"left": 0.65 / width, "right": 0.985, "top": 0.72, "bottom": 0.14}
+            left, *others = panels(figure, 1, 1 + paired, margins | {"wspace": 0.22})[0]
             style_axes(left, ink, f"{metric}, mean with 95 % interval", "rank")
             against = next((r[by] for r in own if r["difference"] is None), names[0])
-            style_axes(right, ink, f"paired difference to {against}", "rank")
-            right.axhline(0, color=ink.muted, linewidth=1)
+            for right in others:
+                style_axes(right, ink, f"paired difference to {against}", "rank")
+                right.axhline(0, color=ink.muted, linewidth=1)
             for i, name in enumerate(names):
                 mine = {row["rank"]: row for row in own if row[by] == name}
                 shift = 0.11 * (i - (len(names) - 1) / 2)
@@ -54,11 +57,12 @@ def compared_figure(
                 means = [mine.get(rank) for rank in ranks]
                 draw_intervals(left, at, means, colour, "o", label=name, markersize=6)
                 differences = [(mine.get(rank) or {}).get("difference") for rank in ranks]
-                if any(differences):
+                for right in others if any(differences) else ():
                     draw_intervals(right, at, differences, colour, "o", markersize=6)
-            for ax in (left, right):
+            for ax in (left, *others):
                 ax.set_xticks(range(len(ranks)), [str(rank) for rank in ranks])
-            _legend(left, ink)
+            if len(names) > 1:
+                _legend(left, ink)
 
 
 def _legend(ax: Axes, ink: Palette) -> None:
