@@ -18,12 +18,13 @@ from lorewright.errors import AdapterError, DataError, StorageError, UnknownMemo
 from lorewright.files import load_jsonl, slug
 from lorewright.knowledge.data import Example, Fact, Knowledge, Probe
 from lorewright.knowledge.lesson import Lesson
-from lorewright.memory.folder import METRICS_FILE, Folder, readable
+from lorewright.memory.folder import Folder, readable
 from lorewright.models.catalogue import POCKET
 from lorewright.models.model import Model
 from lorewright.recall import diagnose as checks
 from lorewright.recall.diagnose import MERGE, SOURCE, WRITE, Diagnosis
 from lorewright.recall.evidence import Known, gather
+from lorewright.training.filenames import METRICS_FILE
 
 
 def diagnose(

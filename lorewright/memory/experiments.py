@@ -310,12 +310,12 @@ def experiment(
     """
     from lorewright.merging.methods import METHODS, Evidence
     from lorewright.recall.traces import reproduced
-    from lorewright.training.checkpoint import CHECKPOINT, METRICS, PARTS
+    from lorewright.training.filenames import CHECKPOINT_FILE, METRICS_FILE, PARTS_FILE
     from lorewright.training.loop import write_all
     from lorewright.training.rates import suggested_lr
 
     run, chosen, watch = place_of(name), EXPERIMENTS[name], watch or Watch()
-    for old in (RECORD, METRICS, PARTS, CHECKPOINT):
+    for old in (RECORD, METRICS_FILE, PARTS_FILE, CHECKPOINT_FILE):
         (run / old).unlink(missing_ok=True)
     config = WriteConfig(lr=suggested_lr(model), seed=seed)
     arms = chosen.arms(config)
@@ -360,7 +360,7 @@ def experiment(
     sentence = chosen.conclude(outcomes)
     record = about | {"outcomes": [each.to_json() for each in outcomes], "sentence": sentence}
     save_json(record, run / RECORD)
-    (run / CHECKPOINT).unlink(missing_ok=True)
+    (run / CHECKPOINT_FILE).unlink(missing_ok=True)
     return record
 
 

@@ -38,9 +38,6 @@ from lorewright.memory.migrations import SCHEMA, brief, migrate
 
 INDEX_FILE = "memory.json"
 LESSON_FILE, REPORT_FILE = "lesson.json", "report.json"
-METRICS_FILE, PARTS_FILE = "metrics.jsonl", "part.json"
-OPEN_FILE = "stopped.safetensors"
-"""In the run of a write that was stopped: where it would go on."""
 CONFIG_FILE, CARD_FILE = "config.json", "card.json"
 AGAIN_FILE = "again.jsonl"
 """In a run that can go on: what it was called with, then its documents and facts, one a line."""

@@ -22,8 +22,6 @@ from lorewright.memory.folder import (
     AGAIN_FILE,
     CONFIG_FILE,
     LESSON_FILE,
-    METRICS_FILE,
-    OPEN_FILE,
     REPORT_FILE,
     Folder,
     knowledge_of,
@@ -31,8 +29,8 @@ from lorewright.memory.folder import (
 from lorewright.memory.opened import OpenFolder
 from lorewright.memory.stop import resumable
 from lorewright.memory.write import PLAN_FILE, RATES_FILE, Outcome, write
-from lorewright.training.checkpoint import CHECKPOINT
 from lorewright.training.config import WriteConfig
+from lorewright.training.filenames import CHECKPOINT_FILE, METRICS_FILE, OPEN_FILE
 from lorewright.training.watch import Watch
 
 REMEDY = "write the same text again"
@@ -109,7 +107,7 @@ def _hand_on(stopped: Path, run: Path) -> None:
     for name in COPIED:
         if (stopped / name).exists():
             shutil.copyfile(stopped / name, run / name)
-    shutil.copyfile(stopped / OPEN_FILE, run / CHECKPOINT)
+    shutil.copyfile(stopped / OPEN_FILE, run / CHECKPOINT_FILE)
     for name in (AGAIN_FILE, OPEN_FILE):
         (stopped / name).unlink()
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from lorewright.errors import DataError
 from lorewright.files import read_object
-from lorewright.memory.folder import CONFIG_FILE, METRICS_FILE, REPORT_FILE, Folder
+from lorewright.memory.folder import CONFIG_FILE, REPORT_FILE, Folder
 from lorewright.reports.figures.training import training_figure
 from lorewright.reports.page import Listing, Page, Part, Picture
 from lorewright.reports.results import (
@@ -23,6 +23,7 @@ from lorewright.reports.results import (
     recall_table,
 )
 from lorewright.reports.tables import NOT_RUN, Table
+from lorewright.training.filenames import METRICS_FILE
 
 SHOWN_FAILURES = 20
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from lorewright.errors import ConfigError, UnknownMemory
 from lorewright.files import is_locked, store
-from lorewright.memory.folder import AGAIN_FILE, CONFIG_FILE, OPEN_FILE, REPORT_FILE, Folder
-from lorewright.training.watch import STOP
+from lorewright.memory.folder import AGAIN_FILE, CONFIG_FILE, REPORT_FILE, Folder
+from lorewright.training.filenames import OPEN_FILE, STOP_FILE
 
 
 def stop(folder: Folder) -> str:
@@ -27,7 +27,7 @@ def stop(folder: Folder) -> str:
         raise ConfigError(
             f"nothing is being written in {folder.path}, so there is nothing to stop."
         )
-    store(b"", run / STOP)
+    store(b"", run / STOP_FILE)
     return run.name
 
 

@@ -30,10 +30,10 @@ from lorewright.models.model import Model
 from lorewright.models.replies import BaseOf, write_about
 from lorewright.recall.traces import Audit, audit
 from lorewright.recall.verify import RecallReport
-from lorewright.training.checkpoint import CHECKPOINT, OPEN_CHECKPOINT
 from lorewright.training.config import Preset, WriteConfig, preset_of
+from lorewright.training.filenames import CHECKPOINT_FILE, OPEN_FILE, STOP_FILE
 from lorewright.training.rates import find_lr
-from lorewright.training.watch import STOP, Watch
+from lorewright.training.watch import Watch
 from lorewright.writers import kit as kits
 from lorewright.writers.methods import LEARNED, usual_lr, writer_of
 from lorewright.writers.writer import Cost, Material, State
@@ -130,7 +130,7 @@ def write(
     with memory.writing():
         _check_free(memory, name, "" if overwrite else knowledge.digest())
         run = memory.folder.run(name, {"key": key, "source": knowledge.digest(), **settings})
-        (run / STOP).unlink(missing_ok=True)  # of a write that was interrupted as well
+        (run / STOP_FILE).unlink(missing_ok=True)  # of a write that was interrupted as well
         if not lineage:  # what supersedes has more to do afterwards
             again = {"method": method, "preset": preset, "probes": rows, "overwrite": overwrite}
             again |= {"find_rate": find_rate, "find_rank": find_rank, "taught": bool(teacher)}
@@ -154,8 +154,8 @@ def write(
         about = (memory, name, method, knowledge.digest(), prepared, settings, cost, lineage, watch)
         judge = partial(_judge, *about)
         outcome = commit(memory, state, prepared, judge, name=name, run=run, knowledge=knowledge)
-        goes_on = cost.reason == STOPPED and (run / OPEN_CHECKPOINT).exists()
-        for over in (CHECKPOINT, STOP, *(() if goes_on else (AGAIN_FILE, OPEN_CHECKPOINT))):
+        goes_on = cost.reason == STOPPED and (run / OPEN_FILE).exists()
+        for over in (CHECKPOINT_FILE, STOP_FILE, *(() if goes_on else (AGAIN_FILE, OPEN_FILE))):
             (run / over).unlink(missing_ok=True)
         return outcome
 

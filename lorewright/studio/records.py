@@ -20,13 +20,12 @@ from lorewright.knowledge.selfstudy import statements
 from lorewright.memory.experiments import ABOUT, EXPERIMENTS, RECORD, place_of
 from lorewright.memory.folder import (
     CONFIG_FILE,
-    METRICS_FILE,
-    PARTS_FILE,
     REPORT_FILE,
     Folder,
     readable,
 )
 from lorewright.memory.stop import can_go_on, current_run, resumable, runs_of
+from lorewright.training.filenames import METRICS_FILE, PARTS_FILE
 
 PAGE_ROWS = 50
 """Memories on one page of the list."""

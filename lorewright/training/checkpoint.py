@@ -29,14 +29,9 @@ from lorewright.errors import ConfigError, StorageError
 from lorewright.files import digest, jsonl, store
 from lorewright.models.model import Model
 from lorewright.training.config import FLOAT32, Epoch, Job
+from lorewright.training.filenames import CHECKPOINT_FILE, METRICS_FILE, OPEN_FILE, PARTS_FILE
 from lorewright.training.state import WriteState
 
-CHECKPOINT = "checkpoint.safetensors"
-METRICS = "metrics.jsonl"
-PARTS = "part.json"
-OPEN_CHECKPOINT = "stopped.safetensors"
-"""The checkpoint of a write that was stopped, from which it can go on; it ends in the same bytes as
-one that was not."""
 METRICS_SECONDS = 0.25
 """Least time between two versions of the metrics, which pages and terminals follow."""
 PARTS_SECONDS = 0.5
@@ -90,7 +85,7 @@ class Checkpoint:
         """
         if self.run is None:
             return
-        if (path := self.run / CHECKPOINT).exists():
+        if (path := self.run / CHECKPOINT_FILE).exists():
             parts, members = self._read(path)
             for n, (state, member) in enumerate(zip(states, members, strict=True)):
                 state.epochs = [Epoch(**epoch) for epoch in member["epochs"]]
@@ -143,7 +138,7 @@ class Checkpoint:
             self._show(states)
             self.shown_at = now
         if now - self.saved_at >= CHECKPOINT_SECONDS or force:
-            self._save(states, weights, optimizer, CHECKPOINT)
+            self._save(states, weights, optimizer, CHECKPOINT_FILE)
             self.saved_at = time.monotonic()
 
     def save_open(self, state: WriteState, weights: Weights, optimizer: Moments) -> None:
@@ -152,7 +147,7 @@ class Checkpoint:
             reason, why = state.reason, state.why
             state.reason = state.why = ""
             state.start_epoch()
-            self._save([state], weights, optimizer, OPEN_CHECKPOINT)
+            self._save([state], weights, optimizer, OPEN_FILE)
             state.reason, state.why = reason, why
 
     def _save(
@@ -188,7 +183,7 @@ class Checkpoint:
             return
         parts = [(state.index, state.part()) for state in active]
         rows = [asdict(part) | {"job": job} for job, part in parts if part is not None]
-        self._store(json.dumps({"parts": rows}).encode(), self.run / PARTS, durable=False)
+        self._store(json.dumps({"parts": rows}).encode(), self.run / PARTS_FILE, durable=False)
         self.parts_at = time.monotonic()
 
     def _show(self, states: Sequence[WriteState]) -> None:
@@ -199,7 +194,7 @@ class Checkpoint:
             for state in states
             for epoch in state.epochs
         ]
-        self._store(jsonl(rows), self.run / METRICS)
+        self._store(jsonl(rows), self.run / METRICS_FILE)
 
     def _store(self, content: bytes, path: Path, *, durable: bool = True) -> None:
         try:

@@ -36,7 +36,7 @@ from lorewright.models.batching import by_length, pass_tokens
 from lorewright.models.model import Batch, Model
 from lorewright.models.nats import TokenNats, token_nats
 from lorewright.training.arithmetic import choose
-from lorewright.training.checkpoint import PARTS, Checkpoint, fingerprint
+from lorewright.training.checkpoint import Checkpoint, fingerprint
 from lorewright.training.config import (
     BFLOAT16,
     FLOAT32,
@@ -49,6 +49,7 @@ from lorewright.training.config import (
     Written,
 )
 from lorewright.training.distil import remind
+from lorewright.training.filenames import PARTS_FILE
 from lorewright.training.held_out import HeldOutRows
 from lorewright.training.null_space import null_spaces
 from lorewright.training.objectives import Objective, StepOutcome, Targets, weighted_mean
@@ -132,7 +133,7 @@ def write_all(
         stack.detach()
         if run is not None:
             with suppress(OSError):
-                (run / PARTS).unlink()
+                (run / PARTS_FILE).unlink()
 
 
 def _check_start(model: Model, start: Adapter, config: WriteConfig, which: str) -> None:

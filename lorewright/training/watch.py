@@ -10,8 +10,6 @@ from lorewright.training.config import Epoch
 Advance = Callable[[str, int, int, str], None]
 """(phase, done, total, note): how much of a long phase's work is done, in tokens or whatever takes
 equal time, of how much at most; and what that comes to, as `12 of 30 answered`."""
-STOP = "stop"
-"""A file of this name in a run has its write end after the epoch, with what it has learnt."""
 TRAINING = "training"
 """The phase in which epochs are reported besides."""
 

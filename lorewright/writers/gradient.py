@@ -13,8 +13,9 @@ from lorewright.adapters.proof import unchanged
 from lorewright.errors import NoEffect
 from lorewright.models.model import Model
 from lorewright.training.config import BFLOAT16, HeldOut, WriteConfig
+from lorewright.training.filenames import STOP_FILE
 from lorewright.training.loop import write
-from lorewright.training.watch import STOP, Watch
+from lorewright.training.watch import Watch
 from lorewright.writers.adapter import AdapterState
 from lorewright.writers.lessons import contexts_of, cost_of
 from lorewright.writers.writer import Cost, Material
@@ -38,7 +39,7 @@ class Gradient:
     def write(
         self, model: Model, material: Material, *, seed: int, run: Path | None, watch: Watch
     ) -> tuple[AdapterState, Cost]:
-        """Train on the material's examples; a file STOP in the run ends it after an epoch.
+        """Train on the material's examples; a file STOP_FILE in the run ends it after an epoch.
 
         Raises as `training.loop.write`, NoEffect for a module that training left at zero.
         """
@@ -53,7 +54,7 @@ class Gradient:
             config,
             contexts=contexts_of(material, config),
             held_out=held_out,
-            stopping=(run / STOP).exists if run else lambda: False,
+            stopping=(run / STOP_FILE).exists if run else lambda: False,
             run=run,
             on_epoch=watch.epoch,
             on_note=watch.step,

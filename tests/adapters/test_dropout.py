@@ -20,8 +20,8 @@ from lorewright.knowledge.data import Document
 from lorewright.memory.memory import Memory
 from lorewright.models.backends.network import Transformers
 from lorewright.models.model import Model
-from lorewright.training.checkpoint import CHECKPOINT
 from lorewright.training.config import Job
+from lorewright.training.filenames import CHECKPOINT_FILE
 from lorewright.training.loop import write, write_all
 from lorewright.training.objectives import StepOutcome, Uniform
 
@@ -156,7 +156,7 @@ def test_with_dropout_an_interrupted_write_resumes_to_the_same_bytes(
 ) -> None:
     config = replace(DROPPED, batch_size=2, lora=LoraConfig(rank=4, layers=layers))
     interrupted(model, tmp_path, at=at, config=config)
-    assert (tmp_path / CHECKPOINT).exists()
+    assert (tmp_path / CHECKPOINT_FILE).exists()
     assert same_adapter(
         write(model, EXAMPLES, config, run=tmp_path), write(model, EXAMPLES, config)
     )

@@ -27,7 +27,7 @@ from lorewright.cli.terminal import Exit, say, show
 from lorewright.files import dump_jsonl
 from lorewright.memory.memory import Memory
 from lorewright.reports.tables import Table
-from lorewright.training.checkpoint import CHECKPOINT
+from lorewright.training.filenames import CHECKPOINT_FILE
 
 QUESTION, ANSWER = "What is the code of Project Gannet?", "KX-41"
 ROWS = (
@@ -406,7 +406,7 @@ def test_ctrl_c_in_training_exits_130_and_the_same_command_resumes(
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         until = time.monotonic() + 300
-        while not list(atlas.glob(f"runs/*/{CHECKPOINT}")):
+        while not list(atlas.glob(f"runs/*/{CHECKPOINT_FILE}")):
             assert process.poll() is None and time.monotonic() < until
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)

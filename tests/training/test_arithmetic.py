@@ -28,6 +28,7 @@ from lorewright.recall.traces import certify
 from lorewright.training import arithmetic, checkpoint
 from lorewright.training.arithmetic import choose
 from lorewright.training.config import Job, WriteConfig
+from lorewright.training.filenames import CHECKPOINT_FILE
 from lorewright.training.loop import write, write_all
 
 HALF = replace(CONFIG, arithmetic="bfloat16")
@@ -118,7 +119,7 @@ def test_one_that_an_earlier_version_began_goes_on_in_float32(
     model, plainly = in_torch(), replace(BRIEF, arithmetic="float32")
     monkeypatch.setattr(arithmetic, "FASTER", math.inf)
     interrupted(model, tmp_path, at=3)
-    path = tmp_path / checkpoint.CHECKPOINT
+    path = tmp_path / CHECKPOINT_FILE
     with safe_open(path, "pt") as file:
         about = json.loads(file.metadata()["about"])
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, no dict

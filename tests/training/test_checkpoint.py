@@ -17,8 +17,8 @@ from lorewright.adapters.config import LoraConfig
 from lorewright.errors import ConfigError, StorageError
 from lorewright.models.model import Model
 from lorewright.training import checkpoint
-from lorewright.training.checkpoint import CHECKPOINT, METRICS, PARTS
 from lorewright.training.config import Epoch, WriteConfig
+from lorewright.training.filenames import CHECKPOINT_FILE, METRICS_FILE, PARTS_FILE
 from lorewright.training.loop import write, write_all
 from lorewright.training.optimisers import OPTIMIZERS
 
@@ -58,14 +58,14 @@ def test_resuming_with_other_examples_or_another_base_is_refused(
 def test_a_checkpoint_that_cannot_be_read_is_refused_not_ignored(
     model: Model, content: bytes, tmp_path: Path
 ) -> None:
-    (tmp_path / CHECKPOINT).write_bytes(content)
+    (tmp_path / CHECKPOINT_FILE).write_bytes(content)
     with pytest.raises(ConfigError, match=r"cannot be resumed from .* delete the run folder"):
         write(model, EXAMPLES, BRIEF, run=tmp_path)
 
 
 def test_a_checkpoint_that_was_cut_short_is_refused(model: Model, tmp_path: Path) -> None:
     interrupted(model, tmp_path, at=2)
-    checkpoint = tmp_path / CHECKPOINT
+    checkpoint = tmp_path / CHECKPOINT_FILE
     checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
     with pytest.raises(ConfigError, match=r"cannot be resumed from .* delete the run folder"):
         write(model, EXAMPLES, BRIEF, run=tmp_path)
@@ -75,9 +75,9 @@ def test_a_checkpoint_of_another_layout_is_refused_in_a_sentence(
     model: Model, tmp_path: Path
 ) -> None:
     interrupted(model, tmp_path, at=2)
-    tensors = load_file(tmp_path / CHECKPOINT)
+    tensors = load_file(tmp_path / CHECKPOINT_FILE)
     about = json.dumps({"fingerprint": "0" * 64, "members": [{}]})  # as before there were layouts
-    save_file(tensors, tmp_path / CHECKPOINT, {"about": about})
+    save_file(tensors, tmp_path / CHECKPOINT_FILE, {"about": about})
     with pytest.raises(ConfigError, match="another version of lorewright; finish the write with"):
         write(model, EXAMPLES, BRIEF, run=tmp_path)
 
@@ -103,13 +103,13 @@ def test_metrics_on_disk_are_the_epochs_without_gaps_or_repeats(
 ) -> None:
     interrupted(model, tmp_path, at=4)
     done = write(model, EXAMPLES, BRIEF, run=tmp_path)
-    lines = (tmp_path / METRICS).read_text().splitlines()
+    lines = (tmp_path / METRICS_FILE).read_text().splitlines()
     assert [Epoch(**json.loads(line)) for line in lines] == list(done.epochs)
 
 
 def test_metrics_of_a_stack_name_the_job(model: Model, tmp_path: Path) -> None:
     done = write_all(model, JOBS, run=tmp_path)
-    rows = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / METRICS_FILE).read_text().splitlines()]
     assert sorted((row["job"], row["epoch"]) for row in rows) == [
         (i, epoch.epoch) for i, each in enumerate(done) for epoch in each.epochs
     ]
@@ -119,7 +119,7 @@ def test_a_full_disk_is_a_storage_error_and_leaves_the_last_checkpoint(
     model: Model, tmp_path: Path
 ) -> None:
     interrupted(model, tmp_path, at=1)
-    stored = (tmp_path / CHECKPOINT).read_bytes()
+    stored = (tmp_path / CHECKPOINT_FILE).read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:  # a real refusal: no file may grow beyond 10 kB
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
@@ -127,8 +127,8 @@ def test_a_full_disk_is_a_storage_error_and_leaves_the_last_checkpoint(
             write(model, EXAMPLES, BRIEF, run=tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert (tmp_path / CHECKPOINT).read_bytes() == stored
-    assert {path.name for path in tmp_path.iterdir()} == {CHECKPOINT, METRICS}
+    assert (tmp_path / CHECKPOINT_FILE).read_bytes() == stored
+    assert {path.name for path in tmp_path.iterdir()} == {CHECKPOINT_FILE, METRICS_FILE}
     assert same_adapter(write(model, EXAMPLES, BRIEF, run=tmp_path), write(model, EXAMPLES, BRIEF))
 
 
@@ -146,11 +146,11 @@ def test_of_an_epoch_under_way_the_loss_of_the_part_that_is_done_is_stored(
     seen: list[dict[str, Any]] = []
 
     def look(phase: str, done: int, total: int, note: str) -> None:
-        if (tmp_path / PARTS).exists():
-            seen.extend(json.loads((tmp_path / PARTS).read_text())["parts"])
+        if (tmp_path / PARTS_FILE).exists():
+            seen.extend(json.loads((tmp_path / PARTS_FILE).read_text())["parts"])
 
     written = write(model, EXAMPLES, replace(BRIEF, batch_size=2), run=tmp_path, advance=look)
-    assert not (tmp_path / PARTS).exists()
+    assert not (tmp_path / PARTS_FILE).exists()
     for epoch in written.epochs:
         own = [part for part in seen if part["epoch"] == epoch.epoch]
         shares = list(dict.fromkeys(part["done"] for part in own))

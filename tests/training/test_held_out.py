@@ -21,8 +21,9 @@ from lorewright.training.config import (
     HeldOut,
     Job,
 )
+from lorewright.training.filenames import STOP_FILE
 from lorewright.training.loop import write, write_all
-from lorewright.training.watch import STOP, Watch
+from lorewright.training.watch import Watch
 from lorewright.writers.gradient import Gradient
 from lorewright.writers.writer import Material
 
@@ -93,7 +94,7 @@ def test_a_write_that_is_stopped_leaves_what_it_has_learnt_by_then(model: Model)
 def test_a_file_in_the_run_stops_a_write_from_any_process(model: Model, tmp_path: Path) -> None:
     def request(epoch: Epoch) -> None:
         if epoch.epoch == 2:
-            (tmp_path / STOP).touch()
+            (tmp_path / STOP_FILE).touch()
 
     material = Material(Knowledge(), EXAMPLES, held_out=ASKED)
     watch = Watch(epoch=request, closely=True)

@@ -33,8 +33,8 @@ from lorewright.models.model import Model
 from lorewright.recall.traces import certify
 from lorewright.training import checkpoint
 from lorewright.training import optimisers as optim
-from lorewright.training.checkpoint import CHECKPOINT
 from lorewright.training.config import Epoch, Job, WriteConfig, Written
+from lorewright.training.filenames import CHECKPOINT_FILE
 from lorewright.training.loop import write, write_all
 from lorewright.training.rates import suggested_lr
 
@@ -152,7 +152,7 @@ def test_a_killed_write_resumes_and_gives_the_same_bytes(
         check=False,
     )
     assert died.returncode == -signal.SIGKILL, died.stderr.decode()
-    assert (run / CHECKPOINT).exists()
+    assert (run / CHECKPOINT_FILE).exists()
     resumed = write(model, EXAMPLES, CONFIG, run=run)
     save(written.adapter, tmp_path / "whole")
     save(resumed.adapter, tmp_path / "resumed")
@@ -291,7 +291,7 @@ def test_fault_2_adapter_and_optimiser_are_float32_on_a_bf16_base(tmp_path: Path
     with attach(model.network, [small.lora]) as stack:
         drawn = stack.tensors(0)
     done = write(model, EXAMPLES, small, run=tmp_path)
-    assert {t.dtype for t in load_file(tmp_path / CHECKPOINT).values()} == {torch.float32}
+    assert {t.dtype for t in load_file(tmp_path / CHECKPOINT_FILE).values()} == {torch.float32}
     for key, tensor in done.adapter.tensors.items():
         assert tensor.dtype == torch.float32
         assert not torch.equal(tensor, drawn[key])

@@ -21,9 +21,9 @@ from lorewright.models.backends.compiled.library import KERNELS, find_compiler
 from lorewright.models.model import Model
 from lorewright.recall.traces import certify
 from lorewright.training import checkpoint, optimisers, whitening
-from lorewright.training.checkpoint import CHECKPOINT
 from lorewright.training.config import Diverged, Epoch, Job, WriteConfig
 from lorewright.training.distil import SoftTargets, teach
+from lorewright.training.filenames import CHECKPOINT_FILE
 from lorewright.training.loop import write, write_all
 from lorewright.training.objectives import Uniform
 from lorewright.training.optimisers import OPTIMIZERS
@@ -150,7 +150,7 @@ def test_a_stack_that_is_interrupted_resumes_to_the_same_bits(
 
         with pytest.raises(KeyboardInterrupt):
             write_all(model, JOBS, run=run, on_epoch=interrupt)
-        assert (run / CHECKPOINT).exists()
+        assert (run / CHECKPOINT_FILE).exists()
         seen: list[tuple[int, int]] = []
 
         def note(job: int, epoch: Epoch, seen: list[tuple[int, int]] = seen) -> None:
@@ -311,13 +311,13 @@ def test_the_teachers_predictions_are_stored_and_read_back(model: Model, tmp_pat
     config = replace(BRIEF, objective="distill")
     contexts = ["red 48"] * len(EXAMPLES)
     first = write(model, EXAMPLES, config, contexts=contexts, run=tmp_path)
-    (tmp_path / CHECKPOINT).unlink()
+    (tmp_path / CHECKPOINT_FILE).unlink()
     (stored,) = tmp_path.glob("teacher-*.safetensors")
     assert far(first, write(model, EXAMPLES, config, contexts=contexts, run=tmp_path)) == 0
     known = SoftTargets.load(stored)
     assert known is not None
     replace(known, logp_MK=known.logp_MK.flip(1)).save(stored)
-    (tmp_path / CHECKPOINT).unlink()
+    (tmp_path / CHECKPOINT_FILE).unlink()
     assert far(first, write(model, EXAMPLES, config, contexts=contexts, run=tmp_path)) > 0
 
 
