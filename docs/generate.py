@@ -48,9 +48,8 @@ def main(folder: Path) -> None:
 
 
 def _generated(folder: Path) -> list[str]:
-    made = sorted(folder.glob("results/experiments/*.md")) + sorted(
-        folder.glob("reference/api/*.md")
-    )
+    patterns = ("results/experiments/*.md", "results/studies/*.md", "reference/api/*.md")
+    made = [path for pattern in patterns for path in sorted(folder.glob(pattern))]
     return [str(path.relative_to(folder)) for path in made]
 
 

@@ -160,7 +160,9 @@ def _made(record: Mapping[str, Any]) -> Listing:
         config = summary.get("config", {})
         lines += [f"{key} = {_shown(value)}" for key, value in config.items()]
     numbers = "  ".join(f"{name} {number}" for name, number in record["versions"].items())
-    lines += ["", f"{record['made']}, {record['seconds']:.0f} s in the last run", numbers]
+    work = [part["seconds"] for part in record["parts"].values()]
+    spent = sum(each for each in work if isinstance(each, int | float))
+    lines += ["", f"{record['made']}, {spent:.0f} s of work" if spent else record["made"], numbers]
     return Listing("How it was made", tuple(lines))
 
 
