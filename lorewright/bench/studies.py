@@ -381,7 +381,7 @@ STUDIES: dict[str, Study] = {
             ),
             "all layers": Part(
                 "phonebook",
-                {**_THREE, "ranks": (1,)},
+                {**_THREE, "ranks": (1,), "seeds": 3},
                 {"sizes": (80,)},
             ),
         },
