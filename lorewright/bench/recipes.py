@@ -409,6 +409,12 @@ def _label(key: str, cell: Mapping[str, Any]) -> str:
     return str(cell[key])
 
 
+def _named(key: str, cell: Mapping[str, Any], *, alone: bool) -> str:
+    """A setting of a cell, its key before it where there are others."""
+    label = _label(key, cell)
+    return label if alone and label[:1].isalpha() else f"{key} {label}"
+
+
 def figures(summary: Summary) -> Iterator[Figure]:
     """Recall and retained knowledge by rank, a line for everything else that varies."""
     cells = summary["cells"]
@@ -417,11 +423,13 @@ def figures(summary: Summary) -> Iterator[Figure]:
     if len(ranks) < 2 and not others:
         return
     about = f"{summary['config']['model']}, {counted(summary['n_documents'], 'document')}"
+    by = others[0] if len(others) == 1 else "recipe"
+    what = " and ".join([*(["rank"] if len(ranks) > 1 else []), *others])
     rows = [
         {
             "metric": NAMES[kind],
             "rank": cell["rank"],
-            "recipe": ", ".join(f"{key} {_label(key, cell)}" for key in others) or "rank",
+            by: ", ".join(_named(key, cell, alone=len(others) == 1) for key in others) or "rank",
             **{key: cell[kind][key] for key in ("n", "mean", "low", "high")},
             "difference": None,
         }
@@ -435,14 +443,14 @@ def figures(summary: Summary) -> Iterator[Figure]:
             continue
         yield Figure(
             f"{summary['bench']}-{name}",
-            f"{name[0].upper()}{name[1:]} by rank and recipe.",
+            f"{name[0].upper()}{name[1:]} by {what}.",
             functools.partial(
                 compared_figure,
                 rows,
                 metric=name,
                 about=about,
-                by="recipe",
-                title=f"{name[0].upper()}{name[1:]} by rank and recipe",
+                by=by,
+                title=f"{name[0].upper()}{name[1:]} by {what}",
             ),
         )
 

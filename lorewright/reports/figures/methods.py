@@ -17,6 +17,9 @@ from lorewright.reports.results import checked_record
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+LEGEND_LETTERS = 60
+"""Names longer than this together stand below one another beside the plots."""
+
 
 def compared_figure(
     rows: Sequence[Mapping[str, Any]],
@@ -41,11 +44,15 @@ def compared_figure(
             raise ValueError(f"it has no {metric}")
         title = title or f"{metric[0].upper()}{metric[1:]} by rank, at the same budget"
         paired = any(row["difference"] for row in own)
-        width = 10 if paired else 7
+        single = len(ranks) == 1 and not paired  # then what is compared stands on the axis
+        beside = not single and sum(map(len, names)) > LEGEND_LETTERS
+        width = 10 if paired or beside else 7
         with canvas(path, title, about, size=(width, 4.8), dark=dark) as (figure, ink):
-            margins = {"left": 0.65 / width, "right": 0.985, "top": 0.72, "bottom": 0.14}
+            right_end = 0.985 - 0.225 * beside
+            margins = {"left": 0.65 / width, "right": right_end, "top": 0.72, "bottom": 0.14}
             left, *others = panels(figure, 1, 1 + paired, margins | {"wspace": 0.22})[0]
-            style_axes(left, ink, f"{metric}, mean with 95 % interval", "rank")
+            axis = f"{by}, rank {ranks[0]}" if single else "rank"
+            style_axes(left, ink, f"{metric}, mean with 95 % interval", axis)
             against = next((r[by] for r in own if r["difference"] is None), names[0])
             for right in others:
                 style_axes(right, ink, f"paired difference to {against}", "rank")
@@ -53,7 +60,8 @@ def compared_figure(
             for i, name in enumerate(names):
                 mine = {row["rank"]: row for row in own if row[by] == name}
                 shift = 0.11 * (i - (len(names) - 1) / 2)
-                at, colour = np.arange(len(ranks)) + shift, ink.lines[i % len(ink.lines)]
+                at = np.array([float(i)]) if single else np.arange(len(ranks)) + shift
+                colour = ink.lines[i % len(ink.lines)]
                 means = [mine.get(rank) for rank in ranks]
                 draw_intervals(left, at, means, colour, "o", label=name, markersize=6)
                 differences = [(mine.get(rank) or {}).get("difference") for rank in ranks]
@@ -61,12 +69,14 @@ def compared_figure(
                     draw_intervals(right, at, differences, colour, "o", markersize=6)
             for ax in (left, *others):
                 ax.set_xticks(range(len(ranks)), [str(rank) for rank in ranks])
-            if len(names) > 1:
-                _legend(left, ink)
+            if single:
+                left.set_xticks(range(len(names)), [name.replace("@", "\n@") for name in names])
+            elif len(names) > 1:
+                _legend(left, ink, beside=beside)
 
 
-def _legend(ax: Axes, ink: Palette) -> None:
-    """Below the title, over both plots: it covers no point there."""
+def _legend(ax: Axes, ink: Palette, *, beside: bool) -> None:
+    """Below the title, over both plots, or beside them: it covers no point there."""
     handles, labels = ax.get_legend_handles_labels()
     assert ax.figure is not None
     ax.figure.legend(
@@ -74,9 +84,9 @@ def _legend(ax: Axes, ink: Palette) -> None:
         labels,
         frameon=False,
         labelcolor=ink.text,
-        loc="upper right",
-        bbox_to_anchor=(0.99, 0.865),
-        ncols=len(labels),
+        loc="center left" if beside else "upper right",
+        bbox_to_anchor=(0.775, 0.43) if beside else (0.99, 0.865),
+        ncols=1 if beside else len(labels),
         fontsize=9.5,
         handletextpad=0.2,
         columnspacing=1.2,
