@@ -362,7 +362,7 @@ STUDIES: dict[str, Study] = {
         {
             "longcontext": Part(
                 "longcontext",
-                {"parts": ("stubborn",), "sequences": 96, "compared": 96, "compared_steps": 60},
+                {"parts": ("stubborn",), "sequences": 60, "compared": 96, "compared_steps": 60},
                 {"sequences": 12, "compared_steps": 30},
             )
         },
@@ -469,13 +469,13 @@ STUDIES: dict[str, Study] = {
         {
             "merging": Part(
                 "merging",
-                {"pairs": 3},
+                {"pairs": 2},
                 {"methods": ("mean", "ties", "tsv"), "epochs": 2},
                 SECTIONS,
             )
         },
         (Published("TIES, linear, DARE, CAT", "5.41, 4.92, 1.43, 0.19 (alone 5.92)", "judge"),),
-        "Three pairs of sections, each loss against the source alone on its own questions.",
+        "Two pairs of sections, each loss against the source alone on its own questions.",
         is_a_merge_free,
     ),
     "regularisation": Study(
