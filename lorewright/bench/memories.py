@@ -426,8 +426,13 @@ def _written_together(bench: Bench) -> Adapter:
 def _merged(bench: Bench) -> Adapter:
     """All memories merged into one adapter."""
     names = sorted(bench.pages)
-    examples = [lesson.examples for lesson in unopposed(list(map(bench.lesson, names)))]
-    evidence = Evidence(bench.memory.model, examples, watch=bench.watch)
+    lessons = unopposed(list(map(bench.lesson, names)))
+    evidence = Evidence(
+        bench.memory.model,
+        [lesson.examples for lesson in lessons],
+        watch=bench.watch,
+        rehearsal=[example for lesson in lessons for example in lesson.rehearsal],
+    )
     return merged_by(bench.settings.merge_method, list(map(bench.adapter, names)), evidence)
 
 

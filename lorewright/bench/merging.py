@@ -119,6 +119,7 @@ class _Source:
     case: Case
     adapter: Adapter
     examples: Sequence[Example]
+    rehearsal: Sequence[Example]
 
 
 def task(job: dict[str, Any]) -> dict[str, Any]:
@@ -132,7 +133,8 @@ def task(job: dict[str, Any]) -> dict[str, Any]:
         rows += _asked(model, source.case, ALONE, source.adapter)
         rows += _asked(model, source.case, OTHER, adapters[1 - n])
         rows += _asked(model, source.case, BASE, None)
-    evidence = Evidence(model, [source.examples for source in sources])
+    rehearsal = [example for source in sources for example in source.rehearsal]
+    evidence = Evidence(model, [source.examples for source in sources], rehearsal=rehearsal)
     made: dict[str, dict[str, Any]] = {}
     for method, options in _best_options(adapters, evidence, job["methods"]).items():
         began = time.monotonic()
@@ -157,7 +159,7 @@ def _write(model: Model, case: Case, job: dict[str, Any], seed: int) -> _Source:
     )
     material = Material(knowledge, lesson.examples, lesson.rehearsal)
     state, _ = Gradient(config).write(model, material, seed=seed, run=None, watch=Watch())
-    return _Source(case, state.adapter, lesson.examples)
+    return _Source(case, state.adapter, lesson.examples, lesson.rehearsal)
 
 
 def _best_options(

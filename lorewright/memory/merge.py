@@ -149,7 +149,8 @@ def merge(
     lessons = unopposed([_lesson(memory, name) for name in names])
     own = [memory.adapter(name) for name in names]
     evidence = Evidence(
-        memory.model, [lesson.examples for lesson in lessons], weights, rank, options, watch
+        *(memory.model, [lesson.examples for lesson in lessons], weights, rank, options, watch),
+        rehearsal=[example for lesson in lessons for example in lesson.rehearsal],
     )
     began = time.monotonic()
     with memory.writing():

@@ -48,6 +48,8 @@ class Evidence:
     options: Options = field(default_factory=dict)
     """The method's own."""
     watch: Watch = field(default_factory=Watch)
+    rehearsal: Sequence[Example] = ()
+    """General questions with the base's own replies, which training goes over beside these."""
 
     def sources(self, adapters: Sequence[Adapter]) -> list[Source]:
         """Each adapter with what it was trained on."""
@@ -139,6 +141,7 @@ def _trained(
     start: Adapter | None,
 ) -> Adapter:
     rows = list(dict.fromkeys(row for examples in evidence.examples for row in examples))
+    rows += dict.fromkeys(evidence.rehearsal)
     watch = evidence.watch
     written = loop.write(
         evidence.model, rows, config, start=start, on_epoch=watch.epoch, advance=watch.advance

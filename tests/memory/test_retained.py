@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,13 +13,13 @@ from support.families import llama
 from support.models import letters
 
 from lorewright.adapters.config import LoraConfig
-from lorewright.knowledge.data import Example, Fact, Knowledge
+from lorewright.knowledge.data import REHEARSAL, Example, Fact, Knowledge
 from lorewright.knowledge.general import general_questions
 from lorewright.knowledge.lesson import LessonConfig
 from lorewright.memory.memory import Memory
 from lorewright.models.model import Model
 from lorewright.recall.verify import RETAINED
-from lorewright.training.config import WriteConfig
+from lorewright.training.config import WriteConfig, Written
 from lorewright.training.loop import write
 from lorewright.training.watch import Watch
 
@@ -71,3 +73,26 @@ def test_a_merge_shows_what_is_retained_of_each_source_and_counts_it_once(
     assert steps.count("asking: retained") == 3
     card = json.loads((merged.folder / "card.json").read_text(encoding="utf-8"))
     assert card["report"]["recall"][RETAINED]["memory"]["n"] == n
+
+
+@pytest.mark.parametrize("method", ["refine", "rewrite"])
+def test_a_merge_that_trains_goes_over_what_its_sources_rehearsed(
+    method: str, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = Memory.open(tmp_path / "atlas", model)
+    for colour, code in (("red", "48"), ("blue", "KX")):
+        memory.write(
+            knowledge(colour, code), name=colour, config=CONFIG, lesson=LessonConfig(rehearse=2)
+        )
+    trained: list[Sequence[Example]] = []
+
+    def noting(base: Model, examples: Sequence[Example], *args: Any, **options: Any) -> Written:
+        trained.append(examples)
+        return write(base, examples, *args, **options)
+
+    monkeypatch.setattr("lorewright.merging.methods.loop.write", noting)
+    memory.merge(["red", "blue"], into="both", method=method)
+    own = [memory.folder.lesson(memory.folder.entry(name)) for name in ("red", "blue")]
+    rehearsed = {example.prompt for lesson in own for example in lesson.rehearsal}
+    assert len(rehearsed) >= N_KNOWN
+    assert rehearsed <= {example.prompt for example in trained[-1] if example.kind == REHEARSAL}
