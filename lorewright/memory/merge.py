@@ -148,10 +148,9 @@ def merge(
     _check_settings(label, options, weights, rank, len(names))
     lessons = unopposed([_lesson(memory, name) for name in names])
     own = [memory.adapter(name) for name in names]
-    evidence = Evidence(
-        *(memory.model, [lesson.examples for lesson in lessons], weights, rank, options, watch),
-        rehearsal=[example for lesson in lessons for example in lesson.rehearsal],
-    )
+    examples = [lesson.examples for lesson in lessons]
+    rehearsal = [example for lesson in lessons for example in lesson.rehearsal]
+    evidence = Evidence(memory.model, examples, weights, rank, options, watch, rehearsal)
     began = time.monotonic()
     with memory.writing():
         knowledge, ids = _knowledge(memory, names), [memory.names[name] for name in names]
