@@ -204,11 +204,11 @@ class Page:
 
     def lesson(self, model: Model) -> Lesson:
         """Examples of its facts as they are given, or of what the base writes about it."""
+        if not self.facts:
+            return lesson_for(model, self.source, LessonConfig(), watch=Watch())
         probes = [
             Probe(f"{q.document}-{n}", q.text, (), "unknown") for n, q in enumerate(self.near)
         ]
-        if not self.facts:
-            return lesson_for(model, self.source, LessonConfig(), watch=Watch())
         given = Knowledge((), self.facts)
         config = LessonConfig(views=("given",))
         return lesson_for(model, given, config, probes=probes, watch=Watch())
@@ -427,12 +427,7 @@ def _merged(bench: Bench) -> Adapter:
     """All memories merged into one adapter."""
     names = sorted(bench.pages)
     lessons = unopposed(list(map(bench.lesson, names)))
-    evidence = Evidence(
-        bench.memory.model,
-        [lesson.examples for lesson in lessons],
-        watch=bench.watch,
-        rehearsal=[example for lesson in lessons for example in lesson.rehearsal],
-    )
+    evidence = Evidence.of(bench.memory.model, lessons, watch=bench.watch)
     return merged_by(bench.settings.merge_method, list(map(bench.adapter, names)), evidence)
 
 

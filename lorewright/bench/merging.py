@@ -25,8 +25,7 @@ from lorewright.bench.recipes import Case, cases_of, knowledge_of, rows_of
 from lorewright.bench.tables import NOTHING, counted, spelt
 from lorewright.bench.task import Done, Summary, Task, sweep
 from lorewright.errors import ConfigError, DataError
-from lorewright.knowledge.data import Example
-from lorewright.knowledge.lesson import LessonConfig
+from lorewright.knowledge.lesson import Lesson, LessonConfig
 from lorewright.memory.verify import usual_metric
 from lorewright.memory.write import lesson_for
 from lorewright.merging.choosing import GRID, search
@@ -118,8 +117,7 @@ def jobs(config: Merging, base_digest: str) -> list[dict[str, Any]]:
 class _Source:
     case: Case
     adapter: Adapter
-    examples: Sequence[Example]
-    rehearsal: Sequence[Example]
+    lesson: Lesson
 
 
 def task(job: dict[str, Any]) -> dict[str, Any]:
@@ -133,8 +131,7 @@ def task(job: dict[str, Any]) -> dict[str, Any]:
         rows += _asked(model, source.case, ALONE, source.adapter)
         rows += _asked(model, source.case, OTHER, adapters[1 - n])
         rows += _asked(model, source.case, BASE, None)
-    rehearsal = [example for source in sources for example in source.rehearsal]
-    evidence = Evidence(model, [source.examples for source in sources], rehearsal=rehearsal)
+    evidence = Evidence.of(model, [source.lesson for source in sources])
     made: dict[str, dict[str, Any]] = {}
     for method, options in _best_options(adapters, evidence, job["methods"]).items():
         began = time.monotonic()
@@ -159,7 +156,7 @@ def _write(model: Model, case: Case, job: dict[str, Any], seed: int) -> _Source:
     )
     material = Material(knowledge, lesson.examples, lesson.rehearsal)
     state, _ = Gradient(config).write(model, material, seed=seed, run=None, watch=Watch())
-    return _Source(case, state.adapter, lesson.examples, lesson.rehearsal)
+    return _Source(case, state.adapter, lesson)
 
 
 def _best_options(

@@ -148,9 +148,8 @@ def merge(
     _check_settings(label, options, weights, rank, len(names))
     lessons = unopposed([_lesson(memory, name) for name in names])
     own = [memory.adapter(name) for name in names]
-    examples = [lesson.examples for lesson in lessons]
-    rehearsal = [example for lesson in lessons for example in lesson.rehearsal]
-    evidence = Evidence(memory.model, examples, weights, rank, options, watch, rehearsal)
+    wanted = {"weights": weights, "rank": rank, "options": options, "watch": watch}
+    evidence = Evidence.of(memory.model, lessons, **wanted)
     began = time.monotonic()
     with memory.writing():
         knowledge, ids = _knowledge(memory, names), [memory.names[name] for name in names]

@@ -18,6 +18,7 @@ from lorewright.adapters.adapter import HALVES, Adapter, content_id
 from lorewright.adapters.config import LoraConfig
 from lorewright.errors import ConfigError
 from lorewright.knowledge.data import Example
+from lorewright.knowledge.lesson import Lesson
 from lorewright.merging import algebra
 from lorewright.merging.algebra import COMBINATIONS, check_options
 from lorewright.merging.imitate import Source, grams, imitate
@@ -50,6 +51,13 @@ class Evidence:
     watch: Watch = field(default_factory=Watch)
     rehearsal: Sequence[Example] = ()
     """General questions with the base's own replies, which training goes over beside these."""
+
+    @classmethod
+    def of(cls, model: Model, lessons: Sequence[Lesson], **more: Any) -> Evidence:
+        """What some lessons train and rehearse; `more` are further fields."""
+        examples = [lesson.examples for lesson in lessons]
+        rehearsal = [example for lesson in lessons for example in lesson.rehearsal]
+        return cls(model, examples, rehearsal=rehearsal, **more)
 
     def sources(self, adapters: Sequence[Adapter]) -> list[Source]:
         """Each adapter with what it was trained on."""

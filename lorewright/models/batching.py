@@ -54,10 +54,12 @@ def n_alike(one: Sequence[int], two: Sequence[int]) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
-def n_first_alike(prompts: Sequence[Sequence[int]]) -> int:
-    """Tokens with which all prompts begin, but for their last one, which is queried."""
-    ordered = sorted(map(tuple, prompts))  # neighbours have most in common
-    return max(0, min(n_alike(ordered[0], ordered[-1]), min(map(len, ordered)) - 1))
+def n_first_alike(prompts: Sequence[tuple[int, ...]]) -> int:
+    """Tokens with which all prompts begin, but for their last one, which is queried; 0 of one."""
+    shortest = min(map(len, prompts))
+    if len(prompts) < 2 or not shortest:
+        return 0
+    return min(n_alike(min(prompts), max(prompts)), shortest - 1)
 
 
 def by_length(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:

@@ -139,9 +139,7 @@ class BaseOf:
         for chosen in by_length([len(row) for row in rows], pass_tokens(self.model.device)):
             part = [rows[i] for i in chosen]
             n_shared = n_first_alike([row.prompt_ids for row in part])
-            nats_BC, _ = self.model.completion_nats(
-                self.model.batch(part), Pass(n_shared=n_shared if len(part) > 1 else 0)
-            )
+            nats_BC, _ = self.model.completion_nats(self.model.batch(part), Pass(n_shared=n_shared))
             for i, row, nats_C in zip(chosen, part, nats_BC.tolist(), strict=True):
                 answer = nats_C[: len(row.completion_ids)]
                 least[i] = math.exp(-max(answer, default=0.0))

@@ -145,7 +145,7 @@ def soft_targets(model: Model, informed: Sequence[Rendered], *, top_k: int = TOP
     logp_MK = torch.zeros(starts[-1], k)
     for chosen in by_length([len(row) for row in informed], TEACHER_TOKENS):
         part = [informed[i] for i in chosen]
-        n_shared = n_first_alike([row.prompt_ids for row in part]) if len(part) > 1 else 0
+        n_shared = n_first_alike([row.prompt_ids for row in part])
         base_alone = Pass(Rows(torch.tensor([-1])), n_shared=n_shared)
         logits_BCV = model.completion_logits(model.batch(part), base_alone)
         top = logits_BCV.log_softmax(-1).topk(k, dim=-1)
