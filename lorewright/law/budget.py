@@ -150,6 +150,20 @@ def budget(
     return Budget(sizes.name, method, rank, n_tokens, n_all, n_trained, tuple(terms))
 
 
+SHARE_TAKEN = 0.5
+"""Of the memory that is free; the rest is left to what else runs and to what is not counted."""
+
+
+def n_at_once(sizes: Sizes, n_tokens: int, n_bytes: float, *, most: int) -> int:
+    """How many writes of so many tokens a step may share a pass where so much memory is free.
+
+    Every write keeps the activations of its own tokens; base and logits are there once. From 1
+    to `most`.
+    """
+    each, *_ = _activations_here(sizes, n_tokens, checkpointing=False)
+    return max(1, min(most, int(SHARE_TAKEN * n_bytes / each.n_bytes)))
+
+
 def _activations(sizes: Sizes, n_tokens: int, checkpointing: bool) -> Term:
     inside, logits = HALF * sizes.n_inside, (HALF + 4) * sizes.n_vocab
     if checkpointing:

@@ -198,7 +198,7 @@ def remind(model: Model, examples: Sequence[Example], rehearsed: Sequence[int]) 
     Raises DataError for one without a completion.
     """
     rows = tuple(model.render(examples[i].prompt, examples[i].completion) for i in rehearsed)
-    key = (model.digest, model.dtype, rows)
+    key = (model.digest, model.loaded_as, model.dtype, rows)
     soft = _REMINDED.get(key, lambda: soft_targets(model, rows))
     return SomeTargets(soft, {i: row for row, i in enumerate(rehearsed)})
 

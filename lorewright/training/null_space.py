@@ -41,7 +41,7 @@ def null_spaces(
     protect the same share their projections.
     """
     keys = [(tuple(rows), share) for rows, share in zip(rows_N, shares_N, strict=True)]
-    where = (model.digest, str(model.device), model.dtype, *stack.modules)
+    where = (model.digest, model.loaded_as, str(model.device), model.dtype, *stack.modules)
 
     def bases_of(rows: tuple[Rendered, ...], share: float) -> Bases:
         return measure(model, stack, rows, partial(complement, share=share), n_tokens=TOKENS)
