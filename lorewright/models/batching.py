@@ -62,6 +62,23 @@ def n_first_alike(prompts: Sequence[tuple[int, ...]]) -> int:
     return min(n_alike(min(prompts), max(prompts)), shortest - 1)
 
 
+FEWEST_SHARED = 8
+SAVING = 0.2
+"""What prompts share runs once from so many tokens and so large a part of a pass on."""
+
+
+def worth_sharing(prompts: Sequence[tuple[int, ...]], n_longest: int, n_blocks: int = 1) -> int:
+    """Tokens that are to run once in a pass over rows of these prompts, for each block of an
+    adapter; 0 where that saves little.
+
+    `n_longest` is the length of the longest row, completion included.
+    """
+    n_shared = n_first_alike(prompts)
+    saved = n_shared * (len(prompts) - n_blocks)
+    enough = saved >= SAVING * len(prompts) * n_longest
+    return n_shared if n_shared >= FEWEST_SHARED and enough else 0
+
+
 def by_length(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
     """Indices in groups of similar length, of at most `budget` padded tokens or of one alone."""
     group: list[int] = []

@@ -26,6 +26,7 @@ from lorewright.adapters.targets import text_decoder
 from lorewright.errors import DataError, ModelError
 from lorewright.models.backends.backend import AS_BOUND, Backend, MakeBackend, Pass
 from lorewright.models.backends.builtin import BACKENDS
+from lorewright.models.batching import worth_sharing
 from lorewright.models.catalogue import POCKET
 from lorewright.models.decoding import Decoding, Ends, Order, Progress, Sampling, loops
 from lorewright.models.fingerprint import fingerprint
@@ -242,6 +243,19 @@ class Model:
                 break
             why = backend.refusal(pass_)
         return f"{chosen.name} ({why})" if why else chosen.name
+
+    def sharing(self, rows: Sequence[Rendered]) -> Pass:
+        """A pass over rows of one memory, or none, that runs once what their prompts begin with.
+
+        Where that pays; and where a backend knows all that runs, for what a memory hooks into a
+        network need not see the same tokens again.
+        """
+        chosen = self.backend()
+        if not chosen.by_weights:
+            return AS_BOUND
+        n_shared = worth_sharing([row.prompt_ids for row in rows], max(map(len, rows)))
+        pass_ = Pass(n_shared=n_shared)
+        return pass_ if n_shared and self.backend(pass_) is chosen else AS_BOUND
 
     def completion_logits(self, batch: Batch, pass_: Pass = AS_BOUND) -> Tensor:
         """Logits_BCV in float32 at the completion positions only; the head runs nowhere else.

@@ -113,7 +113,8 @@ def second_replies(model: Model, prompts: Sequence[str]) -> list[str]:
     rows = [model.render(prompt, DECLINE) for prompt in prompts]
     starts: dict[int, list[int]] = {}
     for chosen in by_length([len(row) for row in rows], pass_tokens(model.device)):
-        logits_BCV = model.completion_logits(model.batch([rows[i] for i in chosen]))
+        part = [rows[i] for i in chosen]
+        logits_BCV = model.completion_logits(model.batch(part), model.sharing(part))
         for i, first_V in zip(chosen, logits_BCV[:, 0], strict=True):
             first_V[rows[i].completion_ids[0]] = -math.inf
             starts[i] = [*rows[i].prompt_ids, int(first_V.argmax())]

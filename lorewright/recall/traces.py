@@ -75,7 +75,8 @@ def trace(
     budget = batch_tokens or pass_tokens(model.device)
     done, total = 0, sum(map(len, rows))
     for chosen in by_length([len(row) for row in rows], budget):
-        nats_BC, right_BC = model.completion_nats(model.batch([rows[i] for i in chosen]))
+        part = [rows[i] for i in chosen]
+        nats_BC, right_BC = model.completion_nats(model.batch(part), model.sharing(part))
         for i, nats_C, right_C in zip(chosen, nats_BC.tolist(), right_BC.tolist(), strict=True):
             n = len(rows[i].completion_ids)
             traces[i] = TokenTrace(

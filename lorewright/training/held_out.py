@@ -16,7 +16,6 @@ import torch
 
 from lorewright.adapters.lora import Rows, Stack
 from lorewright.errors import DataError
-from lorewright.models.backends.backend import Pass
 from lorewright.models.batching import by_length, pass_tokens
 from lorewright.models.model import Model, Rendered
 from lorewright.training.config import Epoch, HeldOut
@@ -53,9 +52,10 @@ class HeldOutRows:
         """Nats, tokens, and rows that greedy decoding is certain to reproduce."""
         total, n_recalled = 0.0, 0
         for group in by_length([len(row) for row in rows], pass_tokens(self.model.device)):
-            batch = self.model.batch([rows[i] for i in group])
-            using = Rows(torch.full((len(group),), n), len(stack))
-            loss_BC, right_BC = self.model.completion_nats(batch, Pass(using))
+            part = [rows[i] for i in group]
+            batch, using = self.model.batch(part), Rows(torch.full((len(part),), n), len(stack))
+            pass_ = replace(self.model.sharing(part), rows=using)
+            loss_BC, right_BC = self.model.completion_nats(batch, pass_)
             total += float((loss_BC * batch.mask_BC).sum())
             n_recalled += int(right_BC.all(1).sum())
         return total, sum(len(row.completion_ids) for row in rows), n_recalled

@@ -20,7 +20,7 @@ from torch import Tensor
 from lorewright.adapters.adapter import Adapter
 from lorewright.adapters.dropout import Share
 from lorewright.knowledge.data import REHEARSAL
-from lorewright.models.batching import batches, n_first_alike
+from lorewright.models.batching import batches, worth_sharing
 from lorewright.models.model import Batch, Model
 from lorewright.training.config import Diverged, Epoch, Job, Part, Written, rate
 from lorewright.training.objectives import StepOutcome
@@ -33,9 +33,6 @@ FEWEST = 4
 
 STEPS_OF_EPOCH = 1000
 """Parts of an epoch in which progress is counted."""
-FEWEST_SHARED = 8
-SAVING = 0.2
-"""What prompts share runs once from so many tokens and so large a part of a pass on."""
 
 
 class Table:
@@ -64,15 +61,9 @@ class Table:
         )
 
     def shared(self, rows: Sequence[int], n_blocks: int) -> int:
-        """Tokens that are to run once in a pass over these rows, for each block of an adapter.
-
-        Those with which all prompts begin, but for their last one, which is queried; 0 where that
-        saves little.
-        """
-        n_shared = n_first_alike([self.rows[i].prompt_ids for i in rows])
-        saved = n_shared * (len(rows) - n_blocks)
-        n_tokens = len(rows) * max(self.lengths[i] for i in rows)
-        return n_shared if n_shared >= FEWEST_SHARED and saved >= SAVING * n_tokens else 0
+        """Tokens that are to run once in a pass over these rows, for each block of an adapter."""
+        prompts = [self.rows[i].prompt_ids for i in rows]
+        return worth_sharing(prompts, max(self.lengths[i] for i in rows), n_blocks)
 
 
 class WriteState:

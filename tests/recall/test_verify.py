@@ -10,8 +10,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.families import llama
-from support.models import letters
+from support.families import VOCABULARY, llama
+from support.models import PLAIN, an_adapter, letters
+from support.steering import Steered
 
 from lorewright.adapters.adapter import Adapter
 from lorewright.adapters.config import LoraConfig
@@ -115,6 +116,24 @@ def test_traces_come_in_the_order_given_however_they_are_batched(model: Model) -
     together, apart = trace(model, rows), trace(model, rows, batch_tokens=1)
     for a, b in zip(together, apart, strict=True):
         assert a.p == pytest.approx(b.p, rel=1e-4)
+
+
+TURN = "<bos><|system|>be as brief as you can be<|end|>"
+
+
+def test_traces_run_once_what_prompts_begin_with_where_only_an_adapter_is_on() -> None:
+    model = Model(llama(), letters(TURN + PLAIN.removeprefix("{{ bos_token }}")), "tiny")
+    rows = [model.render(fact.prompt, fact.completion) for fact in FACTS]
+    assert model.sharing(rows).n_shared >= len("be as brief as you can be")
+    assert not model.sharing(rows[:1]).n_shared
+    with model.using(an_adapter(model)):
+        assert model.sharing(rows).n_shared
+        together, apart = trace(model, rows), trace(model, rows, batch_tokens=1)
+    for a, b in zip(together, apart, strict=True):
+        assert a.p == pytest.approx(b.p, rel=1e-4)
+    steered = Steered(torch.ones(VOCABULARY, 32), model.digest)
+    with steered.on(model):  # what it hooks in need not see the same tokens again
+        assert not model.sharing(rows).n_shared
 
 
 def test_a_certificate_asks_for_the_margin_at_every_token(model: Model, adapter: Adapter) -> None:

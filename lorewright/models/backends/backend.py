@@ -69,6 +69,11 @@ class Backend(Protocol):
     def reduces(self) -> bool:
         """Whether it multiplies with the `reduced` weights of a pass."""
 
+    @property
+    def by_weights(self) -> bool:
+        """Whether it computes from weights of modules that it knows and refuses any others, so that
+        rows may share what they begin with, whatever else of a memory is on."""
+
     def refusal(self, pass_: Pass) -> str | None:
         """Why it cannot run a pass on the network as it is now, in a few words; None if it can."""
 

@@ -42,6 +42,7 @@ class ByHand:
 
     name = "torch, by hand"
     reduces = True
+    by_weights = True
 
     def __init__(self, body: nn.Module) -> None:
         self.decoder = LlamaDecoder(body)

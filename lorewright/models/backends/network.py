@@ -30,6 +30,7 @@ class Transformers:
 
     name = "transformers"
     reduces = False
+    by_weights = False
 
     def __init__(self, body: nn.Module) -> None:
         self.body: Any = body

@@ -26,6 +26,7 @@ class Compiled:
     """Runs a decoder of Llama's form in C."""
 
     reduces = False
+    by_weights = True
 
     def __init__(self, body: nn.Module) -> None:
         """Raises ConfigError for an unknown LOREWRIGHT_KERNELS, or one that insists in vain."""
