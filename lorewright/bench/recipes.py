@@ -89,7 +89,7 @@ class Recipes:
     epochs: int = WriteConfig().epochs
     """Longest that a write takes."""
     patience: int = 3
-    """Epochs without another example recalled that end a write of questions; 0 = none do."""
+    """Epochs without another example recalled that end a write; 0 = none do."""
     lr: float = 0.0
     """Peak rate; 0 = the one that suits base and placement."""
     seeds: int = 1
@@ -297,7 +297,7 @@ def config_of(model: Model, job: Mapping[str, Any]) -> WriteConfig:
         dropout=job["dropout"],
         weight_decay=job["decay"],
         epochs=job["epochs"],
-        patience=job["patience"] if job["wordings"] else 0,
+        patience=job["patience"],
         seed=job["seed"],
     )
 
