@@ -58,6 +58,8 @@ MEANING = (
     "document and then by question."
 )
 BASE, FULL = "base", "full"
+TEXT_BATCH = 64
+"""Rows of a step over a text alone: all of it, so that an epoch is one step, as in the report."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,6 +299,7 @@ def config_of(model: Model, job: Mapping[str, Any]) -> WriteConfig:
         dropout=job["dropout"],
         weight_decay=job["decay"],
         epochs=job["epochs"],
+        batch_size=WriteConfig().batch_size if job["wordings"] else TEXT_BATCH,
         patience=job["patience"],
         seed=job["seed"],
     )
