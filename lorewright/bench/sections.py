@@ -242,10 +242,10 @@ def task(job: dict[str, Any]) -> dict[str, Any]:
             probes=probes,
             metric="contains",
         )
-        lesson = memory.folder.lesson(memory.folder.entry(section.id))
-        state = memory.state(section.id)
+        lesson = memory.folder.lesson(memory.folder.entry(outcome.name))
+        state = memory.state(outcome.name)
         prompted = rows_with_text(model, state, section, lesson.probes)
-        arms = {**outcome.report.arms, ROUTED: routed(memory, section.id, outcome.report)}
+        arms = {**outcome.report.arms, ROUTED: routed(memory, outcome.name, outcome.report)}
     rows = [
         {"arm": arm, "kind": r.kind, "score": r.score, "question": r.question, "output": r.output}
         for arm, outcomes in arms.items()

@@ -295,6 +295,23 @@ def is_one_rank_enough(summaries: Summaries) -> str:
     return f"No rank beats another beyond its interval: {text}, at best {other}."
 
 
+_KEPT = {"unknown": "near misses declined", "retained": "general questions retained"}
+
+
+def what_comes_back(summaries: Summaries) -> str:
+    """What memories of real text recall, decline and keep, where routing chooses who answers."""
+    clauses = []
+    for name, summary in summaries.items():
+        kinds = summary["groups"]["all"]
+        read = kinds["paraphrase"].get("full", {"mean": None})["mean"]
+        beside = "" if read is None else f" (with the text in the prompt {read:.2f})"
+        own = {kind: shown(arms.get("routed", arms["memory"])) for kind, arms in kinds.items()}
+        said = [f"from {name} {own['paraphrase']} questions in other words are answered{beside}"]
+        said += [f"{own[kind]} {what}" for kind, what in _KEPT.items() if kind in own]
+        clauses.append(", ".join(said))
+    return "Real text, routed: " + "; ".join(clauses) + "."
+
+
 # -- the studies ---------------------------------------------------------------------------------
 
 _FEW: Mapping[str, Any] = {"facts": (3,), "epochs": 2}
@@ -496,6 +513,19 @@ STUDIES: dict[str, Study] = {
         ),
         "All loads here are below 1,000 examples.",
         does_regularising_help,
+    ),
+    "sections": Study(
+        "What comes back of real manuals and dictionaries, given as facts and as documents?",
+        "this project",
+        {
+            "facts": Part("sections", {"patience": 3}, {}, SECTIONS),
+            "documents": Part("sections", {"source": "documents", "patience": 3}, {}, SECTIONS),
+        },
+        (),
+        "Half of the values were altered, so that no base can know them. Facts are written in "
+        "three wordings and asked in the fourth, which uses other words than the text; documents "
+        "are asked in all four.",
+        what_comes_back,
     ),
     "rank": Study(
         "Is one rank enough, or must it be planned?",

@@ -150,7 +150,7 @@ def budget(
     return Budget(sizes.name, method, rank, n_tokens, n_all, n_trained, tuple(terms))
 
 
-SHARE_TAKEN = 0.5
+SHARE_TAKEN = 0.25
 """Of the memory that is free; the rest is left to what else runs and to what is not counted."""
 
 

@@ -39,7 +39,7 @@ def test_a_study_names_benchmarks_and_settings_that_there_are(name: str) -> None
         assert needed <= ({part.reads} if part.data is not None else set())
 
 
-@pytest.mark.parametrize("name", ["placement", "merging"])
+@pytest.mark.parametrize("name", ["placement", "merging", "sections"])
 def test_a_study_of_sections_answers_in_a_sentence_and_resumes(
     name: str, sets: Path, tmp_path: Path
 ) -> None:
@@ -134,7 +134,7 @@ def test_without_its_file_a_study_is_refused_and_all_leaves_it_out(
     listed = lore("reproduce", "--data", sets, "--json").json["studies"]
     missing = {row["study"]: row["missing"] for row in listed if row["missing"]}
     assert missing == {"formats": [studies.PAPERS]}
-    assert len(listed) == len(studies.STUDIES) == 11
+    assert len(listed) == len(studies.STUDIES) == 12
 
 
 @pytest.mark.slow
