@@ -41,7 +41,6 @@ from statistics import median, quantiles
 from typing import Any, NamedTuple
 
 import numpy as np
-import psutil
 
 from lorewright import __version__
 from lorewright.adapters import adapter as adapters
@@ -57,7 +56,6 @@ from lorewright.knowledge.data import Document, Example, Fact, Knowledge, Probe
 from lorewright.knowledge.general import apart_from, general_questions
 from lorewright.knowledge.lesson import Lesson, LessonConfig, texts_of
 from lorewright.knowledge.scoring import METRICS, contains
-from lorewright.law.budget import n_at_once
 from lorewright.memory.ask import N_PASSAGES, ask_as
 from lorewright.memory.folder import LESSON_FILE, lesson_in
 from lorewright.memory.memory import Memory
@@ -69,7 +67,6 @@ from lorewright.merging.algebra import merge
 from lorewright.merging.choosing import merged_by
 from lorewright.merging.methods import Evidence
 from lorewright.models.model import Model
-from lorewright.models.sizes import sizes_in
 from lorewright.recall.statistics import (
     Estimate,
     estimate,
@@ -100,7 +97,7 @@ FIVE = ("base", "oracle", "routed", "abstaining", "wrong")
 ALL = "all"
 N_DRAWS = 2000
 STACK = 16
-"""Memories written at once, where they fit."""
+"""Memories written at once."""
 SINGLE, MERGED = "all, written together", "all, merged"
 """Adapters of all documents; no name of a memory has a comma."""
 OWN = ("question", "answer")
@@ -279,58 +276,32 @@ def written(
     memory.folder.path.mkdir(parents=True, exist_ok=True)
     todo = [page for page in pages if page.document.id not in memory.names]
     for start in range(0, len(todo), STACK):
+        group = todo[start : start + STACK]
+        stack = folder / "stacks" / group[0].document.id
         with memory.writing():
-            _write_stack(memory, todo[start : start + STACK], settings, folder, watch)
-        watch.step(f"{min(start + STACK, len(todo))} of {len(todo)} memories written")
+            spent = _write_stack(memory, group, settings, stack, watch)
+        save_json({"n": len(group), **spent}, stack / "seconds.json")
+        n_done, seconds = start + len(group), spent["training"]
+        watch.step(f"{n_done} of {len(todo)} memories written in {seconds:.0f} s")
     return memory
 
 
 def _write_stack(
-    memory: Memory, pages: Sequence[Page], settings: Settings, folder: Path, watch: Watch
-) -> None:
-    """Write a memory of each page, as many at once as fit, and store what it took.
+    memory: Memory, pages: Sequence[Page], settings: Settings, stack: Path, watch: Watch
+) -> dict[str, float]:
+    """Write a memory of each page, all in one stack; seconds of lessons and of training.
 
-    Progress is that of the first of those written at once.
+    Progress is that of the first.
     """
     began = time.monotonic()
     runs = [_run_with_lesson(memory, page, watch) for page in pages]
-    lessons = time.monotonic() - began
+    prepared = time.monotonic()
     config = _config(memory.model, settings, settings.rank)
-    jobs = [Job(_examples(lesson_in(run)), config) for run in runs]
-    size = _at_once(memory.model, jobs)
-    for start in range(0, len(jobs), size):
-        part, began = slice(start, start + size), time.monotonic()
-        place = folder / "stacks" / f"{pages[start].document.id}-{len(jobs[part])}"
-        _write_part(memory, pages[part], runs[part], jobs[part], place, watch)
-        training = time.monotonic() - began
-        spent = {"n": len(jobs[part]), "lessons": lessons, "training": training}
-        save_json(spent, place / "seconds.json")
-        lessons = 0.0
-
-
-def _at_once(model: Model, jobs: Sequence[Job]) -> int:
-    """How many of these writes the memory of this machine holds at once."""
-    examples = [example for job in jobs for example in job.examples]
-    longest = max(len(model.render(e.prompt, e.completion)) for e in examples)
-    sizes = sizes_in(model.network.config.to_dict(), name=model.name)
-    free = psutil.virtual_memory().available
-    return n_at_once(sizes, longest * jobs[0].config.batch_size, free, most=STACK)
-
-
-def _write_part(
-    memory: Memory,
-    pages: Sequence[Page],
-    runs: Sequence[Path],
-    jobs: Sequence[Job],
-    place: Path,
-    watch: Watch,
-) -> None:
-    """Write a memory of each page at once and enter them. Raises ModelError when one diverged."""
-    place.mkdir(parents=True, exist_ok=True)
+    stack.mkdir(parents=True, exist_ok=True)
     results = write_all(
         memory.model,
-        jobs,
-        run=place,
+        [Job(_examples(lesson_in(run)), config) for run in runs],
+        run=stack,
         on_epoch=lambda job, epoch: None if job else watch.epoch(epoch),
         advance=watch.advance,
     )
@@ -344,6 +315,7 @@ def _write_part(
         memory.folder.store_source(knowledge)
         memory.folder.enter(name, identity, source=source, run=run.name)
         save_json({"memory": name, "adapter": identity}, run / "report.json")
+    return {"lessons": prepared - began, "training": time.monotonic() - prepared}
 
 
 def _run_with_lesson(memory: Memory, page: Page, watch: Watch) -> Path:

@@ -23,12 +23,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lorewright.errors import ConfigError
-
-if TYPE_CHECKING:
-    from lorewright.models.sizes import Sizes
+from lorewright.models.sizes import FULL_WIDTH, Sizes
 
 FULL, LORA, QLORA, DORA, QDORA = "full", "lora", "qlora", "dora", "qdora"
 METHODS: Mapping[str, str] = {
@@ -46,10 +44,6 @@ TRAINED = 12
 """Bytes of a trained value in mixed precision: weight, gradient, two moments of Adam."""
 OWN_TRAINED = 16
 """The same in float32, as A and B are trained here."""
-FULL_WIDTH = 4
-"""Bytes of a value in float32."""
-KEPT_WIDTHS = 5
-"""Hidden states a layer that a token leaves here besides what enters and leaves linear layers."""
 LOGIT_ROWS = 128
 """Positions that have logits at a time here."""
 USABLE = 0.92
@@ -150,20 +144,6 @@ def budget(
     return Budget(sizes.name, method, rank, n_tokens, n_all, n_trained, tuple(terms))
 
 
-SHARE_TAKEN = 0.25
-"""Of the memory that is free; the rest is left to what else runs and to what is not counted."""
-
-
-def n_at_once(sizes: Sizes, n_tokens: int, n_bytes: float, *, most: int) -> int:
-    """How many writes of so many tokens a step may share a pass where so much memory is free.
-
-    Every write keeps the activations of its own tokens; base and logits are there once. From 1
-    to `most`.
-    """
-    each, *_ = _activations_here(sizes, n_tokens, checkpointing=False)
-    return max(1, min(most, int(SHARE_TAKEN * n_bytes / each.n_bytes)))
-
-
 def _activations(sizes: Sizes, n_tokens: int, checkpointing: bool) -> Term:
     inside, logits = HALF * sizes.n_inside, (HALF + 4) * sizes.n_vocab
     if checkpointing:
@@ -175,8 +155,9 @@ def _activations(sizes: Sizes, n_tokens: int, checkpointing: bool) -> Term:
 
 def _activations_here(sizes: Sizes, n_tokens: int, checkpointing: bool) -> list[Term]:
     """The same in float32, and the logits of some positions."""
-    layer = sizes.width if checkpointing else sizes.n_inside + KEPT_WIDTHS * sizes.width
-    each = FULL_WIDTH * (layer * sizes.n_layers + 2 * sizes.n_inside)
+    each: float = sizes.kept_bytes
+    if checkpointing:
+        each = FULL_WIDTH * (sizes.width * sizes.n_layers + 2 * sizes.n_inside)
     n_rows = min(LOGIT_ROWS, n_tokens)
     logits = 3 * FULL_WIDTH * n_rows * sizes.n_vocab
     formula = f"3 × {FULL_WIDTH} B × {n_rows} × {sizes.n_vocab:,}"

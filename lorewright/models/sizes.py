@@ -12,14 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from lorewright.adapters.targets import resolve_targets, survey
+from lorewright.adapters.targets import Site, resolve_targets, survey
 from lorewright.errors import DataError, LorewrightError, ModelError, first_line
 from lorewright.files import read_object
 from lorewright.models.catalogue import located
 
 MOST_LAYERS = 1024
 """Of a config that is counted; more is no base but a mistake."""
+
+
+FULL_WIDTH = 4
+"""Bytes of a value in float32."""
+KEPT_WIDTHS = 5
+"""Hidden states a layer that a token leaves here besides what enters and leaves linear layers."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,29 @@ class Sizes:
     def n_parameters(self) -> int:
         """All of them."""
         return self.n_linear + self.n_rest
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes that a token leaves in all layers for a backward pass in float32."""
+        return _kept_bytes(self.n_inside, self.width, self.n_layers)
+
+
+def _kept_bytes(n_inside: int, width: int, n_layers: int) -> int:
+    return FULL_WIDTH * ((n_inside + KEPT_WIDTHS * width) * n_layers + 2 * n_inside)
+
+
+def kept_bytes_of(network: nn.Module) -> int:
+    """Bytes that a token leaves in a network's layers for a backward pass in float32."""
+    sites, _ = survey(network)
+    width = int(network.config.get_text_config().hidden_size)  # type: ignore[union-attr,operator]
+    return _kept_bytes(_inside(sites, width), width, len({site.layer for site in sites}))
+
+
+def _inside(sites: Sequence[Site], width: int) -> int:
+    """Values a token leaves inside one layer: what enters its linear layers and leaves them."""
+    first = [site for site in sites if site.layer == sites[0].layer]
+    entering = {(site.projection.rsplit(".", 1)[0], site.n_in) for site in first}
+    return sum(site.n_out for site in first) + sum(n_in for _, n_in in entering) + width
 
 
 def sizes_of(place: str | Path, targets: Sequence[str] = ("all-linear",)) -> Sizes:
@@ -117,8 +147,6 @@ def _counted(config: Any, targets: Sequence[str], name: str) -> Sizes:
         raise ModelError(f"{name} has no linear layers in numbered layers; nothing can be adapted.")
     adapted = resolve_targets(network, targets).sites
     n_linear = sum(site.n_in * site.n_out for site in sites)
-    first = [site for site in sites if site.layer == sites[0].layer]
-    entering = {(site.projection.rsplit(".", 1)[0], site.n_in) for site in first}
     return Sizes(
         name,
         n_linear,
@@ -126,9 +154,7 @@ def _counted(config: Any, targets: Sequence[str], name: str) -> Sizes:
         n_layers,
         int(text.hidden_size),
         int(text.vocab_size),
-        sum(site.n_out for site in first)
-        + sum(n_in for _, n_in in entering)
-        + int(text.hidden_size),
+        _inside(sites, int(text.hidden_size)),
         sum(site.n_in + site.n_out for site in adapted),
         sum(site.n_out for site in adapted),
         max(site.n_in * site.n_out for site in adapted),

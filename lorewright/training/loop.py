@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -36,6 +37,7 @@ from lorewright.models.batching import by_length, pass_tokens
 from lorewright.models.model import Batch, Model
 from lorewright.models.nats import TokenNats, token_nats
 from lorewright.training.arithmetic import choose
+from lorewright.training.at_once import n_at_once
 from lorewright.training.checkpoint import Checkpoint, fingerprint
 from lorewright.training.config import (
     BFLOAT16,
@@ -113,6 +115,7 @@ def write_all(
 ) -> list[Written | Diverged]:
     """Write several adapters on one base at once, each as it would be written alone.
 
+    Of more than the free memory holds, some are written after the others, in folders of their own.
     Results are in the order of the jobs. One that fails is reported as `Diverged`; the others go
     on. `on_epoch` gets the job's index; `advance` hears of every pass. Otherwise as `write`; all
     jobs of a call share the optimiser and the arithmetic.
@@ -125,6 +128,34 @@ def write_all(
             raise DataError(f"{which}there are no examples, so nothing to learn; check the views.")
         if job.start is not None:
             _check_start(model, job.start, job.config, which)
+    size = n_at_once(model, jobs)
+    if size == len(jobs):
+        return _together(model, jobs, run, on_epoch, on_note, advance)
+    done: list[Written | Diverged] = []
+    for start in range(0, len(jobs), size):
+        part = jobs[start : start + size]
+        place = None if run is None else run / f"{start}-{len(part)}"
+        if place is not None:
+            place.mkdir(parents=True, exist_ok=True)
+        told = partial(_told, on_epoch, start)
+        done += _together(model, part, place, told, on_note, advance)
+    return done
+
+
+def _told(on_epoch: Callable[[int, Epoch], None], start: int, job: int, epoch: Epoch) -> None:
+    """Report an epoch of a job of a part that begins with the job `start`."""
+    on_epoch(start + job, epoch)
+
+
+def _together(
+    model: Model,
+    jobs: Sequence[Job],
+    run: Path | None,
+    on_epoch: Callable[[int, Epoch], None],
+    on_note: Callable[[str], None],
+    advance: Advance,
+) -> list[Written | Diverged]:
+    """Write jobs as one stack."""
     stack = attach(model.network, [job.config.lora for job in jobs])
     try:
         with torch.enable_grad():  # whatever the caller has switched off

@@ -15,14 +15,12 @@ from lorewright.law.budget import (
     LLAMA_65B,
     LORA,
     METHODS,
-    OWN_TRAINED,
     PUBLISHED,
     QDORA,
     QLORA,
     USABLE,
     account,
     budget,
-    n_at_once,
 )
 from lorewright.law.plan import shape_of
 from lorewright.models.model import Model
@@ -81,14 +79,6 @@ def test_more_costs_more_and_float32_costs_more_of_everything(llama: Sizes) -> N
         assert wide[what] == 2 * narrow[what]
     assert wide["Adam's moments"] == narrow["Adam's moments"] == 8 * plain.n_trained
     assert wide["logits"] == 3 * 4 * 128 * llama.n_vocab
-
-
-def test_as_many_writes_share_a_pass_as_the_free_memory_holds(llama: Sizes) -> None:
-    activations = budget(llama, n_tokens=500, checkpointing=False, bytes_trained=OWN_TRAINED)
-    each = next(t.n_bytes for t in activations.terms if t.what == "activations")
-    assert n_at_once(llama, 500, 12.1 * each, most=16) == 3  # a quarter of it
-    assert n_at_once(llama, 500, 100 * each, most=16) == 16
-    assert n_at_once(llama, 500, 0.1 * each, most=16) == 1  # one is always tried
 
 
 def test_what_cannot_be_counted_is_refused(llama: Sizes, tmp_path: Path, lore: Lore) -> None:

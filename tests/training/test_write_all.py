@@ -19,8 +19,9 @@ from lorewright.errors import ConfigError, DataError, ModelError
 from lorewright.knowledge.data import Example
 from lorewright.models.backends.compiled.library import KERNELS, find_compiler
 from lorewright.models.model import Model
+from lorewright.models.sizes import kept_bytes_of
 from lorewright.recall.traces import certify
-from lorewright.training import checkpoint, optimisers, whitening
+from lorewright.training import at_once, checkpoint, optimisers, whitening
 from lorewright.training.config import Diverged, Epoch, Job, WriteConfig
 from lorewright.training.distil import SoftTargets, teach
 from lorewright.training.filenames import CHECKPOINT_FILE
@@ -82,6 +83,28 @@ def test_written_together_equals_written_alone(model: Model, optimizer: str) -> 
         assert [e.loss_nats for e in result.epochs] == pytest.approx(
             [e.loss_nats for e in alone.epochs], rel=1e-4
         )
+
+
+@pytest.mark.usefixtures("calm")
+def test_more_than_the_free_memory_holds_are_written_in_parts(
+    model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    together = [written(result) for result in write_all(model, JOBS)]
+    assert at_once.n_at_once(model, JOBS) == len(JOBS)
+    longest = max(len(model.render(e.prompt, e.completion)) for job in JOBS for e in job.examples)
+    each = max(job.config.batch_size for job in JOBS) * longest * kept_bytes_of(model.network)
+    for n in (0.5, 2):
+        free = n * each / at_once.SHARE_TAKEN
+        monkeypatch.setattr(at_once, "_free_bytes", lambda device, free=free: free)
+        assert at_once.n_at_once(model, JOBS) == max(1, n)
+        assert at_once.n_at_once(model, JOBS[:1]) == 1, "one is always tried"
+    heard: list[int] = []
+    run = tmp_path / "run"
+    parts = write_all(model, JOBS, run=run, on_epoch=lambda job, epoch: heard.append(job))
+    for job, one, other in zip(JOBS, together, map(written, parts), strict=True):
+        assert far(one, other) < apart(model, job.config, len(job.examples))
+    assert set(heard) == set(range(len(JOBS)))
+    assert [p.name for p in sorted(run.iterdir()) if p.is_dir()] == ["0-2", "2-1"]
 
 
 def test_one_job_in_a_stack_is_the_same_bits_as_a_write(model: Model) -> None:
