@@ -515,16 +515,20 @@ STUDIES: dict[str, Study] = {
         does_regularising_help,
     ),
     "sections": Study(
-        "What comes back of real manuals and dictionaries, given as facts and as documents?",
+        "What comes back of real manuals and dictionaries that were given as facts?",
         "this project",
-        {
-            "facts": Part("sections", {"patience": 3}, {}, SECTIONS),
-            "documents": Part("sections", {"source": "documents", "patience": 3}, {}, SECTIONS),
-        },
+        {"facts": Part("sections", {"patience": 3}, {}, SECTIONS)},
         (),
         "Half of the values were altered, so that no base can know them. Facts are written in "
-        "three wordings and asked in the fourth, which uses other words than the text; documents "
-        "are asked in all four.",
+        "three wordings and asked in the fourth, which uses other words than the text.",
+        what_comes_back,
+    ),
+    "documents": Study(
+        "What comes back of real manuals and dictionaries when the base reads them by itself?",
+        "this project",
+        {"documents": Part("sections", {"source": "documents", "patience": 3}, {}, SECTIONS)},
+        (),
+        "The same sections; the base words its own questions, and is asked in all four wordings.",
         what_comes_back,
     ),
     "rank": Study(
