@@ -27,8 +27,8 @@ from typing import Any
 
 from lorewright.adapters.config import LoraConfig
 from lorewright.bench import exact, sets
-from lorewright.bench.tables import NOTHING, spelt
-from lorewright.bench.task import Done, Summary, Task, sweep
+from lorewright.bench.tables import NOTHING, figure, spelt
+from lorewright.bench.task import Done, Figure, Summary, Task, sweep
 from lorewright.errors import ConfigError, DataError
 from lorewright.files import read_text
 from lorewright.knowledge.data import Document, Fact, Knowledge, Probe
@@ -40,6 +40,7 @@ from lorewright.memory.write import write
 from lorewright.models.model import Model
 from lorewright.recall.statistics import estimate
 from lorewright.recall.verify import MEMORY, OWN_ARMS
+from lorewright.reports.figures.methods import arms_figure
 from lorewright.reports.tables import Table
 from lorewright.routing.ask import Reading, read
 from lorewright.training.config import WriteConfig
@@ -50,6 +51,18 @@ FACTS, DOCUMENTS = "facts", "documents"
 ALTERED = "altered"
 """Key that sections of this benchmark have beside the usual ones."""
 KINDS = ("paraphrase", "unknown", "multihop", "retained")
+KEPT = {
+    "unknown": "declined",
+    "multihop": "two steps",
+    "retained": "retained",
+}
+"""What a kind of question besides those in other words counts."""
+PANELS = {
+    "paraphrase": "asked in other words",
+    "unknown": "near misses declined",
+    "retained": "general questions retained",
+}
+"""Panels of the figure, by kind of question."""
 PROMPTED = ("full", "read", "together")
 """Arms with the section in the prompt."""
 MEANING = (
@@ -57,7 +70,8 @@ MEANING = (
     "no trained question stands; routed: the same where routing sends the question to the memory, "
     "declining where it only names something of it, else the base; declined: questions that the "
     "section does not answer; two steps: questions that join two statements; retained: general "
-    "questions that the base answers. With the section in the prompt, full: the base; read: the "
+    "questions that the base answers, which the memory alone withholds where it asks for support. "
+    "With the section in the prompt, full: the base; read: the "
     "base reads, the memory answers; together: the memory does both."
 )
 
@@ -330,36 +344,63 @@ def _counted(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def tables(summary: Summary) -> Iterator[Table]:
-    """Questions by group and arm; then what else is to hold."""
-    config = summary["config"]
+    """Recall by group and arm; then what else is to hold."""
+    config, groups = summary["config"], summary["groups"]
     title = f"{config['source']} of {config['data'].rpartition('/')[2]} on {config['model']}"
-    measured = {arm for kinds in summary["groups"].values() for arm in kinds.get("unknown", ())}
-    own = tuple(arm for arm in (*OWN_ARMS, ROUTED) if arm == MEMORY or arm in measured)
-    prompted = [arm for arm in PROMPTED if arm in measured]
-    arms = (*own, "base", *prompted)
-    rows = []
-    for name, kinds in summary["groups"].items():
-        recall = kinds.get("paraphrase", {})
-        n = str(recall.get("memory", {}).get("n", 0))
-        cells = [spelt(recall.get(arm)) if recall else NOTHING for arm in arms]
-        declined = [spelt(kinds.get("unknown", {}).get(arm)) for arm in own]
-        steps = spelt(kinds.get("multihop", {}).get(MEMORY))
-        retained = [spelt(kinds.get("retained", {}).get(arm)) for arm in own]
-        rows.append((name, n, *cells, *declined, steps, *retained))
+    own, prompted = _measured(summary)
     coverage, writing = summary["coverage"], summary["writing"]
-    notes = [
+    notes = (
         MEANING,
         f"Of {coverage['n_facts']} facts {coverage['n_covered']} have a trained question with "
         f"their answer, {coverage['n_worded']} one in the words of the base or the user.",
         f"{writing['n']} writes took {writing['seconds']:.0f} s together; {writing['n_recalled']} "
         "ended with every example recalled.",
-    ]
-    declining, retaining = (
-        [f"{what}, {arm}" for arm in own[1:]] for what in ("declined", "retained")
     )
-    head = ("sections", "n", "asked", *own[1:], "base", *prompted, "declined", *declining)
-    head += ("two steps", "retained", *retaining)
-    yield Table(title, head, tuple(rows), tuple(notes), n_keys=2, stacked=("arm", "mean"))
+    arms = (*own, "base", *prompted)
+    head = ("sections", "n", "asked", *arms[1:])
+    rows = tuple(_cells(name, kinds, "paraphrase", arms) for name, kinds in groups.items())
+    yield Table(title, head, rows, notes, n_keys=2, stacked=("arm", "recall"))
+    kept = [
+        (name, what, *_cells(name, kinds, kind, own)[1:])
+        for name, kinds in groups.items()
+        for kind, what in KEPT.items()
+        if kind in kinds
+    ]
+    head = ("sections", "what", "n", *own)
+    about = f"what else is to hold, {title}"
+    yield Table(about, head, tuple(kept), n_keys=3, stacked=("arm", "share"))
+
+
+def _measured(summary: Summary) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Arms of the memory alone, and those with the section in the prompt."""
+    measured = {arm for kinds in summary["groups"].values() for arm in kinds.get("unknown", ())}
+    own = tuple(arm for arm in (*OWN_ARMS, ROUTED) if arm == MEMORY or arm in measured)
+    return own, tuple(arm for arm in PROMPTED if arm in measured)
+
+
+def _cells(
+    name: str, kinds: Mapping[str, Mapping[str, Any]], kind: str, arms: Sequence[str]
+) -> tuple[str, ...]:
+    """A row: what is shown of a kind of question under some arms."""
+    shares = kinds.get(kind, {})
+    n = str(shares.get(MEMORY, {}).get("n", 0))
+    return (name, n, *(spelt(shares.get(arm)) if shares else NOTHING for arm in arms))
+
+
+def figures(summary: Summary) -> Iterator[Figure]:
+    """What comes back, is declined and is kept under every arm."""
+    kinds = summary["groups"]["all"]
+    own, prompted = _measured(summary)
+    arms = ("base", *prompted, *own)
+    shares = {
+        what: {arm: kinds[kind].get(arm) for arm in arms}
+        for kind, what in PANELS.items()
+        if kind in kinds
+    }
+    config = summary["config"]
+    about = f"{config['source']} of {config['data'].rpartition('/')[2]}, {config['model']}"
+    caption = "What is answered, declined and retained under every arm."
+    yield figure("arms", caption, arms_figure, shares, about=about)
 
 
 TASK = Task(
@@ -368,5 +409,6 @@ TASK = Task(
     quick,
     sweep("sections", jobs, task, summarise),
     tables,
+    figures,
     check=check,
 )

@@ -47,9 +47,13 @@ def test_a_section_is_written_and_counted(tmp_path: Path, source: str) -> None:
     for arm in ("read", "together"):  # the section is in the prompt, the memory answers
         assert recall[arm]["n"] == 2
         assert 0 <= recall[arm]["mean"] <= 1
-    (table,) = task.tables(summary)
+    table, kept = task.tables(summary)
     assert {"full", "read", "together"} < {*table.head}
     assert [row[0] for row in table.rows] == ["all", "prose sections", "altered"]
+    assert ("all", "declined") in {row[:2] for row in kept.rows}
+    (drawn,) = task.figures(summary)
+    drawn.draw(tmp_path / "arms.svg")
+    assert "near misses declined" in (tmp_path / "arms.svg").read_text()
     assert len(list((tmp_path / "out" / "records").glob("*.json"))) == 1
 
 

@@ -75,6 +75,35 @@ def compared_figure(
                 _legend(left, ink, beside=beside)
 
 
+def arms_figure(
+    shares: Mapping[str, Mapping[str, Mapping[str, Any] | None]],
+    path: Path,
+    *,
+    about: str,
+    dark: bool = False,
+) -> None:
+    """Draw shares of several kinds of questions side by side, an arm beside the other.
+
+    `shares` are estimates by what is counted, then by arm; None is left out. Bars are 95 %
+    intervals. Raises DataError for a record of another shape.
+    """
+    with checked_record():
+        arms = list(next(iter(shares.values())))
+        title = "What comes back, is declined and is kept"
+        with canvas(path, title, about, size=(10.5, 4.6), dark=dark) as (figure, ink):
+            margins = {"left": 0.06, "right": 0.985, "top": 0.74, "bottom": 0.2, "wspace": 0.12}
+            row = panels(figure, 1, len(shares), margins, share="y")[0]
+            for ax, (what, by_arm) in zip(row, shares.items(), strict=True):
+                counts = [each["n"] for each in by_arm.values() if each]
+                style_axes(ax, ink, f"{what}, n = {max(counts, default=0)}")
+                for i, arm in enumerate(arms):
+                    colour = ink.lines[i % len(ink.lines)]
+                    draw_intervals(ax, [float(i)], [by_arm[arm]], colour, "o", markersize=6)
+                ax.set_xticks(range(len(arms)), arms, rotation=35, ha="right", size=9.5)
+                ax.set_xlim(-0.6, len(arms) - 0.4)
+                ax.set_ylim(-0.03, 1.03)
+
+
 def _legend(ax: Axes, ink: Palette, *, beside: bool) -> None:
     """Below the title, over both plots, or beside them: it covers no point there."""
     handles, labels = ax.get_legend_handles_labels()
