@@ -400,7 +400,7 @@ def figures(summary: Summary) -> Iterator[Figure]:
     config = summary["config"]
     about = f"{config['source']} of {config['data'].rpartition('/')[2]}, {config['model']}"
     caption = "What is answered, declined and retained under every arm."
-    yield figure("arms", caption, arms_figure, shares, about=about)
+    yield figure("arms", caption, functools.partial(arms_figure, own=own), shares, about=about)
 
 
 TASK = Task(

@@ -79,13 +79,15 @@ def arms_figure(
     shares: Mapping[str, Mapping[str, Mapping[str, Any] | None]],
     path: Path,
     *,
+    own: Sequence[str],
     about: str,
     dark: bool = False,
 ) -> None:
     """Draw shares of several kinds of questions side by side, an arm beside the other.
 
-    `shares` are estimates by what is counted, then by arm; None is left out. Bars are 95 %
-    intervals. Raises DataError for a record of another shape.
+    `shares` are estimates by what is counted, then by arm; None is left out. `own` are the arms of
+    the memory alone, in a colour of their own. Bars are 95 % intervals. Raises DataError for a
+    record of another shape.
     """
     with checked_record():
         arms = list(next(iter(shares.values())))
@@ -97,7 +99,7 @@ def arms_figure(
                 counts = [each["n"] for each in by_arm.values() if each]
                 style_axes(ax, ink, f"{what}, n = {max(counts, default=0)}")
                 for i, arm in enumerate(arms):
-                    colour = ink.lines[i % len(ink.lines)]
+                    colour = ink.lines[0] if arm in own else ink.muted
                     draw_intervals(ax, [float(i)], [by_arm[arm]], colour, "o", markersize=6)
                 ax.set_xticks(range(len(arms)), arms, rotation=35, ha="right", size=9.5)
                 ax.set_xlim(-0.6, len(arms) - 0.4)
