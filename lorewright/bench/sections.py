@@ -58,7 +58,7 @@ KEPT = {
 }
 """What a kind of question besides those in other words counts."""
 PANELS = {
-    "paraphrase": "asked in other words",
+    "paraphrase": "questions in other words",
     "unknown": "near misses declined",
     "retained": "general questions retained",
 }
@@ -360,7 +360,7 @@ def tables(summary: Summary) -> Iterator[Table]:
     head = ("sections", "n", "asked", *arms[1:])
     rows = tuple(_cells(name, kinds, "paraphrase", arms) for name, kinds in groups.items())
     yield Table(title, head, rows, notes, n_keys=2, stacked=("arm", "recall"))
-    kept = [
+    others = [
         (name, what, *_cells(name, kinds, kind, own)[1:])
         for name, kinds in groups.items()
         for kind, what in KEPT.items()
@@ -368,7 +368,7 @@ def tables(summary: Summary) -> Iterator[Table]:
     ]
     head = ("sections", "what", "n", *own)
     about = f"what else is to hold, {title}"
-    yield Table(about, head, tuple(kept), n_keys=3, stacked=("arm", "share"))
+    yield Table(about, head, tuple(others), n_keys=3, stacked=("arm", "share"))
 
 
 def _measured(summary: Summary) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -388,7 +388,7 @@ def _cells(
 
 
 def figures(summary: Summary) -> Iterator[Figure]:
-    """What comes back, is declined and is kept under every arm."""
+    """What is answered, declined and retained under every arm."""
     kinds = summary["groups"]["all"]
     own, prompted = _measured(summary)
     arms = ("base", *prompted, *own)

@@ -306,9 +306,9 @@ def what_comes_back(summaries: Summaries) -> str:
         read = kinds["paraphrase"].get("full", {"mean": None})["mean"]
         beside = "" if read is None else f" (with the text in the prompt {read:.2f})"
         own = {kind: shown(arms.get("routed", arms["memory"])) for kind, arms in kinds.items()}
-        said = [f"from {name} {own['paraphrase']} questions in other words are answered{beside}"]
-        said += [f"{own[kind]} {what}" for kind, what in _KEPT.items() if kind in own]
-        clauses.append(", ".join(said))
+        parts = [f"from {name} {own['paraphrase']} questions in other words are answered{beside}"]
+        parts += [f"{own[kind]} {what}" for kind, what in _KEPT.items() if kind in own]
+        clauses.append(", ".join(parts))
     return "Real text, routed: " + "; ".join(clauses) + "."
 
 
@@ -520,7 +520,7 @@ STUDIES: dict[str, Study] = {
         {"facts": Part("sections", {"patience": 3}, {}, SECTIONS)},
         (),
         "Half of the values were altered, so that no base can know them. Facts are written in "
-        "three wordings and asked in the fourth, which uses other words than the text.",
+        "three wordings; the fourth, which is the question, uses other words than the text.",
         what_comes_back,
     ),
     "documents": Study(
@@ -528,7 +528,7 @@ STUDIES: dict[str, Study] = {
         "this project",
         {"documents": Part("sections", {"source": "documents", "patience": 3}, {}, SECTIONS)},
         (),
-        "The same sections; the base words its own questions, and is asked in all four wordings.",
+        "The same sections; the base words its own questions, and answers all four wordings.",
         what_comes_back,
     ),
     "rank": Study(

@@ -26,7 +26,7 @@ def n_at_once(model: Model, jobs: Sequence[Job]) -> int:
     if len(jobs) < 2:
         return len(jobs)
     each = max(job.config.batch_size for job in jobs) * kept_bytes_of(model.network)
-    free = SHARE_TAKEN * _free_bytes(model.device)
+    free = SHARE_TAKEN * free_bytes(model.device)
     if each * model.context * len(jobs) <= free:
         return len(jobs)
     texts = {(e.prompt, e.completion) for job in jobs for e in job.examples}
@@ -34,7 +34,7 @@ def n_at_once(model: Model, jobs: Sequence[Job]) -> int:
     return max(1, min(len(jobs), int(free / (each * longest))))
 
 
-def _free_bytes(device: torch.device) -> float:
+def free_bytes(device: torch.device) -> float:
     """Free memory of a device; without end where nothing says how much it is."""
     if device.type == "cpu":
         return float(psutil.virtual_memory().available)

@@ -137,12 +137,14 @@ def write_all(
         place = None if run is None else run / f"{start}-{len(part)}"
         if place is not None:
             place.mkdir(parents=True, exist_ok=True)
-        told = partial(_told, on_epoch, start)
-        done += _together(model, part, place, told, on_note, advance)
+        report = partial(_report_epoch, on_epoch, start)
+        done += _together(model, part, place, report, on_note, advance)
     return done
 
 
-def _told(on_epoch: Callable[[int, Epoch], None], start: int, job: int, epoch: Epoch) -> None:
+def _report_epoch(
+    on_epoch: Callable[[int, Epoch], None], start: int, job: int, epoch: Epoch
+) -> None:
     """Report an epoch of a job of a part that begins with the job `start`."""
     on_epoch(start + job, epoch)
 

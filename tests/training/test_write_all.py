@@ -95,7 +95,7 @@ def test_more_than_the_free_memory_holds_are_written_in_parts(
     each = max(job.config.batch_size for job in JOBS) * longest * kept_bytes_of(model.network)
     for n in (0.5, 2):
         free = n * each / at_once.SHARE_TAKEN
-        monkeypatch.setattr(at_once, "_free_bytes", lambda device, free=free: free)
+        monkeypatch.setattr(at_once, "free_bytes", lambda device, free=free: free)
         assert at_once.n_at_once(model, JOBS) == max(1, n)
         assert at_once.n_at_once(model, JOBS[:1]) == 1, "one is always tried"
     heard: list[int] = []
