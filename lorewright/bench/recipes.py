@@ -412,10 +412,10 @@ def _label(key: str, cell: Mapping[str, Any]) -> str:
     return str(cell[key])
 
 
-def _named(key: str, cell: Mapping[str, Any], *, alone: bool) -> str:
-    """A setting of a cell, its key before it where there are others."""
+def _named(key: str, cell: Mapping[str, Any]) -> str:
+    """A setting of a cell, its key before it where it is a number."""
     label = _label(key, cell)
-    return label if alone and label[:1].isalpha() else f"{key} {label}"
+    return label if label[:1].isalpha() else f"{key} {label}"
 
 
 def figures(summary: Summary) -> Iterator[Figure]:
@@ -432,7 +432,7 @@ def figures(summary: Summary) -> Iterator[Figure]:
         {
             "metric": NAMES[kind],
             "rank": cell["rank"],
-            by: ", ".join(_named(key, cell, alone=len(others) == 1) for key in others) or "rank",
+            by: ", ".join(_named(key, cell) for key in others) or "rank",
             **{key: cell[kind][key] for key in ("n", "mean", "low", "high")},
             "difference": None,
         }

@@ -45,8 +45,9 @@ def compared_figure(
         title = title or f"{metric[0].upper()}{metric[1:]} by rank, at the same budget"
         paired = any(row["difference"] for row in own)
         single = len(ranks) == 1 and not paired  # then what is compared stands on the axis
-        beside = not single and sum(map(len, names)) > LEGEND_LETTERS
-        width = 10 if paired or beside else 7
+        long = sum(map(len, names)) > LEGEND_LETTERS
+        beside = long and not single
+        width = 10 if paired or long else 7
         with canvas(path, title, about, size=(width, 4.8), dark=dark) as (figure, ink):
             right_end = 0.985 - 0.225 * beside
             margins = {"left": 0.65 / width, "right": right_end, "top": 0.72, "bottom": 0.14}
@@ -70,7 +71,8 @@ def compared_figure(
             for ax in (left, *others):
                 ax.set_xticks(range(len(ranks)), [str(rank) for rank in ranks])
             if single:
-                left.set_xticks(range(len(names)), [name.replace("@", "\n@") for name in names])
+                labels = [name.replace("@", "\n@").replace(", ", "\n") for name in names]
+                left.set_xticks(range(len(names)), labels)
             elif len(names) > 1:
                 _legend(left, ink, beside=beside)
 
