@@ -23,10 +23,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lorewright.errors import ConfigError
-from lorewright.models.sizes import FULL_WIDTH, Sizes
+
+if TYPE_CHECKING:
+    from lorewright.models.sizes import Sizes
 
 FULL, LORA, QLORA, DORA, QDORA = "full", "lora", "qlora", "dora", "qdora"
 METHODS: Mapping[str, str] = {
@@ -44,6 +46,8 @@ TRAINED = 12
 """Bytes of a trained value in mixed precision: weight, gradient, two moments of Adam."""
 OWN_TRAINED = 16
 """The same in float32, as A and B are trained here."""
+FULL_WIDTH = 4
+"""Bytes of a value in float32."""
 LOGIT_ROWS = 128
 """Positions that have logits at a time here."""
 USABLE = 0.92
@@ -155,9 +159,8 @@ def _activations(sizes: Sizes, n_tokens: int, checkpointing: bool) -> Term:
 
 def _activations_here(sizes: Sizes, n_tokens: int, checkpointing: bool) -> list[Term]:
     """The same in float32, and the logits of some positions."""
-    each: float = sizes.kept_bytes
-    if checkpointing:
-        each = FULL_WIDTH * (sizes.width * sizes.n_layers + 2 * sizes.n_inside)
+    checkpointed = sizes.width * sizes.n_layers + 2 * sizes.n_inside
+    each = FULL_WIDTH * (checkpointed if checkpointing else sizes.n_kept)
     n_rows = min(LOGIT_ROWS, n_tokens)
     logits = 3 * FULL_WIDTH * n_rows * sizes.n_vocab
     formula = f"3 × {FULL_WIDTH} B × {n_rows} × {sizes.n_vocab:,}"

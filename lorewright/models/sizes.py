@@ -23,8 +23,6 @@ MOST_LAYERS = 1024
 """Of a config that is counted; more is no base but a mistake."""
 
 
-FULL_WIDTH = 4
-"""Bytes of a value in float32."""
 KEPT_WIDTHS = 5
 """Hidden states a layer that a token leaves here besides what enters and leaves linear layers."""
 
@@ -58,20 +56,20 @@ class Sizes:
         return self.n_linear + self.n_rest
 
     @property
-    def kept_bytes(self) -> int:
-        """Bytes that a token leaves in all layers for a backward pass in float32."""
-        return _kept_bytes(self.n_inside, self.width, self.n_layers)
+    def n_kept(self) -> int:
+        """Values that a token leaves in all layers for a backward pass here."""
+        return _n_kept(self.n_inside, self.width, self.n_layers)
 
 
-def _kept_bytes(n_inside: int, width: int, n_layers: int) -> int:
-    return FULL_WIDTH * ((n_inside + KEPT_WIDTHS * width) * n_layers + 2 * n_inside)
+def _n_kept(n_inside: int, width: int, n_layers: int) -> int:
+    return (n_inside + KEPT_WIDTHS * width) * n_layers + 2 * n_inside
 
 
-def kept_bytes_of(network: nn.Module) -> int:
-    """Bytes that a token leaves in a network's layers for a backward pass in float32."""
+def n_kept_of(network: nn.Module) -> int:
+    """Values that a token leaves in a network's layers for a backward pass."""
     sites, _ = survey(network)
     width = int(network.config.get_text_config().hidden_size)  # type: ignore[union-attr,operator]
-    return _kept_bytes(_inside(sites, width), width, len({site.layer for site in sites}))
+    return _n_kept(_inside(sites, width), width, len({site.layer for site in sites}))
 
 
 def _inside(sites: Sequence[Site], width: int) -> int:

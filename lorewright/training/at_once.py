@@ -9,7 +9,7 @@ import psutil
 import torch
 
 from lorewright.models.model import Model
-from lorewright.models.sizes import kept_bytes_of
+from lorewright.models.sizes import n_kept_of
 from lorewright.training.config import Job
 
 SHARE_TAKEN = 0.25
@@ -25,7 +25,8 @@ def n_at_once(model: Model, jobs: Sequence[Job]) -> int:
     """
     if len(jobs) < 2:
         return len(jobs)
-    each = max(job.config.batch_size for job in jobs) * kept_bytes_of(model.network)
+    n_rows = max(job.config.batch_size for job in jobs)
+    each = n_rows * n_kept_of(model.network) * torch.float32.itemsize
     free = SHARE_TAKEN * free_bytes(model.device)
     if each * model.context * len(jobs) <= free:
         return len(jobs)

@@ -19,7 +19,7 @@ from lorewright.errors import ConfigError, DataError, ModelError
 from lorewright.knowledge.data import Example
 from lorewright.models.backends.compiled.library import KERNELS, find_compiler
 from lorewright.models.model import Model
-from lorewright.models.sizes import kept_bytes_of
+from lorewright.models.sizes import n_kept_of
 from lorewright.recall.traces import certify
 from lorewright.training import at_once, checkpoint, optimisers, whitening
 from lorewright.training.config import Diverged, Epoch, Job, WriteConfig
@@ -92,7 +92,7 @@ def test_more_than_the_free_memory_holds_are_written_in_parts(
     together = [written(result) for result in write_all(model, JOBS)]
     assert at_once.n_at_once(model, JOBS) == len(JOBS)
     longest = max(len(model.render(e.prompt, e.completion)) for job in JOBS for e in job.examples)
-    each = max(job.config.batch_size for job in JOBS) * longest * kept_bytes_of(model.network)
+    each = max(job.config.batch_size for job in JOBS) * longest * 4 * n_kept_of(model.network)
     for n in (0.5, 2):
         free = n * each / at_once.SHARE_TAKEN
         monkeypatch.setattr(at_once, "free_bytes", lambda device, free=free: free)
