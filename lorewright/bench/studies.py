@@ -324,7 +324,7 @@ _THREE: Mapping[str, Any] = {
 
 STUDIES: dict[str, Study] = {
     "memo": Study(
-        "Which of rank, layers, steps and wording recovers the recall that the memo lost?",
+        "Which of layers and wordings recovers the recall that the memo lost?",
         MEMO,
         {
             "recipes": Part(
