@@ -16,10 +16,9 @@ Shape letters: N adapters, B batch row, C completion token, V vocabulary, P valu
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -129,39 +128,28 @@ def write_all(
         if job.start is not None:
             _check_start(model, job.start, job.config, which)
     size = n_at_once(model, jobs)
-    if size == len(jobs):
-        return _together(model, jobs, run, on_epoch, on_note, advance)
     done: list[Written | Diverged] = []
     for start in range(0, len(jobs), size):
-        part = jobs[start : start + size]
-        place = None if run is None else run / f"{start}-{len(part)}"
-        if place is not None:
+        part, place = jobs[start : start + size], run
+        if run is not None and size < len(jobs):
+            place = run / f"{start}-{len(part)}"
             place.mkdir(parents=True, exist_ok=True)
-        report = partial(_report_epoch, on_epoch, start)
-        done += _together(model, part, place, report, on_note, advance)
+
+        def report(job: int, epoch: Epoch, start: int = start) -> None:
+            on_epoch(start + job, epoch)
+
+        with _attached(model, part, place) as stack:
+            done += _train(model, stack, part, place, report, on_note, advance)
     return done
 
 
-def _report_epoch(
-    on_epoch: Callable[[int, Epoch], None], start: int, job: int, epoch: Epoch
-) -> None:
-    """Report an epoch of a job of a part that begins with the job `start`."""
-    on_epoch(start + job, epoch)
-
-
-def _together(
-    model: Model,
-    jobs: Sequence[Job],
-    run: Path | None,
-    on_epoch: Callable[[int, Epoch], None],
-    on_note: Callable[[str], None],
-    advance: Advance,
-) -> list[Written | Diverged]:
-    """Write jobs as one stack."""
+@contextmanager
+def _attached(model: Model, jobs: Sequence[Job], run: Path | None) -> Iterator[Stack]:
+    """The stack of some writes on the network, which is as before in the end."""
     stack = attach(model.network, [job.config.lora for job in jobs])
     try:
         with torch.enable_grad():  # whatever the caller has switched off
-            return _train(model, stack, jobs, run, on_epoch, on_note, advance)
+            yield stack
     finally:
         stack.detach()
         if run is not None:
