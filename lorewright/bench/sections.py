@@ -126,6 +126,8 @@ class Sections:
     """Share of what the base reads of these that the adapter does not see."""
     negatives: float | None = None
     """Questions to be declined, at most, as a share of those trained; by default what is usual."""
+    rewordings: int = 0
+    """Questions in further words that the base makes, for an answer, at most."""
     patience: int = WriteConfig().patience
     """Epochs without a newly recalled example after which training gives up; 0 = never."""
     seeds: int = 1
@@ -145,7 +147,7 @@ class Sections:
         WriteConfig(  # checks them
             rehearsal=self.rehearsal, null_space=self.null_space, patience=self.patience
         )
-        LessonConfig(negatives=self.negatives)
+        LessonConfig(negatives=self.negatives, rewordings=self.rewordings)
 
 
 def quick(config: Sections) -> Sections:
@@ -252,7 +254,9 @@ def task(job: dict[str, Any]) -> dict[str, Any]:
             knowledge,
             name=section.id,
             config=config,
-            lesson=LessonConfig(seed=job["seed"], negatives=job["negatives"]),
+            lesson=LessonConfig(
+                seed=job["seed"], negatives=job["negatives"], rewordings=job["rewordings"]
+            ),
             probes=probes,
             metric="contains",
         )

@@ -439,7 +439,13 @@ STUDIES: dict[str, Study] = {
         {
             "paperqa": Part(
                 "paperqa",
-                {"documents": 3, "formats": ("raw", "qa", "raw+qa"), "seeds": 2, "sets": 2},
+                {
+                    "documents": 2,
+                    "formats": ("raw", "qa", "raw+qa"),
+                    "seeds": 1,
+                    "sets": 1,
+                    "epochs": 20,
+                },
                 {"documents": 1, "formats": ("raw",), "questions": 4},
                 PAPERS,
             )
@@ -455,10 +461,16 @@ STUDIES: dict[str, Study] = {
     "edits": Study(
         "Are false statements believed, also reworded, and is all else left alone?",
         MEMORY_PAPER,
-        {"counterfact": Part("counterfact", {"edits": 60, "seeds": 2})},
+        {
+            "counterfact": Part(
+                "counterfact",
+                {"edits": 24, "together": 4, "seeds": 2, "margin": 0.6},
+                {"together": 2},
+            )
+        },
         (Published("GPT-J with ROME, S", "91.5", "Meng et al. 2022, Table 4"),),
         "Statements of our own in CounterFact's shape, about well-known things, not CounterFact's; "
-        "preferences of the same definition, on another base; greedy replies beside them.",
+        "four in a memory, where ROME has one; preferences of the same definition, on another base; greedy replies beside them.",
         are_edits_believed,
     ),
     "many": Study(

@@ -8,7 +8,7 @@ same way. A language model is a function from prompts to replies; tokens are unk
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from lorewright.knowledge.general import nearest_in_form
 from lorewright.knowledge.near_misses import recipe_for
 from lorewright.knowledge.negatives import DECLINE, negatives
 from lorewright.knowledge.questions import Base, Pair
+from lorewright.knowledge.rewording import Reworder
 from lorewright.knowledge.scoring import contains, normalise
 from lorewright.knowledge.selfstudy import (
     N_PAIR_SETS,
@@ -56,6 +57,8 @@ class LessonConfig:
     negatives: float | None = None
     """Questions that must be declined, at most, as a share of the questions trained; 0 = none, by
     default what is usual for the base's wording (`near_misses.NEAR_MISSES`)."""
+    rewordings: int = 0
+    """Questions in further words that the base makes of those trained, for an answer, at most."""
     rehearse: int = 60
     """General questions with the base's own right replies, at most, that are rehearsed a few at a
     time, so that the write does not cost what was there before: those that ask most nearly as the
@@ -83,6 +86,8 @@ class LessonConfig:
             raise ConfigError(f"negatives is {self.negatives}; give a share of at least 0.")
         if self.rehearse < 0:
             raise ConfigError(f"rehearse is {self.rehearse}; give at least 0.")
+        if self.rewordings < 0:
+            raise ConfigError(f"rewordings is {self.rewordings}; give at least 0.")
         if self.max_efficacy < 1:
             raise ConfigError(f"max_efficacy is {self.max_efficacy}; give at least 1.")
 
@@ -145,6 +150,7 @@ def prepare(
     config: LessonConfig,
     phrasing: str = "general",
     base: Base | None = None,
+    reworder: Reworder | None = None,
     given_probes: Sequence[Probe] = (),
     general: Sequence[tuple[str, str]] = (),
     cannot_write: CannotWrite = _writes_all,
@@ -153,7 +159,8 @@ def prepare(
     """Turn documents and facts into examples and probes that share no question.
 
     `ask_llm` writes pairs on request (a teacher, or a base that was trained to); with `base` it
-    words questions for the documents' values instead. `closed_book` is the base answering without
+    words questions for the documents' values instead. `reworder` words those that are trained anew,
+    as often as the config says. `closed_book` is the base answering without
     a document: its replies are what unrelated questions are trained to. `given_probes`, the user's,
     stand in for those made here. `general` are questions about the world with the base's own right
     replies; those that ask as declined questions do are rehearsed, in place of unrelated ones.
@@ -171,6 +178,10 @@ def prepare(
     most = round(len(trained) * share)
     own, held = _split(draft.unanswerable, [p.question for p in given_probes], most)
     draft.probes += held
+    if reworder and config.rewordings:
+        progress("wording questions anew")
+        taken = {normalise(probe.question) for probe in (*draft.probes, *given_probes)}
+        draft.add_rewordings(reworder, config.rewordings, taken)
     open_questions = [*draft.open_questions, *own] if share else []
     draft.parts.append(open_questions)
     if trained and share:
@@ -223,6 +234,17 @@ class _Draft:
     unanswerable: list[Example] = field(default_factory=list)
     """Questions that the source says it does not answer."""
     unwritable: list[Example] = field(default_factory=list)
+
+    def add_rewordings(self, reworder: Reworder, n: int, taken: Collection[str]) -> None:
+        """Train questions in further words as well, at most n for an answer."""
+        given = [e for part in self.parts for e in part if e.kind == "qa"]
+        made = reworder.reword(given, n, taken)
+        answers, reworded = ({normalise(e.completion) for e in each} for each in (given, made))
+        self.parts.append(made)
+        self.notes.append(
+            f"The base worded {len(made)} of the questions anew, for {len(reworded)} of "
+            f"{len(answers)} answers."
+        )
 
 
 def _study(

@@ -15,6 +15,7 @@ from lorewright.knowledge.data import Example, Knowledge, Probe
 from lorewright.knowledge.general import general_questions
 from lorewright.knowledge.lesson import Lesson, LessonConfig, grounds, prepare, texts_of
 from lorewright.knowledge.markdown import with_tables_as_sentences
+from lorewright.knowledge.rewording import Reworder
 from lorewright.knowledge.scoring import METRICS
 from lorewright.knowledge.selfstudy import AskLLM, statements
 from lorewright.law import plan as plans
@@ -25,6 +26,7 @@ from lorewright.memory.opened import OpenFolder, Source, as_knowledge
 from lorewright.memory.verify import usual_metric, verdict
 from lorewright.models.alphabet import unwritable
 from lorewright.models.catalogue import POCKET
+from lorewright.models.encoders import AUTO, encoder_of
 from lorewright.models.general import ASKING_OF_THE_WORLD, known_to
 from lorewright.models.model import Model
 from lorewright.models.replies import BaseOf, write_about
@@ -274,6 +276,7 @@ def lesson_for(
     watch: Watch,
 ) -> Lesson:
     """Examples and probes of some knowledge, its questions written by the base or a teacher."""
+    reworder = _reworder(model) if config.rewordings else None
     texts = texts_of(knowledge, probes)
     if config.rehearse and model.phrasing != POCKET:
         watch.step(ASKING_OF_THE_WORLD)
@@ -285,6 +288,7 @@ def lesson_for(
         knowledge,
         ask_llm=teacher or partial(write_about, model, progress=watch.of("reading")),
         base=None if teacher or model.phrasing != "general" else BaseOf(model),
+        reworder=reworder,
         closed_book=partial(model.generate, progress=watch.of("asking about other things")),
         config=config,
         given_probes=probes,
@@ -297,6 +301,19 @@ def lesson_for(
     for note in lost:
         watch.step(note)
     return replace(prepared, notes=(*lost, *prepared.notes))
+
+
+def _reworder(model: Model) -> Reworder:
+    """The base that words questions anew, and MiniLM to compare them; raises ConfigError."""
+    encoder = encoder_of(AUTO)
+    if model.phrasing == POCKET or encoder is None:
+        why = (
+            f"{model.name} words no questions; use a base that does"
+            if model.phrasing == POCKET
+            else "there is no encoder to compare them: lore models get minilm"
+        )
+        raise ConfigError(f"questions were to be worded anew (rewordings) and {why}.")
+    return Reworder(BaseOf(model), encoder.embed)
 
 
 def held_out_of(lesson: Lesson) -> list[Example]:

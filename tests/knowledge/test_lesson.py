@@ -164,6 +164,7 @@ def test_train_and_probe_sets_that_overlap_are_refused() -> None:
         ({"negatives": -0.1}, "at least 0"),
         ({"negatives": float("nan")}, "at least 0"),
         ({"rehearse": -1}, "at least 0"),
+        ({"rewordings": -1}, "at least 0"),
         ({"max_efficacy": 0}, "at least 1"),
     ],
 )
