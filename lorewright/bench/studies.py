@@ -470,7 +470,8 @@ STUDIES: dict[str, Study] = {
         },
         (Published("GPT-J with ROME, S", "91.5", "Meng et al. 2022, Table 4"),),
         "Statements of our own in CounterFact's shape, about well-known things, not CounterFact's; "
-        "four in a memory, where ROME has one; preferences of the same definition, on another base; greedy replies beside them.",
+        "four in a memory, where ROME has one; preferences of the same definition, on another "
+        "base; greedy replies beside them.",
         are_edits_believed,
     ),
     "many": Study(

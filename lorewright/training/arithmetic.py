@@ -41,13 +41,12 @@ def choose(model: Model, configs: Sequence[WriteConfig]) -> tuple[str, str]:
     worth = model.loaded_as == AUTO and _n_bytes(model) >= LEAST_BYTES and model.backend().reduces
     if wanted == [FLOAT32] or (wanted == [AUTO] and not worth):
         return FLOAT32, ""
-    # Dropout runs in transformers, whose layers know the base's weights alone.
-    if any(c.dropout for c in configs) or not model.backend(Pass(reduced=Reduced())).reduces:
+    if not model.backend(Pass(reduced=Reduced())).reduces:
         if wanted == [AUTO]:
             return FLOAT32, ""
         raise ConfigError(
-            "training in bfloat16 needs a base in float32 of Llama's form on a CPU, no dropout and "
-            f"no DoRA; {model.name!r} runs in {model.runs_in()}; use arithmetic auto."
+            "training in bfloat16 needs a base in float32 on a CPU and no DoRA; "
+            f"{model.name!r} runs in {model.runs_in()}; use arithmetic auto."
         )
     if wanted == [BFLOAT16]:
         return BFLOAT16, ""

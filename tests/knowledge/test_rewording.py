@@ -140,7 +140,9 @@ def test_the_worked_examples_are_questions_in_two_wordings() -> None:
 
 def test_a_lesson_trains_them_beside_what_is_given_and_declines_no_more_for_it() -> None:
     known = Knowledge((), tuple(Fact(str(i), e.prompt, e.completion) for i, e in enumerate(GIVEN)))
-    probe = Probe("p", "After how long does the archive remove old copies?", ("14 days",), "paraphrase")
+    probe = Probe(
+        "p", "After how long does the archive remove old copies?", ("14 days",), "paraphrase"
+    )
     base = Saying(SAME, probe.question)
 
     def lesson(n: int) -> tuple[list[str], int, tuple[str, ...]]:

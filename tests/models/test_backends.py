@@ -197,10 +197,19 @@ def test_it_begins_at_a_layer_too_and_in_torch_s_attention(monkeypatch: pytest.M
         assert_all_close(grads, expected.grads, n_terms)
 
 
-@pytest.mark.parametrize("build", [llama, qwen3, qwen2])
-def test_in_bfloat16_products_numbers_are_near_and_the_base_stays(build: Build) -> None:
+@pytest.mark.parametrize(
+    ("key", "build"),
+    [
+        ("torch", llama),
+        ("torch", qwen3),
+        ("torch", qwen2),
+        ("transformers", qwen2),
+        ("transformers", gemma3_text),
+    ],
+)
+def test_in_bfloat16_products_numbers_are_near_and_the_base_stays(key: str, build: Build) -> None:
     """As near as three roundings of each product to 8 bits are, some hundred of them in a row."""
-    model = running_in("torch", build)
+    model = running_in(key, build)
     batch = batch_of(model, ALIKE)
     with filled(attach(model.network, [LoraConfig(rank=3), LoraConfig(rank=2)])) as stack:
         for adapters in (None, [0, 0, 1, 1]):

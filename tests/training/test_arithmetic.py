@@ -66,31 +66,37 @@ def test_it_is_chosen_for_a_large_base_that_multiplies_faster_in_it(
     assert chosen(model) == "float32"
 
 
-def test_not_where_a_dtype_was_named_or_layers_run_elsewhere(eager: None) -> None:
+def test_also_with_dropout_and_in_transformers_but_not_where_a_dtype_was_named(
+    eager: None,
+) -> None:
     model = in_torch()
-    assert chosen(model, replace(CONFIG, dropout=0.1)) == "float32"
-    model.loaded_as = "float32"
-    assert chosen(model) == "float32"
-    assert chosen(Model(gemma3_text(), letters(), "tiny")) == "float32"  # type: ignore[arg-type]
+    assert chosen(model, replace(CONFIG, dropout=0.1)) == "bfloat16"
+    other = Model(gemma3_text(), letters(), "tiny")  # type: ignore[arg-type]
+    assert chosen(other) == "bfloat16"
+    for each in (model, other):
+        each.loaded_as = "float32"
+        assert chosen(each) == "float32"
+    half = Model(gemma3_text().bfloat16(), letters(), "tiny")  # type: ignore[arg-type]
+    assert chosen(half) == "float32"
 
 
 def test_what_cannot_be_done_in_it_is_refused() -> None:
     model = in_torch()
-    for config in (
-        replace(HALF, dropout=0.1),
-        replace(HALF, lora=replace(CONFIG.lora, variant=DORA)),
-    ):
-        with pytest.raises(ConfigError, match="needs a base in float32 of Llama's form"):
-            write(model, EXAMPLES, config)
+    with pytest.raises(ConfigError, match="needs a base in float32 on a CPU and no DoRA"):
+        write(model, EXAMPLES, replace(HALF, lora=replace(CONFIG.lora, variant=DORA)))
     with pytest.raises(ConfigError, match="bfloat16, float32; write them separately"):
         write_all(model, [Job(EXAMPLES, HALF), Job(EXAMPLES, replace(HALF, arithmetic="float32"))])
     with pytest.raises(ConfigError, match="arithmetic 'half' is unknown"):
         replace(CONFIG, arithmetic="half")
 
 
-def test_all_is_recalled_in_float32_and_the_base_is_as_it_was() -> None:
-    model = in_torch()
-    done = write(model, EXAMPLES, HALF)
+@pytest.mark.parametrize("make", [ByHand, Transformers])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_all_is_recalled_in_float32_and_the_base_is_as_it_was(
+    make: Callable[[nn.Module], ByHand], dropout: float
+) -> None:
+    model = in_torch(make)
+    done = write(model, EXAMPLES, replace(HALF, dropout=dropout))
     assert done.complete and done.arithmetics[0] == "bfloat16"
     assert fingerprint(model.network) == model.digest == done.adapter.base_digest
     with model.using(done.adapter):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorewright.adapters.lora import Rows, Stacked
+from lorewright.adapters.lora import DoraLinear, Rows, Stacked
 from lorewright.adapters.targets import layer_list
 from lorewright.models.backends.backend import Entering, Losses, Pass
 from lorewright.models.nats import TokenNats, chunked_nats, rows_at_once
@@ -29,11 +29,17 @@ class Transformers:
     """Runs a network's body through its own forward."""
 
     name = "transformers"
-    reduces = False
     by_weights = False
 
     def __init__(self, body: nn.Module) -> None:
         self.body: Any = body
+
+    @property
+    def reduces(self) -> bool:
+        """In float32 on a CPU where layers have weights of their own, as those of DoRA do not."""
+        weights = (weight for weight in self.body.parameters() if weight.is_floating_point())
+        plain = all(w.device.type == "cpu" and w.dtype == torch.float32 for w in weights)
+        return plain and not any(isinstance(m, DoraLinear) for m in self.body.modules())
 
     def refusal(self, pass_: Pass) -> str | None:
         """None: it runs every pass."""
@@ -42,11 +48,12 @@ class Transformers:
     def hidden(self, ids_BT: Tensor, position_BC: Tensor, pass_: Pass) -> Tensor:
         """What the body gives (B, C, X) at the positions; `Backend.hidden`."""
         n_first = pass_.n_shared if self._shares(ids_BT, pass_) else 0
-        if n_first:
-            values_BSX = self._after_shared(ids_BT, pass_)
-        else:
-            with self._begun(pass_.entering), self._bound(pass_):
-                values_BSX = self.body(input_ids=ids_BT, use_cache=False)[0]
+        with pass_.reduced.within(self.body) if pass_.reduced else nullcontext():
+            if n_first:
+                values_BSX = self._after_shared(ids_BT, pass_)
+            else:
+                with self._begun(pass_.entering), self._bound(pass_):
+                    values_BSX = self.body(input_ids=ids_BT, use_cache=False)[0]
         at_BC = (position_BC - n_first).clamp(min=0)
         return values_BSX[torch.arange(len(ids_BT), device=ids_BT.device)[:, None], at_BC]
 

@@ -2,8 +2,9 @@
 
 Processors with bfloat16 instructions (AVX512-BF16, AMX) multiply in it several times as fast as in
 float32. Products alone are in bfloat16, inputs and results rounded to it, those of the head too;
-what they are added to, norms, attention, A and B and losses stay in float32. The base is not
-touched: a pass that has no such weights, an audit say, computes as ever.
+what they are added to, norms, attention, A and B and losses stay in float32, and so do the gates of
+a mixture of experts, where a rounding would choose another expert. The base is not touched: a pass
+that has no such weights, an audit say, computes as ever.
 
 Shape letters: M tokens, I in-features, O out-features.
 """
@@ -12,13 +13,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 DTYPE = torch.bfloat16
+GATES = ("gate", "router")
+"""Names of layers that choose experts."""
 TOKENS, REPEATS = 256, 12
 """Of the product by which `speed_up` measures, and how often it is timed."""
 
@@ -35,11 +40,38 @@ class Reduced:
             self._copies[linear] = linear.get_parameter("weight").detach().to(DTYPE)
         return self._copies[linear]
 
+    def product(self, linear: nn.Linear, x: Tensor) -> Tensor:
+        """What a frozen linear layer makes of x (..., I), in float32 (..., O)."""
+        y: Tensor = _Product.apply(x, self.weight(linear))
+        return y if linear.bias is None else y + linear.bias
+
+    @contextmanager
+    def within(self, body: nn.Module) -> Iterator[None]:
+        """For the length of a block the frozen linear layers of a network multiply in bfloat16."""
+        linears = [module for name, module in body.named_modules() if _is_frozen(name, module)]
+        try:
+            for linear in linears:
+                linear.forward = partial(self.product, linear)
+            yield
+        finally:
+            for linear in linears:
+                linear.__dict__.pop("forward", None)
+
     def head(self, head: nn.Module) -> nn.Module:
         """An output head that multiplies with its copy; the head itself where it adds a bias."""
         if not isinstance(head, nn.Linear) or head.bias is not None:
             return head
         return _Head(self.weight(head))
+
+
+def _is_frozen(name: str, module: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether it is a plain linear layer as the base has it, and no gate."""
+    return (
+        type(module) is nn.Linear
+        and "forward" not in module.__dict__
+        and not any(weight.requires_grad for weight in module.parameters())
+        and name.rpartition(".")[2] not in GATES
+    )
 
 
 class _Head(nn.Module):
