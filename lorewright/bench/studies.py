@@ -530,10 +530,14 @@ STUDIES: dict[str, Study] = {
     "sections": Study(
         "What comes back of real manuals and dictionaries that were given as facts?",
         "this project",
-        {"facts": Part("sections", {"patience": 3}, {}, SECTIONS)},
+        {
+            "facts": Part("sections", {"patience": 3}, {}, SECTIONS),
+            "reworded facts": Part("sections", {"patience": 3, "rewordings": 4}, {}, SECTIONS),
+        },
         (),
         "Half of the values were altered, so that no base can know them. Facts are written in "
-        "three wordings; the fourth, which is the question, uses other words than the text.",
+        "three wordings; the fourth, which is the question, uses other words than the text. "
+        "Reworded, the base makes up to four more of the three, and is held to no other answer.",
         what_comes_back,
     ),
     "documents": Study(
