@@ -29,6 +29,7 @@ from lorewright.models.catalogue import POCKET
 from lorewright.models.encoders import AUTO, encoder_of
 from lorewright.models.general import ASKING_OF_THE_WORLD, known_to
 from lorewright.models.model import Model
+from lorewright.models.reducing import reduced_for
 from lorewright.models.replies import BaseOf, write_about
 from lorewright.recall.traces import Audit, audit
 from lorewright.recall.verify import RecallReport
@@ -276,7 +277,8 @@ def lesson_for(
     watch: Watch,
 ) -> Lesson:
     """Examples and probes of some knowledge, its questions written by the base or a teacher."""
-    reworder = _reworder(model) if config.rewordings else None
+    base = BaseOf(model, reduced_for(model)) if model.phrasing == "general" else None
+    reworder = _reworder(model, base) if config.rewordings else None
     texts = texts_of(knowledge, probes)
     if config.rehearse and model.phrasing != POCKET:
         watch.step(ASKING_OF_THE_WORLD)
@@ -287,7 +289,7 @@ def lesson_for(
     prepared = prepare(
         knowledge,
         ask_llm=teacher or partial(write_about, model, progress=watch.of("reading")),
-        base=None if teacher or model.phrasing != "general" else BaseOf(model),
+        base=None if teacher else base,
         reworder=reworder,
         closed_book=partial(model.generate, progress=watch.of("asking about other things")),
         config=config,
@@ -303,17 +305,17 @@ def lesson_for(
     return replace(prepared, notes=(*lost, *prepared.notes))
 
 
-def _reworder(model: Model) -> Reworder:
+def _reworder(model: Model, base: BaseOf | None) -> Reworder:
     """The base that words questions anew, and MiniLM to compare them; raises ConfigError."""
     encoder = encoder_of(AUTO)
-    if model.phrasing == POCKET or encoder is None:
+    if base is None or encoder is None:
         why = (
             f"{model.name} words no questions; use a base that does"
-            if model.phrasing == POCKET
+            if base is None
             else "there is no encoder to compare them: lore models get minilm"
         )
         raise ConfigError(f"questions were to be worded anew (rewordings) and {why}.")
-    return Reworder(BaseOf(model), encoder.embed)
+    return Reworder(base, encoder.embed)
 
 
 def held_out_of(lesson: Lesson) -> list[Example]:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from lorewright.adapters.lora import Rows
 from lorewright.errors import ConfigError, DataError
 from lorewright.models.backends.growing import Growing, binding_of
+from lorewright.models.backends.reduced import Reduced
 from lorewright.models.batching import n_alike, pass_tokens
 
 SHARED_TOKENS = 24
@@ -125,6 +126,8 @@ class Order:
     progress: Progress = lambda done, total: None
     most_rows: int | None = None
     """Rows of a batch; None = as many as memory allows."""
+    reduced: Reduced | None = None
+    """Frozen weights in bfloat16, with which it is decoded; None = with the network's own."""
 
     @property
     def n_each(self) -> int:
@@ -205,7 +208,9 @@ class Decoding:
         guesses = [list(guess[:n]) for guess, n in zip(order.guesses, limits, strict=False)]
         order = replace(order, limits=limits, guesses=() if order.sampling else guesses)
         run = _Grown if self._grows() else _Generated
-        replies = run(self, order, self._bound(len(order.rows))).all()
+        adapters = self._bound(len(order.rows))
+        with order.reduced.within(self.network) if order.reduced else nullcontext():
+            replies = run(self, order, adapters).all()
         return [replies[i] for i in range(len(order.rows) * order.n_each)]
 
     def _grows(self) -> bool:

@@ -26,6 +26,7 @@ from lorewright.adapters.targets import text_decoder
 from lorewright.errors import DataError, ModelError
 from lorewright.models.backends.backend import AS_BOUND, Backend, MakeBackend, Pass
 from lorewright.models.backends.builtin import BACKENDS
+from lorewright.models.backends.reduced import Reduced
 from lorewright.models.batching import worth_sharing
 from lorewright.models.catalogue import POCKET
 from lorewright.models.decoding import Decoding, Ends, Order, Progress, Sampling, loops
@@ -386,11 +387,15 @@ class Model:
         on_reply: Callable[[int, list[int]], None] = lambda number, ids: None,
         progress: Progress = lambda done, total: None,
         batch_size: int | None = None,
+        reduced: Reduced | None = None,
     ) -> list[list[int]]:
-        """Continuations of token rows, without the stop token; see `generate` and `decoding`."""
+        """Continuations of token rows, without the stop token; see `generate` and `decoding`.
+
+        With `reduced` weights frozen layers multiply in bfloat16: for what is checked afterwards.
+        """
         limits = [max_new_tokens] * len(rows) if isinstance(max_new_tokens, int) else max_new_tokens
         order = Order(
-            rows, limits, guesses, sampling, ends, on_reply, progress, most_rows=batch_size
+            rows, limits, guesses, sampling, ends, on_reply, progress, batch_size, reduced
         )
         return self._decoding.replies(order)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from lorewright.models.backends.backend import Pass
+from lorewright.models.backends.reduced import Reduced
 from lorewright.models.batching import by_length, n_first_alike, pass_tokens
 from lorewright.models.decoding import Progress, Sampling
 from lorewright.models.model import Model, Rendered
@@ -79,6 +80,8 @@ class BaseOf:
     """A model as self-study wants it: it goes on conversations and reads questions back."""
 
     model: Model
+    reduced: Reduced | None = None
+    """Frozen weights in bfloat16 with which it drafts and reads back; None = with its own."""
 
     def continue_turns(
         self, turns: Sequence[tuple[str, str]], prompts: Sequence[str], n_samples: int
@@ -99,6 +102,7 @@ class BaseOf:
             max_new_tokens=WORDING_TOKENS,
             sampling=replace(WORDING, n=n_samples),
             ends=ended,
+            reduced=self.reduced,
         )
         texts = [model.decode(ids) for ids in replies]
         return [texts[i * n_samples : (i + 1) * n_samples] for i in range(len(rows))]
@@ -139,7 +143,8 @@ class BaseOf:
         for chosen in by_length([len(row) for row in rows], pass_tokens(self.model.device)):
             part = [rows[i] for i in chosen]
             n_shared = n_first_alike([row.prompt_ids for row in part])
-            nats_BC, _ = self.model.completion_nats(self.model.batch(part), Pass(n_shared=n_shared))
+            pass_ = Pass(n_shared=n_shared, reduced=self.reduced)
+            nats_BC, _ = self.model.completion_nats(self.model.batch(part), pass_)
             for i, row, nats_C in zip(chosen, part, nats_BC.tolist(), strict=True):
                 answer = nats_C[: len(row.completion_ids)]
                 least[i] = math.exp(-max(answer, default=0.0))

@@ -11,19 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from lorewright.errors import ConfigError
 from lorewright.models.backends.backend import Pass
-from lorewright.models.backends.llama import frozen_linear
-from lorewright.models.backends.reduced import Reduced, speed_up
+from lorewright.models.backends.reduced import Reduced
 from lorewright.models.model import Model
+from lorewright.models.reducing import worth
 from lorewright.training.config import AUTO, BFLOAT16, FLOAT32, WriteConfig
-
-LEAST_BYTES = 1 << 28
-"""Of a base's weights, below which bfloat16 is not tried: its products are not what takes time."""
-FASTER = 1.3
-"""Times as fast from which it is chosen."""
 
 
 def choose(model: Model, configs: Sequence[WriteConfig]) -> tuple[str, str]:
@@ -37,9 +30,8 @@ def choose(model: Model, configs: Sequence[WriteConfig]) -> tuple[str, str]:
         raise ConfigError(
             f"the writes of one stack multiply in {', '.join(wanted)}; write them separately."
         )
-    # A dtype that was named is meant; compiled code is for bases whose products are small.
-    worth = model.loaded_as == AUTO and _n_bytes(model) >= LEAST_BYTES and model.backend().reduces
-    if wanted == [FLOAT32] or (wanted == [AUTO] and not worth):
+    times = worth(model) if wanted == [AUTO] else 0.0
+    if wanted == [FLOAT32] or (wanted == [AUTO] and not times):
         return FLOAT32, ""
     if not model.backend(Pass(reduced=Reduced())).reduces:
         if wanted == [AUTO]:
@@ -50,19 +42,4 @@ def choose(model: Model, configs: Sequence[WriteConfig]) -> tuple[str, str]:
         )
     if wanted == [BFLOAT16]:
         return BFLOAT16, ""
-    times = speed_up(_largest(model))
-    if times < FASTER:
-        return FLOAT32, ""
     return BFLOAT16, f"frozen layers multiply in bfloat16, {times:.1f} times as fast here"
-
-
-def _n_bytes(model: Model) -> int:
-    return sum(weight.nbytes for weight in model.network.parameters())
-
-
-def _largest(model: Model) -> torch.nn.Module:
-    """The largest linear layer of the decoder, the head aside."""
-    head = model.network.get_output_embeddings()
-    linears = [frozen_linear(m) for m in model.network.modules()]
-    plain = [m for m in linears if isinstance(m, torch.nn.Linear) and m is not head]
-    return max(plain, key=lambda linear: linear.weight.numel())

@@ -16,7 +16,9 @@ from support.models import an_adapter, letters
 
 from lorewright.errors import AdapterError, ConfigError, ModelError
 from lorewright.models.backends.growing import PREFIX_TOKENS
+from lorewright.models.backends.reduced import Reduced
 from lorewright.models.decoding import LOOP_TOKENS, Sampling, loops
+from lorewright.models.fingerprint import fingerprint
 from lorewright.models.model import Model
 
 DOCUMENT = list(range(3, 43))
@@ -107,6 +109,23 @@ def test_the_rows_of_any_adapter_may_leave_first(make: object, limits: tuple[int
         assert stack is not None
         stack.bind(torch.arange(3))
         assert model.generate_ids(ROWS[:3], max_new_tokens=limits) == expected
+
+
+@pytest.mark.parametrize("make", [llama, gpt_neox])
+def test_in_bfloat16_every_token_is_as_likely_as_the_best_to_rounding(make: object) -> None:
+    """As near as some hundred roundings to 8 bits are in a row; the network is as it was."""
+    assert callable(make)
+    model = Model(make(), letters(None), "tiny")
+    replies = model.generate_ids(ROWS, max_new_tokens=8, reduced=Reduced())
+    assert all(replies) and model.digest == fingerprint(model.network)
+    for row, reply in zip(ROWS, replies, strict=True):
+        with torch.no_grad():
+            ids_1T = torch.tensor([[*row, *reply]])
+            logits_TV = model.network(ids_1T, use_cache=False).logits[0, len(row) - 1 : -1]
+        chosen_T = logits_TV.gather(1, torch.tensor(reply)[:, None])[:, 0]
+        slack = 16 * torch.finfo(torch.bfloat16).eps * logits_TV.abs().max()
+        assert (logits_TV.max(1).values - chosen_T <= slack).all()
+    assert model.generate_ids(ROWS, max_new_tokens=8) == [plain(model, row, 8) for row in ROWS]
 
 
 def test_a_shared_document_and_right_guesses_save_passes() -> None:

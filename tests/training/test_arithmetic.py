@@ -19,13 +19,14 @@ from torch import Tensor, nn
 
 from lorewright.adapters.config import DORA
 from lorewright.errors import ConfigError
+from lorewright.models import reducing
 from lorewright.models.backends.backend import Pass
 from lorewright.models.backends.by_hand import ByHand
 from lorewright.models.backends.network import Transformers
 from lorewright.models.fingerprint import fingerprint
 from lorewright.models.model import Model
 from lorewright.recall.traces import certify
-from lorewright.training import arithmetic, checkpoint
+from lorewright.training import checkpoint
 from lorewright.training.arithmetic import choose
 from lorewright.training.config import Job, WriteConfig
 from lorewright.training.filenames import CHECKPOINT_FILE
@@ -43,8 +44,8 @@ def in_torch(make: Callable[[nn.Module], ByHand] = ByHand) -> Model:
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bfloat16 counts as faster, on bases of any size."""
-    monkeypatch.setattr(arithmetic, "LEAST_BYTES", 0)
-    monkeypatch.setattr(arithmetic, "FASTER", 0.0)
+    monkeypatch.setattr(reducing, "LEAST_BYTES", 0)
+    monkeypatch.setattr(reducing, "FASTER", 0.0)
 
 
 def chosen(model: Model, config: WriteConfig = CONFIG) -> str:
@@ -58,11 +59,11 @@ def test_it_is_chosen_for_a_large_base_that_multiplies_faster_in_it(
     name, why = choose(model, [CONFIG])
     assert name == "bfloat16" and "times as fast here" in why
     assert chosen(model, replace(CONFIG, arithmetic="float32")) == "float32"
-    monkeypatch.setattr(arithmetic, "FASTER", math.inf)
+    monkeypatch.setattr(reducing, "FASTER", math.inf)
     assert choose(model, [CONFIG]) == ("float32", "")
     assert chosen(model, HALF) == "bfloat16"
-    monkeypatch.setattr(arithmetic, "FASTER", 0.0)
-    monkeypatch.setattr(arithmetic, "LEAST_BYTES", 1 << 28)
+    monkeypatch.setattr(reducing, "FASTER", 0.0)
+    monkeypatch.setattr(reducing, "LEAST_BYTES", 1 << 28)
     assert chosen(model) == "float32"
 
 
@@ -78,6 +79,16 @@ def test_also_with_dropout_and_in_transformers_but_not_where_a_dtype_was_named(
         assert chosen(each) == "float32"
     half = Model(gemma3_text().bfloat16(), letters(), "tiny")  # type: ignore[arg-type]
     assert chosen(half) == "float32"
+
+
+def test_what_drafts_asks_the_same_question(monkeypatch: pytest.MonkeyPatch, eager: None) -> None:
+    model = in_torch()
+    assert reducing.reduced_for(model) is not None
+    monkeypatch.setattr(reducing, "FASTER", math.inf)
+    assert reducing.reduced_for(model) is None
+    monkeypatch.setattr(reducing, "FASTER", 0.0)
+    monkeypatch.setattr(reducing, "LEAST_BYTES", 1 << 28)
+    assert reducing.reduced_for(model) is None
 
 
 def test_what_cannot_be_done_in_it_is_refused() -> None:
@@ -112,7 +123,7 @@ def test_a_write_resumes_in_what_it_began(
     whole = write(model, EXAMPLES, BRIEF, on_note=notes.append)
     assert whole.arithmetics[0] == "bfloat16" and "bfloat16" in notes[0]
     interrupted(model, tmp_path, at=3)
-    monkeypatch.setattr(arithmetic, "FASTER", math.inf)
+    monkeypatch.setattr(reducing, "FASTER", math.inf)
     resumed = write(model, EXAMPLES, BRIEF, run=tmp_path)
     assert same_adapter(resumed, whole) and resumed.arithmetics == whole.arithmetics
     assert write(model, EXAMPLES, BRIEF).arithmetics == ("float32",)
@@ -123,7 +134,7 @@ def test_one_that_an_earlier_version_began_goes_on_in_float32(
 ) -> None:
     monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", 0.0)
     model, plainly = in_torch(), replace(BRIEF, arithmetic="float32")
-    monkeypatch.setattr(arithmetic, "FASTER", math.inf)
+    monkeypatch.setattr(reducing, "FASTER", math.inf)
     interrupted(model, tmp_path, at=3)
     path = tmp_path / CHECKPOINT_FILE
     with safe_open(path, "pt") as file:
@@ -131,7 +142,7 @@ def test_one_that_an_earlier_version_began_goes_on_in_float32(
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, no dict
     del about["members"][0]["arithmetics"]
     path.write_bytes(dump_tensors(tensors, {"about": json.dumps(about)}))
-    monkeypatch.setattr(arithmetic, "FASTER", 0.0)
+    monkeypatch.setattr(reducing, "FASTER", 0.0)
     resumed = write(model, EXAMPLES, BRIEF, run=tmp_path)
     assert resumed.arithmetics == ("float32",)
     assert same_adapter(resumed, write(model, EXAMPLES, plainly))
