@@ -134,7 +134,7 @@ def test_without_its_file_a_study_is_refused_and_all_leaves_it_out(
     listed = lore("reproduce", "--data", sets, "--json").json["studies"]
     missing = {row["study"]: row["missing"] for row in listed if row["missing"]}
     assert missing == {"formats": [studies.PAPERS]}
-    assert len(listed) == len(studies.STUDIES) == 13
+    assert len(listed) == len(studies.STUDIES) == 14
 
 
 @pytest.mark.slow
