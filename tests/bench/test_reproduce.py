@@ -120,7 +120,7 @@ def test_the_study_of_edits_needs_no_data_and_says_whose_statements_they_are(
     assert record["answer"].startswith("False statements: efficacy ")
     assert record["parts"]["counterfact"]["config"]["data"] == ""
     page = (tmp_path / "edits.md").read_text()
-    assert "Packaged statements: 4 edits" in page and "not CounterFact's; preferences" in page
+    assert "Packaged statements: 4 edits" in page and "not CounterFact's; four in a memory" in page
 
 
 def test_without_its_file_a_study_is_refused_and_all_leaves_it_out(
