@@ -558,7 +558,12 @@ STUDIES: dict[str, Study] = {
         "this project",
         {
             "facts": Part("sections", {"patience": 3}, {}, SECTIONS),
-            "reworded facts": Part("sections", {"patience": 3, "rewordings": 4}, {}, SECTIONS),
+            "reworded facts": Part(
+                "sections",
+                {"patience": 3, "rewordings": 4},
+                {"rewordings": 0},  # of which the embedded base makes none
+                SECTIONS,
+            ),
         },
         (),
         "Half of the values were altered, so that no base can know them. Facts are written in "
