@@ -295,21 +295,30 @@ def is_one_rank_enough(summaries: Summaries) -> str:
     return f"No rank beats another beyond its interval: {text}, at best {other}."
 
 
-_KEPT = {"unknown": "near misses declined", "retained": "general questions retained"}
+_COUNTED = {
+    "paraphrase": "questions in other words answered",
+    "unknown": "near misses declined",
+    "retained": "general questions retained",
+}
 
 
 def what_comes_back(summaries: Summaries) -> str:
     """What memories of real text recall, decline and keep, where routing chooses who answers."""
+    every = {name: summary["groups"]["all"] for name, summary in summaries.items()}
     clauses = []
-    for name, summary in summaries.items():
-        kinds = summary["groups"]["all"]
-        read = kinds["paraphrase"].get("full", {"mean": None})["mean"]
-        beside = "" if read is None else f" (with the text in the prompt {read:.2f})"
-        own = {kind: shown(arms.get("routed", arms["memory"])) for kind, arms in kinds.items()}
-        parts = [f"from {name} {own['paraphrase']} questions in other words are answered{beside}"]
-        parts += [f"{own[kind]} {what}" for kind, what in _KEPT.items() if kind in own]
-        clauses.append(", ".join(parts))
-    return "Real text, routed: " + "; ".join(clauses) + "."
+    for kind, what in _COUNTED.items():
+        own = [
+            (f"from {name} " if len(every) > 1 else "")
+            + shown(kinds[kind].get("routed", kinds[kind]["memory"]))
+            for name, kinds in every.items()
+            if kind in kinds
+        ]
+        clauses += [f"{what} {', '.join(own)}"] if own else []
+    read = next(iter(every.values()))["paraphrase"].get("full")
+    clauses += (
+        [f"with the text in the prompt {read['mean']:.2f} of these questions"] if read else []
+    )
+    return f"Real text, routed: {'; '.join(clauses)}."
 
 
 # -- the studies ---------------------------------------------------------------------------------
