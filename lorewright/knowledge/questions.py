@@ -12,8 +12,8 @@ The worked examples are turns of a conversation that every request goes on: one 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from itertools import pairwise
@@ -99,18 +99,65 @@ class Questions:
 
 
 def places_of(passages: Sequence[str], title: str) -> list[Place]:
-    """The values of all passages, in order, each once a line."""
-    places = []
+    """The values of all passages, in order, each once a line.
+
+    Lines that read alike but for their values ("The tag is …" of every state) are told apart by the
+    line that opens their paragraph, or else by the line before them.
+    """
+    places: list[Place] = []
+    openings: list[str] = []
+    befores: list[str] = []
     heading = title
     for i, passage in enumerate(passages):
         heading = first_heading(passage) or heading
-        for sentence in sentences(passage):
-            if sentence.lstrip().startswith("#"):
-                continue
+        before = ""
+        for opening, line in _lines(passage):
+            about = "" if _names(line, heading) else heading.strip(" .:")
+            values = list(values_of(line))
+            places += [Place(value, line, i, about) for value in values]
+            openings += [opening] * len(values)
+            befores += [before] * len(values)
+            before = line
+    opened = _told_apart(places, openings)
+    left = _alike(opened)
+    behind = _told_apart(places, befores)
+    return [
+        two if n in left else one for n, (one, two) in enumerate(zip(opened, behind, strict=True))
+    ]
+
+
+def _lines(passage: str) -> Iterator[tuple[str, str]]:
+    """The lines of a passage, headings aside, each behind the one that opens its paragraph."""
+    end, opening = 0, ""
+    for sentence in sentences(passage):
+        start = max(passage.find(sentence, end), end)
+        if "\n\n" in passage[max(0, end - 2) : start]:
+            opening = ""
+        end = start + len(sentence)
+        if not sentence.lstrip().startswith("#"):
             for line in lines_of(sentence):
-                about = "" if _names(line, heading) else heading.strip(" .:")
-                places += [Place(value, line, i, about) for value in values_of(line)]
-    return places
+                opening = opening or line
+                yield opening, line
+
+
+def _alike(places: Sequence[Place]) -> set[int]:
+    """The places whose question without any language model has another value as well."""
+    forms = [normalise(echo(place)) for place in places]
+    values: dict[str, set[str]] = {}
+    for place, form in zip(places, forms, strict=True):
+        values.setdefault(form, set()).add(normalise(place.value.text))
+    return {n for n, form in enumerate(forms) if len(values[form]) > 1}
+
+
+def _told_apart(places: Sequence[Place], lines: Sequence[str]) -> list[Place]:
+    """The places, those that read alike behind another line each."""
+    alike = _alike(places)
+    return [
+        replace(place, subject=f"{place.subject}. {line}".strip(" .:"))
+        if n in alike and line and line != place.line
+        else place
+        for n, (place, line) in enumerate(zip(places, lines, strict=True))
+    ]
 
 
 def _names(line: str, heading: str) -> bool:

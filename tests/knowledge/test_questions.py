@@ -61,6 +61,40 @@ def test_every_value_is_asked_for_though_the_base_words_nothing() -> None:
     assert sorted(w.answer for w in held_out) == ["14 days", "red door", "vault 7"]
 
 
+STATES = """Every proposal is in a state.
+
+State A: more is required. The tag is needsdetail.
+
+State B: it is worded. The tag is wording.
+
+    keep 27
+    fortnightly
+    squeeze
+"""
+
+
+def test_lines_that_read_alike_are_told_apart_by_what_stands_before_them() -> None:
+    asked = {echo(place): place.value.text for place in places_of([STATES], "Proposals")}
+    assert asked["Proposals. State A: more is required: The tag is what?"] == "needsdetail"
+    assert asked["Proposals. State B: it is worded: The tag is what?"] == "wording"
+    assert asked["Proposals. keep 27: what?"] == "fortnightly"
+    assert asked["Proposals. fortnightly: what?"] == "squeeze"
+    assert asked["Proposals: keep what?"] == "27"
+
+
+@given(st.lists(st.sampled_from(["The tag is a7.", "The tag is b8.", "It is c9."]), max_size=6))
+def test_no_line_is_lost_or_asked_for_two_values_where_lines_before_differ(
+    stated: list[str],
+) -> None:
+    paragraphs = [f"State {n}: {line}" for n, line in enumerate(stated)]
+    places = places_of(["\n\n".join(paragraphs)], "Proposals")
+    assert sum(place.value.text in ("a7", "b8", "c9") for place in places) == len(stated)
+    answers: dict[str, set[str]] = {}
+    for place in places:
+        answers.setdefault(normalise(echo(place)), set()).add(place.value.text)
+    assert all(len(values) == 1 for values in answers.values())
+
+
 def test_a_question_that_is_read_back_has_the_value_and_any_other_the_sentence() -> None:
     base = Scripted("After how long are old copies removed?", "When are the copies gone?")
     made = questions_about([TEXT], "Handbook", base)
