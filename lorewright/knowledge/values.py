@@ -21,7 +21,7 @@ _QUOTED = re.compile(
 )
 _WORD = re.compile(r"\S+")
 _OUTER = ".,;:!?()[]{}\"“”'`*|"
-_CODE = re.compile(r"\d|[a-z][A-Z]|[_/@=+\\]|^--?\w|\w\.\w|^[A-Z]{2,}s?$|\w-\w")
+_CODE = re.compile(r"\d|[a-z][A-Z]|[_/@=+\\]|^--?\w|\w[.:]\w|^[A-Z]{2,}s?$|\w-\w|^[$%&~^<>#]+\S")
 _NAME = re.compile(
     r"[A-Z][\w'’.-]*(?:\s+(?:(?:of|the|de|van|von|der|di|da)\s+){0,2}[A-Z0-9][\w'’.-]*)*"
 )

@@ -30,6 +30,8 @@ def texts(sentence: str) -> list[str]:
         ("Set LANG to the C locale.", ["LANG", "C"]),
         ("In 1832 it stood in the University of Oslo.", ["1832", "University of Oslo"]),
         ("Nobody may open the red door.", ["red door"]),
+        ("Games are owned by root:games.", ["root:games"]),
+        ("The exit code stands in the special parameter $%.", ["$%"]),
         ("", []),
     ],
 )
