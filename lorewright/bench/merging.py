@@ -12,6 +12,7 @@ declined and retained with the merged adapter, and how long the merge took. Sour
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,8 +23,8 @@ from lorewright.adapters.config import LoraConfig
 from lorewright.bench import exact, sets
 from lorewright.bench.arms import estimated
 from lorewright.bench.recipes import Case, cases_of, knowledge_of, rows_of
-from lorewright.bench.tables import NOTHING, counted, spelt
-from lorewright.bench.task import Done, Summary, Task, sweep
+from lorewright.bench.tables import NOTHING, counted, figure, spelt
+from lorewright.bench.task import Done, Figure, Summary, Task, sweep
 from lorewright.errors import ConfigError, DataError
 from lorewright.knowledge.lesson import Lesson, LessonConfig
 from lorewright.memory.verify import usual_metric
@@ -33,6 +34,7 @@ from lorewright.merging.methods import METHODS, Evidence
 from lorewright.models.model import Model
 from lorewright.recall.statistics import mean_interval, wilson
 from lorewright.recall.verify import ask, known_beforehand, still_known
+from lorewright.reports.figures.methods import arms_figure
 from lorewright.reports.tables import Table
 from lorewright.training.config import WriteConfig
 from lorewright.training.rates import suggested_lr
@@ -247,4 +249,27 @@ def tables(summary: Summary) -> Iterator[Table]:
     yield Table(title, head, tuple(rows), (MEANING,), n_keys=1, stacked=("measure", "mean"))
 
 
-TASK = Task("merging", Merging, quick, sweep("merging", jobs, task, summarise), tables, check=check)
+def figures(summary: Summary) -> Iterator[Figure]:
+    """Recall and retained knowledge with every method, both sources alone beside them."""
+    panels = {"questions in other words": "paraphrase", "general questions": "retained"}
+    methods = tuple(summary["methods"])
+    shares = {
+        what: {arm: summary["shares"][arm].get(kind) for arm in (ALONE, *methods)}
+        for what, kind in panels.items()
+    }
+    name = summary["config"]["data"].rpartition("/")[2]
+    about = f"{counted(summary['n_pairs'], 'pair')} of {name}, {summary['config']['model']}"
+    title = "What one adapter for two answers and retains"
+    draw = functools.partial(arms_figure, own=methods, title=title)
+    yield figure("merged", f"{title}.", draw, shares, about=about)
+
+
+TASK = Task(
+    "merging",
+    Merging,
+    quick,
+    sweep("merging", jobs, task, summarise),
+    tables,
+    figures,
+    check=check,
+)

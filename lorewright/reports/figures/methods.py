@@ -83,6 +83,7 @@ def arms_figure(
     *,
     own: Sequence[str],
     about: str,
+    title: str = "What is answered, declined and retained",
     dark: bool = False,
 ) -> None:
     """Draw shares of several kinds of questions side by side, an arm beside the other.
@@ -93,7 +94,6 @@ def arms_figure(
     """
     with checked_record():
         arms = list(next(iter(shares.values())))
-        title = "What is answered, declined and retained"
         with canvas(path, title, about, size=(10.5, 4.6), dark=dark) as (figure, ink):
             margins = {"left": 0.06, "right": 0.985, "top": 0.74, "bottom": 0.2, "wspace": 0.12}
             row = panels(figure, 1, len(shares), margins, share="y")[0]
