@@ -392,10 +392,10 @@ STUDIES: dict[str, Study] = {
                 {
                     "parts": ("law",),
                     "ranks": (1, 2, 3, 4, 6),
-                    "lengths": (24, 48, 72, 96, 128),
+                    "lengths": (24, 40, 56, 72, 96),
                     "noise": (100,),
                     "documents": 2,
-                    "steps": 120,
+                    "steps": 100,
                 },
                 {"ranks": (1, 2, 4), "lengths": (8, 16, 32), "steps": 30},
             )
