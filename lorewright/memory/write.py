@@ -277,7 +277,8 @@ def lesson_for(
     watch: Watch,
 ) -> Lesson:
     """Examples and probes of some knowledge, its questions written by the base or a teacher."""
-    base = BaseOf(model, reduced_for(model)) if model.phrasing == "general" else None
+    drafts = model.phrasing == "general" and (knowledge.documents or config.rewordings)
+    base = BaseOf(model, reduced_for(model)) if drafts else None
     reworder = _reworder(model, base) if config.rewordings else None
     texts = texts_of(knowledge, probes)
     if config.rehearse and model.phrasing != POCKET:
