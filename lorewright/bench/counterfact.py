@@ -30,14 +30,16 @@ from lorewright.bench.tables import HEAD, MEANING, NOTHING, arm_cells, counted, 
 from lorewright.bench.task import Done, Summary, Task, sweep
 from lorewright.errors import ConfigError, DataError
 from lorewright.knowledge.data import Example, Fact, Knowledge, Probe
-from lorewright.knowledge.lesson import LessonConfig, prepare
+from lorewright.knowledge.lesson import LessonConfig
 from lorewright.knowledge.scoring import contains, exact_match
+from lorewright.memory.write import lesson_for
 from lorewright.models.model import Model
 from lorewright.recall.statistics import Estimate
 from lorewright.recall.traces import trace
 from lorewright.reports.tables import Table
 from lorewright.training.config import Diverged, Job
 from lorewright.training.loop import write_all
+from lorewright.training.watch import Watch
 
 KINDS = ("efficacy", "paraphrase", "neighbourhood")
 STACK = 8
@@ -119,7 +121,7 @@ def task(job: dict[str, Any]) -> dict[str, Any]:
     return {"kinds": kinds, "rows": rows}
 
 
-def _examples(model: Model, edits: Sequence[sets.Edit], negatives: float) -> Sequence[Example]:
+def _examples(model: Model, edits: Sequence[sets.Edit], negatives: float) -> list[Example]:
     """What a memory of the edits is trained on: as `lore write` does with facts."""
     facts = tuple(Fact(edit.id, edit.prompt, edit.new) for edit in edits)
     held = [
@@ -127,13 +129,9 @@ def _examples(model: Model, edits: Sequence[sets.Edit], negatives: float) -> Seq
         for edit in edits
         for n, prompt in enumerate((*edit.paraphrases, *edit.neighbours))
     ]
-    return prepare(
-        Knowledge(facts=facts),
-        ask_llm=model.generate,
-        closed_book=model.generate,
-        config=LessonConfig(negatives=negatives),
-        given_probes=held,
-    ).examples
+    config = LessonConfig(negatives=negatives)
+    lesson = lesson_for(model, Knowledge(facts=facts), config, probes=held, watch=Watch())
+    return [*lesson.examples, *lesson.rehearsal]
 
 
 # -- prompts and their scores --------------------------------------------------------------------

@@ -395,7 +395,7 @@ STUDIES: dict[str, Study] = {
                     "lengths": (24, 40, 56, 72, 96),
                     "noise": (100,),
                     "documents": 2,
-                    "steps": 100,
+                    "steps": 80,
                 },
                 {"ranks": (1, 2, 4), "lengths": (8, 16, 32), "steps": 30},
             )

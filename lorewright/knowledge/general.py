@@ -38,7 +38,7 @@ def general_questions(half: str) -> tuple[GeneralQuestion, ...]:
 
 
 def apart_from(questions: Sequence[GeneralQuestion], texts: Sequence[str]) -> list[GeneralQuestion]:
-    """The questions that none of the texts may be about: none shares most of their words.
+    """The questions that none of the texts may be about: none shares two thirds of their words.
 
     A text is a question of the knowledge with its answer, or a sentence of it.
     """
@@ -46,7 +46,7 @@ def apart_from(questions: Sequence[GeneralQuestion], texts: Sequence[str]) -> li
 
     def free(general: GeneralQuestion) -> bool:
         content = words_of(general.question)
-        return not any(3 * len(content & words) > 2 * len(content) for words in known)
+        return not any(3 * len(content & words) >= 2 * len(content) for words in known)
 
     return [general for general in questions if free(general)]
 
