@@ -17,6 +17,7 @@ Papers: ROME (Meng et al. 2022), whose definitions these are, as its released co
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,8 +27,8 @@ from typing import Any
 import numpy as np
 
 from lorewright.bench import arms, exact, sets
-from lorewright.bench.tables import HEAD, MEANING, NOTHING, arm_cells, counted, spelt
-from lorewright.bench.task import Done, Summary, Task, sweep
+from lorewright.bench.tables import HEAD, MEANING, NOTHING, arm_cells, counted, figure, spelt
+from lorewright.bench.task import Done, Figure, Summary, Task, sweep
 from lorewright.errors import ConfigError, DataError
 from lorewright.knowledge.data import Example, Fact, Knowledge, Probe
 from lorewright.knowledge.lesson import LessonConfig
@@ -36,6 +37,7 @@ from lorewright.memory.write import lesson_for
 from lorewright.models.model import Model
 from lorewright.recall.statistics import Estimate
 from lorewright.recall.traces import trace
+from lorewright.reports.figures.methods import arms_figure
 from lorewright.reports.tables import Table
 from lorewright.training.config import Diverged, Job
 from lorewright.training.loop import write_all
@@ -326,12 +328,28 @@ def check(config: CounterFact) -> Sequence[sets.Edit]:
     return sets.edits(sets.located(config.data), sets.limit_of(config.data, config.edits))
 
 
+def figures(summary: Summary) -> Iterator[Figure]:
+    """The successes of every kind of prompt, an arm beside the other, at the largest rank."""
+    rank = max(entry["rank"] for entry in summary["arms"])
+    shares = {
+        entry["kind"]: entry["arms"]
+        for entry in summary["arms"]
+        if (entry["metric"], entry["rank"]) == ("success", rank)
+    }
+    config = summary["config"]
+    about = f"{counted(summary['n_edits'], 'edit')}, rank {rank}, {config['model']}"
+    title = "What is believed, and what is left alone"
+    draw = functools.partial(arms_figure, own=("memory",), title=title)
+    yield figure("successes", f"{title}: successes by kind of prompt.", draw, shares, about=about)
+
+
 TASK = Task(
     "counterfact",
     CounterFact,
     quick,
     sweep("counterfact", jobs, task, summarise),
     tables,
+    figures,
     check=check,
     flags={"method": "--objective"},
 )
