@@ -1,9 +1,9 @@
-"""Further words for a question: a base rewords what is given, and what asks the same is kept.
+"""Further words for a question: a base rewords what is given, and what asks the same is trained.
 
 The base is shown worked examples and a question, and writes it anew, several samples each. A sample
-is kept where an encoder finds it near the questions that are given for its answer, and nearer to
-them than to those for any other answer; where it brings no name or number of its own, and does not
-hold the answer. Of these the ones are taken that differ most from what is trained already.
+asks the same where an encoder puts it near the questions that are given for its answer, and nearer
+to them than to those for any other answer; where it brings no name or number of its own, and does
+not hold the answer. Of these the ones are taken that differ most from what is trained already.
 
 A probe's words are never among them.
 """
@@ -14,13 +14,15 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from lorewright.knowledge.data import Example
 from lorewright.knowledge.questions import Base, question_in
 from lorewright.knowledge.scoring import contains, normalise
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 N_SAMPLES = 4
 """Rewordings that are drawn of each question."""
@@ -29,7 +31,7 @@ LEAST_COSINE = 0.8
 MARGIN = 0.05
 """By so much the nearest question for another answer has a smaller cosine."""
 
-Embed = Callable[[list[str]], NDArray[np.float32]]
+Embed = Callable[[list[str]], "NDArray[np.float32]"]
 """n texts to an array of n unit vectors."""
 
 
@@ -47,6 +49,8 @@ class Reworder:
 
         `taken` are questions, normalised, that may not be among them.
         """
+        import numpy as np
+
         groups: dict[str, list[Example]] = {}
         for example in given:
             groups.setdefault(normalise(example.completion), []).append(example)
@@ -61,9 +65,9 @@ class Reworder:
         made = []
         for owner, (own, end) in enumerate(zip(drafts, ends, strict=True)):
             own_DH, is_own_Q = drafts_DH[end - len(own) : end], owner_Q == owner
-            kept = _alike(own_DH @ given_QH.T, is_own_Q)
-            chosen = farthest_first(own_DH[kept], given_QH[is_own_Q], n)
-            made += [own[kept[i]] for i in chosen]
+            alike = _alike(own_DH @ given_QH.T, is_own_Q)
+            chosen = farthest_first(own_DH[alike], given_QH[is_own_Q], n)
+            made += [own[alike[i]] for i in chosen]
         return made
 
     def _drafts(
@@ -86,7 +90,7 @@ class Reworder:
 
 
 def to_reword(question: str) -> str:
-    """What a base is told when it is to word a question anew."""
+    """The prompt for a base that is to word a question anew."""
     return f"Ask the same in other words: {question}"
 
 
@@ -100,6 +104,8 @@ def turns() -> tuple[tuple[str, str], ...]:
 
 def _alike(cosine_DQ: NDArray[np.float32], own_Q: NDArray[np.bool_]) -> list[int]:
     """The drafts that ask what their own questions ask, and nothing else."""
+    import numpy as np
+
     near_D = cosine_DQ[:, own_Q].max(axis=1, initial=-1.0)
     other_D = cosine_DQ[:, ~own_Q].max(axis=1, initial=-1.0)
     is_alike_D = (near_D >= LEAST_COSINE) & (near_D - other_D >= MARGIN)
@@ -114,6 +120,8 @@ def farthest_first(
 
     Gonzalez 1985, farthest-point traversal, by cosine.
     """
+    import numpy as np
+
     if not len(drafts_DH):
         return
     near_D = (drafts_DH @ given_QH.T).max(axis=1)
