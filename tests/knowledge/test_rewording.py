@@ -164,12 +164,10 @@ def test_a_lesson_trains_them_beside_what_is_given_and_declines_no_more_for_it()
     assert "worded 1 of the questions anew, for 1 of 2 answers" in " ".join(notes)
 
 
-def test_a_base_that_words_nothing_and_a_missing_encoder_are_refused_before_any_work(
-    model: Model,
-) -> None:
+def test_a_base_that_words_no_questions_is_refused_before_any_work() -> None:
     facts = Knowledge((), (Fact("1", "What is the colour of the door?", "red"),))
     with pytest.raises(ConfigError, match=r"worded anew .* pocket words no questions"):
-        lesson_for(model, facts, LessonConfig(rewordings=2), watch=Watch())
+        lesson_for(Model.load(), facts, LessonConfig(rewordings=2), watch=Watch())
 
 
 @pytest.mark.slow
