@@ -350,7 +350,7 @@ def _counted(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def tables(summary: Summary) -> Iterator[Table]:
     """Recall by group and arm; then what else is to hold."""
     config, groups = summary["config"], summary["groups"]
-    title = f"{config['source']} of {config['data'].rpartition('/')[2]} on {config['model']}"
+    title = f"{_written(config)} on {config['model']}"
     own, prompted = _measured(summary)
     coverage, writing = summary["coverage"], summary["writing"]
     notes = (
@@ -373,6 +373,12 @@ def tables(summary: Summary) -> Iterator[Table]:
     head = ("sections", "what", "n", *own)
     about = f"what else is to hold, {title}"
     yield Table(about, head, tuple(others), n_keys=3, stacked=("arm", "share"))
+
+
+def _written(config: Mapping[str, Any]) -> str:
+    """What was written of which file."""
+    reworded = "reworded " if config.get("rewordings") else ""  # records of before have none
+    return f"{reworded}{config['source']} of {config['data'].rpartition('/')[2]}"
 
 
 def _measured(summary: Summary) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -402,7 +408,7 @@ def figures(summary: Summary) -> Iterator[Figure]:
         if kind in kinds
     }
     config = summary["config"]
-    about = f"{config['source']} of {config['data'].rpartition('/')[2]}, {config['model']}"
+    about = f"{_written(config)}, {config['model']}"
     caption = "What is answered, declined and retained under every arm."
     yield figure("arms", caption, functools.partial(arms_figure, own=own), shares, about=about)
 
