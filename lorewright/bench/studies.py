@@ -515,14 +515,7 @@ STUDIES: dict[str, Study] = {
         {
             "memories": Part(
                 "memories",
-                {
-                    "n_documents": 12,
-                    "rank": 8,
-                    "patience": 3,
-                    "n_pairs": 24,
-                    "n_routed": 72,
-                    "n_timed": 12,
-                },
+                {"n_documents": 12, "rank": 8, "patience": 3, "n_pairs": 24, "n_routed": 72},
                 {"n_documents": 2},
                 SECTIONS,
                 "documents",
