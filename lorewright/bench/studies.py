@@ -324,6 +324,18 @@ def what_comes_back(summaries: Summaries) -> str:
 # -- the studies ---------------------------------------------------------------------------------
 
 _FEW: Mapping[str, Any] = {"facts": (3,), "epochs": 2}
+_LAW: Mapping[str, Any] = {
+    "parts": ("law",),
+    "ranks": (1, 2, 3, 4, 6),
+    "noise": (100,),  # texts that a rank does not hold whole
+    "documents": 2,
+}
+_LAW_QUICK: Mapping[str, Any] = {"ranks": (1, 2, 4), "lengths": (8, 16, 32), "steps": 30}
+_LAW_FITS = (
+    Published("R², all settings", "0.983 to 0.996", "Table of fits"),
+    Published("mean error, all settings", "0.5 to 8.3 %", "Table of fits"),
+    Published("held out", "not measured", ""),
+)
 _THREE: Mapping[str, Any] = {
     "methods": ("sft", "threshold", "window"),
     "sizes": (250,),
@@ -362,22 +374,11 @@ STUDIES: dict[str, Study] = {
         {
             "longcontext": Part(
                 "longcontext",
-                {
-                    "parts": ("law",),
-                    "ranks": (1, 2, 3, 4, 6),
-                    "lengths": (32, 64, 96, 128, 192),
-                    "noise": (100,),  # texts that a rank does not hold whole
-                    "documents": 2,
-                    "steps": 200,
-                },
-                {"ranks": (1, 2, 4), "lengths": (8, 16, 32), "steps": 30},
+                {**_LAW, "lengths": (32, 64, 96, 128, 192), "steps": 200},
+                _LAW_QUICK,
             )
         },
-        (
-            Published("R², all settings", "0.983 to 0.996", "Table of fits"),
-            Published("mean error, all settings", "0.5 to 8.3 %", "Table of fits"),
-            Published("held out", "not measured", ""),
-        ),
+        _LAW_FITS,
         "Ranks 1 to 512 and lengths to 10,000 there, one document, all layers; here the second "
         "projection of one feed-forward layer, which a hundred random tokens fill, several texts, "
         "each with its own first A, and scores on larger ranks and lengths than were fitted.",
@@ -389,22 +390,11 @@ STUDIES: dict[str, Study] = {
         {
             "longcontext": Part(
                 "longcontext",
-                {
-                    "parts": ("law",),
-                    "ranks": (1, 2, 3, 4, 6),
-                    "lengths": (24, 40, 56, 72, 96),
-                    "noise": (100,),
-                    "documents": 2,
-                    "steps": 80,
-                },
-                {"ranks": (1, 2, 4), "lengths": (8, 16, 32), "steps": 30},
+                {**_LAW, "lengths": (24, 40, 56, 72, 96), "steps": 80},
+                _LAW_QUICK,
             )
         },
-        (
-            Published("R², all settings, Llama and Qwen", "0.983 to 0.996", "Table of fits"),
-            Published("mean error, all settings", "0.5 to 8.3 %", "Table of fits"),
-            Published("held out", "not measured", ""),
-        ),
+        _LAW_FITS,
         "As the study of the law, with shorter texts and fewer steps: a vocabulary of 262,144, as "
         "Gemma's, makes a token several times as expensive. For --model gemma3-270m.",
         how_good_is_the_law,

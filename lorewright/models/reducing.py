@@ -25,7 +25,8 @@ def worth(model: Model) -> float:
     named = model.loaded_as != AS_IN_FILES
     if named or _n_bytes(model) < LEAST_BYTES or not model.backend().reduces:
         return 0.0
-    times = speed_up(_largest(model))
+    largest = _largest(model)
+    times = speed_up(largest) if largest is not None else 0.0
     return times if times >= FASTER else 0.0
 
 
@@ -38,9 +39,9 @@ def _n_bytes(model: Model) -> int:
     return sum(weight.nbytes for weight in model.network.parameters())
 
 
-def _largest(model: Model) -> nn.Module:
-    """The largest linear layer of the decoder, the head aside."""
+def _largest(model: Model) -> nn.Module | None:
+    """The largest linear layer of the decoder, the head aside; None where it has no such layers."""
     head = model.network.get_output_embeddings()
     linears = [frozen_linear(m) for m in model.network.modules()]
     plain = [m for m in linears if isinstance(m, nn.Linear) and m is not head]
-    return max(plain, key=lambda linear: linear.weight.numel())
+    return max(plain, key=lambda linear: linear.weight.numel(), default=None)

@@ -91,6 +91,14 @@ def test_what_drafts_asks_the_same_question(monkeypatch: pytest.MonkeyPatch, eag
     assert reducing.reduced_for(model) is None
 
 
+def test_a_base_without_linear_layers_is_not_timed(eager: None) -> None:
+    model = in_torch()
+    for name, module in list(model.network.named_modules()):
+        if isinstance(module, nn.Linear) and "lm_head" not in name:
+            model.network.set_submodule(name, nn.Identity())
+    assert reducing.worth(model) == 0.0 and reducing.reduced_for(model) is None
+
+
 def test_what_cannot_be_done_in_it_is_refused() -> None:
     model = in_torch()
     with pytest.raises(ConfigError, match="needs a base in float32 on a CPU and no DoRA"):
